@@ -29,15 +29,16 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_reference, add_trained_adapter, check_adapter_setting
-from mmrlhf.models.processes import Accelerator
+from mmrlhf.models.processes import Accelerator, sum_over_processes
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Preference
-from mmrlhf.training import dpo_losses
-from mmrlhf.training.dpo_batch import PreferenceBatch, build_batch, untied_comparisons
-from mmrlhf.training.dpo_step import Counts, compute_gradients, count, mean_metrics
-from mmrlhf.training.held_out_pairs import HeldOutPairs
-from mmrlhf.training.image_pairs import images_to_tensors, rejected_images
+from mmrlhf.training.dpo import losses
+from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch, untied_comparisons
+from mmrlhf.training.dpo.held_out_pairs import HeldOutPairs
+from mmrlhf.training.dpo.image_pairs import images_to_tensors, rejected_images
+from mmrlhf.training.dpo.reference_logps import precompute, reference_logps
+from mmrlhf.training.dpo.step import Counts, compute_gradients, count, mean_metrics
 from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
@@ -47,8 +48,6 @@ from mmrlhf.training.optim import (
     optimizer_tensors,
     total_steps,
 )
-from mmrlhf.training.ppo_metrics import sum_over_processes
-from mmrlhf.training.reference_logps import precompute, reference_logps
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
@@ -190,10 +189,10 @@ def _last_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def _check_config(config: DPOConfig) -> None:
     """Raise InputError for settings that contradict each other."""
-    weights = dpo_losses.loss_weights(config)
-    if config.label_smoothing and not set(weights) & set(dpo_losses.SMOOTHED_LOSS_TYPES):
+    weights = losses.loss_weights(config)
+    if config.label_smoothing and not set(weights) & set(losses.SMOOTHED_LOSS_TYPES):
         raise InputError(
-            f"label_smoothing is for {', '.join(dpo_losses.SMOOTHED_LOSS_TYPES)}, and loss_type is {config.loss_type}: "
+            f"label_smoothing is for {', '.join(losses.SMOOTHED_LOSS_TYPES)}, and loss_type is {config.loss_type}: "
             "leave one of them out"
         )
     if set(weights) == {"sft"} and not config.anchor_coefficient and config.image_pairs == "none":

@@ -39,8 +39,6 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_reward_rows, check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.types import RewardFunction
-from mmrlhf.training import advantages, policy_losses, ppo_metrics
-from mmrlhf.training.kl_controller import KLController
 from mmrlhf.training.memory import estimate_memory, peak_memory
 from mmrlhf.training.monitor import REWARD
 from mmrlhf.training.optim import (
@@ -49,13 +47,16 @@ from mmrlhf.training.optim import (
     optimizer_tensors,
     total_steps,
 )
-from mmrlhf.training.ppo_batch import PPOBatch, check_policy_is_reference
-from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
-from mmrlhf.training.ppo_rollout import FAILURE_FILE, Rollout, collect_rollout
-from mmrlhf.training.ppo_settings import check_minibatches, check_settings
-from mmrlhf.training.ppo_update import update_roles
-from mmrlhf.training.prompt_order import PromptOrder
-from mmrlhf.training.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
+from mmrlhf.training.ppo import advantages, policy_losses
+from mmrlhf.training.ppo.batch import PPOBatch, check_policy_is_reference
+from mmrlhf.training.ppo.kl_controller import KLController
+from mmrlhf.training.ppo.metrics import log_step, possible_warnings, step_metrics, stop_at_max_kl, system_metrics
+from mmrlhf.training.ppo.prompt_order import PromptOrder
+from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
+from mmrlhf.training.ppo.roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
+from mmrlhf.training.ppo.rollout import FAILURE_FILE, Rollout, collect_rollout
+from mmrlhf.training.ppo.settings import check_minibatches, check_settings
+from mmrlhf.training.ppo.update import update_roles
 from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_rows
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
@@ -75,7 +76,7 @@ def ppo(
     """
     check_rewards(config, extra_reward_functions or ())
     check_settings(config)
-    evaluation = PolicyEvaluation(config, eval_function, REWARD, ppo_metrics.possible_warnings(config))
+    evaluation = PolicyEvaluation(config, eval_function, REWARD, possible_warnings(config))
     accelerator = Accelerator()
     check_minibatches(config, accelerator.num_processes)
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
@@ -145,7 +146,7 @@ def ppo(
                 # 4-5. Log-probs, values, advantages
                 batch = build_batch(config, accelerator, roles, rollout, step, kl_controller.coef)
                 attempt.batch, attempt.numbers = batch.tensors(), {"kl_coef": batch.kl_coef, "value_clip": batch.value_clip}
-                stopped = ppo_metrics.stop_at_max_kl(config, batch, step)
+                stopped = stop_at_max_kl(config, batch, step)
 
                 # 6. Epochs of minibatches
                 updates: list[dict[str, float]] = []
@@ -153,11 +154,11 @@ def ppo(
                     updates = update_roles(config, accelerator, optimizer, roles, rollout, batch, ptx_rows, step, attempt)
 
                 # 7. Log
-                metrics = ppo_metrics.step_metrics(config, accelerator, roles, batch, updates) | rollout.metrics
+                metrics = step_metrics(config, accelerator, roles, batch, updates) | rollout.metrics
                 kl_controller.update(metrics["objective/kl"])
                 kl = metrics["objective/kl"]
             metrics = ({} if attempt.is_skipped else metrics) | skipped_steps.metrics()
-            metrics |= ppo_metrics.system_metrics(vlm, estimated_bytes) | {
+            metrics |= system_metrics(vlm, estimated_bytes) | {
                 "eps": batch_size * config.num_generations / max(time.time() - start_time, 1e-6),
                 "lr": config.learning_rate * lr_factor,
                 "episode": float((step + 1) * batch_size * config.num_generations),
@@ -178,7 +179,7 @@ def ppo(
             if attempt.is_skipped:
                 run.log(step + 1, metrics)
             else:
-                ppo_metrics.log_step(config, run, roles, batch, metrics, step, is_logging_step)
+                log_step(config, run, roles, batch, metrics, step, is_logging_step)
             stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
 
             # 8. Save

@@ -29,18 +29,18 @@ from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import add_sft_role
 from mmrlhf.sft import compute_gradients as sft_gradients
-from mmrlhf.training.dpo_batch import build_batch
-from mmrlhf.training.dpo_step import Counts
-from mmrlhf.training.dpo_step import compute_gradients as dpo_gradients
-from mmrlhf.training.image_pairs import images_from_tensors
-from mmrlhf.training.policy_losses import Aggregation
-from mmrlhf.training.ppo_roles import PPORoles, load_roles
-from mmrlhf.training.ppo_rollout import FAILURE_FILE, restore_batch, sample_and_score
-from mmrlhf.training.ppo_update import compute_gradients as ppo_gradients
-from mmrlhf.training.ppo_update import total_loss
-from mmrlhf.training.ptx import PTXBatch
+from mmrlhf.training.dpo.batch import build_batch
+from mmrlhf.training.dpo.image_pairs import images_from_tensors
+from mmrlhf.training.dpo.step import Counts
+from mmrlhf.training.dpo.step import compute_gradients as dpo_gradients
+from mmrlhf.training.ppo.policy_losses import Aggregation
+from mmrlhf.training.ppo.ptx import PTXBatch
+from mmrlhf.training.ppo.roles import PPORoles, load_roles
+from mmrlhf.training.ppo.rollout import FAILURE_FILE, restore_batch, sample_and_score
+from mmrlhf.training.ppo.update import compute_gradients as ppo_gradients
+from mmrlhf.training.ppo.update import total_loss
 from mmrlhf.training.replay_file import SavedStep, read_step
-from mmrlhf.training.reward_step import compute_gradients as reward_gradients
+from mmrlhf.training.reward_model.step import compute_gradients as reward_gradients
 from mmrlhf.training.sft_batch import build_sft_batch
 
 MAX_NAMES = 3

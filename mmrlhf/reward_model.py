@@ -40,7 +40,6 @@ from mmrlhf.rewards.checkpoint import check_continues, load_to_continue
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel, untrained_role
 from mmrlhf.training.best_model import BestModel
-from mmrlhf.training.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
 from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
@@ -50,12 +49,13 @@ from mmrlhf.training.optim import (
     optimizer_tensors,
     total_steps,
 )
-from mmrlhf.training.reward_step import compute_gradients, preference_loss
-from mmrlhf.training.reward_watch import reward_monitor, watch
+from mmrlhf.training.reward_model.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
+from mmrlhf.training.reward_model.rows import training_rows
+from mmrlhf.training.reward_model.step import compute_gradients, preference_loss
+from mmrlhf.training.reward_model.watch import reward_monitor, watch
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
-from mmrlhf.training.training_rows import training_rows
 
 NUM_NOISE_ROWS = 512
 """Number of rows that supply facts about other images, to use as noise."""

@@ -51,12 +51,11 @@ from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import check_tuning, sft
 from mmrlhf.training.monitor import CLAIM_WARNINGS, HACKING_WARNINGS, REWARD, Monitor, parse_stop_on_warning
-from mmrlhf.training.ppo_batch import build_samples
-from mmrlhf.training.ppo_metrics import sample_rows
-from mmrlhf.training.rft_metrics import advice, describe_round, round_metrics
+from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
+from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
 from mmrlhf.training.row_checks import KeptChecks, overlong_rows, rewarded_lengths
 from mmrlhf.training.run import Run
-from mmrlhf.training.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
+from mmrlhf.training.sampled_answers import build_samples, sample_rows
 
 
 @writes("output_dir")

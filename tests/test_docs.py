@@ -27,7 +27,7 @@ def test_glossary_explains_every_scenes_metric():
 
 def test_glossary_explains_every_training_metric():
     package = ROOT / "mmrlhf"
-    source = "".join(path.read_text() for path in (package / "ppo.py", *sorted((package / "training").glob("*.py"))))
+    source = "".join(path.read_text() for path in (package / "ppo.py", *sorted((package / "training").rglob("*.py"))))
     logged = set(re.findall(r'"((?:objective|policy|value|critic|completions|val|loss)/\w+)"', source))
     assert len(logged) > 14
     assert logged - GLOSSARY == set()

@@ -18,7 +18,7 @@ from mmrlhf.models.export import save_policy
 from mmrlhf.models.loading import load
 from mmrlhf.records import InputError, Preference
 from mmrlhf.replay import replay
-from mmrlhf.training import dpo_losses, reference_logps
+from mmrlhf.training.dpo import losses, reference_logps
 from mmrlhf.training.run import Run
 from tests.helpers.stages import dpo_config
 
@@ -174,13 +174,13 @@ def test_dpo_with_image_pairs_learns_which_picture_an_answer_is_about(tiny_vlm_p
 
 
 def test_a_skipped_step_is_computed_again_with_its_pictures(tiny_vlm_path, pairs, tmp_path, monkeypatch, capsys):
-    real, calls = dpo_losses.comparison_loss, []
+    real, calls = losses.comparison_loss, []
 
     def spoilt(*args):
         calls.append(1)
         return real(*args) * (math.inf if len(calls) in (3, 7) else 1)  # twice a step: answers, pictures
 
-    monkeypatch.setattr(dpo_losses, "comparison_loss", spoilt)
+    monkeypatch.setattr(losses, "comparison_loss", spoilt)
     dpo(dpo_config(tiny_vlm_path, tmp_path / "run", image_pairs="other", per_device_train_batch_size=2, max_steps=3), pairs)
     assert [row.get("skipped_steps") for row in metrics_of(tmp_path / "run")] == [None, 1.0, 1.0]
     file = str(tmp_path / "run" / "skipped" / "step-000002.safetensors")

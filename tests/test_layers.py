@@ -58,6 +58,17 @@ def test_imports_point_down(path):
         assert not (part in STAGES and other in STAGES), f"stage {part} imports stage {other}"
 
 
+@pytest.mark.parametrize("path", layered_modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_of_training_serves_its_own_stage(path):
+    """What the stages share imports none of these folders; `replay` computes any stage's steps."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    stage = parts[1] if parts[0] == "training" and len(parts) > 2 else parts[0]
+    for name in imported_modules(path):
+        folder = name.removeprefix("mmrlhf.training.").partition(".")[0]
+        if name.startswith("mmrlhf.training.") and (ROOT / "training" / folder).is_dir():
+            assert stage in (folder, "replay"), f"{path.name} imports {name}, which is for {folder} alone"
+
+
 def test_modules_import_each_other_in_one_direction():
     def module_of(name: str) -> str:
         """Return the module of an imported name, which is a module or something defined in one."""

@@ -20,7 +20,8 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
-from mmrlhf.training import advantages, monitor
+from mmrlhf.training import monitor
+from mmrlhf.training.ppo import advantages
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
-from mmrlhf.training import advantages, policy_losses
+from mmrlhf.training.ppo import advantages, policy_losses
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config
 

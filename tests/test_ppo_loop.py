@@ -20,10 +20,10 @@ from mmrlhf.records import InputError
 from mmrlhf.replay import replay
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.reward_clip import RewardClip, parse_reward_clip
-from mmrlhf.training import policy_losses
-from mmrlhf.training.ppo_rollout import groups_alike
-from mmrlhf.training.ppo_settings import check_settings
-from mmrlhf.training.prompt_order import PromptOrder
+from mmrlhf.training.ppo import policy_losses
+from mmrlhf.training.ppo.prompt_order import PromptOrder
+from mmrlhf.training.ppo.rollout import groups_alike
+from mmrlhf.training.ppo.settings import check_settings
 from mmrlhf.training.replay_file import read_step
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config

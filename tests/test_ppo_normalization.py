@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
-from mmrlhf.training import advantages
+from mmrlhf.training.ppo import advantages
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config
 

@@ -16,7 +16,7 @@ from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
-from mmrlhf.training.reward_step import preference_loss
+from mmrlhf.training.reward_model.step import preference_loss
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 

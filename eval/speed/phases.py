@@ -39,7 +39,7 @@ from mmrlhf.models.images import open_image
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
-from mmrlhf.training import advantages, policy_losses
+from mmrlhf.training.ppo import advantages, policy_losses
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 """Rank, alpha, seed and target modules."""

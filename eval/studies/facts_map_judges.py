@@ -33,7 +33,7 @@ from mmrlhf.rewards.detection import measure_detection
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
 from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
 from mmrlhf.rewards.types import RewardFunction, Sample
-from mmrlhf.training.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.judge_reference import to_answer_group
 from mmrlhf.verifiers.cascade import facts_verifier
 
 FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]

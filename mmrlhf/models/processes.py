@@ -7,7 +7,8 @@ first (`sharding.settle`), and turn the loss of a process into a sentence.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import accelerate
@@ -45,6 +46,14 @@ def gather_rows(local_rows: Sequence[Any]) -> list[Any]:
     """Return the rows of all processes in order; row i is of process i modulo their number."""
     shares = gather_object([list(local_rows)])
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
+
+
+def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums of what processes have under a name; one without a share of a step has {}."""
+    totals: Counter[str] = Counter()
+    for process_sums in gather_object([dict(sums)]):
+        totals.update(process_sums)
+    return dict(totals)
 
 
 def broadcast_object_list(objects: list[Any]) -> list[Any]:

@@ -1,1 +1,1 @@
-"""What training stages share: losses, advantages, optimiser steps, run directory, memory."""
+"""What training stages share, and a folder for each with what it alone needs."""

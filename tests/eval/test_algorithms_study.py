@@ -14,7 +14,7 @@ from mmrlhf.demo import data
 from mmrlhf.files.bundled import folder
 from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards.build import check_rewards
-from mmrlhf.training.ppo_settings import check_minibatches, check_settings
+from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 SIZES = {

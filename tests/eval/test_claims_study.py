@@ -11,7 +11,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.rewards.ledger import parse_reward_spec
-from mmrlhf.training.ppo_settings import check_settings
+from mmrlhf.training.ppo.settings import check_settings
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 

@@ -21,7 +21,7 @@ from mmrlhf.rewards.claim_rewards import (
 )
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
 from mmrlhf.rewards.types import Sample
-from mmrlhf.training import advantages
+from mmrlhf.training.ppo import advantages
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from mmrlhf.verifiers.cascade import facts_verifier
 from tests.helpers.tiny_clip import save_tiny_clip

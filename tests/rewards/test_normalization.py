@@ -152,7 +152,7 @@ def test_group_normalisation_is_that_of_grpo():
     """Each function alone gets GRPO's advantages."""
     import torch
 
-    from mmrlhf.training.advantages import group_advantages
+    from mmrlhf.training.ppo.advantages import group_advantages
 
     values = [0.3, 2.0, -1.0, 0.7, 5.0, 5.0, 5.0, 5.5]
     expected = group_advantages(torch.tensor(values, dtype=torch.float64).view(2, 4)).flatten().tolist()

@@ -19,6 +19,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 from mmrlhf.training import losses
 from mmrlhf.training.replay_file import SavedStep, read_step
+from mmrlhf.training.reward_model import losses as preference_losses
 from mmrlhf.training.run import Run
 from tests.helpers.stages import reward_config
 
@@ -32,9 +33,9 @@ def sft_config(model, output_dir, **settings):
     return SFTConfig(model_name_or_path=model, dataset_name="x", output_dir=str(output_dir), **settings)
 
 
-def spoil_losses(monkeypatch, name, spoilt_calls):
+def spoil_losses(monkeypatch, module, name, spoilt_calls):
     """Make a loss infinite at some of its calls, counted from 1 over the whole test."""
-    real, num_calls = getattr(losses, name), [0]
+    real, num_calls = getattr(module, name), [0]
 
     def spoilt(*args, **kwargs):
         num_calls[0] += 1
@@ -42,7 +43,7 @@ def spoil_losses(monkeypatch, name, spoilt_calls):
         factor = math.inf if num_calls[0] in spoilt_calls else 1.0
         return (loss[0] * factor, *loss[1:]) if isinstance(loss, tuple) else loss * factor
 
-    monkeypatch.setattr(losses, name, spoilt)
+    monkeypatch.setattr(module, name, spoilt)
     return num_calls
 
 
@@ -66,7 +67,7 @@ def test_is_finite_finds_one_bad_value(value):
 
 def test_a_skipped_step_changes_nothing_and_is_kept_whole(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
     """The weights are those of a run with a learning rate of zero in that step."""
-    spoil_losses(monkeypatch, "sft", {3})
+    spoil_losses(monkeypatch, losses, "sft", {3})
     sft(sft_config(tiny_vlm_path, tmp_path / "run"), examples)
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row.get("skipped_steps") for row in rows] == [None, None, 1.0, 1.0, 1.0]
@@ -90,7 +91,7 @@ def test_a_skipped_step_changes_nothing_and_is_kept_whole(tiny_vlm_path, example
 
 def test_a_run_with_skipped_steps_resumes_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch):
     """Two steps in a row are skipped before the kill, and one later: that is no third."""
-    spoil_losses(monkeypatch, "sft", {2, 3, 5, 5 + 2, 5 + 3, 5 + 5})
+    spoil_losses(monkeypatch, losses, "sft", {2, 3, 5, 5 + 2, 5 + 3, 5 + 5})
     sft(sft_config(tiny_vlm_path, tmp_path / "whole"), examples)
     real = Run.save_checkpoint
 
@@ -162,11 +163,11 @@ def test_a_replay_names_weights_that_are_not_finite(overflowing_model, examples,
 def test_reward_skips_counts_and_replays(tiny_vlm_path, pairs, tmp_path, monkeypatch, capsys):
     """With facts dropped and claims injected: the file has the rows as the model saw them."""
     settings = {"injected_claim_rate": 0.5, "fact_dropout": 0.5, "fact_noise": 0.3, "max_steps": 3}
-    num_calls = spoil_losses(monkeypatch, "bradley_terry", set())
+    num_calls = spoil_losses(monkeypatch, preference_losses, "bradley_terry", set())
     whole = reward_config(tiny_vlm_path, tmp_path / "whole", **settings)
     train_reward_model(whole, pairs)
     calls_per_step = num_calls[0] // 3
-    spoil_losses(monkeypatch, "bradley_terry", {calls_per_step + 1})
+    spoil_losses(monkeypatch, preference_losses, "bradley_terry", {calls_per_step + 1})
     train_reward_model(replace(whole, output_dir=str(tmp_path / "run")), pairs)
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row.get("skipped_steps") for row in rows] == [None, 1.0, 1.0] and "loss" not in rows[1]

@@ -23,9 +23,10 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
 from mmrlhf.rewards.types import Sample
-from mmrlhf.training.ppo_batch import BATCH_TENSORS, COMPLETION_TENSORS, PPOBatch, build_samples
-from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts
-from mmrlhf.training.prompt_order import PromptOrder
+from mmrlhf.training.ppo.batch import BATCH_TENSORS, COMPLETION_TENSORS, PPOBatch
+from mmrlhf.training.ppo.prompt_order import PromptOrder
+from mmrlhf.training.ppo.roles import PPORoles, critic_prompts_with_facts
+from mmrlhf.training.sampled_answers import build_samples
 from mmrlhf.training.skipped_steps import Attempt, together
 
 FAILURE_FILE = "failed_term.json"

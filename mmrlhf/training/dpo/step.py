@@ -13,8 +13,8 @@ from torch import Tensor
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.engine.scoring import grouped_hidden_states, token_logps
 from mmrlhf.models.adapters import Role
-from mmrlhf.training import dpo_losses
-from mmrlhf.training.dpo_batch import PreferenceBatch
+from mmrlhf.training.dpo import losses
+from mmrlhf.training.dpo.batch import PreferenceBatch
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,23 @@ def preference_loss(
     logps_N, ratios_N = logps_NT.sum(1), (logps_NT * batch.token_weights_NT).sum(1) - ref_logps_N
     comparisons, image_pairs = batch.comparisons_of(rows), batch.image_pairs_of(rows)
     ratios, image_ratios = batch.log_ratios(ratios_N, comparisons), batch.log_ratios(ratios_N, image_pairs)
-    weight_C, weights = batch.weight_C[comparisons], dpo_losses.loss_weights(config)
+    weight_C, weights = batch.weight_C[comparisons], losses.loss_weights(config)
 
-    losses: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}
     for loss_type, weight in weights.items():
         if loss_type == "sft":
-            losses["sft"] = -weight * logps_NT[batch.best_answers_of(rows)].sum() / counts.best_tokens
+            terms["sft"] = -weight * logps_NT[batch.best_answers_of(rows)].sum() / counts.best_tokens
         else:
-            loss_C = dpo_losses.comparison_loss(loss_type, ratios, config.beta, config.label_smoothing)
-            losses[loss_type] = weight * (weight_C * loss_C).sum() / counts.rows
+            loss_C = losses.comparison_loss(loss_type, ratios, config.beta, config.label_smoothing)
+            terms[loss_type] = weight * (weight_C * loss_C).sum() / counts.rows
     main_type = next((loss_type for loss_type in weights if loss_type != "sft"), "sigmoid")
     if config.anchor_coefficient:
-        anchor_C = dpo_losses.anchor(ratios.for_loss(main_type).better_C, config.beta)
-        losses["anchor"] = config.anchor_coefficient * (weight_C * anchor_C).sum() / counts.rows
+        anchor_C = losses.anchor(ratios.for_loss(main_type).better_C, config.beta)
+        terms["anchor"] = config.anchor_coefficient * (weight_C * anchor_C).sum() / counts.rows
     if config.image_pairs != "none":
-        image_loss_C = dpo_losses.comparison_loss(main_type, image_ratios, config.beta)
-        losses["image_pairs"] = config.image_pair_coefficient * image_loss_C.sum() / counts.rows
-    loss = torch.stack(list(losses.values())).sum()
+        image_loss_C = losses.comparison_loss(main_type, image_ratios, config.beta)
+        terms["image_pairs"] = config.image_pair_coefficient * image_loss_C.sum() / counts.rows
+    loss = torch.stack(list(terms.values())).sum()
 
     with torch.no_grad():
         better_C, worse_C = config.beta * ratios.better_C, config.beta * ratios.worse_C
@@ -69,8 +69,8 @@ def preference_loss(
             "logps/chosen": (weight_C * logps_N[batch.better_C[comparisons]]).sum(),
             "logps/rejected": (weight_C * logps_N[batch.worse_C[comparisons]]).sum(),
         }
-        if len(losses) > 1:
-            metrics |= {f"loss/{name}": value for name, value in losses.items()}
+        if len(terms) > 1:
+            metrics |= {f"loss/{name}": value for name, value in terms.items()}
         if config.image_pairs != "none":
             metrics["image_pairs/accuracies"] = (image_ratios.gap_C > 0).sum()
             metrics["image_pairs/margins"] = config.beta * image_ratios.gap_C.sum()

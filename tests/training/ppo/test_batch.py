@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmrlhf.training.ppo_batch import check_first_ratio, check_policy_is_reference
+from mmrlhf.training.ppo.batch import check_first_ratio, check_policy_is_reference
 
 
 @pytest.mark.parametrize("kl", [0.002, -0.002, math.nan])

@@ -8,7 +8,7 @@ from statistics import fmean
 from mmrlhf.config import RFTConfig
 from mmrlhf.rewards.monitors import hacking_metrics
 from mmrlhf.rewards.selection import Candidate, Selection
-from mmrlhf.training.scored_answers import ScoredAnswer
+from mmrlhf.training.rft.scored_answers import ScoredAnswer
 
 
 def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection: Selection) -> dict[str, float]:

@@ -14,7 +14,7 @@ from mmrlhf.engine.scoring import in_micro_batches, token_logps
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM, Conversation
 from mmrlhf.records import ImageSource, Preference
-from mmrlhf.training.dpo_losses import LogRatios, changed_tokens
+from mmrlhf.training.dpo.losses import LogRatios, changed_tokens
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import tensor
 
 from mmrlhf.config import DPOConfig
 from mmrlhf.records import InputError
-from mmrlhf.training import dpo_losses
-from mmrlhf.training.dpo_losses import LogRatios, changed_tokens, comparison_loss
+from mmrlhf.training.dpo import losses
+from mmrlhf.training.dpo.losses import LogRatios, changed_tokens, comparison_loss
 
 THREE = tensor([math.log(3.0)])
 
@@ -21,37 +21,37 @@ def ratios(better, worse, better_length=1.0, worse_length=1.0):
 
 
 def test_sigmoid_matches_hand_computation():
-    assert dpo_losses.sigmoid(THREE, 1.0).item() == pytest.approx(math.log(4 / 3))  # sigmoid(log 3) = 3/4
-    assert dpo_losses.sigmoid(THREE, 2.0).item() == pytest.approx(math.log(10 / 9))  # sigmoid(log 9) = 9/10
-    assert dpo_losses.sigmoid(-THREE, 1.0).item() == pytest.approx(math.log(4))
+    assert losses.sigmoid(THREE, 1.0).item() == pytest.approx(math.log(4 / 3))  # sigmoid(log 3) = 3/4
+    assert losses.sigmoid(THREE, 2.0).item() == pytest.approx(math.log(10 / 9))  # sigmoid(log 9) = 9/10
+    assert losses.sigmoid(-THREE, 1.0).item() == pytest.approx(math.log(4))
     # A tenth of the labels flipped: nine tenths of -log 3/4, a tenth of -log 1/4.
     expected = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
-    assert dpo_losses.sigmoid(THREE, 1.0, label_smoothing=0.1).item() == pytest.approx(expected)
+    assert losses.sigmoid(THREE, 1.0, label_smoothing=0.1).item() == pytest.approx(expected)
 
 
 def test_robust_is_unbiased_under_flipped_labels():
     # (0.9 log 4/3 - 0.1 log 4) / 0.8
     expected = (0.9 * math.log(4 / 3) - 0.1 * math.log(4)) / 0.8
-    assert dpo_losses.robust(THREE, 1.0, 0.1).item() == pytest.approx(expected)
+    assert losses.robust(THREE, 1.0, 0.1).item() == pytest.approx(expected)
     # Its mean over labels of which a tenth is flipped is the loss on the true ones.
-    mean = 0.9 * dpo_losses.robust(THREE, 1.0, 0.1) + 0.1 * dpo_losses.robust(-THREE, 1.0, 0.1)
+    mean = 0.9 * losses.robust(THREE, 1.0, 0.1) + 0.1 * losses.robust(-THREE, 1.0, 0.1)
     assert mean.item() == pytest.approx(math.log(4 / 3), rel=1e-5)
 
 
 def test_ipo_is_the_squared_distance_from_the_target_gap():
-    assert dpo_losses.ipo(tensor([5.0, 4.0, 7.0]), 0.1).tolist() == pytest.approx([0.0, 1.0, 4.0])  # 1 / (2 x 0.1) = 5
+    assert losses.ipo(tensor([5.0, 4.0, 7.0]), 0.1).tolist() == pytest.approx([0.0, 1.0, 4.0])  # 1 / (2 x 0.1) = 5
 
 
 def test_hinge_is_zero_beyond_the_margin():
-    assert dpo_losses.hinge(tensor([5.0, 10.0, 20.0, -10.0]), 0.1).tolist() == pytest.approx([0.5, 0.0, 0.0, 2.0])
+    assert losses.hinge(tensor([5.0, 10.0, 20.0, -10.0]), 0.1).tolist() == pytest.approx([0.5, 0.0, 0.0, 2.0])
 
 
 def test_bco_pair_and_anchor_look_at_each_answer_by_itself():
     # -log sigmoid(log 3) - log sigmoid(log 3): the worse answer's ratio is -log 3
-    assert dpo_losses.bco_pair(THREE, -THREE, 1.0).item() == pytest.approx(2 * math.log(4 / 3))
-    assert dpo_losses.bco_pair(-THREE, THREE, 1.0).item() == pytest.approx(2 * math.log(4))
-    assert dpo_losses.anchor(THREE, 1.0).item() == pytest.approx(math.log(4 / 3))
-    assert dpo_losses.anchor(-THREE, 1.0).item() == pytest.approx(math.log(4))
+    assert losses.bco_pair(THREE, -THREE, 1.0).item() == pytest.approx(2 * math.log(4 / 3))
+    assert losses.bco_pair(-THREE, THREE, 1.0).item() == pytest.approx(2 * math.log(4))
+    assert losses.anchor(THREE, 1.0).item() == pytest.approx(math.log(4 / 3))
+    assert losses.anchor(-THREE, 1.0).item() == pytest.approx(math.log(4))
 
 
 def test_losses_per_token_divide_each_answer_by_its_own_length():
@@ -63,7 +63,7 @@ def test_losses_per_token_divide_each_answer_by_its_own_length():
     assert comparison_loss("ipo", ratios(10.0, 3.0, 2.0, 3.0), 0.1).item() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("loss_type", [name for name in dpo_losses.LOSS_TYPES if name != "sft"])
+@pytest.mark.parametrize("loss_type", [name for name in losses.LOSS_TYPES if name != "sft"])
 def test_every_loss_raises_the_better_answer_and_lowers_the_worse(loss_type):
     better, worse = tensor([0.1], requires_grad=True), tensor([0.2], requires_grad=True)
     comparison_loss(loss_type, LogRatios(better, worse, tensor([3.0]), tensor([2.0])), 0.1).sum().backward()
@@ -78,9 +78,9 @@ def config(**settings):
 
 
 def test_loss_weights_pair_types_with_weights():
-    assert dpo_losses.loss_weights(config()) == {"sigmoid": 1.0}
+    assert losses.loss_weights(config()) == {"sigmoid": 1.0}
     mpo = config(loss_type="sigmoid, bco_pair,sft", loss_weights="0.8,0.2, 1")
-    assert dpo_losses.loss_weights(mpo) == {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
+    assert losses.loss_weights(mpo) == {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_loss_weights_pair_types_with_weights():
 )
 def test_loss_weights_refuse_what_makes_no_sense(settings, message):
     with pytest.raises(InputError, match=message):
-        dpo_losses.loss_weights(config(**settings))
+        losses.loss_weights(config(**settings))
 
 
 # ---- corrected answers ---------------------------------------------------------------------------

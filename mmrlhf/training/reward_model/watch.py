@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from mmrlhf.config import RewardConfig
 from mmrlhf.metrics.intervals import wilson
 from mmrlhf.rewards.reward_model import RewardModel
-from mmrlhf.training.judge_reference import Reference
 from mmrlhf.training.monitor import DIVERGENCE, LOSS, HeldOut, Monitor, parse_stop_on_warning
+from mmrlhf.training.reward_model.judge_reference import Reference
 from mmrlhf.training.run import Run
 
 NUM_FIXED_PAIRS = 4

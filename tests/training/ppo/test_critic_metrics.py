@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import tensor
 
 from mmrlhf.rewards.ledger import RewardBreakdown
-from mmrlhf.training import critic_metrics
-from mmrlhf.training.ppo_batch import PPOBatch
+from mmrlhf.training.ppo import critic_metrics
+from mmrlhf.training.ppo.batch import PPOBatch
 from tests.helpers.stages import ppo_config
 
 MASK = tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])

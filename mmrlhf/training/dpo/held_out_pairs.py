@@ -14,8 +14,8 @@ from mmrlhf.engine.scoring import in_micro_batches, token_logps
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Preference
-from mmrlhf.training.dpo_batch import PreferenceBatch, build_batch
-from mmrlhf.training.dpo_step import Counts, mean_metrics, preference_loss
+from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch
+from mmrlhf.training.dpo.step import Counts, mean_metrics, preference_loss
 
 ROWS_PER_BATCH = 64
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import tensor
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.training import advantages
+from mmrlhf.training.ppo import advantages
 
 
 def test_token_rewards_put_kl_on_every_token_and_score_on_last():

@@ -22,7 +22,7 @@ from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.processes import broadcast_object_list, gather_object
 from mmrlhf.records import InputError, Preference
-from mmrlhf.training.dpo_batch import PreferenceBatch
+from mmrlhf.training.dpo.batch import PreferenceBatch
 from mmrlhf.training.run import Run
 
 FILE = "reference_logps.jsonl"

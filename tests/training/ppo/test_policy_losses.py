@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from mmrlhf.training import policy_losses
-from mmrlhf.training.policy_losses import Aggregation
+from mmrlhf.training.ppo import policy_losses
+from mmrlhf.training.ppo.policy_losses import Aggregation
 
 ONE_TOKEN = Aggregation("dapo", num_tokens=1, num_answers=1, max_tokens=1)
 

@@ -12,8 +12,8 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards.reward_model import RewardModel, by_group
-from mmrlhf.training import losses
-from mmrlhf.training.judge_reference import to_answer_group
+from mmrlhf.training.reward_model import losses
+from mmrlhf.training.reward_model.judge_reference import to_answer_group
 
 
 def preference_loss(

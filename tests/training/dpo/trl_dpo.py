@@ -1,7 +1,7 @@
 """Write what TRL's DPO computes for a few pairs, for the parity test of `mmrlhf dpo`.
 
     pip install trl peft pillow torchvision           # in an environment of its own
-    python tests/training/trl_dpo.py                  # writes trl_dpo.safetensors beside it
+    python tests/training/dpo/trl_dpo.py                  # writes trl_dpo.safetensors beside it
 
 The pairs are data/samples/trl_preference.jsonl, the model is data/tiny_vlm under an adapter whose
 weights are a formula (`adapter_weight`). For each loss, the file holds TRL's loss and metrics (in

@@ -5,7 +5,7 @@ import pytest
 from mmrlhf.config import PPOConfig
 from mmrlhf.config_loader import load_config
 from mmrlhf.records import InputError
-from mmrlhf.training.ppo_settings import check_minibatches, check_settings
+from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from tests.helpers.stages import ppo_config
 
 GRPO, RLOO, REINFORCE = ({"advantage_estimator": name} for name in ("grpo", "rloo", "reinforce_plus_plus"))

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.scoring import hidden_states, logps, values
 from mmrlhf.models.finite import NotFiniteError
-from mmrlhf.training import policy_losses, ppo_metrics
+from mmrlhf.models.processes import sum_over_processes
 from mmrlhf.training.optim import check_loss, optimizer_step, random_minibatches
-from mmrlhf.training.ppo_batch import PPOBatch, check_first_ratio
-from mmrlhf.training.ppo_roles import PPORoles
-from mmrlhf.training.ppo_rollout import Rollout
-from mmrlhf.training.ptx import PTXBatch, PTXRows
+from mmrlhf.training.ppo import policy_losses
+from mmrlhf.training.ppo.batch import PPOBatch, check_first_ratio
+from mmrlhf.training.ppo.ptx import PTXBatch, PTXRows
+from mmrlhf.training.ppo.roles import PPORoles
+from mmrlhf.training.ppo.rollout import Rollout
 from mmrlhf.training.sft_batch import accumulate_sft_gradients
 from mmrlhf.training.skipped_steps import Attempt
 
@@ -86,7 +87,7 @@ def update_minibatch(
         "num_answers": aggregate.num_answers,
         "num_ptx_tokens": float(ptx.num_tokens) if ptx is not None else 0.0,
     }
-    update = ppo_metrics.sum_over_processes(sums)
+    update = sum_over_processes(sums)
     check_loss(total_loss(update))
     if is_first and config.dtype == "float32":
         check_first_ratio(update["val/ratio"])

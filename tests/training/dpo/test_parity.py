@@ -13,9 +13,9 @@ from mmrlhf.datasets import read_preferences
 from mmrlhf.files.bundled import folder
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
-from mmrlhf.training.dpo_batch import build_batch
-from mmrlhf.training.dpo_step import compute_gradients, count, mean_metrics
-from tests.training.trl_dpo import LOSSES, OUTPUT, adapter_weight, short_name
+from mmrlhf.training.dpo.batch import build_batch
+from mmrlhf.training.dpo.step import compute_gradients, count, mean_metrics
+from tests.training.dpo.trl_dpo import LOSSES, OUTPUT, adapter_weight, short_name
 
 
 @pytest.fixture(scope="module")

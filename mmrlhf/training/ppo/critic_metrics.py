@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.models.processes import gather_object
-from mmrlhf.training.ppo_batch import PPOBatch
+from mmrlhf.training.ppo.batch import PPOBatch
 
 LEAST_VALUE_STEP = 0.05
 """Share of the returns' scale that a value should be able to move by in a step."""

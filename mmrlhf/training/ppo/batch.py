@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mmrlhf.engine.completions import SampledCompletions, select_prompts
 from mmrlhf.models.vlm import Prompt
-from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
 
@@ -74,27 +73,6 @@ class PPOBatch:
             value_clip=self.value_clip,
             **{name: getattr(self, name)[answer_indices] for name in BATCH_TENSORS},
         )
-
-
-def build_samples(rows: Sequence[Example], completions: SampledCompletions, group_size: int, max_tokens: int) -> list[Sample]:
-    """Return each answer as reward functions see it, in the order of `completions`."""
-    lengths = completions.mask_NT.sum(1).tolist()
-    row_of_answer = [row for row in rows for _ in range(group_size)]
-    return [
-        Sample(
-            id=row.id,
-            images=row.images,
-            prompt=row.prompt,
-            answer=completions.texts[n],
-            facts=row.facts,
-            reference=row.answer,
-            meta=row.meta,
-            num_tokens=int(lengths[n]),
-            max_tokens=max_tokens,
-            finished=bool(completions.finished_N[n]),
-        )
-        for n, row in enumerate(row_of_answer)
-    ]
 
 
 MAX_FIRST_KL = {"float32": 1e-3, "bfloat16": 0.2, "nf4": 0.2}

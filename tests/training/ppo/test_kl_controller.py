@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from mmrlhf.training.kl_controller import KLController
+from mmrlhf.training.ppo.kl_controller import KLController
 from tests.helpers.stages import ppo_config
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,13 +18,13 @@ from mmrlhf.rewards.ledger import ledger_rows
 from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.reward_clip import REWARD_CLIP
-from mmrlhf.rewards.types import Sample
-from mmrlhf.training import critic_metrics, policy_losses
 from mmrlhf.training.memory import peak_memory
 from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS, ZERO_STD_KEY
-from mmrlhf.training.ppo_batch import PPOBatch
-from mmrlhf.training.ppo_roles import PPORoles
+from mmrlhf.training.ppo import critic_metrics, policy_losses
+from mmrlhf.training.ppo.batch import PPOBatch
+from mmrlhf.training.ppo.roles import PPORoles
 from mmrlhf.training.run import Run
+from mmrlhf.training.sampled_answers import sample_rows
 
 PRINTED_METRICS = {
     "reward": "objective/scores",
@@ -131,40 +129,10 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
     return metrics
 
 
-def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
-    """Sum a minibatch's metrics, each already divided by the global token count: their means.
-
-    A process without a prompt in the minibatch has none.
-    """
-    totals: Counter[str] = Counter()
-    for process_sums in gather_object([dict(sums)]):
-        totals.update(process_sums)
-    return dict(totals)
-
-
 def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
     """Return the warnings that a run can raise by its own answers."""
     has_claims = config.monitor_verifiers is not None or bool(claim_reward_verifiers(config.reward_terms))
     return tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
-
-
-def sample_rows(
-    run: Run, samples: Sequence[Sample], scores: Sequence[float], ledger: Sequence[Mapping[str, Any]], num_rows: int
-) -> list[dict[str, Any]]:
-    """Return evenly spaced answers of a step, to print and to log: scores, values of reward
-    functions, and verified claims, as `ledger` has them."""
-    indices = list(range(0, len(samples), max(1, len(samples) // num_rows)))[:num_rows]
-    return [
-        {
-            "prompt": samples[i].prompt[-1].content,
-            "id": samples[i].id,
-            "answer": samples[i].answer,
-            "score": round(scores[i], 3),
-            **{name: ledger[i][name] for name in ("terms", "claims") if name in ledger[i]},
-            "images": [run.image_file(image) for image in samples[i].images],
-        }
-        for i in indices
-    ]
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:

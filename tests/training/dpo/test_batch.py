@@ -12,9 +12,9 @@ from mmrlhf.engine.scoring import sequence_logps
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.images import open_image
 from mmrlhf.records import Preference
-from mmrlhf.training.dpo_batch import build_batch
-from mmrlhf.training.dpo_step import Counts, compute_gradients, count, mean_metrics, preference_loss
-from mmrlhf.training.image_pairs import rejected_images
+from mmrlhf.training.dpo.batch import build_batch
+from mmrlhf.training.dpo.image_pairs import rejected_images
+from mmrlhf.training.dpo.step import Counts, compute_gradients, count, mean_metrics, preference_loss
 
 
 def dpo_config(**settings):

@@ -1,0 +1,1 @@
+"""What training a reward model alone needs: rows, losses, a step's gradients, measurements."""

@@ -1,0 +1,1 @@
+"""What rft alone needs: the answers of a round, with their rewards, and its metrics."""
