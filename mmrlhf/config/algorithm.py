@@ -75,12 +75,12 @@ class AlgorithmConfig:
     """Weight of the KL to the reference; with target_kl, that of the first step."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` changes the weight of the KL after every step, so that objective/kl becomes
-    target_kl."""
+    target_kl: a PI controller of the weight's logarithm."""
     target_kl: Positive | None = None
-    """Nats per answer that kl_controller adaptive aims at, as a mean over ten steps."""
+    """Nats per answer that kl_controller adaptive aims at. Judge it by the mean of ten steps."""
     kl_horizon: Positive | None = None
-    """Answers over which kl_controller adaptive corrects a lasting error; by default those of ten
-    steps. Larger is slower."""
+    """Answers over which kl_controller adaptive corrects a lasting error: its integral gain is the
+    answers of a step / kl_horizon. By default those of ten steps, a gain of 0.1."""
 
     @property
     def has_critic(self) -> bool:
