@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,  # a flag's meaning must not change when another is added
             argument_default=argparse.SUPPRESS,
         )
+        # argparse takes only plain negative numbers for values: neither -1e-3 nor -5,5.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """Return the arguments that were given or have a default. Raises InputError."""

@@ -70,6 +70,13 @@ def test_main_parses_boolean_flags(stub_stage, flags, value):
     assert calls[0][0].whiten_rewards is value
 
 
+def test_main_takes_values_that_begin_with_a_minus_sign(stub_stage):
+    calls = stub_stage("ppo", "ppo")
+    assert main(["ppo", *REQUIRED, "--reward_clip_range", "-5,5"]) == 0
+    assert calls[0][0].reward_clip_range == "-5,5"
+    assert main(["ppo", *REQUIRED, "--reward_clip_range", "-.5,1e1"]) == 0
+
+
 def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
     calls = stub_stage("evaluate", "evaluate")
     benchmark = tmp_path / "mine.py"

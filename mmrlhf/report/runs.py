@@ -194,15 +194,15 @@ def describe_run(run: TrainingRun) -> str:
     changes = []
     for key, (title, _) in MAIN_CURVES.items():
         values = [value for row in run.metrics if (value := metric_value(row, key)) is not None]
-        if len(values) > 1 and key in ("objective/scores", "objective/kl", "completions/mean_length", "loss", "accuracy"):
+        if values and key in ("objective/scores", "objective/kl", "completions/mean_length", "loss", "accuracy"):
             tail = max(1, len(values) // 10)  # the mean of a tenth of the steps: single steps are noisy
-            first, last = (f"{sum(part) / tail:z.2f}" for part in (values[:tail], values[-tail:]))
-            changes.append(f"{title if title == 'KL' else title.lower()} {first} to {last}")
+            means = [f"{sum(part) / tail:z.2f}" for part in (values[:tail], values[-tail:])]
+            changes.append(f"{title if title == 'KL' else title.lower()} {' to '.join(means[: len(values)])}")
     if run.best:
         changes.append(f"{run.best['metric']} best at step {run.best['step']} ({run.best['value']:.3g})")
     state = "finished" if run.finished else "not finished"
     name = run.name if run.name == run.stage else f"{run.name} ({run.stage})"
-    steps, warnings = _count(last_step, "step"), _count(len(run.warnings), "warning")
+    steps, warnings = _count(last_step, "round" if run.stage == "rft" else "step"), _count(len(run.warnings), "warning")
     return f"{name}: {steps}, {state}; {', '.join(changes) or 'no metrics'}; {warnings}."
 
 

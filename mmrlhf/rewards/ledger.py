@@ -164,7 +164,7 @@ def score_samples(
         for breakdown, value in zip(breakdowns, values, strict=True):
             if isinstance(value, Real):
                 breakdown.values[name] = float(value)
-                breakdown.terms[name] = weight * float(value)
+                breakdown.terms[name] = weight * float(value) + 0.0  # 0, not -0, of a negative weight
             else:
                 breakdown.values[name] = math.fsum(span_reward for *_, span_reward in value)
                 spans = [(start, end, weight * span_reward) for start, end, span_reward in value]
@@ -258,7 +258,8 @@ def _find_overflow(value: Any, weight: float) -> str:
     parts = [("", float(value))] if isinstance(value, Real) else [(f" for the span {a}..{b}", float(x)) for a, b, x in value]
     for where, number in parts:
         if not abs(weight * number) <= MAX_REWARD:  # `not <=` also catches NaN
-            reason = ", which is beyond float32," if math.isfinite(number) else ""
+            weighted = f" times its weight {weight:g}" if abs(number) <= MAX_REWARD else ""
+            reason = f", which{weighted} is beyond float32," if math.isfinite(number) else ""
             return f"returned {number}{where}{reason}"
     return ""
 

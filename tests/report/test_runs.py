@@ -116,7 +116,21 @@ def test_describe_run_of_other_stages(make_run):
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "accuracy": null}\n{"step": 2, "loss": 0.25, "accuracy": 1.0}\n')
     (run / "finished.json").write_text("{}")
     (run / "warnings.jsonl").unlink()
-    assert describe_run(read_run(run, "r")) == "r (reward): 2 steps, finished; loss 1.00 to 0.25; no warnings."
+    assert describe_run(read_run(run, "r")) == "r (reward): 2 steps, finished; loss 1.00 to 0.25, accuracy 1.00; no warnings."
+
+
+def test_page_of_a_single_round_of_rft(make_run):
+    run = make_run("r", num_steps=1, num_rounds=1)
+    assert describe_run(read_run(run, "r")) == "r (rft): 1 round, not finished; reward 0.10, KL 0.50; 1 warning."
+
+
+def test_page_of_reward_has_fixed_pairs(make_run):
+    run = make_run("r")
+    (run / "config.yaml").write_text("loss_type: bradley_terry\n")
+    pair = {"step": 0, "id": "r2 chosen", "prompt": "Which?", "fixed": True, "answer": "Alike.", "images": [], "score": 0.5}
+    (run / "samples.jsonl").write_text(json.dumps(pair) + "\n")
+    text = ParsedPage(write_runs_page([str(run)]).read_text(encoding="utf-8")).text
+    assert "Fixed pairs, the better answer first" in text and "greedily" not in text
 
 
 def test_write_runs_page_survives_odd_rows(make_run):

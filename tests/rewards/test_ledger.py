@@ -107,6 +107,12 @@ def test_score_samples_names_failing_function_and_keeps_sample(function, problem
     assert record["prompt"] == [{"role": "user", "content": "?"}]
 
 
+def test_score_samples_says_if_a_weight_makes_a_value_too_large(tmp_path):
+    reward = WeightedReward("mine", 1e300, lambda samples: [0.5])
+    with pytest.raises(InputError, match=r"returned 0.5, which times its weight 1e\+300 is beyond float32, on"):
+        score_samples([reward], [make_sample("two")], tmp_path / "failed_term.json")
+
+
 def test_ledger_rows_add_up_to_total(tmp_path):
     sample = make_sample("one two three", images=(ImageSource(path="a.png"),))
     breakdowns = score_samples([WHOLE, SPANS], [sample], tmp_path / "unused.json")
