@@ -50,7 +50,7 @@ from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import check_tuning, sft
-from mmrlhf.training.monitor import CLAIM_WARNINGS, HACKING_WARNINGS, REWARD, Monitor, parse_stop_on_warning
+from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
 from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
 from mmrlhf.training.row_checks import KeptChecks, overlong_rows, rewarded_lengths
@@ -147,7 +147,7 @@ def rft(
 def _possible_warnings(config: RFTConfig) -> tuple[str, ...]:
     """Return the warnings that a round can raise: those about claims need verifiers of claims."""
     reads_claims = bool(claim_reward_verifiers(config.reward_terms) or config.monitor_verifiers)
-    return tuple(name for name in HACKING_WARNINGS if reads_claims or name not in CLAIM_WARNINGS)
+    return tuple(name for name in ANSWER_WARNINGS if reads_claims or name not in CLAIM_WARNINGS)
 
 
 def _sft_dir(run_dir: Path, number: int) -> Path:

@@ -3,6 +3,7 @@
     proxy_divergence           the optimised signal rises while a held-out metric falls
     entropy_collapse           the policy has stopped exploring
     constant_reward            the reward tells no answers apart
+    unfinished_answers         the policy does not end its answers
     length_reward_correlation  and the other warnings of `rewards.monitors`
 
 At each logging step the metrics of the steps since the last one are looked at together, so that one
@@ -26,8 +27,11 @@ from mmrlhf.training.run import Run
 
 ENTROPY_KEY = "policy/entropy_avg"
 ZERO_STD_KEY = "frac_reward_zero_std"
+CLIPPED_KEY = "completions/clipped_ratio"
 MIN_ENTROPY_SHARE = 0.1
 """Share of the first step's entropy per token, below which `entropy_collapse` is raised."""
+MAX_CLIPPED_RATIO = 0.9
+"""Share of answers that are cut off, above which `unfinished_answers` is raised."""
 NUM_WORSE = 2
 """Evaluations in a row that must be worse than the best one for `proxy_divergence`."""
 NUM_WORSE_WITHOUT_INTERVAL = 3
@@ -35,8 +39,10 @@ NUM_WORSE_WITHOUT_INTERVAL = 3
 CLAIM_WARNINGS = ("zero_claim_rate", "vagueness")
 """Warnings that need the claims of answers."""
 HACKING_WARNINGS = ("length_reward_correlation", "refusal_rate", "yes_rate", *CLAIM_WARNINGS)
-ROLLOUT_WARNINGS = ("entropy_collapse", "constant_reward", *HACKING_WARNINGS)
-"""Warnings about sampled answers."""
+ANSWER_WARNINGS = ("constant_reward", "unfinished_answers", *HACKING_WARNINGS)
+"""Warnings about sampled answers and their rewards."""
+ROLLOUT_WARNINGS = ("entropy_collapse", *ANSWER_WARNINGS)
+"""Warnings of a policy that samples while it learns."""
 DIVERGENCE = "proxy_divergence"
 WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS)
 """Every warning's name. docs/metrics.md has their thresholds."""
@@ -136,7 +142,7 @@ class Monitor:
         return _stop_sentence(run, step, *stop)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
-        watched = (self.proxy.key, ENTROPY_KEY, ZERO_STD_KEY)
+        watched = (self.proxy.key, ENTROPY_KEY, ZERO_STD_KEY, CLIPPED_KEY)
         self._window.append({k: float(v) for k, v in metrics.items() if k in watched or k.startswith("hacking/")})
         if self._first_entropy is None and ENTROPY_KEY in metrics:
             self._first_entropy = float(metrics[ENTROPY_KEY])
@@ -163,8 +169,14 @@ class Monitor:
         constant = [metrics[ZERO_STD_KEY] for metrics in self._window if ZERO_STD_KEY in metrics]
         if constant and min(constant) == 1:
             warnings["constant_reward"] = (
-                "all answers to a prompt had the same reward, for every prompt: nothing but the KL is learnt; change reward_terms, "
-                "raise temperature, or give other prompts"
+                "all answers to a prompt had the same reward, for every prompt, so that none is better than another: change "
+                "reward_terms, raise temperature, or give other prompts"
+            )
+        cut_off = [metrics[CLIPPED_KEY] for metrics in self._window if CLIPPED_KEY in metrics]
+        if cut_off and fmean(cut_off) > MAX_CLIPPED_RATIO:
+            warnings["unfinished_answers"] = (
+                f"{fmean(cut_off):.0%} of answers were cut off at response_length: raise it, or give missing_eos a negative weight in "
+                "reward_terms"
             )
         names = dict.fromkeys(name for metrics in self._window for name in metrics if name.startswith("hacking/"))
         means = {name: fmean(metrics[name] for metrics in self._window if name in metrics) for name in names}
@@ -228,7 +240,8 @@ def _noise(a: HeldOut, b: HeldOut) -> float:
 
 
 def _stop_sentence(run: Run, step: int, name: str, text: str) -> str:
+    full_stop = "" if text.endswith("?") else "."
     return (
-        f"{run.path} stopped after step {step} at the warning {name} (stop_on_warning), with a checkpoint: {text} "
-        f"Read its answers (`mmrlhf report {run.path}`); the same command without {name} in --stop_on_warning goes on"
+        f"{run.path} stopped after step {step} at the warning {name} (stop_on_warning), with a checkpoint: {text}{full_stop} "
+        f"Read its answers (`mmrlhf report {run.path}`); the same command goes on, to the next warning"
     )

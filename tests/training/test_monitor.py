@@ -91,6 +91,22 @@ def test_stop_on_warning_stops_at_the_named_ones_only(tmp_path):
     assert monitor.after_step(run, ONE_PROCESS, 1, metrics, False) is None  # between logging steps
     sentence = monitor.after_step(run, ONE_PROCESS, 2, metrics, True)
     assert "stopped after step 2 at the warning refusal_rate" in sentence and "50% of answers refuse" in sentence
+    assert sentence.endswith("the same command goes on, to the next warning")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("frac_reward_zero_std", 1.0, "constant_reward"),
+        ("frac_reward_zero_std", 0.9, None),
+        ("completions/clipped_ratio", 0.95, "unfinished_answers"),
+        ("completions/clipped_ratio", 0.9, None),
+    ],
+)
+def test_warnings_about_answers(key, value, name, tmp_path):
+    Monitor(REWARD).after_step(open_run(tmp_path), ONE_PROCESS, 1, {REWARD.key: 0.0, key: value}, True)
+    file = tmp_path / "warnings.jsonl"
+    assert [row["name"] for row in read_jsonl(file)] == [name] if name else not file.exists()
 
 
 def test_parse_stop_on_warning():

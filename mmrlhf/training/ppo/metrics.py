@@ -19,7 +19,7 @@ from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.reward_clip import REWARD_CLIP
 from mmrlhf.training.memory import peak_memory
-from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS, ZERO_STD_KEY
+from mmrlhf.training.monitor import CLAIM_WARNINGS, CLIPPED_KEY, ROLLOUT_WARNINGS, ZERO_STD_KEY
 from mmrlhf.training.ppo import critic_metrics, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch
 from mmrlhf.training.ppo.roles import PPORoles
@@ -117,7 +117,7 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
     metrics = {f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]}
     totals = [total for total, _ in rewards]
     metrics |= hacking_metrics(samples, totals, group_size)
-    metrics["completions/clipped_ratio"] = fmean(not sample.finished for sample in samples)
+    metrics[CLIPPED_KEY] = fmean(not sample.finished for sample in samples)
     if group_size > 1:
         groups = [totals[start : start + group_size] for start in range(0, len(totals), group_size)]
         metrics[ZERO_STD_KEY] = fmean(len(set(group)) == 1 for group in groups)

@@ -8,6 +8,7 @@ from statistics import fmean
 from mmrlhf.config import RFTConfig
 from mmrlhf.rewards.monitors import hacking_metrics
 from mmrlhf.rewards.selection import Candidate, Selection
+from mmrlhf.training.monitor import CLIPPED_KEY, ZERO_STD_KEY
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
 
 
@@ -21,9 +22,9 @@ def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection:
     return {
         "objective/scores": fmean(sum(values.values()) for values in weighted),
         **{f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]},
-        "frac_reward_zero_std": fmean(max(group) == min(group) for group in groups),
+        **({ZERO_STD_KEY: fmean(max(group) == min(group) for group in groups)} if config.num_generations > 1 else {}),
         "completions/mean_length": fmean(sample.num_tokens for sample in samples),
-        "completions/clipped_ratio": fmean(not sample.finished for sample in samples),
+        CLIPPED_KEY: fmean(not sample.finished for sample in samples),
         "rft/sampled": float(len(answers)),
         "rft/kept": float(len(selection.kept)),
         "rft/prompts_kept_share": len({answers[i].row for i in selection.kept}) / len(groups),
