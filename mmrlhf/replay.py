@@ -78,7 +78,8 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
         raise InputError(f"{file} is of a run on other weights than {vlm.name} holds: give its base as --model_name_or_path")
     step = build(saved, config, vlm, accelerator)
     _load_weights(step.roles, saved.weights)
-    print(f"step {saved.step} of {saved.stage} was skipped: {saved.problem}")
+    elsewhere = "" if saved.is_cause else " (in another process: its file is beside this one)"
+    print(f"step {saved.step} of {saved.stage} was skipped: {saved.problem}{elsewhere}")
     print(f"rows: {', '.join(row.id or 'no id' for row in saved.rows)}")
     weights = {name: tensor for role in step.roles for name, tensor in role.state_dict().items()}
     _print_not_finite("weights", weights)
@@ -106,7 +107,7 @@ def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
     except NotFiniteError as error:
         return str(error), str(error) == saved.problem
     if loss is None or "loss" not in saved.numbers:
-        return "answers and rewards are finite", False
+        return "answers and rewards are finite", not saved.is_cause
     return f"the loss is {loss}", repr(loss) == repr(saved.numbers["loss"])
 
 

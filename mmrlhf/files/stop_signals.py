@@ -1,7 +1,9 @@
 """Stop on SIGTERM, SIGHUP and Ctrl-C: keep what is written, and exit with 128 + the signal.
 
 A signal raises `Stopped` wherever the command is. A run with steps that no checkpoint holds defers
-it to the end of its step, where it saves. A second signal is not deferred.
+it to the end of its step, where it saves. A second signal is not deferred. But a launcher passes on
+what Slurm or `timeout` has sent to its processes as well: what repeats a signal within
+REPEAT_SECONDS is the same one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,8 +19,12 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What Ctrl-C, Slurm before it kills a job, and a closed terminal send."""
 
+REPEAT_SECONDS = 2.0
+"""Seconds in which a signal that comes again is not a second one."""
+
 _deferred = False
 _pending: int | None = None
+_pending_since = 0.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -76,9 +83,11 @@ def _reset() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _pending
+    global _pending, _pending_since
+    if _deferred and _pending == number and time.monotonic() - _pending_since < REPEAT_SECONDS:
+        return
     if _deferred and _pending is None:
-        _pending = number
+        _pending, _pending_since = number, time.monotonic()
         text = f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; a second signal stops at once\n"
         os.write(2, text.encode())  # print may be in the middle of a line of the interrupted code
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -157,15 +157,20 @@ class RewardModel:
     def score(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None] | None = None) -> list[list[float]]:
         """Return the normalised scores of each group's answers.
 
-        `advance` is called with the number of groups of each batch, once it is scored.
-        Raises NotFiniteError for NaN.
+        Equal answers run once, because their scores would differ by rounding. `advance` is called
+        with the number of groups of each batch, once it is scored. Raises NotFiniteError for NaN.
         """
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
-            raw_scores = by_group(self.raw_scores(batch), batch)
+            distinct = [replace(group, answers=tuple(dict.fromkeys(group.answers))) for group in batch]
+            raw_scores = by_group(self.raw_scores(distinct), distinct)
             if not all(bool(raw_scores_N.isfinite().all()) for raw_scores_N in raw_scores):
                 raise NotFiniteError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
-            return [((raw_scores_N - self.mean) / self.std).tolist() for raw_scores_N in raw_scores]
+            by_answer = [
+                dict(zip(group.answers, ((raw_scores_N - self.mean) / self.std).tolist(), strict=True))
+                for group, raw_scores_N in zip(distinct, raw_scores, strict=True)
+            ]
+            return [[scores[answer] for answer in group.answers] for group, scores in zip(batch, by_answer, strict=True)]
 
         batches = (groups[start : start + GROUPS_PER_BATCH] for start in range(0, len(groups), GROUPS_PER_BATCH))
         scores: list[list[float]] = []

@@ -31,7 +31,8 @@ class SavedStep:
     """A step of a training stage, with all that is needed to compute it again.
 
     `step` counts from 1. `problem` says what was not finite; `numbers` are the loss and the counts
-    that it was divided by, on the process that saved the step.
+    that it was divided by, on the process that saved the step. `is_cause` says whether the problem
+    arose in that process, and not in another one.
     """
 
     stage: str
@@ -43,6 +44,7 @@ class SavedStep:
     numbers: Mapping[str, float]
     weights: Mapping[str, Tensor]
     batch: Mapping[str, Tensor]
+    is_cause: bool = True
 
     def write(self, path: Path) -> None:
         """Write the file, or nothing. Raises OSError."""
@@ -51,6 +53,7 @@ class SavedStep:
             "stage": self.stage,
             "step": self.step,
             "problem": self.problem,
+            "is_cause": self.is_cause,
             "config": dict(self.config),
             "base_fingerprint": self.base_fingerprint,
             "rows": [_row_to_json(row) for row in self.rows],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ MAX_IN_A_ROW = 3
 class Attempt:
     """A step while it is computed: what a file for replay needs, filled in as it gets known.
 
-    `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them.
+    `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them. `is_cause`
+    says that what is not finite was computed here, not in another process.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Attempt:
     numbers: dict[str, float] = field(default_factory=dict)
     batch: dict[str, Tensor] = field(default_factory=dict)
     is_skipped: bool = False
+    is_cause: bool = False
 
 
 class SkippedSteps:
@@ -80,6 +83,10 @@ class SkippedSteps:
     def _skip(self, attempt: Attempt, problem: str) -> None:
         self.total += 1
         self.in_a_row += 1
+        num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
+        is_cause = attempt.is_cause or not math.isfinite(attempt.numbers.get("loss", 0.0))
+        causes = [number for number, is_cause in enumerate(gather_object([is_cause])) if is_cause]
+        causes = causes or list(range(num_processes))  # such as for the gradient, which they share
         saved_step = SavedStep(
             stage=self._stage,
             step=attempt.step,
@@ -90,22 +97,28 @@ class SkippedSteps:
             numbers=attempt.numbers,
             weights={name: tensor for role in self._roles for name, tensor in role.state_dict().items()},
             batch=attempt.batch,
+            is_cause=rank in causes,
         )
-        rank = f"-rank{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
         self._run.begin()
         self._accelerator.wait_for_everyone()
-        path = self.folder / f"step-{attempt.step:06d}{rank}.safetensors"
-        saved_step.write(path)
+        saved_step.write(self._file(attempt.step, rank))
+        path = self._file(attempt.step, causes[0])
         if self.in_a_row >= MAX_IN_A_ROW:
             raise InputError(
                 f"steps {attempt.step - self.in_a_row + 1} to {attempt.step} cannot be trained on, the last because {problem}: "
                 f"see what is not finite with `mmrlhf replay {path}`, and start over with a lower learning_rate or without that row"
             )
+        others = ", beside the other processes' shares" if num_processes > 1 else ""
         self._run.warn(
             attempt.step,
             "skipped_step",
-            f"{problem}: the step is skipped, and kept in {path} (`mmrlhf replay` computes it again)",
+            f"{problem}: the step is skipped, and kept in {path}{others} (`mmrlhf replay` computes it again)",
         )
+
+    def _file(self, step: int, rank: int) -> Path:
+        """Return the file of a process's share of a step."""
+        suffix = f"-rank{rank}" if self._accelerator.num_processes > 1 else ""
+        return self.folder / f"step-{step:06d}{suffix}.safetensors"
 
     def metrics(self) -> dict[str, float]:
         """Return the number of skipped steps so far, or nothing if there are none."""
@@ -135,7 +148,7 @@ def _step_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def together(attempt: Attempt) -> Iterator[None]:
     """Raise a NotFiniteError of one process on all of them, so that none waits for another.
 
     The block must not exchange anything between processes.
@@ -144,7 +157,7 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        problem = str(error)
+        problem, attempt.is_cause = str(error), True
     problems = [other for other in gather_object([problem]) if other is not None]
     if problems:
-        raise NotFiniteError(problems[0])
+        raise NotFiniteError(problem or problems[0])

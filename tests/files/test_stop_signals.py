@@ -56,3 +56,16 @@ def test_a_deferred_signal_is_pending_until_the_block_ends():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop_signals.pending() == signal.SIGTERM
     assert stop_signals.pending() == 0
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """Slurm sends it to a launcher and to its processes, and the launcher passes it on."""
+    with stop_signals.handled():
+        stop_signals.defer(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stop_signals.Stopped, match="^2$"):
+            os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)
+        with pytest.raises(stop_signals.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -56,6 +56,17 @@ def test_reward_model_names_row_of_too_long_answer(untrained_reward_model, group
         next(dataclasses.replace(untrained_reward_model, max_length=130).raw_scores([groups[0], too_long]))
 
 
+def test_equal_answers_score_equally(untrained_reward_model, groups):
+    """To the last bit, wherever they stand: they run once."""
+    long, short = "There is a red star and a blue ring.", "A star."
+    repeated = dataclasses.replace(groups[0], answers=(short, long, short, long, short))
+    scores, other, empty = untrained_reward_model.score([repeated, groups[1], dataclasses.replace(groups[0], answers=())])
+    assert scores[0] == scores[2] == scores[4] != scores[1] == scores[3] and empty == []
+    (alone,) = untrained_reward_model.score([dataclasses.replace(groups[0], answers=(short, long))])
+    assert scores[:2] == pytest.approx(alone, abs=1e-4)
+    assert other == pytest.approx(untrained_reward_model.score([groups[1]])[0], abs=1e-4)
+
+
 def test_fact_rm_escapes_placeholder_in_answer(untrained_reward_model, groups):
     sample = Sample("r", groups[0].images, groups[0].prompt, "A <image> star.", groups[0].facts)
     escaped = Sample("r", groups[0].images, groups[0].prompt, "A < image> star.", groups[0].facts)

@@ -12,16 +12,18 @@ from safetensors.torch import load_file, save_file
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.models.finite import check_finite, is_finite
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.finite import NotFiniteError, check_finite, is_finite
+from mmrlhf.models.loading import load
 from mmrlhf.records import InputError
 from mmrlhf.replay import replay
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
-from mmrlhf.training import losses
+from mmrlhf.training import losses, skipped_steps
 from mmrlhf.training.replay_file import SavedStep, read_step
 from mmrlhf.training.reward_model import losses as preference_losses
 from mmrlhf.training.run import Run
-from tests.helpers.stages import reward_config
+from tests.helpers.stages import ppo_config, reward_config
 
 
 class Killed(BaseException):
@@ -198,6 +200,34 @@ def test_replay_refuses_other_files(tmp_path, capsys, content, message):
         file.write_bytes(content)
     assert main(["replay", str(file)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
+    """Each of them knows whether the problem was its own."""
+    monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [None, "term f returned nan"])
+    attempt = skipped_steps.Attempt(1, ())
+    with pytest.raises(NotFiniteError, match="^term f returned nan$"), skipped_steps.together(attempt):
+        if is_cause:
+            raise NotFiniteError("term f returned nan")
+    assert attempt.is_cause == is_cause
+
+
+def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):
+    """The step was skipped for what another process had: this one's answers and rewards are finite."""
+    settings = {"response_length": 4, "reward_terms": "length=1", "advantage_estimator": "grpo"}
+    config = asdict(ppo_config(tiny_vlm_path, None, tmp_path, **settings))
+    adapters = Adapters(load(tiny_vlm_path))
+    adapters.add("policy", 4, 32.0, 0)
+    weights = Role(adapters, "policy").state_dict()
+    for is_cause in (False, True):
+        file = tmp_path / "step-000001-rank0.safetensors"
+        problem, fingerprint = "term f returned nan", adapters.vlm.fingerprint
+        SavedStep("ppo", 1, problem, config, fingerprint, examples[:1], {}, weights, {}, is_cause).write(file)
+        assert replay(str(file)) != is_cause
+        printed = capsys.readouterr().out
+        assert ("f returned nan (in another process: its file is beside this one)" in printed) != is_cause
+        assert printed.endswith(f"are finite, {'which is not' if is_cause else ''} as in the run\n".replace("  ", " "))
 
 
 def test_a_replay_needs_the_base_of_the_run(tiny_vlm_path, examples, tmp_path, capsys):

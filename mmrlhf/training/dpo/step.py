@@ -16,6 +16,10 @@ from mmrlhf.models.adapters import Role
 from mmrlhf.training.dpo import losses
 from mmrlhf.training.dpo.batch import PreferenceBatch
 
+EQUAL_GAP = 1e-4
+"""Nats between the log-ratios of two answers that may be rounding: no answer is preferred then, as
+before the first step, when policy and reference are the same."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -62,7 +66,7 @@ def preference_loss(
         better_C, worse_C = config.beta * ratios.better_C, config.beta * ratios.worse_C
         metrics = {
             "loss": loss,
-            "rewards/accuracies": (weight_C * (better_C > worse_C)).sum(),
+            "rewards/accuracies": (weight_C * (ratios.gap_C > EQUAL_GAP)).sum(),
             "rewards/margins": (weight_C * (better_C - worse_C)).sum(),
             "rewards/chosen": (weight_C * better_C).sum(),
             "rewards/rejected": (weight_C * worse_C).sum(),
@@ -72,7 +76,7 @@ def preference_loss(
         if len(terms) > 1:
             metrics |= {f"loss/{name}": value for name, value in terms.items()}
         if config.image_pairs != "none":
-            metrics["image_pairs/accuracies"] = (image_ratios.gap_C > 0).sum()
+            metrics["image_pairs/accuracies"] = (image_ratios.gap_C > EQUAL_GAP).sum()
             metrics["image_pairs/margins"] = config.beta * image_ratios.gap_C.sum()
     return loss, {name: float(value.detach()) for name, value in metrics.items()}
 

@@ -21,6 +21,9 @@ from mmrlhf.training.ppo.batch import PPOBatch
 LEAST_VALUE_STEP = 0.05
 """Share of the returns' scale that a value should be able to move by in a step."""
 
+TIE_DECIMALS = 5
+"""Places of the largest value, beyond which differences do not rank values."""
+
 
 def advantage_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, float]:
     """Return statistics of the advantages that are trained on, and how many are exactly 0."""
@@ -91,11 +94,21 @@ def token_statistics(accelerator: Accelerator, name: str, values_NT: Tensor, mas
 
 
 def rank_correlation(first_N: Tensor, second_N: Tensor) -> float:
-    """Return Spearman's rank correlation, with mean ranks for ties; 0 if one does not vary."""
-    ranks = torch.stack([torch.from_numpy(rankdata(values.cpu().numpy())) for values in (first_N, second_N)])
+    """Return Spearman's rank correlation, with mean ranks for ties; 0 if one does not vary.
+
+    Numbers are ties if they are equal to TIE_DECIMALS places of the largest: a model's outputs for
+    equal answers differ by rounding, which would decide about ranks.
+    """
+    ranks = torch.stack([torch.from_numpy(rankdata(_rounded(values).cpu().numpy())) for values in (first_N, second_N)])
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1)
     return float(centred[0] @ centred[1] / (norms[0] * norms[1])) if norms.min() > 0 else 0.0
+
+
+def _rounded(values_N: Tensor) -> Tensor:
+    """Return values as multiples of the largest absolute value, to TIE_DECIMALS places."""
+    values_64 = values_N.double()
+    return (values_64 / values_64.abs().max().clamp(min=torch.finfo(torch.float64).tiny)).round(decimals=TIE_DECIMALS)
 
 
 def _mean(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor) -> float:

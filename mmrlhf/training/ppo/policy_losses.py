@@ -148,7 +148,8 @@ def ppo_value(
     It is summed over the mask and divided by `num_tokens`, the minibatch's over all processes.
     `cliprange` is in the units of the returns. From OpenAI Baselines' PPO2.
     """
-    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
+    # Within the range this is the value itself, so that rounding does not count as clipping.
+    clipped_BT = values_BT.clamp(old_values_BT - cliprange, old_values_BT + cliprange)
     unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
     loss = 0.5 * (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
     return loss, {

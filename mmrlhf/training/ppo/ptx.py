@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -42,14 +43,19 @@ class PTXRows:
     def __init__(self, config: PPOConfig, vlm: VLM, rows: Sequence[Example], accelerator: Accelerator) -> None:
         self._config, self._vlm, self._rows, self._accelerator = config, vlm, rows, accelerator
 
-    def batch(self, update: int) -> PTXBatch:
-        """Return the rows of an update, as many as it has prompts, counted from 0 over the run."""
+    def batch(self, update: int) -> PTXBatch | None:
+        """Return this process's rows of an update, counted from 0 over the run; None if it has none.
+
+        Over all processes they are as many as the update has prompts.
+        """
         config, accelerator = self._config, self._accelerator
-        per_process = max(1, config.per_device_train_batch_size // config.num_mini_batches)
-        indices = batch_indices(update, per_process * accelerator.num_processes, len(self._rows), config.seed + SEED_OFFSET)
+        num_rows = config.per_device_train_batch_size * accelerator.num_processes // config.num_mini_batches
+        indices = batch_indices(update, num_rows, len(self._rows), config.seed + SEED_OFFSET)
         rows = [self._rows[i] for i in indices[accelerator.process_index :: accelerator.num_processes]]
-        batch = build_sft_batch(self._vlm, rows, config.max_length, "all")
-        return PTXBatch(rows, batch, accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum"))
+        batch = build_sft_batch(self._vlm, rows, config.max_length, "all") if rows else None
+        own_tokens = batch.is_learnt_NT.sum().float() if batch else torch.zeros((), device=self._vlm.device)
+        num_tokens = accelerator.reduce(own_tokens, "sum")
+        return PTXBatch(rows, batch, num_tokens) if batch else None
 
 
 def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:

@@ -86,7 +86,7 @@ def collect_rollout(
 
     def answer(own: Sequence[NumberedRow]) -> Rollout | None:
         attempt.rows = [replace(row, id=row_id) for row, row_id in own] or attempt.rows
-        with together(accelerator):
+        with together(attempt):
             return sample_and_score(config, roles, engine, own, step, failure_file) if own else None
 
     rollout = answer(list(take(range(num_prompts)).values()))

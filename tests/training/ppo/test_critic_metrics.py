@@ -67,6 +67,9 @@ def test_rank_correlation_matches_hand_computation():
     # Ties share a rank: 1.5, 1.5, 3 and 1, 2, 3
     assert critic_metrics.rank_correlation(tensor([1.0, 1, 2]), tensor([1.0, 2, 3])) == pytest.approx(1.5 / 3**0.5)
     assert critic_metrics.rank_correlation(tensor([1.0, 1.0]), tensor([1.0, 2.0])) == 0
+    # Rounding does not rank: 1.5, 1.5, 3 again
+    assert critic_metrics.rank_correlation(tensor([-1.000001, -1, 2]), tensor([1.0, 2, 3])) == pytest.approx(1.5 / 3**0.5)
+    assert critic_metrics.rank_correlation(tensor([0.0, 0.0]), tensor([1.0, 2.0])) == 0
 
 
 def test_a_critic_that_can_hardly_move_is_noted(tmp_path):

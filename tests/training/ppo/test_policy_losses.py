@@ -182,6 +182,14 @@ def test_ppo_value_takes_worse_of_clipped_and_unclipped():
     assert loss.item() == pytest.approx(0.5 * 3.5**2) and metrics["val/clipfrac_avg"] == 0
 
 
+def test_ppo_value_counts_no_rounding_as_clipping():
+    # In float32, 3.3 + (0.1 - 3.3) is not 0.1, so one of two opposite targets would be further away.
+    new, old, targets = tensor([[0.1, 0.1]]), tensor([[3.3, 3.3]]), tensor([[4.0, -4.0]])
+    assert (old + (new - old) != new).all()
+    loss, metrics = policy_losses.ppo_value(new, old, targets, torch.ones(1, 2), 5.0, 2)
+    assert metrics["val/clipfrac_avg"] == 0 and loss.item() == pytest.approx((3.9**2 + 4.1**2) / 4)
+
+
 @given(
     st.integers(1, 5), st.integers(0, 4), st.sampled_from(["dapo", "grpo", "dr_grpo"]), st.sampled_from(["token", "sequence"]),
     st.integers(0, 1000),
