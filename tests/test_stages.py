@@ -33,6 +33,7 @@ SAMPLES = folder("data") / "samples"
 
 STAGES_SCRIPT = """
 import math, sys
+from pathlib import Path
 import numpy as np, torch
 
 # float64 throughout: in float32, rounding would hide small differences, and training enlarges it.
@@ -67,14 +68,13 @@ for i in range(12):
     prompt = (Message("user", question.text),)
     rows.append(Example(scene.id, images, prompt, question.answer, scenes.annotator_facts(scene, rng)))
 pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
-spoilt = []
 
 def parity(samples):
     "Alike for many groups, and not finite for the first answer to a row, which one process has."
-    values = [float(len(sample.answer) % 2) for sample in samples]
+    values, spoilt = [float(len(sample.answer) % 2) for sample in samples], Path(f"{out}-spoilt")
     for i, sample in enumerate(samples):
-        if sample.id == rows[0].id and not spoilt:
-            spoilt.append(sample.id)
+        if sample.id == rows[0].id and not spoilt.exists():
+            spoilt.touch()
             values[i] = math.nan
     return values
 
