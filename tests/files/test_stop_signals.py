@@ -64,7 +64,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
         stop_signals.defer(True)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(stop_signals.Stopped, match="^2$"):
+        with pytest.raises(stop_signals.Stopped, match=r"^2$"):
             os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)
         with pytest.raises(stop_signals.Stopped):

@@ -207,14 +207,14 @@ def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
     """Each of them knows whether the problem was its own."""
     monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [None, "term f returned nan"])
     attempt = skipped_steps.Attempt(1, ())
-    with pytest.raises(NotFiniteError, match="^term f returned nan$"), skipped_steps.together(attempt):
+    with pytest.raises(NotFiniteError, match=r"^term f returned nan$"), skipped_steps.together(attempt):
         if is_cause:
             raise NotFiniteError("term f returned nan")
     assert attempt.is_cause == is_cause
 
 
 def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):
-    """The step was skipped for what another process had: this one's answers and rewards are finite."""
+    """The step was skipped for what another process had; this one has nothing that is not finite."""
     settings = {"response_length": 4, "reward_terms": "length=1", "advantage_estimator": "grpo"}
     config = asdict(ppo_config(tiny_vlm_path, None, tmp_path, **settings))
     adapters = Adapters(load(tiny_vlm_path))

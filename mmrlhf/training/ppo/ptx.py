@@ -44,7 +44,7 @@ class PTXRows:
         self._config, self._vlm, self._rows, self._accelerator = config, vlm, rows, accelerator
 
     def batch(self, update: int) -> PTXBatch | None:
-        """Return this process's rows of an update, counted from 0 over the run; None if it has none.
+        """Return this process's rows of an update, counted from 0 over the run, None if without.
 
         Over all processes they are as many as the update has prompts.
         """

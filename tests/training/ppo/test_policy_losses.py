@@ -183,7 +183,7 @@ def test_ppo_value_takes_worse_of_clipped_and_unclipped():
 
 
 def test_ppo_value_counts_no_rounding_as_clipping():
-    # In float32, 3.3 + (0.1 - 3.3) is not 0.1, so one of two opposite targets would be further away.
+    # In float32, 3.3 + (0.1 - 3.3) is not 0.1, so one of two opposite targets would be further off.
     new, old, targets = tensor([[0.1, 0.1]]), tensor([[3.3, 3.3]]), tensor([[4.0, -4.0]])
     assert (old + (new - old) != new).all()
     loss, metrics = policy_losses.ppo_value(new, old, targets, torch.ones(1, 2), 5.0, 2)

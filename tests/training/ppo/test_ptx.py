@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from mmrlhf.training.ptx import PTXRows
+from mmrlhf.training.ppo.ptx import PTXRows
 from tests.helpers.stages import ppo_config
 
 
