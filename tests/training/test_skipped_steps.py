@@ -214,7 +214,7 @@ def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
 
 
 def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):
-    """The step was skipped for what another process had; this one has nothing that is not finite."""
+    """It was skipped for what another process had; here, answers and rewards are finite."""
     settings = {"response_length": 4, "reward_terms": "length=1", "advantage_estimator": "grpo"}
     config = asdict(ppo_config(tiny_vlm_path, None, tmp_path, **settings))
     adapters = Adapters(load(tiny_vlm_path))
