@@ -32,35 +32,70 @@ SAMPLES = folder("data") / "samples"
 
 
 STAGES_SCRIPT = """
-import sys
+import math, sys
+from pathlib import Path
 import numpy as np, torch
+
+# float64 throughout: in float32, rounding would hide small differences, and training enlarges it.
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+
+class Float64:
+    def __getattr__(self, name):
+        return torch.float64 if name == "float32" else getattr(torch, name)
+
+from mmrlhf.engine import prefill
+from mmrlhf.models import adapters, loading, vlm
+adapters.torch = vlm.torch = Float64()
+loading._precision_kwargs = lambda *_: {"dtype": torch.float64}
+prefill.LOGP_TOLERANCE[torch.float64] = 1e-3
+
 from mmrlhf import scenes
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.dpo import dpo
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Message, Preference
 from mmrlhf.reward_model import train_reward_model
-from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
 
 torch.set_num_threads(1)
-base, out, processes, reward_model = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+base, out, processes, reward_model, stages = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5].split(",")
 rows = []
 for i in range(12):
     scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
     question = scenes.description_question(scene, rng)
+    images = (scene.image_source(),) if i != 5 else ()
     prompt = (Message("user", question.text),)
-    rows.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
+    rows.append(Example(scene.id, images, prompt, question.answer, scenes.annotator_facts(scene, rng)))
 pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
-common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
+
+def parity(samples):
+    "Alike for many groups, and not finite for the first answer to a row, which one process has."
+    values, spoilt = [float(len(sample.answer) % 2) for sample in samples], Path(f"{out}-spoilt")
+    for i, sample in enumerate(samples):
+        if sample.id == rows[0].id and not spoilt.exists():
+            spoilt.touch()
+            values[i] = math.nan
+    return values
+
+common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3, num_sample_generations=0,
               per_device_train_batch_size=4 // processes)
-sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
-model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common), pairs)
-dpo(DPOConfig(output_dir=f"{out}/dpo", loss_type="sigmoid,sft", image_pairs="other", **common), pairs)
-ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
-              num_mini_batches=2, min_probe_detection_rate=0, multi_objective_aggregation="normalize_then_sum",
-              term_statistics="running", length_bounds="auto", **common), rows[:3])  # one row twice in every step
+policy = dict(num_generations=2, response_length=10, num_ppo_epochs=1, min_probe_detection_rate=0, **common)
+if "sft" in stages:
+    sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
+if "reward" in stages:
+    common_reward = {name: value for name, value in common.items() if name != "num_sample_generations"}
+    train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common_reward), pairs)
+if "dpo" in stages:
+    dpo(DPOConfig(output_dir=f"{out}/dpo", loss_type="sigmoid,sft", image_pairs="other", **common), pairs)
+if "ppo" in stages:
+    ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=reward_model, num_mini_batches=2,
+                  multi_objective_aggregation="normalize_then_sum", term_statistics="running", length_bounds="auto",
+                  **policy), rows[:3])  # one row twice in every step
+if "grpo" in stages:
+    ppo(PPOConfig(output_dir=f"{out}/grpo", reward_terms="parity=1", advantage_estimator="grpo", dynamic_sampling=True,
+                  num_mini_batches=4, ptx_dataset_name=sys.argv[6], ptx_coef=0.5, sync_ref_model=True, ref_model_sync_steps=2,
+                  **policy | {"max_steps": 5}), rows, extra_reward_functions={"parity": parity})
 """
 
 
@@ -181,22 +216,27 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
-    draws that its two occurrences get on one.
+    draws that its two occurrences get on one. `grpo` replaces prompts, mixes in rows, refreshes its
+    reference, and skips a step for what one of the processes has.
     """
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
-    stages = ("sft", "reward", "ppo")
+    row = '{{"prompt": "What is {0} plus {0}?", "answer": "It is {1}.", "images": []}}\n'
+    (tmp_path / "ptx.jsonl").write_text("".join(row.format(i, "1" * i) for i in range(1, 6)))
+    stages = ("sft", "reward", "dpo", "ppo", "grpo")
     one = _logged_by_stages(tiny_vlm_path, tmp_path, "one", 1, stages)
+    assert [row.get("skipped_steps", 0) for row in one["grpo"]][-1] == 1
+    assert any(row.get("dynamic_sampling/replaced") for row in one["grpo"])
     _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "two", 2, stages))
     shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "shards", 2, ("sft", "ppo"), shards))
 
 
 def _logged_by_stages(base, tmp_path, name, processes, stages, environment=()):
-    """Run the script, with the reward model of `one` unless it trains its own; return metrics."""
+    """Run the script's stages, with the reward model of `one`; return metrics."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    out, reward_model = tmp_path / name, tmp_path / (name if "reward" in stages else "one") / "reward"
+    out, arguments = tmp_path / name, (tmp_path / "one" / "reward", ",".join(stages), tmp_path / "ptx.jsonl")
     subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "stages.py"), base, str(out), str(processes), str(reward_model)],
+        [sys.executable, *launch, str(tmp_path / "stages.py"), base, str(out), str(processes), *map(str, arguments)],
         check=True, capture_output=True, timeout=900,
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)} | dict(environment),
     )  # fmt: skip
@@ -207,10 +247,13 @@ def _assert_same_metrics(logged, other_logged):
     """Compare all metrics but times, memory and what one process counts for itself."""
     for stage, other_rows in other_logged.items():
         for row, other_row in zip(logged[stage], other_rows, strict=True):
-            for metric in row.keys() & other_row.keys():
-                if metric not in ("time", "eps", "image_encodes", "image_reencodes") and not metric.startswith("memory/"):
-                    # Rounding moves what is a difference of equal numbers, such as the first KL.
-                    assert row[metric] == pytest.approx(other_row[metric], rel=1e-5, abs=1e-5), (stage, metric)
+            compared = [
+                name
+                for name in row.keys() | other_row.keys()
+                if name not in ("time", "eps", "image_encodes", "image_reencodes") and not name.startswith("memory/")
+            ]
+            for name in compared:
+                assert row[name] == pytest.approx(other_row[name], rel=1e-9, abs=1e-12), (stage, row["step"], name)
 
 
 def test_generate_writes_the_best_of_n_answers(tiny_vlm_path, examples, reward_dir, tmp_path):
