@@ -31,10 +31,8 @@ from mmrlhf.cli_commands import (
     run_env,
     run_eval,
     run_plan,
-    run_ppo,
     run_replay,
     run_report,
-    run_rft,
 )
 from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
@@ -44,8 +42,10 @@ from mmrlhf.config import (
     EncodeConfig,
     ExportConfig,
     GenerateConfig,
+    PPOConfig,
     RewardConfig,
     RewardEvalConfig,
+    RFTConfig,
     ScoreConfig,
     SFTConfig,
 )
@@ -239,17 +239,19 @@ COMMANDS = _by_last_word(
         "train a model on preferences themselves, without a reward model",
         "--config configs/demo/dpo.yaml --output_dir runs/dpo --beta 0.1",
     ),
-    Command(
+    _config_command(
         "ppo",
+        PPOConfig,
+        "mmrlhf.ppo:ppo",
         "optimise a model against the reward model",
         "--config configs/demo/ppo.yaml --reward_model_path runs/reward --output_dir runs/ppo",
-        run_ppo,
     ),
-    Command(
+    _config_command(
         "rft",
+        RFTConfig,
+        "mmrlhf.rft:rft",
         "fine-tune a model on the best of its own answers (best-of-n), in rounds",
         "--model runs/sft/model --data prompts.jsonl --reward_model_path runs/reward --num_rounds 3 --output_dir runs/rft",
-        run_rft,
     ),
     _config_command(
         "generate",

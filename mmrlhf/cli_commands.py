@@ -20,7 +20,6 @@ from mmrlhf.cli_parser import (
     load_named_config,
     make_config_parser,
     non_negative_int,
-    parse_config,
     positive_int,
 )
 from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
@@ -37,37 +36,19 @@ if TYPE_CHECKING:
 TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
 
 
-def run_ppo(command: Command, argv: list[str]) -> None:
-    config = parse_config(PPOConfig, command, argv)
-    require_paths(config)
-    from mmrlhf.ppo import ppo
-
-    ppo(config)
-    _print_claims_page(config.output_dir)
-    print_closing("ppo", config)
-
-
-def run_rft(command: Command, argv: list[str]) -> None:
-    config = parse_config(RFTConfig, command, argv)
-    require_paths(config)
-    from mmrlhf.rft import rft
-
-    rft(config)
-    _print_claims_page(config.output_dir)
-    print_closing("rft", config)
-
-
-def _print_claims_page(output_dir: str) -> None:
-    """Write the page about the claims of the latest answers, if the run verified any."""
-    from mmrlhf.report.claims import write_claims_page
-
-    if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(output_dir))):
-        print(f"{page} shows every claim of the latest answers with its verdicts")
-
-
 def print_closing(name: str, config: Any) -> None:
-    """Print what a command wrote and what to run next, on the main process."""
-    if os.environ.get("RANK", "0") == "0" and (text := closing_text(name, config)):
+    """Print what a command wrote and what to run next, on the main process.
+
+    First write the page about the claims of the latest answers, if the run verified any.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if isinstance(config, PPOConfig | RFTConfig):
+        from mmrlhf.report.claims import write_claims_page
+
+        if page := write_claims_page(Path(config.output_dir)):
+            print(f"{page} shows every claim of the latest answers with its verdicts")
+    if text := closing_text(name, config):
         print(text)
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmrlhf.config import DPOConfig
-from mmrlhf.datasets import Records, read_preferences
+from mmrlhf.datasets import Records, read_preferences, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
-from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
@@ -43,13 +43,14 @@ from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
     load_optimizer,
-    lr_multiplier,
     optimizer_step,
     optimizer_tensors,
+    set_learning_rate,
     total_steps,
 )
-from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.skipped_steps import SkippedSteps
 
 MAX_FIRST_LOG_RATIO = {"float32": 1e-3, "bfloat16": 0.1, "nf4": 0.1}
@@ -76,12 +77,8 @@ def dpo(
     evaluation = PolicyEvaluation(config, _join(pairs, eval_function))
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
-    adapter_dir, kept = run.path / "policy", None
-    if preferences is None:
-        kept = KeptChecks(run.path / "rows.json", run.add_file)
-        facts = read_facts(config.facts_file) if config.facts_file else None
-        preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
-    run.claim_rows(preferences)
+    adapter_dir = run.path / "policy"
+    preferences, kept = open_rows(config, run, preferences, read_preferences)
     if held_out is not None:
         run.claim_rows(held_out, "eval")
     evaluation.claim(run, preferences)
@@ -101,7 +98,37 @@ def dpo(
         name = config.eval_dataset_name or "the held-out rows"
         pairs.rows = _usable_rows(config, vlm, _without_ties(config, pairs.rows, run, name), run, None, name)
         pairs.policy, pairs.reference = policy, reference
+
+    # 2. Train, and save
+    num_steps = total_steps(config, len(rows), accelerator.num_processes)
+    evaluation.plan(rows, num_steps)
+    result = _train(config, accelerator, run, evaluation, policy, reference, rows, untied, num_steps)
+    if accelerator.is_main_process:
+        best = evaluation.finish(run, policy, adapter_dir)
+        save_policy(adapters, "policy", adapter_dir)
+        run.finish({"steps": num_steps, **result, **best})
+    accelerator.wait_for_everyone()
+    return adapter_dir
+
+
+def _train(
+    config: DPOConfig,
+    accelerator: Accelerator,
+    run: Run,
+    evaluation: PolicyEvaluation,
+    policy: Role,
+    reference: Role,
+    rows: Sequence[Preference],
+    untied: Sequence[Preference],
+    num_steps: int,
+) -> dict[str, Any]:
+    """Take the steps that are left, on `rows`; return what finished.json says of them.
+
+    `untied` are all rows that compare answers, from which image pairs take other pictures.
+    """
+    vlm, start_step, metrics = policy.vlm, 0, dict[str, float]()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
 
     def other_images(local_rows: Sequence[Preference]) -> list[tuple[ImageSource, ...] | None]:
         return [rejected_images(config, untied, row) for row in local_rows]
@@ -109,12 +136,7 @@ def dpo(
     def build(local_rows: Sequence[Preference]) -> PreferenceBatch:
         return build_batch(config, vlm, local_rows, other_images(local_rows))
 
-    # 2. Resume; the reference's log-probs of the rows that the steps will take
-    batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    num_steps, start_step = total_steps(config, len(rows), accelerator.num_processes), 0
-    skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
-    metrics: dict[str, float] = {}
-    evaluation.plan(rows, num_steps)
+    # Resume; the reference's log-probs of the rows that the steps will take
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
@@ -124,19 +146,19 @@ def dpo(
         evaluation.restore(tensors, state)
     elif measured := evaluation.evaluate(run, accelerator, policy, 0):
         run.log(0, measured)
+    batch_size = config.per_device_train_batch_size * accelerator.num_processes
     kept_logps: dict[int, list[float]] = {}
     if config.precompute_ref_log_probs:
         needed = sorted({i for step in range(num_steps) for i in batch_indices(step, batch_size, len(rows), config.seed)})
         kept_logps = precompute(run, accelerator, config, reference, rows, needed, build)
 
-    # 3. Steps
+    # Steps
     with run.progress(num_steps, start_step, "dpo") as progress_bar:
         for step in range(start_step, num_steps):
             indices = batch_indices(step, batch_size, len(rows), config.seed)
             local_indices = indices[accelerator.process_index :: accelerator.num_processes]
             local_rows = [rows[i] for i in local_indices]
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
+            learning_rate = set_learning_rate(optimizer, config, step, num_steps)
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
                 images = other_images(local_rows)
                 batch = build_batch(config, vlm, local_rows, images)
@@ -158,7 +180,6 @@ def dpo(
                 grad_norm = optimizer_step(accelerator, optimizer, policy.parameters(), config.max_grad_norm)
             metrics = skipped_steps.metrics()
             if not attempt.is_skipped:
-                learning_rate = optimizer.param_groups[0]["lr"]
                 metrics = means | metrics
                 metrics |= {"num_tokens": counts.tokens, "grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
@@ -172,14 +193,7 @@ def dpo(
                 run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop and not is_last:
                     raise InputError(stop)
-
-    # 4. Save
-    if accelerator.is_main_process:
-        best = evaluation.finish(run, policy, adapter_dir)
-        save_policy(adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, **_last_metrics(metrics), **skipped_steps.metrics(), **best})
-    accelerator.wait_for_everyone()
-    return adapter_dir
+    return {**_last_metrics(metrics), **skipped_steps.metrics()}
 
 
 def _last_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -226,13 +240,13 @@ def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run
     if len(indices) == len(preferences):
         return preferences
     run.print(f"note: {dataset}: {len(preferences) - len(indices)} of {len(preferences)} rows are ties and are left out")
-    return preferences.subset(indices) if isinstance(preferences, Records) else [preferences[i] for i in indices]
+    return subset(preferences, indices)
 
 
 def _usable_rows(
     config: DPOConfig, vlm: VLM, rows: Sequence[Preference], run: Run, kept: KeptChecks | None, dataset: str
 ) -> Sequence[Preference]:
-    """Return the rows that the model can read. Raises InputError as `usable_rows` does."""
+    """Return the rows that the model can read. Raises InputError as `usable_indices` does."""
     lengths = PromptLengths(vlm, config.max_pixels)
     if config.image_pairs != "none" and not any(row.images for row in rows):
         raise InputError(f"{dataset} has no row with an image, and image_pairs compares images: leave it out")
@@ -245,7 +259,7 @@ def _usable_rows(
             measured.append(Length(lengths.count(row.prompt, images) + len(answers[0]), limit))
         return measured
 
-    return usable_rows(rows, config, dataset, lengths_of, lengths, run.console, kept)
+    return subset(rows, usable_indices(rows, config, dataset, lengths_of, lengths, run.console, kept))
 
 
 def _check_policy_is_reference(config: DPOConfig, metrics: dict[str, float], counts: Counts) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mmrlhf.config import GenerateConfig
-from mmrlhf.datasets import Records, read_examples
+from mmrlhf.datasets import Records, read_examples, subset
 from mmrlhf.datasets.write import text_with_placeholders
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import make_sampling_params
@@ -29,7 +29,7 @@ from mmrlhf.report.progress import progress
 from mmrlhf.rewards.best_of_n import best_answers
 from mmrlhf.rewards.checkpoint import load_reward_model, print_facts_note
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
-from mmrlhf.training.row_checks import KeptChecks, Length, LengthsOf, group_length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, LengthsOf, group_length, usable_indices
 
 
 @writes("output_file")
@@ -76,7 +76,8 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             print_facts_note(config.reward_model_path, reward_model, examples)
         lengths, console = PromptLengths(vlm, config.max_pixels), Console(highlight=False)
         lengths_of = _lengths_of(config, lengths, reward_model)
-        examples = usable_rows(examples, config, config.dataset_name, lengths_of, lengths, console, kept)
+        indices = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, console, kept)
+        examples = subset(examples, indices)
         progress_bar = stack.enter_context(progress(len(examples), "generate", start=num_done))
         for example, texts in generate_batches(
             vlm, examples[num_done:], make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,

@@ -22,15 +22,13 @@ from pathlib import Path
 import torch
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.datasets import read_examples
-from mmrlhf.engine.rollout import LocalEngine
+from mmrlhf.datasets import read_examples, subset
+from mmrlhf.engine.rollout import LocalEngine, RolloutEngine
 from mmrlhf.engine.scoring import in_micro_batches, logps, values
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
-from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.export import save_policy
-from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
@@ -39,26 +37,31 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_reward_rows, check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.types import RewardFunction
-from mmrlhf.training.memory import estimate_memory, peak_memory
+from mmrlhf.training.memory import estimate_memory
 from mmrlhf.training.monitor import REWARD
-from mmrlhf.training.optim import (
-    load_optimizer,
-    lr_multiplier,
-    optimizer_tensors,
-    total_steps,
-)
+from mmrlhf.training.optim import set_learning_rate, total_steps
 from mmrlhf.training.ppo import advantages, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_policy_is_reference
 from mmrlhf.training.ppo.kl_controller import KLController
-from mmrlhf.training.ppo.metrics import log_step, possible_warnings, step_metrics, stop_at_max_kl, system_metrics
+from mmrlhf.training.ppo.metrics import (
+    log_step,
+    possible_warnings,
+    print_memory,
+    progress_metrics,
+    step_metrics,
+    stop_at_max_kl,
+    system_metrics,
+)
 from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
 from mmrlhf.training.ppo.roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
 from mmrlhf.training.ppo.rollout import FAILURE_FILE, Rollout, collect_rollout
 from mmrlhf.training.ppo.settings import check_minibatches, check_settings
+from mmrlhf.training.ppo.state import PPOState, build_optimizer
 from mmrlhf.training.ppo.update import update_roles
-from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.skipped_steps import SkippedSteps
 
 
@@ -80,12 +83,8 @@ def ppo(
     accelerator = Accelerator()
     check_minibatches(config, accelerator.num_processes)
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
-    adapter_dir, kept = run.path / "policy", None
-    if examples is None:
-        kept = KeptChecks(run.path / "rows.json", run.add_file)
-        facts = read_facts(config.facts_file) if config.facts_file else None
-        examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
-    run.claim_rows(examples)
+    adapter_dir = run.path / "policy"
+    examples, kept = open_rows(config, run, examples, read_examples)
     ptx_examples = read_ptx_rows(config, run) if config.ptx_dataset_name else ()
     evaluation.claim(run, examples)
     if run.is_finished:
@@ -97,84 +96,88 @@ def ppo(
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
-    policy, critic = roles.policy, roles.critic
     examples = _usable_examples(config, roles, examples, run, kept)
     ptx_rows = None
     if ptx_examples:
         ptx_rows = PTXRows(config, vlm, usable_ptx_rows(config, vlm, ptx_examples, run), accelerator)
-    engine = LocalEngine(policy)
-    param_groups = [{"params": policy.parameters(), "peak": config.learning_rate}]
-    if critic is not None:
-        param_groups.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
-    optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
-
-    num_processes, start_step = accelerator.num_processes, 0
-    batch_size = config.per_device_train_batch_size * num_processes
-    num_steps = total_steps(config, len(examples), num_processes)
-    kl_controller = KLController.of(config, batch_size * config.num_generations)
+    engine = LocalEngine(roles.policy)
+    state = PPOState(
+        roles=roles,
+        optimizer=build_optimizer(config, roles),
+        prompt_order=PromptOrder(examples, config.seed),
+        kl_controller=KLController.of(config, answers_per_step(config, accelerator)),
+        skipped_steps=SkippedSteps(run, "ppo", config, accelerator, roles.changing),
+    )
+    num_steps = total_steps(config, len(examples), accelerator.num_processes)
     evaluation.plan(examples, num_steps)
-    kl: float | None = None
-    prompt_order, stopped = PromptOrder(examples, config.seed), ""
-    skipped_steps = SkippedSteps(run, "ppo", config, accelerator, roles.changing)
+    num_steps = _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
+
+    engine.close()
+    if accelerator.is_main_process:
+        best = evaluation.finish(run, roles.policy, adapter_dir)
+        save_policy(roles.adapters, "policy", adapter_dir)
+        result = {"steps": num_steps, "kl": state.kl, **state.skipped_steps.metrics(), **best}
+        run.finish(result | ({"stopped": state.stopped} if state.stopped else {}))
+    accelerator.wait_for_everyone()
+    return adapter_dir
+
+
+def _train(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    run: Run,
+    evaluation: PolicyEvaluation,
+    state: PPOState,
+    engine: RolloutEngine,
+    ptx_rows: PTXRows | None,
+    num_steps: int,
+    estimated_bytes: int,
+) -> int:
+    """Take the steps that are left; return `num_steps`, or fewer if `max_kl` ends the run."""
+    roles, policy, start_step = state.roles, state.roles.policy, 0
     if resumed := run.resume(num_steps):
-        start_step, tensors, state = resumed
-        kl = state.get("kl")
-        roles.aggregation.load_state(state.get("rewards", {}))
-        kl_controller.load_state(state.get("kl_controller", {}))
-        prompt_order.position, stopped = state.get("position", start_step * batch_size), state.get("stopped", "")
-        if stopped:
+        start_step, tensors, numbers = resumed
+        state.restore(tensors, numbers, start_step * config.per_device_train_batch_size * accelerator.num_processes)
+        if state.stopped:
             evaluation.num_steps = num_steps = start_step
-        skipped_steps.restore(state)
-        for role in roles.changing:
-            role.load_state_dict(tensors)
-        load_optimizer(optimizer, tensors)
-        evaluation.restore(tensors, state)
+        evaluation.restore(tensors, numbers)
     if start_step == 0:
         run.log(0, evaluation.evaluate(run, accelerator, policy, 0))
 
     with run.progress(num_steps, start_step, "ppo") as progress_bar:
         for step in range(start_step, num_steps):
-            start_time = time.time()
-            lr_factor = lr_multiplier(config, step, num_steps)
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = param_group["peak"] * lr_factor
-            with skipped_steps.attempt(step + 1, ()) as attempt:
+            start_time, learning_rate = time.time(), set_learning_rate(state.optimizer, config, step, num_steps)
+            with state.skipped_steps.attempt(step + 1, ()) as attempt:
                 # 1-3. Prompts, rollout, rewards
                 failure_file = run.path / FAILURE_FILE
-                rollout = collect_rollout(config, accelerator, roles, engine, prompt_order, step, attempt, failure_file)
+                rollout = collect_rollout(config, accelerator, roles, engine, state.prompt_order, step, attempt, failure_file)
 
                 # 4-5. Log-probs, values, advantages
-                batch = build_batch(config, accelerator, roles, rollout, step, kl_controller.coef)
+                batch = build_batch(config, accelerator, roles, rollout, step, state.kl_controller.coef)
                 attempt.batch, attempt.numbers = batch.tensors(), {"kl_coef": batch.kl_coef, "value_clip": batch.value_clip}
-                stopped = stop_at_max_kl(config, batch, step)
+                state.stopped = stop_at_max_kl(config, batch, step)
 
                 # 6. Epochs of minibatches
                 updates: list[dict[str, float]] = []
-                if not stopped:
-                    updates = update_roles(config, accelerator, optimizer, roles, rollout, batch, ptx_rows, step, attempt)
+                if not state.stopped:
+                    updates = update_roles(config, accelerator, state.optimizer, roles, rollout, batch, ptx_rows, step, attempt)
 
                 # 7. Log
                 metrics = step_metrics(config, accelerator, roles, batch, updates) | rollout.metrics
-                kl_controller.update(metrics["objective/kl"])
-                kl = metrics["objective/kl"]
-            metrics = ({} if attempt.is_skipped else metrics) | skipped_steps.metrics()
-            metrics |= system_metrics(vlm, estimated_bytes) | {
-                "eps": batch_size * config.num_generations / max(time.time() - start_time, 1e-6),
-                "lr": config.learning_rate * lr_factor,
-                "episode": float((step + 1) * batch_size * config.num_generations),
-            }
+                state.kl = metrics["objective/kl"]
+                state.kl_controller.update(state.kl)
+            metrics = ({} if attempt.is_skipped else metrics) | state.skipped_steps.metrics()
+            metrics |= system_metrics(roles.vlm, estimated_bytes)
+            metrics |= progress_metrics(step, answers_per_step(config, accelerator), start_time, learning_rate)
             if config.sync_ref_model and (step + 1) % config.ref_model_sync_steps == 0:
                 roles.sync_reference()
-            if stopped:
+            if state.stopped:
                 evaluation.num_steps = num_steps = step + 1
             is_last = step + 1 == num_steps
             metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
             if step == start_step:
-                run.print(
-                    f"memory: peak {peak_memory() / GIB:.2f} GiB, estimated {estimated_bytes / GIB:.2f} GiB "
-                    "(`mmrlhf plan ppo`, which leaves out the process itself)"
-                )
+                print_memory(run, estimated_bytes)
             is_logging_step = is_last or (step + 1) % config.logging_steps == 0
             if attempt.is_skipped:
                 run.log(step + 1, metrics)
@@ -184,32 +187,19 @@ def ppo(
 
             # 8. Save
             if run.is_save_due(step + 1, is_last=is_last) or stop:
-                role_tensors = {k: v for role in roles.changing for k, v in role.state_dict().items()}
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
-                state = {
-                    "kl": kl,
-                    "kl_controller": kl_controller.state(),
-                    "rewards": roles.aggregation.state(),
-                    "position": prompt_order.position,
-                    "stopped": stopped,
-                    **skipped_steps.state(),
-                    **best_state,
-                }
-                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
+                run.save_checkpoint(step + 1, state.tensors() | best_tensors, state.numbers() | best_state)
                 if stop and not is_last:
                     raise InputError(stop)
-            if stopped:
-                run.print(stopped)
+            if state.stopped:
+                run.print(state.stopped)
                 break
+    return num_steps
 
-    engine.close()
-    if accelerator.is_main_process:
-        best = evaluation.finish(run, policy, adapter_dir)
-        save_policy(roles.adapters, "policy", adapter_dir)
-        result = {"steps": num_steps, "kl": kl, **skipped_steps.metrics(), **best}
-        run.finish(result | ({"stopped": stopped} if stopped else {}))
-    accelerator.wait_for_everyone()
-    return adapter_dir
+
+def answers_per_step(config: PPOConfig, accelerator: Accelerator) -> int:
+    """Return the number of answers of a step, over all processes."""
+    return config.per_device_train_batch_size * accelerator.num_processes * config.num_generations
 
 
 def _usable_examples(
@@ -217,7 +207,7 @@ def _usable_examples(
 ) -> Sequence[Example]:
     """Return the examples with prompts that leave room for an answer, for each of the models.
 
-    Raises InputError as `usable_rows` does.
+    Raises InputError as `usable_indices` does.
     """
     lengths = PromptLengths(roles.vlm, config.max_pixels)
     lengths_of_answer = rewarded_lengths(config, roles.vlm, lengths, roles.reward_models)
@@ -228,7 +218,7 @@ def _usable_examples(
             num_tokens = lengths.count(critic_messages(example, roles.reward_models), example.images)
             yield Length(num_tokens + config.response_length, lengths.limit(config.max_length))
 
-    return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+    return subset(examples, usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept))
 
 
 def build_batch(

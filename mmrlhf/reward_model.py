@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from mmrlhf.config import RewardConfig
-from mmrlhf.datasets import Records, read_preferences
+from mmrlhf.datasets import read_preferences, subset
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
 from mmrlhf.files.writing import writes
@@ -30,7 +30,7 @@ from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
 from mmrlhf.models.loading import load
-from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
+from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
@@ -44,16 +44,16 @@ from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
     load_optimizer,
-    lr_multiplier,
     optimizer_step,
     optimizer_tensors,
+    set_learning_rate,
     total_steps,
 )
 from mmrlhf.training.reward_model.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
 from mmrlhf.training.reward_model.rows import training_rows
 from mmrlhf.training.reward_model.step import compute_gradients, preference_loss
 from mmrlhf.training.reward_model.watch import reward_monitor, watch
-from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
 
@@ -93,25 +93,60 @@ def train_reward_model(
     # 1. The role: an adapter, or the full language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     model, untrained = build_models(config, vlm)
-    role, lengths = model.role, PromptLengths(vlm, config.max_pixels)
+    lengths = PromptLengths(vlm, config.max_pixels)
 
-    def lengths_of(row: Preference) -> list[Length]:
-        return [group_length(model, lengths, to_answer_group(row))]
+    def usable_rows(rows: Sequence[Preference], name: str, kept: KeptChecks | None) -> Sequence[Preference]:
+        def lengths_of(row: Preference) -> list[Length]:
+            return [group_length(model, lengths, to_answer_group(row))]
 
-    preferences = usable_rows(preferences, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+        return subset(rows, usable_indices(rows, config, name, lengths_of, lengths, run.console, kept))
+
+    preferences = usable_rows(preferences, config.dataset_name, kept)
     if held_out:
-        name = config.eval_dataset_name or "the held-out rows"
-        held_out = usable_rows(held_out, config, name, lengths_of, lengths, run.console, kept_held_out)
+        held_out = usable_rows(held_out, config.eval_dataset_name or "the held-out rows", kept_held_out)
     reference = reference_rows(config, preferences, held_out)
+
+    # 2. Train
+    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role])
+    num_steps, best, outcomes_before = _train(
+        config, accelerator, run, model, untrained, lengths, preferences, reference, skipped_steps
+    )
+
+    # 3. Normalise, calibrate and probe, then save
+    if config.load_best_model_at_end:
+        model.role.load_state_dict(best.tensors)
+        run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
+    if accelerator.is_main_process:
+        _calibrate_and_save(model, run, reference, outcomes_before, num_steps, config, skipped_steps)
+    accelerator.wait_for_everyone()
+    return run.path
+
+
+def _train(
+    config: RewardConfig,
+    accelerator: Accelerator,
+    run: Run,
+    model: RewardModel,
+    untrained: RewardModel | None,
+    lengths: PromptLengths,
+    preferences: Sequence[Preference],
+    reference: Reference,
+    skipped_steps: SkippedSteps,
+) -> tuple[int, BestModel, Outcomes]:
+    """Take the steps that are left.
+
+    Return the step of the end, the best weights, and how `reference` was judged before training.
+    """
+    role, vlm, start_step = model.role, model.role.vlm, 0
     trained_parameters = [p for p in role.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained_parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
-
-    # 2. Resume, or measure the judge before training
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
+    num_steps = total_steps(config, len(preferences), accelerator.num_processes)
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
-    skipped_steps, monitor = SkippedSteps(run, "reward", config, accelerator, [role]), reward_monitor(config)
+    monitor = reward_monitor(config)
+
+    # Resume, or measure the judge before training
     outcomes_before: Outcomes
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
@@ -128,17 +163,15 @@ def train_reward_model(
             measured, _ = _measure(config, accelerator, model, reference, best, 0)
             watch(run, monitor, model, reference, 0, measured)
 
-    # 3. Steps
+    # Steps
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
     step, patience = start_step, config.early_stopping_patience or num_steps + 1
     with run.progress(num_steps, start_step, description) as progress_bar:
         while step < num_steps and num_not_better < patience:
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
-            local_rows = training_rows(
-                config, model, lengths, rows[accelerator.process_index :: accelerator.num_processes], other_facts, step
-            )
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
+            local_rows = rows[accelerator.process_index :: accelerator.num_processes]
+            local_rows = training_rows(config, model, lengths, local_rows, other_facts, step)
+            learning_rate = set_learning_rate(optimizer, config, step, num_steps)
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
                 sums = vlm.budget.retry_on_oom(
                     compute_gradients, config, accelerator, optimizer, model, untrained, local_rows, batch_size
@@ -153,7 +186,7 @@ def train_reward_model(
                 untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
                 metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
                 metrics["grad_norm"] = grad_norm
-            metrics |= skipped_steps.metrics() | {"learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= skipped_steps.metrics() | {"learning_rate": learning_rate}
             progress_bar.advance()
             step += 1
             is_measured = config.eval_steps is not None and (step % config.eval_steps == 0 or step == num_steps)
@@ -173,21 +206,12 @@ def train_reward_model(
                 run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop and not is_last:
                     raise InputError(stop)
-
-    # 4. Normalise, calibrate and probe, then save
-    if config.load_best_model_at_end:
-        role.load_state_dict(best.tensors)
-        run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
-    if accelerator.is_main_process:
-        _calibrate_and_save(model, run, reference, outcomes_before, step, config, skipped_steps)
-    accelerator.wait_for_everyone()
-    return run.path
+    return step, best, outcomes_before
 
 
 def _check_config(config: RewardConfig, has_held_out: bool) -> None:
     """Raise InputError for settings that contradict each other."""
-    if config.tuning == "full" and config.dtype != "float32":
-        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+    check_tuning(config.tuning, config.dtype)
     if not check_continues(config):
         check_adapter_setting(config.adapter_path, config.tuning)
     for name in ("untrained_prior", "untrained_score_coefficient"):
@@ -212,10 +236,7 @@ def _select_preferences(config: RewardConfig, preferences: Sequence[Preference])
         kept_indices = balance_lengths(preferences, config.seed)
         if not kept_indices:
             raise InputError(f"{config.dataset_name}: balance_lengths leaves no row; leave it out")
-        if isinstance(preferences, Records):
-            preferences = preferences.subset(kept_indices)
-        else:
-            preferences = [preferences[i] for i in kept_indices]
+        preferences = subset(preferences, kept_indices)
     if config.loss_type != "rao_kupper" and config.max_steps and all(c.is_tie for row in preferences for c in row.comparisons):
         raise InputError(
             f"{config.dataset_name} has ties only, and only loss_type rao_kupper learns from ties: use it, or other rows"

@@ -28,7 +28,6 @@ from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
-from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
@@ -38,7 +37,7 @@ from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
-from mmrlhf.models.policy import check_adapter_setting, check_same_base
+from mmrlhf.models.policy import check_adapter_setting, check_same_base, check_tuning
 from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
@@ -49,12 +48,13 @@ from mmrlhf.rewards.claim_rewards import asks_base, claim_reward_verifiers
 from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
-from mmrlhf.sft import check_tuning, sft
+from mmrlhf.sft import sft
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
 from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
-from mmrlhf.training.row_checks import KeptChecks, overlong_rows, rewarded_lengths
+from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.sampled_answers import build_samples, sample_rows
 
 
@@ -76,10 +76,7 @@ def rft(
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
-    if examples is None:
-        facts = read_facts(config.facts_file) if config.facts_file else None
-        examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
-    run.claim_rows(examples)
+    examples, _ = open_rows(config, run, examples, read_examples)
     if run.is_finished:
         run.print_finished(model_dir)
         return model_dir
@@ -202,8 +199,7 @@ def _sample(
     rewards = build_rewards(config, adapters, accelerator, extra_reward_functions, base)
     lengths, kept_checks = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "rows.json", run.add_file)
     lengths_of = rewarded_lengths(config, vlm, lengths, rewards.reward_models)
-    dropped = set(overlong_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks))
-    rows = [row for row in range(len(examples)) if row not in dropped]
+    rows = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks)
     prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
 
     engine = LocalEngine(Role(adapters, adapter))

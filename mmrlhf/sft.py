@@ -9,21 +9,21 @@ implemented: packing several rows into one sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmrlhf.config import SFTConfig
-from mmrlhf.datasets import read_examples
+from mmrlhf.datasets import read_examples, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
-from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import merge, save_model, save_policy
 from mmrlhf.models.loading import load
-from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
+from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
@@ -32,13 +32,14 @@ from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
     load_optimizer,
-    lr_multiplier,
     optimizer_step,
     optimizer_tensors,
+    set_learning_rate,
     total_steps,
 )
-from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.sft_batch import SFTBatch, accumulate_sft_gradients, build_sft_batch, example_lengths
 from mmrlhf.training.skipped_steps import SkippedSteps
 
@@ -55,17 +56,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
-    kept = None
-    if examples is None:
-        kept = KeptChecks(run.path / "rows.json", run.add_file)
-        examples = read_examples(
-            config.dataset_name,
-            config.dataset_train_split,
-            config.image_folder,
-            read_facts(config.facts_file) if config.facts_file else None,
-            require_answer=True,
-        )
-    run.claim_rows(examples)
+    examples, kept = open_rows(config, run, examples, partial(read_examples, require_answer=True))
     evaluation.claim(run, examples)
     if run.is_finished:
         run.print_finished(model_dir)
@@ -97,8 +88,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
         for step in range(start_step, num_steps):
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
+            learning_rate = set_learning_rate(optimizer, config, step, num_steps)
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
                 batch = build_sft_batch(vlm, local_rows, config.max_length, config.train_on)
                 num_tokens = accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum")
@@ -109,12 +99,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
                 grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             metrics = skipped_steps.metrics()
             if not attempt.is_skipped:
-                metrics |= {
-                    "loss": loss,
-                    "num_tokens": float(num_tokens),
-                    "grad_norm": grad_norm,
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                }
+                metrics |= {"loss": loss, "num_tokens": float(num_tokens)}
+                metrics |= {"grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
             metrics |= evaluation.evaluate(run, accelerator, role, step + 1)
             is_last = step + 1 == num_steps
@@ -165,12 +151,6 @@ def _check_config(config: SFTConfig) -> None:
         )
 
 
-def check_tuning(tuning: str, dtype: str) -> None:
-    """Raise InputError for weights that training cannot change in their precision."""
-    if tuning == "full" and dtype != "float32":
-        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
-
-
 def _on_whole_base(adapters: Adapters, adapter_dir: Path) -> Adapters:
     """Save the adapter of a base that is in 4 bits or sharded, and load it on the whole base.
 
@@ -186,13 +166,13 @@ def _on_whole_base(adapters: Adapters, adapter_dir: Path) -> Adapters:
 def _usable_examples(
     config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
 ) -> Sequence[Example]:
-    """Return the examples that the model can learn. Raises InputError as `usable_rows` does."""
+    """Return the examples that the model can learn. Raises InputError as `usable_indices` does."""
     lengths = PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(example: Example) -> list[Length]:
         return example_lengths(vlm, lengths, example, config.max_length, config.train_on)
 
-    return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+    return subset(examples, usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept))
 
 
 def compute_gradients(

@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,17 +32,9 @@ def vlm(tiny_vlm_path):
 @pytest.fixture(scope="session")
 def examples():
     """Twelve synthetic scenes with a description and facts."""
-    from mmrlhf import scenes
-    from mmrlhf.records import Example, Message
+    from tests.helpers.scene_rows import scene_examples
 
-    examples = []
-    for index in range(12):
-        scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng(index)
-        question = scenes.description_question(scene, rng)
-        prompt = (Message("user", question.text),)
-        facts = scenes.annotator_facts(scene, rng)
-        examples.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, facts))
-    return examples
+    return scene_examples()
 
 
 @pytest.fixture(scope="session")

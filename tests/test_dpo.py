@@ -13,14 +13,11 @@ from mmrlhf.cli import main
 from mmrlhf.dpo import dpo
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.models.adapters import Adapters
-from mmrlhf.models.export import save_policy
-from mmrlhf.models.loading import load
 from mmrlhf.records import InputError, Preference
 from mmrlhf.replay import replay
 from mmrlhf.training.dpo import losses, reference_logps
 from mmrlhf.training.run import Run
-from tests.helpers.stages import dpo_config
+from tests.helpers.stages import dpo_config, save_start_adapter
 
 SAMPLES = folder("data") / "samples"
 
@@ -135,12 +132,7 @@ def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pair
 
 
 def test_dpo_starts_from_an_adapter_which_is_then_the_reference(tiny_vlm_path, pairs, tmp_path):
-    adapters = Adapters(load(tiny_vlm_path))
-    adapters.add("start", 3, 12, seed=0, target_modules="q_proj,v_proj")
-    with torch.no_grad():
-        for i, parameter in enumerate(adapters.parameters("start").values()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
-    save_policy(adapters, "start", tmp_path / "start")
+    save_start_adapter(tiny_vlm_path, tmp_path / "start")
     config = dpo_config(tiny_vlm_path, tmp_path / "run", adapter_path=str(tmp_path / "start"), max_steps=2)
     dpo(config, pairs)
     rows = metrics_of(tmp_path / "run")

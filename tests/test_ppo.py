@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.training import monitor
 from mmrlhf.training.ppo import advantages
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config, reward_config
 
 KILLED_SCRIPT = """
@@ -37,26 +38,10 @@ def save(self, step, *rest):
     saves(self, step, *rest)
     if step == 2: os.kill(os.getpid(), 9)
 run.Run.save_checkpoint = save
-sys.path.insert(0, sys.argv[2])
-from conftest_rows import rows
+from tests.helpers.scene_rows import scene_examples
 from pathlib import Path
-torch.set_num_threads(int(sys.argv[3]))  # the number of threads decides the order of sums
-stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), rows())
-"""
-
-
-ROWS_MODULE = """
-import numpy as np
-from mmrlhf import scenes
-from mmrlhf.records import Example, Message
-def rows():
-    examples = []
-    for i in range(12):
-        scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
-        question = scenes.description_question(scene, rng)
-        prompt = (Message("user", question.text),)
-        examples.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
-    return examples
+torch.set_num_threads(int(sys.argv[2]))  # the number of threads decides the order of sums
+stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), scene_examples())
 """
 
 
@@ -222,9 +207,9 @@ def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp
     ppo(uninterrupted, examples)
     killed = dataclasses.replace(uninterrupted, output_dir=str(tmp_path / "killed"))
     save_config(killed, tmp_path / "killed.yaml")
-    (tmp_path / "conftest_rows.py").write_text(ROWS_MODULE)
     process = subprocess.run(
-        [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", tmp_path, str(torch.get_num_threads())],
+        [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", str(torch.get_num_threads())],
+        cwd=Path(__file__).parents[1],  # where `tests` is found
         env=os.environ,
         capture_output=True,
     )
@@ -253,17 +238,9 @@ def test_ppo_warnings_after_a_kill_cover_the_same_steps(tiny_vlm_path, examples,
 
     ppo(config("uninterrupted"), examples)
     uninterrupted = list(warned)
-    save = Run.save_checkpoint
-
-    def save_and_stop(self, *rest):
-        save(self, *rest)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(step=2):
         ppo(config("killed"), examples)
     warned.clear()
-    monkeypatch.setattr(Run, "save_checkpoint", save)
     ppo(config("killed"), examples)
     assert warned == uninterrupted and len(warned) == 2
     assert (tmp_path / "killed/warnings.jsonl").read_text() == (tmp_path / "uninterrupted/warnings.jsonl").read_text()

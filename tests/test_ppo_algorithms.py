@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.training.ppo import advantages, policy_losses
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
 
 GRPO = {"advantage_estimator": "grpo"}
@@ -81,25 +81,16 @@ def test_span_rewards_of_reinforce_plus_plus_are_summed_per_answer(tiny_vlm_path
     assert to_go.max() == 1 and all(len(set(row[row != 0].tolist())) <= 1 for row in to_go)
 
 
-def test_adaptive_weight_of_the_kl_moves_and_survives_a_kill(tiny_vlm_path, examples, tmp_path, monkeypatch):
+def test_adaptive_weight_of_the_kl_moves_and_survives_a_kill(tiny_vlm_path, examples, tmp_path):
     """A run that is killed ends with the weights, adapters and metrics of one that is not."""
     settings = {"kl_controller": "adaptive", "target_kl": 1e-4, "reward_terms": "length=1", "max_steps": 4, "save_steps": 3}
     whole = ppo(ppo_config(tiny_vlm_path, None, tmp_path / "whole", **settings), examples)
     weights = [row["objective/kl_coef"] for row in read_jsonl(tmp_path / "whole/metrics.jsonl")[1:]]
     assert weights[:2] == [0.05, pytest.approx(0.05 * math.exp(-1.05))]  # the first KL is 0: error -0.5
     assert len(set(weights)) == 4
-    save = Run.save_checkpoint
-
-    def save_and_stop(self, step, *rest):
-        save(self, step, *rest)
-        if step == 3:
-            raise KeyboardInterrupt
-
     killed = ppo_config(tiny_vlm_path, None, tmp_path / "killed", **settings)
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(step=3):
         ppo(killed, examples)
-    monkeypatch.setattr(Run, "save_checkpoint", save)
     resumed = ppo(killed, examples)
     assert [row["objective/kl_coef"] for row in read_jsonl(tmp_path / "killed/metrics.jsonl")[1:]] == weights
     assert (whole / "adapter_model.safetensors").read_bytes() == (resumed / "adapter_model.safetensors").read_bytes()

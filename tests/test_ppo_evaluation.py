@@ -11,7 +11,7 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.policy import load_policy
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
 
 VALUES = [0.5, 0.7, 0.9, 0.9, 0.6]
@@ -82,7 +82,7 @@ def test_ppo_returns_the_untrained_policy_if_no_step_was_better(tiny_vlm_path, e
 
 
 @pytest.mark.parametrize("best_step", [1, 2])
-def test_ppo_resumes_with_the_same_best_policy(tiny_vlm_path, examples, tmp_path, monkeypatch, best_step):
+def test_ppo_resumes_with_the_same_best_policy(tiny_vlm_path, examples, tmp_path, best_step):
     """The best step is in the checkpoint, or comes after it; each step is logged once."""
     settings = {"eval_benchmarks": "scenes", "eval_limit": 2, "metric_for_best_model": "my_f1", "load_best_model_at_end": True}
     values = [0.9 if step == best_step else 0.1 for step in range(4)]
@@ -90,15 +90,8 @@ def test_ppo_resumes_with_the_same_best_policy(tiny_vlm_path, examples, tmp_path
         config_of(tiny_vlm_path, tmp_path / name, max_steps=3, save_steps=1, **settings) for name in ("whole", "killed")
     )
     ppo(whole, examples, scripted(values))
-
-    def save_and_stop(self, step, *rest, save=Run.save_checkpoint):
-        save(self, step, *rest)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "save_checkpoint", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            ppo(killed, examples, scripted(values))
+    with stopped_after(step=1):
+        ppo(killed, examples, scripted(values))
     assert json.loads((tmp_path / "killed/best/best.json").read_text())["step"] == (1 if best_step == 1 else 0)
     ppo(killed, examples, scripted(values[2:]))
     assert same(*(adapter_of(tmp_path / name / "policy") for name in ("whole", "killed")))

@@ -25,12 +25,8 @@ from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.rollout import groups_alike
 from mmrlhf.training.ppo.settings import check_settings
 from mmrlhf.training.replay_file import read_step
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
 
 
 def longer(samples):
@@ -73,25 +69,11 @@ def assert_same_policy(first, second):
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def die_after(monkeypatch, step):
-    """Kill the runs in folders named `killed` once they have the checkpoint after a step."""
-    real = Run.save_checkpoint
-
-    def save_and_die(self, saved_step, *rest):
-        real(self, saved_step, *rest)
-        if self.path.name == "killed" and saved_step == step:
-            monkeypatch.setattr(Run, "save_checkpoint", real)
-            raise Killed
-
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_die)
-
-
-def assert_resumes_exactly(monkeypatch, config, examples, step, function=longer):
+def assert_resumes_exactly(config, examples, step, function=longer):
     """Compare an unbroken run with one that was killed after a step."""
     whole, killed = (replace(config, output_dir=f"{config.output_dir}/{name}") for name in ("whole", "killed"))
     rows = train(whole, examples, function)
-    die_after(monkeypatch, step)
-    with pytest.raises(Killed):
+    with stopped_after(step):
         train(killed, examples, function)
     train(killed, examples, function)
     assert_same_policy(whole, killed)
@@ -161,10 +143,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_replayed(tiny_vlm_path, exa
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def test_max_kl_stops_before_the_step_is_trained_on(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
+def test_max_kl_stops_before_the_step_is_trained_on(tiny_vlm_path, examples, tmp_path, capsys):
     """The run ends with the policy of the step before, also if it is killed right then."""
     config = config_of(tiny_vlm_path, tmp_path, max_steps=5, max_kl=1e-3, kl_coef=0.0)
-    rows, result = assert_resumes_exactly(monkeypatch, config, examples, step=3)
+    rows, result = assert_resumes_exactly(config, examples, step=3)
     assert [row["objective/kl"] > 1e-3 for row in rows] == [False, False, True]
     assert ["loss/policy_avg" in row for row in rows] == [True, True, False]
     assert result["steps"] == 3 and result["stopped"].startswith("stopped at step 3: its answers have a KL to the reference of ")
@@ -279,7 +261,7 @@ def test_replace_prompts_puts_answers_in_their_place():
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path, monkeypatch):
+def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path):
     """The kill comes after a skipped step, and between two refreshes of the reference."""
     order = [example.id for example in PromptOrder(examples, 0).take(12)]
     data = write_rows(tmp_path / "sft.jsonl", examples[:5])
@@ -293,7 +275,7 @@ def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path,
         "dynamic_sampling": True, "reward_clip_range": "-90,90", "kl_controller": "adaptive", "target_kl": 0.1, "max_kl": 50.0,
     }  # fmt: skip
     config = config_of(tiny_vlm_path, tmp_path, **settings)
-    rows, result = assert_resumes_exactly(monkeypatch, config, examples, step=3, function=function)
+    rows, result = assert_resumes_exactly(config, examples, step=3, function=function)
     assert result["skipped_steps"] == 1.0 and rows[1]["skipped_steps"] == 1.0
     assert any(row.get("dynamic_sampling/replaced") for row in rows[3:])
 

@@ -10,7 +10,7 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.training.ppo import advantages
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
 
 GROUP = {"multi_objective_aggregation": "normalize_then_sum"}
@@ -95,22 +95,14 @@ def test_length_bounds_cut_what_is_positive_and_no_more(tiny_vlm_path, examples,
     assert "length bounds:" not in capsys.readouterr().out  # these were given, not measured
 
 
-def test_what_is_measured_resumes_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
+def test_what_is_measured_resumes_bit_identically(tiny_vlm_path, examples, tmp_path, capsys):
     def config(name):
         settings = {"max_steps": 3, "save_steps": 2, "length_bounds": "auto", "response_length": 30}
         return ppo_config(tiny_vlm_path, None, tmp_path / name, **settings, **RUNNING, **TERMS)
 
     ppo(config("uninterrupted"), examples, extra_reward_functions=FUNCTIONS)
-    save = Run.save_checkpoint
-
-    def save_and_stop(self, *rest):
-        save(self, *rest)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(step=2):
         ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
-    monkeypatch.setattr(Run, "save_checkpoint", save)
     ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
     logged = [read_jsonl(tmp_path / name / "metrics.jsonl")[1:] for name in ("uninterrupted", "killed")]
     bounds = [{(row["length_bounds/lower"], row["length_bounds/upper"]) for row in rows} for rows in logged]

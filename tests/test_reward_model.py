@@ -17,7 +17,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
 from mmrlhf.training.reward_model.step import preference_loss
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config, reward_config
 
 
@@ -191,7 +191,7 @@ def test_early_stopping_keeps_the_first_of_equal_measurements(tiny_vlm_path, pai
     assert torch.equal(*(raw_scores(load_reward_model(str(d)), pairs) for d in (path, untrained_dir)))
 
 
-def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path, pairs, tmp_path, monkeypatch):
+def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path, pairs, tmp_path):
     settings = {"untrained_prior": True, "learning_rate": 0.3, "lr_scheduler_type": "constant", "tuning": "head"}
     measuring = {"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss", "save_steps": 1}
     config = reward_config(tiny_vlm_path, tmp_path / "whole", **settings, **measuring)
@@ -200,15 +200,7 @@ def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path
     scores = raw_scores(load_reward_model(str(whole)), pairs[:4])
     assert torch.nn.functional.softplus(scores[:, 1] - scores[:, 0]).mean().item() == pytest.approx(min(measured), abs=1e-4)
     killed = dataclasses.replace(config, output_dir=str(tmp_path / "killed"))
-    save = Run.save_checkpoint
-
-    def save_then_die(run, step, *args):
-        save(run, step, *args)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Run, "save_checkpoint", save_then_die)
+    with stopped_after(step=2):
         train_reward_model(killed, pairs, pairs[:4])
     resumed = train_reward_model(killed, pairs, pairs[:4])
     for name in ("adapter_model.safetensors", "head.safetensors", "reward.json", "finished.json"):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from mmrlhf.commands.score import score
@@ -15,8 +14,7 @@ from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, 
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.generate import generate
-from mmrlhf.models.adapters import Adapters
-from mmrlhf.models.export import merge, save_policy
+from mmrlhf.models.export import merge
 from mmrlhf.models.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
@@ -25,7 +23,7 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
 from mmrlhf.training.memory import estimate_memory
-from tests.helpers.stages import ppo_config, reward_config
+from tests.helpers.stages import ppo_config, reward_config, save_start_adapter
 from tests.helpers.tiny_models import build_checkpoint
 
 SAMPLES = folder("data") / "samples"
@@ -33,8 +31,9 @@ SAMPLES = folder("data") / "samples"
 
 STAGES_SCRIPT = """
 import math, sys
+from dataclasses import replace
 from pathlib import Path
-import numpy as np, torch
+import torch
 
 # float64 throughout: in float32, rounding would hide small differences, and training enlarges it.
 torch.set_default_dtype(torch.float64)
@@ -50,23 +49,18 @@ adapters.torch = vlm.torch = Float64()
 loading._precision_kwargs = lambda *_: {"dtype": torch.float64}
 prefill.LOGP_TOLERANCE[torch.float64] = 1e-3
 
-from mmrlhf import scenes
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.dpo import dpo
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, Message, Preference
+from mmrlhf.records import Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
+from tests.helpers.scene_rows import scene_examples
 
 torch.set_num_threads(1)
 base, out, processes, reward_model, stages = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5].split(",")
-rows = []
-for i in range(12):
-    scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
-    question = scenes.description_question(scene, rng)
-    images = (scene.image_source(),) if i != 5 else ()
-    prompt = (Message("user", question.text),)
-    rows.append(Example(scene.id, images, prompt, question.answer, scenes.annotator_facts(scene, rng)))
+rows = scene_examples()
+rows[5] = replace(rows[5], images=())
 pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
 
 def parity(samples):
@@ -116,12 +110,7 @@ def test_generate_refuses_adapter_of_another_base(tiny_vlm_path, examples, rewar
 
 def test_every_stage_starts_from_an_adapter(tiny_vlm_path, examples, pairs, tmp_path):
     """At a learning rate of nearly 0, what each stage writes is the adapter it started from."""
-    adapters = Adapters(load(tiny_vlm_path))
-    adapters.add("start", 3, 12, seed=0, target_modules="q_proj,v_proj")
-    with torch.no_grad():
-        for i, parameter in enumerate(adapters.parameters("start").values()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
-    save_policy(adapters, "start", tmp_path / "start")
+    adapters = save_start_adapter(tiny_vlm_path, tmp_path / "start")
     start = load_file(tmp_path / "start" / "adapter_model.safetensors")
     merge(adapters, "start")
     merged = adapters.vlm.model.state_dict()

@@ -63,6 +63,13 @@ class Records(Sequence[Record]):
         return f"<{len(self)} records>"
 
 
+def subset(rows: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
+    """Return the rows at these indices; those of a file are still read when they are needed."""
+    if list(indices) == list(range(len(rows))):
+        return rows
+    return rows.subset(indices) if isinstance(rows, Records) else [rows[index] for index in indices]
+
+
 def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
     """Parse every row and return their number.
 

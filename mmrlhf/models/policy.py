@@ -45,6 +45,12 @@ def check_adapter_setting(adapter_path: str | None, tuning: str) -> None:
     check_is_adapter(Path(adapter_path))
 
 
+def check_tuning(tuning: str, dtype: str) -> None:
+    """Raise InputError for weights that training cannot change in their precision."""
+    if tuning == "full" and dtype != "float32":
+        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+
+
 def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> None:
     """Add the adapter that a stage trains: a copy of the one at adapter_path, or a new one.
 

@@ -60,6 +60,14 @@ def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
     return 0.1 + 0.9 * decay
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, num_steps: int) -> float:
+    """Set the learning rate of a step, and return it; parameters may have a `peak` of their own."""
+    factor = lr_multiplier(config, step, num_steps)
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = param_group.get("peak", config.learning_rate) * factor
+    return config.learning_rate * factor
+
+
 def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[list[int]]:
     """Split the rows of a step, over all processes, into at most `num_minibatches` random groups.
 

@@ -153,23 +153,7 @@ def signature_of(config: Any) -> str:
     return hashlib.sha256(json.dumps(inputs, default=repr).encode()).hexdigest()[:12]
 
 
-def usable_rows(
-    rows: Sequence[Record],
-    config: Any,
-    name: str,
-    lengths_of: LengthsOf,
-    lengths: PromptLengths,
-    console: Console,
-    kept: KeptChecks | None = None,
-) -> Sequence[Record]:
-    """Return the rows that the model can read, in their order; print what is dropped or shrunk.
-
-    Raises InputError as `overlong_rows` does.
-    """
-    return _without(rows, overlong_rows(rows, config, name, lengths_of, lengths, console, kept))
-
-
-def overlong_rows(
+def usable_indices(
     rows: Sequence[Record],
     config: Any,
     name: str,
@@ -178,7 +162,7 @@ def overlong_rows(
     console: Console,
     kept: KeptChecks | None = None,
 ) -> list[int]:
-    """Return the indices of the rows to drop; print what is dropped or shrunk.
+    """Return the indices of the rows that the model can read; print what is dropped or shrunk.
 
     `kept` holds the checks of an earlier call, which are valid for the same settings and files.
     Raises InputError for rows that the model refuses, for overlong rows unless the settings drop
@@ -205,7 +189,8 @@ def overlong_rows(
     if checks.num_shrunk:
         note = f"note: {name}: {checks.num_shrunk} images have more pixels than max_pixels, and are shrunk"
         console.print(Text(note), soft_wrap=True)
-    return checks.overlong
+    overlong = set(checks.overlong)
+    return [index for index in range(len(rows)) if index not in overlong]
 
 
 def refuse_unusable(
@@ -216,11 +201,3 @@ def refuse_unusable(
     checks = check_rows(rows, name, lambda row: [group_length(model, lengths, to_group(row))], lengths, console)
     if checks.overlong:
         raise InputError(f"{name}: {checks.overlong_text}: raise max_length, or drop these rows")
-
-
-def _without(rows: Sequence[Record], dropped: Sequence[int]) -> Sequence[Record]:
-    if not dropped:
-        return rows
-    dropped_set = set(dropped)
-    indices = [index for index in range(len(rows)) if index not in dropped_set]
-    return rows.subset(indices) if isinstance(rows, Records) else [rows[index] for index in indices]

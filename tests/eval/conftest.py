@@ -1,7 +1,9 @@
-"""Fixtures that score small files of answers."""
+"""Fixtures that import studies, and that score small files of answers."""
 
 import csv
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,16 @@ from mmrlhf.evaluate import evaluate
 from tests.helpers import fake_data
 from tests.helpers.fake_data import write_jsonl
 from tests.helpers.pope_files import OBJECTS
+
+STUDIES = Path(__file__).parents[2] / "eval" / "studies"
+
+
+@pytest.fixture
+def load_study(monkeypatch):
+    """Import a study as its command does, from its own folder."""
+    pytest.importorskip("open_clip")
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The study of algorithms: settings, corrections by an erring annotator, tables by a pencil."""
 
-import importlib
 import json
 import math
 from dataclasses import replace
@@ -21,14 +20,6 @@ SIZES = {
     "sft_rows": 8, "pair_scenes": 8, "held_out_pairs": 2, "answers": 96, "prompts_per_step": 6, "selection_scenes": 2,
     "held_out_scenes": 2, "shift_scenes": 2, "kl_scenes": 2, "diversity_scenes": 2, "best_of_n": 2,
 }  # fmt: skip
-
-
-@pytest.fixture
-def load_study(monkeypatch):
-    """Import a study as its command does, from its own folder."""
-    pytest.importorskip("open_clip")
-    monkeypatch.syspath_prepend(str(STUDIES))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -17,10 +17,8 @@ STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 
 
 @pytest.fixture
-def claims(monkeypatch):
-    pytest.importorskip("open_clip")
-    monkeypatch.syspath_prepend(str(STUDIES))
-    return importlib.import_module("claims")
+def claims(load_study):
+    return load_study("claims")
 
 
 def make_run(cell, seed, f1):

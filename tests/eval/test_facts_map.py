@@ -1,6 +1,5 @@
 """The map's comparisons, by numbers to check with a pencil, its figures and its cells."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -13,14 +12,6 @@ from mmrlhf.demo import data
 from mmrlhf.records import InputError
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
-
-
-@pytest.fixture
-def load_study(monkeypatch):
-    """Import a study as its command does, from its own folder."""
-    pytest.importorskip("open_clip")
-    monkeypatch.syspath_prepend(str(STUDIES))
-    return importlib.import_module
 
 
 @pytest.fixture

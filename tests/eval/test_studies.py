@@ -1,6 +1,5 @@
 """The studies import, their settings are valid, and their claims and tables are right."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,6 @@ PARTS = (
     "algorithms_training", "algorithms_measure", "algorithms_report", "annotator_corrections",
 )  # fmt: skip
 """Modules of several studies, which are no commands."""
-
-
-@pytest.fixture
-def load_study(monkeypatch):
-    """Import a study as its command does, from its own folder."""
-    pytest.importorskip("open_clip")
-    monkeypatch.syspath_prepend(str(STUDIES))
-    return importlib.import_module
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))

@@ -1,9 +1,13 @@
-"""A run directory of a small configuration."""
+"""A run directory of a small configuration, and runs that stop in their middle."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from mmrlhf.training.run import Run
 
@@ -28,3 +32,18 @@ class FakeConfig:
 
 def open_run(path: Path, **settings: object) -> Run:
     return Run(str(path), FakeConfig(**settings))  # type: ignore[arg-type]
+
+
+@contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """Stop the run of the block once it has the checkpoint after a step."""
+    save = Run.save_checkpoint
+
+    def save_and_stop(run: Run, saved_step: int, *rest: object) -> None:
+        save(run, saved_step, *rest)  # type: ignore[arg-type]
+        if saved_step == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save_checkpoint", save_and_stop)
+        yield

@@ -1,11 +1,16 @@
-"""Configurations of tiny training runs for the tests of the stages."""
+"""Configurations of tiny training runs for the tests of stages, and an adapter to start from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.export import save_policy
+from mmrlhf.models.loading import load
 
 
 def reward_config(model: str, output_dir: Path, **settings: Any) -> RewardConfig:
@@ -54,3 +59,14 @@ def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **
         reward_model_path=None if reward_model is None else str(reward_model),
         **{"num_mini_batches": settings.get("per_device_train_batch_size", 3), **defaults, **settings},
     )
+
+
+def save_start_adapter(model: str, folder: Path) -> Adapters:
+    """Write an adapter that changes the model, for stages to start from; return it as `start`."""
+    adapters = Adapters(load(model))
+    adapters.add("start", 3, 12, seed=0, target_modules="q_proj,v_proj")
+    with torch.no_grad():
+        for i, parameter in enumerate(adapters.parameters("start").values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    save_policy(adapters, "start", folder)
+    return adapters

@@ -13,8 +13,8 @@ from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 from mmrlhf.training import row_checks
-from mmrlhf.training.run import Run
 from tests.helpers.rows import make_data_dir, write_jsonl
+from tests.helpers.runs import stopped_after
 
 LONG = "a red circle " * 60
 
@@ -61,20 +61,8 @@ def test_a_resumed_run_checks_nothing_again_and_keeps_its_rows(tiny_vlm_path, fo
     path = write_jsonl(folder, *[sft_row(i, LONG if i == 2 else "A red circle.") for i in range(8)])
     config = sft_config(tiny_vlm_path, path, tmp_path / "whole", overlong="drop")
     sft(config)
-
-    class Killed(Exception):
-        """Raised instead of a kill."""
-
-    original = Run.save_checkpoint
-
-    def save_and_die(self, step, *args):
-        original(self, step, *args)
-        if step == 2:
-            raise Killed
-
     killed = sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "save_checkpoint", save_and_die)
+    with stopped_after(step=2):
         sft(killed)
     with pytest.raises(InputError, match="was started without 1 overlong rows, and now 0 would be left out"):
         sft(sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop", max_length=400))

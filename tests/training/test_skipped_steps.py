@@ -22,12 +22,8 @@ from mmrlhf.sft import sft
 from mmrlhf.training import losses, skipped_steps
 from mmrlhf.training.replay_file import SavedStep, read_step
 from mmrlhf.training.reward_model import losses as preference_losses
-from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config, reward_config
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
 
 
 def sft_config(model, output_dir, **settings):
@@ -95,19 +91,10 @@ def test_a_run_with_skipped_steps_resumes_bit_identically(tiny_vlm_path, example
     """Two steps in a row are skipped before the kill, and one later: that is no third."""
     spoil_losses(monkeypatch, losses, "sft", {2, 3, 5, 5 + 2, 5 + 3, 5 + 5})
     sft(sft_config(tiny_vlm_path, tmp_path / "whole"), examples)
-    real = Run.save_checkpoint
-
-    def save_and_die(self, step, *rest):
-        real(self, step, *rest)
-        if step == 3 and self.path.name == "killed":
-            raise Killed
-
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_die)
-    with pytest.raises(Killed):
+    with stopped_after(step=3):
         sft(sft_config(tiny_vlm_path, tmp_path / "killed"), examples)
     (tmp_path / "killed" / "skipped").mkdir(exist_ok=True)
     (tmp_path / "killed" / "skipped" / "step-000005.safetensors").write_text("of a step after the checkpoint")
-    monkeypatch.setattr(Run, "save_checkpoint", real)
     sft(sft_config(tiny_vlm_path, tmp_path / "killed"), examples)
     assert_same_weights(*(weights_of(tmp_path / name / "model") for name in ("whole", "killed")))
     counts = [[row.get("skipped_steps") for row in read_jsonl(tmp_path / n / "metrics.jsonl")] for n in ("whole", "killed")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -143,6 +144,26 @@ def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:
         "memory/peak_gib": peak_memory() / GIB,
         "memory/planned_gib": estimated_bytes / GIB,
     }
+
+
+def progress_metrics(step: int, num_answers: int, start_time: float, learning_rate: float) -> dict[str, float]:
+    """Return the answers per second of a step, the learning rate, and the answers so far.
+
+    `num_answers` is that of a step, over all processes; `start_time` is `time.time()`.
+    """
+    return {
+        "eps": num_answers / max(time.time() - start_time, 1e-6),
+        "lr": learning_rate,
+        "episode": float((step + 1) * num_answers),
+    }
+
+
+def print_memory(run: Run, estimated_bytes: int) -> None:
+    """Print the peak memory of the first step with its estimate."""
+    run.print(
+        f"memory: peak {peak_memory() / GIB:.2f} GiB, estimated {estimated_bytes / GIB:.2f} GiB "
+        "(`mmrlhf plan ppo`, which leaves out the process itself)"
+    )
 
 
 def log_step(

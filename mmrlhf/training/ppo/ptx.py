@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.datasets import read_examples
+from mmrlhf.datasets import read_examples, subset
 from mmrlhf.facts import read_facts
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
 from mmrlhf.training.optim import batch_indices
-from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.sft_batch import SFTBatch, build_sft_batch, example_lengths
 
@@ -69,10 +69,11 @@ def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:
 
 
 def usable_ptx_rows(config: PPOConfig, vlm: VLM, rows: Sequence[Example], run: Run) -> Sequence[Example]:
-    """Return the rows that the model can learn. Raises InputError as `usable_rows` does."""
+    """Return the rows that the model can learn. Raises InputError as `usable_indices` does."""
     lengths, kept = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "ptx_rows.json", run.add_file)
 
     def lengths_of(example: Example) -> list[Length]:
         return example_lengths(vlm, lengths, example, config.max_length, "all")
 
-    return usable_rows(rows, config, str(config.ptx_dataset_name), lengths_of, lengths, run.console, kept)
+    name = str(config.ptx_dataset_name)
+    return subset(rows, usable_indices(rows, config, name, lengths_of, lengths, run.console, kept))

@@ -1,0 +1,74 @@
+"""What decides the rest of a ppo run, besides its settings and inputs: a checkpoint has it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.training.optim import load_optimizer, optimizer_tensors
+from mmrlhf.training.ppo.kl_controller import KLController
+from mmrlhf.training.ppo.prompt_order import PromptOrder
+from mmrlhf.training.ppo.roles import PPORoles
+from mmrlhf.training.skipped_steps import SkippedSteps
+
+
+@dataclass
+class PPOState:
+    """The state of a ppo run after some steps; the evaluation and the run's files have their own.
+
+    `kl` is the last step's KL to the reference, in nats per answer; `stopped` says why the run ends
+    early, and is empty if it does not.
+    """
+
+    roles: PPORoles
+    optimizer: torch.optim.Optimizer
+    prompt_order: PromptOrder
+    kl_controller: KLController
+    skipped_steps: SkippedSteps
+    kl: float | None = None
+    stopped: str = ""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights that change and the optimiser's state, for a checkpoint."""
+        role_tensors = {name: tensor for role in self.roles.changing for name, tensor in role.state_dict().items()}
+        return role_tensors | optimizer_tensors(self.optimizer)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the rest of the state as JSON, for a checkpoint."""
+        return {
+            "kl": self.kl,
+            "kl_controller": self.kl_controller.state(),
+            "rewards": self.roles.aggregation.state(),
+            "position": self.prompt_order.position,
+            "stopped": self.stopped,
+            **self.skipped_steps.state(),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], numbers: Mapping[str, Any], position: int) -> None:
+        """Continue from what `tensors` and `numbers` returned.
+
+        `position` is that of the prompts if the checkpoint, of version 0.3.0, does not have it.
+        """
+        self.kl = numbers.get("kl")
+        self.roles.aggregation.load_state(numbers.get("rewards", {}))
+        self.kl_controller.load_state(numbers.get("kl_controller", {}))
+        self.prompt_order.position = numbers.get("position", position)
+        self.stopped = numbers.get("stopped", "")
+        self.skipped_steps.restore(numbers)
+        for role in self.roles.changing:
+            role.load_state_dict(tensors)
+        load_optimizer(self.optimizer, tensors)
+
+
+def build_optimizer(config: PPOConfig, roles: PPORoles) -> torch.optim.Optimizer:
+    """Return the optimiser of policy and critic; the critic may have a learning rate of its own."""
+    param_groups = [{"params": roles.policy.parameters(), "peak": config.learning_rate}]
+    if roles.critic is not None:
+        peak = config.critic_learning_rate or config.learning_rate
+        param_groups.append({"params": roles.critic.parameters(), "peak": peak})
+    return torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)

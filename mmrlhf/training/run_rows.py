@@ -1,0 +1,32 @@
+"""The rows that a run trains on: those it is given, or those of its dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mmrlhf.config import TrainConfig
+from mmrlhf.datasets import Records
+from mmrlhf.facts import read_facts
+from mmrlhf.records import Example, Preference
+from mmrlhf.training.row_checks import KeptChecks
+from mmrlhf.training.run import Run
+
+Record = TypeVar("Record", Example, Preference)
+
+
+def open_rows(
+    config: TrainConfig, run: Run, rows: Sequence[Record] | None, read: Callable[..., Records[Record]]
+) -> tuple[Sequence[Record], KeptChecks | None]:
+    """Return a run's rows, of its dataset unless given, and the file that keeps their checks.
+
+    Rows that are given have no such file. Raises InputError if rows cannot be used, or the run was
+    started with others.
+    """
+    kept = None
+    if rows is None:
+        kept = KeptChecks(run.path / "rows.json", run.add_file)
+        facts = read_facts(config.facts_file) if config.facts_file else None
+        rows = read(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+    run.claim_rows(rows)
+    return rows, kept
