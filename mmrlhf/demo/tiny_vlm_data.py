@@ -27,6 +27,8 @@ PRETRAINING_DIFFICULTY = scenes.Difficulty(occluded_share=0.35)
 """Harder than in the demo: pre-training data covers more than the model is used for."""
 LOCATION_RATE = 0.25
 """Share of described objects whose location is stated, more than in the demo's captions."""
+RELATION_RATE = 0.4
+"""Share of descriptions with a relation, more than in the demo's captions."""
 SORT_WINDOW_BATCHES = 8
 """Number of batches with rows sorted by length together, to batch rows of similar length."""
 MICRO_BATCH_SIZE = 8
@@ -67,7 +69,7 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
 
     From these the model learns to look.
     """
-    question = scenes.description_question(scene, rng, location_rate=LOCATION_RATE)
+    question = scenes.description_question(scene, rng, location_rate=LOCATION_RATE, relation_rate=RELATION_RATE)
     questions = [question] + [scenes.location_question(scene, int(c)) for c in rng.choice(9, size=4, replace=False)]
     questions.append(scenes.relation_question(scene, rng))
     return [turn for question in questions for turn in _question_turns(question)]
@@ -100,9 +102,8 @@ def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
     turns = _reviewed_answer(scene, rng, facts_text, position, learns_answer=is_complete and is_before)
     if is_complete:
         turns += _reviewed_answer(scene, rng, "", position, learns_answer=True)
-        turns += _question_turns(scenes.short_question(scene, rng))
-        turns += _question_turns(scenes.relation_question(scene, rng))
-        turns += _question_turns(scenes.relation_question(scene, rng))
+        for ask in (scenes.short_question, *[scenes.binding_question] * 2, *[scenes.relation_question] * 2):
+            turns += _question_turns(ask(scene, rng))
     return Sample(turns, has_image=False, has_claim_labels=is_before and bool(facts_text))
 
 
@@ -137,10 +138,19 @@ def _facts_text(scene: scenes.Scene, rng: np.random.Generator, *, recall: float,
 
 
 def _answered_question(scene: scenes.Scene, rng: np.random.Generator, num_faults: int) -> scenes.Question:
-    """Return a question, mostly for a description, with an answer that has `num_faults` faults."""
+    """Return a question, mostly for a description, with an answer that has `num_faults` faults.
+
+    Half of the faulty descriptions have swaps instead: to find them, one has to bind properties to
+    their objects.
+    """
     if rng.random() < 0.85:
-        bias = 0.3 if num_faults else 0.0
-        return scenes.description_question(scene, rng, cooccurrence_bias=bias, num_faults=num_faults, location_rate=LOCATION_RATE)
+        question = scenes.description_question(
+            scene, rng, cooccurrence_bias=0.3 if num_faults else 0.0, num_faults=num_faults,
+            location_rate=LOCATION_RATE, relation_rate=RELATION_RATE,
+        )  # fmt: skip
+        if num_faults and rng.random() < 0.5:
+            question = replace(question, answer=scenes.caption_with_swaps(scene, rng, num_faults, LOCATION_RATE, RELATION_RATE))
+        return question
     question = scenes.short_question(scene, rng)
     return replace(question, answer=scenes.wrong_answer(question, rng)) if num_faults else question
 
@@ -152,7 +162,7 @@ def _reviewed_answer(
 
     The model learns to review wrong answers, but not to produce them.
     """
-    question = _answered_question(scene, rng, num_faults=int(rng.choice([0, 1, 2, 3], p=[0.5, 0.3, 0.15, 0.05])))
+    question = _answered_question(scene, rng, num_faults=int(rng.choice([0, 1, 2, 3], p=[0.45, 0.25, 0.15, 0.15])))
     distinct_claims = dict.fromkeys(scenes.parse_claims(question.answer))
     false_claims = [c for c in distinct_claims if scenes.verify_claim(scene, c).value == "contradicted"]
     review = "No, " + " and ".join(refutation(c) for c in false_claims[:3]) + "." if false_claims else "Yes."

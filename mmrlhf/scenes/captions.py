@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +111,7 @@ def caption(
     cooccurrence_bias: float = 0.0,
     num_faults: int = 0,
     location_rate: float = 0.05,
+    relation_rate: float = 0.2,
 ) -> str:
     """Return a description: objects with colours, their total and sometimes a relation.
 
@@ -119,8 +121,9 @@ def caption(
     cooccurrence_bias: probability that a trigger shape adds its absent partner.
     num_faults: faults to inject. Two may change the same object, and one may be true by chance.
     location_rate: probability that an object's location is stated.
+    relation_rate: probability that a relation of two objects is stated.
     """
-    draft = _draft_caption(scene, rng, cooccurrence_bias=cooccurrence_bias, location_rate=location_rate)
+    draft = _draft_caption(scene, rng, cooccurrence_bias, location_rate, relation_rate)
     for _ in range(num_faults):
         _inject_fault(draft, scene, rng, location_rate)
     return draft.render(rng)
@@ -131,7 +134,7 @@ def caption_with_and_without_fault(scene: Scene, rng: np.random.Generator, locat
 
     The fault is true by chance in a few cases: the wrong colour may be that of a second ring.
     """
-    faulty_draft = _draft_caption(scene, rng, cooccurrence_bias=0.0, location_rate=location_rate)
+    faulty_draft = _draft_caption(scene, rng, 0.0, location_rate)
     relation = faulty_draft.relation
     _inject_fault(faulty_draft, scene, rng, location_rate)
     mentions = [mention.corrected(obj) for mention, obj in zip(faulty_draft.mentions, scene.objects, strict=False)]
@@ -141,10 +144,42 @@ def caption_with_and_without_fault(scene: Scene, rng: np.random.Generator, locat
     return first, second
 
 
-def _draft_caption(scene: Scene, rng: np.random.Generator, *, cooccurrence_bias: float, location_rate: float) -> _CaptionDraft:
+def caption_with_swaps(
+    scene: Scene, rng: np.random.Generator, num_swaps: int, location_rate: float = 0.2, relation_rate: float = 0.2
+) -> str:
+    """Return a description in which objects exchange properties and a relation may be turned round.
+
+    Each word is true of something in the picture, so only a reader who binds properties to their
+    objects finds the faults. A scene without two objects to swap gets another fault.
+    """
+    draft = _draft_caption(scene, rng, 0.0, location_rate, relation_rate)
+    swaps = _possible_swaps(scene.objects)
+    if draft.relation and (not swaps or rng.random() < 0.5):
+        a, relation, b = draft.relation
+        draft.relation = (a, OPPOSITE_RELATION[relation], b)
+        num_swaps -= 1
+    elif not swaps:
+        _inject_fault(draft, scene, rng, location_rate)
+    for _ in range(num_swaps if swaps else 0):
+        name, i, j = swaps[int(rng.integers(len(swaps)))]
+        for k, other in ((i, j), (j, i)):
+            obj = replace(scene.objects[k], **{name: getattr(scene.objects[other], name)})
+            draft.mentions[k] = _mention(obj, rng, 1 if name == "cell" else location_rate, omit_colour_rate=0, omit_pattern_rate=0)
+    return draft.render(rng)
+
+
+def _possible_swaps(objects: Sequence[SceneObject]) -> list[tuple[str, int, int]]:
+    """Return (property, index, index) of the pairs of objects that differ in shape and the property."""
+    pairs = [(i, j) for i, j in combinations(range(len(objects)), 2) if objects[i].shape != objects[j].shape]
+    return [(n, i, j) for n in ("colour", "pattern", "cell") for i, j in pairs if getattr(objects[i], n) != getattr(objects[j], n)]
+
+
+def _draft_caption(
+    scene: Scene, rng: np.random.Generator, cooccurrence_bias: float, location_rate: float, relation_rate: float = 0.2
+) -> _CaptionDraft:
     objects = scene.objects
     draft = _CaptionDraft([_mention(o, rng, location_rate) for o in objects], len(objects), None)
-    if len(objects) > 1 and rng.random() < 0.2:
+    if len(objects) > 1 and rng.random() < relation_rate:
         a, b = (objects[i] for i in rng.choice(len(objects), 2, replace=False))
         draft.relation = (a.name, sample_relation(a, b, rng), b.name)
     for partner in absent_partners({o.shape for o in objects}):
@@ -226,10 +261,18 @@ def description_question(
     cooccurrence_bias: float = 0.0,
     num_faults: int = 0,
     location_rate: float = 0.05,
+    relation_rate: float = 0.2,
 ) -> Question:
     """Return a request for a description, answered by `caption` with the same parameters."""
     prompt = str(rng.choice(DESCRIBE_PROMPTS))
-    answer = caption(scene, rng, cooccurrence_bias=cooccurrence_bias, num_faults=num_faults, location_rate=location_rate)
+    answer = caption(
+        scene,
+        rng,
+        cooccurrence_bias=cooccurrence_bias,
+        num_faults=num_faults,
+        location_rate=location_rate,
+        relation_rate=relation_rate,
+    )
     return Question("describe", prompt, answer)
 
 
@@ -283,9 +326,26 @@ def _yes_no_question(scene: Scene, obj: SceneObject, rng: np.random.Generator) -
         noun = obj.shape if rng.random() < 0.5 else obj.name
     else:
         noun = _absent_noun(scene, rng)
-    is_present = any(noun in (o.shape, o.name) for o in scene.objects)
+    return _presence_question(noun, any(noun in (o.shape, o.name) for o in scene.objects), rng)
+
+
+def _presence_question(noun: str, is_present: bool, rng: np.random.Generator) -> Question:
     text = str(rng.choice(["Is there {} in the picture?", "Do you see {}?", "Is there {}?"])).format(with_article(noun))
     return Question("yes_no", text, f"Yes, there is {with_article(noun)}." if is_present else f"No, there is no {noun}.")
+
+
+def binding_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """Ask for a shape with a colour, pattern or size that it has, or that another object has."""
+    obj, other = (scene.objects[int(i)] for i in rng.integers(len(scene.objects), size=2))
+    name = str(rng.choice(["colour", "pattern", "size"], p=[0.6, 0.25, 0.15]))
+    if obj.pattern == "plain" == other.pattern and name == "pattern":
+        name = "colour"  # nobody says "plain"
+    value = getattr(obj if rng.random() < 0.5 else other, name)
+    if value == "plain":
+        value = obj.pattern if obj.pattern != "plain" else other.pattern
+    noun = f"{value} {obj.shape}"
+    is_present = any(o.shape == obj.shape and getattr(o, name) == value for o in scene.objects)
+    return _presence_question(noun, is_present, rng)
 
 
 def wrong_answer(question: Question, rng: np.random.Generator) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmrlhf import scenes
 from mmrlhf.records import Fact
+from mmrlhf.scenes import Difficulty, Scene, SceneObject
 
 
 def false_claims(scene, text):
@@ -74,6 +75,45 @@ def test_caption_with_and_without_fault_changes_one_thing_alone():
         assert (added or removed) and len(removed) <= 2
         assert len(added) <= 2 or is_longer_by_one_object(scene, faulty)
     assert num_false > 360  # a second ring may have the wrong colour
+
+
+SWAP_SCENE = Scene(
+    "s",
+    (SceneObject("star", "red", "large", 0), SceneObject("moon", "blue", "small", 5, "striped"), SceneObject("ring", "red", "large", 7)),
+    1,
+    Difficulty(),
+)
+
+
+def test_caption_with_swaps_says_false_things_in_words_that_are_true_of_something():
+    shown = {"red", "blue", "striped", "star", "moon", "ring", "top", "left", "right", "bottom", "large", "small"}
+    faults = Counter()
+    for index in range(300):
+        text = scenes.caption_with_swaps(SWAP_SCENE, np.random.default_rng(index), num_swaps=1, relation_rate=0.0)
+        assert vocabulary_words(text) <= shown, text
+        false = false_claims(SWAP_SCENE, text)
+        assert false and {claim.kind for claim in false} <= {"attribute", "relation"}, text
+        assert len({claim.span for claim in false}) <= 2, text  # both objects of one exchange
+        faults.update({claim.kind for claim in false})
+    # Of seven swaps three exchange places; colours and patterns differ in two pairs each.
+    assert 0.33 < faults["relation"] / 300 < 0.53
+
+
+def test_caption_with_swaps_turns_a_relation_round():
+    texts = [scenes.caption_with_swaps(SWAP_SCENE, np.random.default_rng(i), 1, 0.0, relation_rate=1.0) for i in range(200)]
+    turned = [[c for c in false_claims(SWAP_SCENE, text) if " of " in c.value or c.value.startswith(("above", "below"))] for text in texts]
+    assert 0.4 < np.mean([bool(claims) for claims in turned]) < 0.75
+
+
+def test_caption_with_swaps_has_another_fault_where_nothing_can_be_swapped():
+    scene = Scene("s", (SceneObject("star", "red", "large", 0),), 1, Difficulty())
+    texts = [scenes.caption_with_swaps(scene, np.random.default_rng(i), 2) for i in range(50)]
+    assert np.mean([bool(false_claims(scene, text)) for text in texts]) > 0.9
+
+
+def vocabulary_words(text):
+    words = {*scenes.SHAPES, *scenes.COLOURS, *scenes.PATTERNS, *scenes.SIZES, "top", "left", "right", "bottom", "centre"}
+    return {word for word in re.findall(r"[a-z]+", text.lower()) if word in words}
 
 
 def different_words(text, other_text):
@@ -194,3 +234,15 @@ PINNED_TEXTS = [
     "three objects",
 ]
 """Models were trained on these texts: a change of any draw would change them."""
+
+
+def test_binding_question_asks_for_properties_that_something_in_the_picture_has():
+    num_yes = 0
+    for index in range(400):
+        question = scenes.binding_question(SWAP_SCENE, np.random.default_rng(index))
+        assert vocabulary_words(question.text) <= {"red", "blue", "striped", "large", "small", "star", "moon", "ring"}
+        assert not scenes.verify_answer(SWAP_SCENE, question.answer).false_claims, question
+        wrong = scenes.wrong_answer(question, np.random.default_rng(index))
+        assert scenes.verify_answer(SWAP_SCENE, wrong).false_claims, wrong
+        num_yes += question.answer.startswith("Yes")
+    assert 200 < num_yes < 340  # half by the object itself, some by chance: two of three are red
