@@ -44,7 +44,7 @@ from mmrlhf.demo.tiny_vlm_data import (
     sample_rng,
     text_sample,
 )
-from mmrlhf.demo.tiny_vlm_training import train_language_model, train_vision
+from mmrlhf.demo.tiny_vlm_training import AuxiliaryHeads, train_language_model, train_vision
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() }}: {% if m['content'] is string %}{{ m['content'] }}"
@@ -178,20 +178,19 @@ def _train_in_process(
     if index == 0:
         rich_print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
-    hidden_size = model.config.text_config.hidden_size
-    claim_head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(scenes.CLAIM_KINDS)))
+    heads = AuxiliaryHeads(model.config.text_config.hidden_size)
 
     # 1. Vision: tower and projector learn word-like features of each grid cell
     parameters = [*tower.parameters(), *projector.parameters()]
     train_vision(model, processor, pixels, targets, seed, recipe.tower_steps, dtype, parameters)
     # 2. Text: the language model learns to read facts, to answer from them and to review answers
-    train_language_model(model, processor, pixels, seed, text_sample, claim_head, recipe.text_steps, dtype)
+    train_language_model(model, processor, pixels, seed, text_sample, heads, recipe.text_steps, 6e-3, dtype)
     # 3. Projector: align the features with the words that text has changed, as LLaVA does first
     parameters = list(projector.parameters())
     train_vision(model, processor, pixels, targets, seed, recipe.projector_steps, dtype, parameters)
     # 4. Pictures: the language model learns to look
     make_sample = partial(picture_sample, unaided_review_rate=recipe.unaided_review_rate)
-    train_language_model(model, processor, pixels, seed, make_sample, claim_head, recipe.picture_steps, dtype, stream=1)
+    train_language_model(model, processor, pixels, seed, make_sample, heads, recipe.picture_steps, 2e-3, dtype, stream=1)
     if index == 0:
         save_checkpoint(model, processor, output_dir)
     dist.destroy_process_group()

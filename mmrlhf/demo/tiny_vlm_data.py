@@ -91,7 +91,36 @@ GROUNDING_SHARE = 0.5
 
 
 def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
-    """Return a conversation about facts alone: answers, reviews of answers, questions.
+    """Return a conversation about facts alone: reviews of answers, questions, or both.
+
+    Three in four are dense, behind a complete list: the model learns to look up facts only if much
+    of its loss asks for that.
+    """
+    kind = rng.random()
+    if kind >= 0.75:
+        return _mixed_text_sample(scene, rng)
+    facts_text = _facts_text(scene, rng, recall=1.0, error_rate=0.0)
+    turns: Turns = []
+    if kind < 0.5:
+        for i in range(REVIEWS_PER_ROW):
+            turns += _reviewed_answer(scene, rng, "" if i else facts_text, "before", learns_answer=True)
+    else:
+        for i in range(QUESTIONS_PER_ROW):
+            question = _fact_question(scene, rng)
+            turns += _question_turns(question, "" if i else facts_text)
+    return Sample(turns, has_image=False, has_claim_labels=True)
+
+
+REVIEWS_PER_ROW, QUESTIONS_PER_ROW = 6, 12
+
+
+def _fact_question(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Question:
+    ask = rng.choice(3, p=[0.4, 0.3, 0.3])
+    return (scenes.short_question, scenes.binding_question, scenes.relation_question)[ask](scene, rng)
+
+
+def _mixed_text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
+    """Return reviews and questions behind a list of facts, or with the facts after the answer.
 
     Two thirds of the lists are complete. Only from those does the model learn to answer.
     """
@@ -171,8 +200,10 @@ def _reviewed_answer(
     return [*turns, (Message("assistant", review), True)]
 
 
-def _question_turns(question: scenes.Question) -> Turns:
-    return [(Message("user", question.text), False), (Message("assistant", question.answer), True)]
+def _question_turns(question: scenes.Question, facts_text: str = "") -> Turns:
+    """Return a question, behind facts if there are any, and its answer, which the model learns."""
+    user, assistant, _ = reward_messages((Message("user", question.text),), question.answer, facts_text, "before")
+    return [(user, False), (assistant, True)]
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -190,13 +221,52 @@ class TokenizedSample:
     claim_labels: Tensor
     """[L, 4]: by kind of claim, 1 (true) or 0 (false) at the last token of a claim in an assistant
     turn; NaN elsewhere."""
+    object_labels: Tensor
+    """[L, 5]: `object_labels` of the claims at those tokens; -100 elsewhere."""
+
+
+OBJECT_LABEL_SIZES = (len(scenes.COLOURS) + 1, len(scenes.SIZES) + 1, len(scenes.PATTERNS) + 1, 10, 10)
+"""Number of classes of each of `object_labels`; the last stands for an object that is absent."""
+
+
+def object_labels(scene: scenes.Scene, claim: Claim) -> list[int]:
+    """Return what the object that a claim is about really looks like.
+
+    The labels are its colour, size, pattern and cell, and the cell of the object that a relation
+    relates it to. -100: of several objects of a shape, it is not clear which is meant.
+    """
+    labels = [-100] * len(OBJECT_LABEL_SIZES)
+    if claim.kind == "count" or claim.subject == "nothing":
+        return labels
+    objects = _objects_meant(scene, claim.subject, claim.value)
+    if not objects:
+        labels[:4] = [size - 1 for size in OBJECT_LABEL_SIZES[:4]]
+    elif len(objects) == 1:
+        obj = objects[0]
+        labels[:4] = [
+            list(scenes.COLOURS).index(obj.colour), list(scenes.SIZES).index(obj.size),
+            scenes.PATTERNS.index(obj.pattern), obj.cell,
+        ]  # fmt: skip
+    if claim.kind == "relation" and not claim.value.startswith("at "):
+        targets = _objects_meant(scene, claim.value)
+        if len(targets) <= 1:
+            labels[4] = targets[0].cell if targets else OBJECT_LABEL_SIZES[4] - 1
+    return labels
+
+
+def _objects_meant(scene: scenes.Scene, name: str, value: str = "") -> list[scenes.SceneObject]:
+    """Return the objects of the shape that a name ends in; of several, the one that fits."""
+    words = name.partition(" at the ")[0].split(" ")
+    objects = [o for o in scene.objects if o.shape == words[-1]]
+    fitting = [o for o in objects if {o.colour, o.size, o.pattern} & {*words, value}]
+    return fitting if len(fitting) == 1 else objects
 
 
 def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene: scenes.Scene, sample: Sample) -> TokenizedSample:
     """Tokenize a conversation in the chat template's format and label its claims, if it has any."""
     input_ids: list[int] = []
     labels: list[int] = []
-    claim_marks: list[tuple[int, int, bool]] = []  # position, kind, is true
+    claims: list[tuple[int, Claim]] = []  # with the position of their last token
     for i, (message, has_loss) in enumerate(sample.turns):
         if message.role == "user":
             image_tokens = "<image>" * NUM_IMAGE_TOKENS if i == 0 and sample.has_image else ""
@@ -209,22 +279,27 @@ def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene:
             for claim in scenes.parse_claims(message.content):
                 # The text has one leading space: a token ending past the span's end ends the claim.
                 last_token = next(k for k, (_, end) in enumerate(encoding["offset_mapping"]) if end > claim.span[1])
-                is_true = scenes.verify_claim(scene, claim).value == "supported"
-                claim_marks.append((len(input_ids) + last_token, scenes.CLAIM_KINDS.index(claim.kind), is_true))
+                claims.append((len(input_ids) + last_token, claim))
         input_ids += token_ids
         labels += token_ids if has_loss else [-100] * len(token_ids)
     claim_labels = torch.full((len(input_ids), len(scenes.CLAIM_KINDS)), float("nan"))
-    for position, kind, is_true in claim_marks:
+    labels_of_objects = torch.full((len(input_ids), len(OBJECT_LABEL_SIZES)), -100)
+    for position, claim in claims:
+        kind = scenes.CLAIM_KINDS.index(claim.kind)
+        is_true = float(scenes.verify_claim(scene, claim).value == "supported")
         # Two claims of a kind may end at one token: label it true only if both are.
         previous = claim_labels[position, kind]
-        claim_labels[position, kind] = float(is_true) if previous.isnan() else min(float(is_true), previous.item())
-    return TokenizedSample(image_index, input_ids, labels, claim_labels)
+        claim_labels[position, kind] = is_true if previous.isnan() else min(is_true, previous.item())
+        new_labels = torch.tensor(object_labels(scene, claim))
+        labels_of_objects[position] = torch.where(new_labels >= 0, new_labels, labels_of_objects[position])
+    return TokenizedSample(image_index, input_ids, labels, claim_labels, labels_of_objects)
 
 
 class SampleBatches(IterableDataset):
     """Yield batches, each a list of micro-batches of B <= `MICRO_BATCH_SIZE` rows.
 
-    A micro-batch is image indices [B], ids [B, L], labels [B, L] and claim labels [B, L, 4]. Rows
+    A micro-batch is image indices [B], ids [B, L], labels [B, L], claim labels [B, L, 4] and object
+    labels [B, L, 5]. Rows
     of similar length share one; the batches of a window come in random order. Every process yields
     batches of its own. The seed sets scenes, which the images show, so another stream, and not
     another seed, gives other conversations about them.
@@ -272,6 +347,7 @@ class SampleBatches(IterableDataset):
             pad([torch.tensor(r.input_ids) for r in rows], True, self.tokenizer.pad_token_id),
             pad([torch.tensor(r.labels) for r in rows], True, -100),
             pad([r.claim_labels for r in rows], True, float("nan")),
+            pad([r.object_labels for r in rows], True, -100),
         )
 
 

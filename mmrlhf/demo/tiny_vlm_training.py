@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from mmrlhf import scenes
-from mmrlhf.demo.tiny_vlm_data import NUM_IMAGE_TOKENS, Sample, SampleBatches
+from mmrlhf.demo.tiny_vlm_data import NUM_IMAGE_TOKENS, OBJECT_LABEL_SIZES, Sample, SampleBatches
 
 BatchLoss = Callable[..., tuple[Tensor, str]]
 """Maps a batch's tensors to the loss, and to metrics as text."""
@@ -180,8 +180,51 @@ def _patch_features(model: LlavaForConditionalGeneration, images: Tensor) -> Ten
     return model.model.multi_modal_projector(model.model.vision_tower(pixel_values=images).last_hidden_state[:, 1:])
 
 
-CLAIM_HEAD_LAYER = 4
-"""Index into the hidden states that the claim head reads."""
+OBJECT_LAYER, CLAIM_LAYER = 3, 5
+"""Indices into the hidden states that the auxiliary heads read."""
+
+
+class AuxiliaryHeads(nn.Module):
+    """Heads that read a claim's last token while the language model is trained, and are discarded.
+
+    A yes/no reply to a review can only combine what lower layers have already worked out, and its
+    loss alone does not teach them to: a model of this size then looks for a claim's words in the
+    facts, and never learns which object they belong to. `objects` predicts what the object really
+    looks like, so that the model learns to find it in the facts; `claims`, two layers above,
+    predicts whether the claim is true.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.objects = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, sum(OBJECT_LABEL_SIZES)))
+        self.claims = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(scenes.CLAIM_KINDS)))
+
+
+def object_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Return the mean cross-entropy of labels [N, 5], and the share predicted right.
+
+    logits: [N, sum of `OBJECT_LABEL_SIZES`]. Labels of -100 do not count.
+    """
+    is_labelled = labels >= 0
+    parts = list(zip(logits.float().split(OBJECT_LABEL_SIZES, -1), labels.T, strict=True))
+    total = sum(nn.functional.cross_entropy(part, part_labels, ignore_index=-100, reduction="sum") for part, part_labels in parts)
+    num_right = sum((part.argmax(-1) == part_labels).sum().item() for part, part_labels in parts)
+    count = max(1, int(is_labelled.sum()))
+    return torch.as_tensor(total) / count, num_right / count
+
+
+def claim_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float, float]:
+    """Return the binary cross-entropy of labels [N, 4], and the recall of true and of false claims.
+
+    Labels of NaN do not count. True and false claims weigh the same in total: fewer are false.
+    """
+    is_labelled = ~labels.isnan()
+    logits, labels = logits.float()[is_labelled], labels[is_labelled]
+    is_true, is_false = labels > 0.5, labels < 0.5
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    weights = is_true / is_true.sum().clamp(min=1) + is_false / is_false.sum().clamp(min=1)
+    recalls = [((logits > 0) == is_true)[group].float().mean().item() for group in (is_true, is_false)]
+    return (weights * losses).sum() / weights.sum().clamp(min=1), *recalls
 
 
 def train_language_model(
@@ -190,50 +233,49 @@ def train_language_model(
     pixels: Tensor,
     seed: int,
     make_sample: Callable[[scenes.Scene, np.random.Generator], Sample],
-    claim_head: nn.Module,
+    heads: AuxiliaryHeads,
     num_steps: int,
+    peak_lr: float,
     dtype: torch.dtype,
     stream: int = 0,
     batch_size: int = 64,
 ) -> None:
     """Train the language model on conversations, some of them about images, with frozen vision.
 
-    An auxiliary head on the fourth layer predicts whether each claim in an answer is true, which
-    gives the layers above the information that a review needs. It learns only from rows with facts
-    in front, and is discarded.
+    Auxiliary heads learn only from rows with facts in front, so not to check claims against images.
     """
     torch.manual_seed(seed)
     backbone = model.model
-    parameters = [*backbone.language_model.parameters(), *claim_head.parameters()]
+    parameters = [*backbone.language_model.parameters(), *heads.parameters()]
     with torch.no_grad():
         image_features = torch.cat([_patch_features(model, _preprocess(processor, p)) for p in pixels.split(500)])
     # On a CPU the fused kernel's backward pass takes half of a step for rows this short.
     model.set_attn_implementation("eager")
 
-    def compute_loss(image_indices: Tensor, input_ids: Tensor, labels: Tensor, claim_labels: Tensor) -> tuple[Tensor, str]:
+    def compute_loss(
+        image_indices: Tensor, input_ids: Tensor, labels: Tensor, claim_labels: Tensor, object_labels: Tensor
+    ) -> tuple[Tensor, str]:
         inputs_embeds = backbone.get_input_embeddings()(input_ids)
         is_image_token = (input_ids == model.config.image_token_id)[..., None]
         has_image = is_image_token[..., 0].any(-1)
         inputs_embeds = inputs_embeds.masked_scatter(is_image_token, image_features[image_indices[has_image]])
         attention_mask = (input_ids != processor.tokenizer.pad_token_id).long()
         loss_mask = labels[:, 1:] >= 0
-        claim_mask = ~claim_labels.isnan()  # [B, L, kinds]
-        has_claim = claim_mask.any(-1)
+        has_claim = ~claim_labels.isnan().all(-1)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             outputs = backbone.language_model(
                 inputs_embeds=inputs_embeds, attention_mask=attention_mask, output_hidden_states=True
             )
             # Select positions before the heads: most of them have no loss.
             logits = model.lm_head(outputs.last_hidden_state[:, :-1][loss_mask])
-            claim_logits = claim_head(outputs.hidden_states[CLAIM_HEAD_LAYER][has_claim])
-        lm_loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][loss_mask])
-        claim_logits, claim_targets = claim_logits.float()[claim_mask[has_claim]], claim_labels[claim_mask]
-        claim_losses = nn.functional.binary_cross_entropy_with_logits(claim_logits, claim_targets, reduction="none")
-        claim_loss = claim_losses.sum() / max(len(claim_losses), 1)  # 0 in a batch without labelled claims
-        is_correct, is_false = ((claim_logits > 0) == (claim_targets > 0.5)).float(), claim_targets < 0.5
-        return lm_loss + claim_loss, (
-            f"lm {lm_loss.item():.3f} claims {claim_loss.item():.3f} "
-            f"recall true {is_correct[~is_false].mean().item():.3f} false {is_correct[is_false].mean().item():.3f}"
+            object_logits = heads.objects(outputs.hidden_states[OBJECT_LAYER][has_claim])
+            claim_logits = heads.claims(outputs.hidden_states[CLAIM_LAYER][has_claim])
+        lm = nn.functional.cross_entropy(logits.float(), labels[:, 1:][loss_mask])
+        objects, object_accuracy = object_loss(object_logits, object_labels[has_claim])
+        claims, recall_true, recall_false = claim_loss(claim_logits, claim_labels[has_claim])
+        return lm + objects + claims, (
+            f"lm {lm.item():.3f} objects {objects.item():.3f} ({object_accuracy:.3f} right) "
+            f"claims {claims.item():.3f} recall true {recall_true:.3f} false {recall_false:.3f}"
         )
 
     share = batch_size // _num_processes()
@@ -241,4 +283,4 @@ def train_language_model(
         processor.tokenizer, make_sample, len(pixels), num_steps, share, seed, stream, _process_index(), _num_processes()
     )
     batches = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
-    _train_stage("language", batches, num_steps, parameters, 2e-3, compute_loss)
+    _train_stage("language", batches, num_steps, parameters, peak_lr, compute_loss)

@@ -164,14 +164,18 @@ def caption_with_swaps(
         name, i, j = swaps[int(rng.integers(len(swaps)))]
         for k, other in ((i, j), (j, i)):
             obj = replace(scene.objects[k], **{name: getattr(scene.objects[other], name)})
-            draft.mentions[k] = _mention(obj, rng, 1 if name == "cell" else location_rate, omit_colour_rate=0, omit_pattern_rate=0)
+            draft.mentions[k] = _mention(
+                obj, rng, 1 if name == "cell" else location_rate, omit_colour_rate=0, omit_pattern_rate=0
+            )
     return draft.render(rng)
 
 
 def _possible_swaps(objects: Sequence[SceneObject]) -> list[tuple[str, int, int]]:
-    """Return (property, index, index) of the pairs of objects that differ in shape and the property."""
+    """Return (property, index, index) of pairs of objects that differ in shape and the property."""
     pairs = [(i, j) for i, j in combinations(range(len(objects)), 2) if objects[i].shape != objects[j].shape]
-    return [(n, i, j) for n in ("colour", "pattern", "cell") for i, j in pairs if getattr(objects[i], n) != getattr(objects[j], n)]
+    return [
+        (n, i, j) for n in ("colour", "pattern", "cell") for i, j in pairs if getattr(objects[i], n) != getattr(objects[j], n)
+    ]
 
 
 def _draft_caption(

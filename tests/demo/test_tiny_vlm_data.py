@@ -1,5 +1,6 @@
 """Training data of the tiny VLM: what is learnt, and where claims are labelled."""
 
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -91,17 +92,22 @@ def samples(make_sample, num_samples):
 
 
 def test_text_sample_is_about_facts_without_an_image():
-    for _, sample in samples(tiny_vlm_data.text_sample, 60):
+    num_reviews = Counter()
+    for _, sample in samples(tiny_vlm_data.text_sample, 200):
         is_complete = any("Facts (complete)" in message.content for message, _ in sample.turns)
-        assert not sample.has_image and len(reviews(sample)) == (2 if is_complete else 1)
-        first_user, _, review_question = (message.content for message, _ in sample.turns[:3])
-        assert ("Facts (" in first_user) != ("Facts (" in review_question)
-        assert sample.has_claim_labels == ("Facts (" in first_user)
+        num_reviews[len(reviews(sample))] += 1
+        assert not sample.has_image and (len(reviews(sample)) == 1) == (not is_complete)
+        places = [i for i, (message, _) in enumerate(sample.turns) if "Facts (" in message.content]
+        assert places in ([0], [2]) and sample.has_claim_labels == (places == [0])
+    assert set(num_reviews) == {0, 1, 2, 6} and abs(num_reviews[6] - 100) < 25 and abs(num_reviews[0] - 50) < 20
 
 
 def test_text_sample_learns_answers_where_complete_facts_come_first():
     num_learnt = 0
     for scene, sample in samples(tiny_vlm_data.text_sample, 60):
+        if not reviews(sample):
+            assert all(learns == (message.role == "assistant") for message, learns in sample.turns)
+            continue
         (first_answer, learns_first), _ = reviews(sample)[0]
         is_decided = "Facts (complete)" in sample.turns[0][0].content
         assert learns_first == (is_decided and not scenes.verify_answer(scene, first_answer.content).false_claims)
@@ -109,6 +115,46 @@ def test_text_sample_learns_answers_where_complete_facts_come_first():
         if "Facts (incomplete)" in sample.turns[0][0].content + sample.turns[2][0].content:
             assert not any(learns for (_, learns), _ in reviews(sample)) and len(sample.turns) == 4
     assert num_learnt > 5
+
+
+def test_object_labels_are_what_the_claimed_object_looks_like_in_the_scene():
+    objects = (
+        SceneObject("moon", "yellow", "small", 0, "plain"),
+        SceneObject("star", "red", "large", 5, "striped"),
+        SceneObject("star", "blue", "small", 7, "dotted"),
+    )
+    scene = Scene("s", objects, 0, Difficulty())
+    colours, sizes = list(scenes.COLOURS), list(scenes.SIZES)
+    moon = [colours.index("yellow"), sizes.index("small"), scenes.PATTERNS.index("plain"), 0]
+    red_star = [colours.index("red"), sizes.index("large"), scenes.PATTERNS.index("striped"), 5]
+    absent = [size - 1 for size in tiny_vlm_data.OBJECT_LABEL_SIZES]
+    none = [-100]
+    for kind, subject, value, expected in (
+        ("object", "moon", "", moon + none),
+        ("attribute", "moon", "green", moon + none),  # false, but the moon is meant
+        ("attribute", "green moon", "large", moon + none),
+        ("attribute", "star", "red", red_star + none),
+        ("object", "star", "", none * 5),  # one of two
+        ("object", "ring", "", absent[:4] + none),
+        ("relation", "red star", "at top", red_star + none),
+        ("relation", "red star", "below yellow moon", [*red_star, 0]),
+        ("relation", "moon", "above blue star", [*moon, 7]),
+        ("relation", "moon", "above ring", [*moon, absent[4]]),
+        ("relation", "moon", "above star", moon + none),
+        ("count", "moon", "2", none * 5),
+    ):
+        assert tiny_vlm_data.object_labels(scene, Claim(kind, subject, value)) == expected, (kind, subject, value)
+
+
+def test_claims_are_labelled_at_their_last_token(vlm):
+    scene = Scene("s", (SceneObject("moon", "yellow", "small", 0),), 0, Difficulty())
+    turns = [(Message("user", "Facts. What do you see?"), False), (Message("assistant", "There is a red moon."), True)]
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 3, scene, Sample(turns, has_image=False, has_claim_labels=True))
+    (position,) = (row.object_labels[:, 0] >= 0).nonzero().flatten().tolist()
+    assert vlm.tokenizer.decode(row.input_ids[position]).strip() == "moon"
+    assert row.object_labels[position].tolist() == tiny_vlm_data.object_labels(scene, Claim("object", "moon", ""))
+    labels = dict(zip(scenes.CLAIM_KINDS, row.claim_labels[position].tolist(), strict=True))
+    assert (labels["object"], labels["attribute"]) == (1.0, 0.0) and labels["count"] != labels["count"]  # NaN
 
 
 def test_picture_sample_reviews_pictures_mostly_where_facts_stand_too():
@@ -148,9 +194,10 @@ def test_grounding_sample_is_true():
 def test_sample_batches_pad_rows_of_similar_length(vlm):
     batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 10, num_steps=3, batch_size=4, seed=0)
     shapes = []
-    for image_indices, input_ids, labels, claim_labels in micro_batches(batches):
+    for image_indices, input_ids, labels, claim_labels, object_labels in micro_batches(batches):
         shapes.append(image_indices.shape)
         assert input_ids.shape == labels.shape and claim_labels.shape == (*labels.shape, 4)
+        assert object_labels.shape == (*labels.shape, 5)
         assert bool((labels[input_ids == vlm.tokenizer.pad_token_id] == -100).all())
     assert shapes == [(4,)] * 3
 

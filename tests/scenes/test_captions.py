@@ -79,7 +79,11 @@ def test_caption_with_and_without_fault_changes_one_thing_alone():
 
 SWAP_SCENE = Scene(
     "s",
-    (SceneObject("star", "red", "large", 0), SceneObject("moon", "blue", "small", 5, "striped"), SceneObject("ring", "red", "large", 7)),
+    (
+        SceneObject("star", "red", "large", 0),
+        SceneObject("moon", "blue", "small", 5, "striped"),
+        SceneObject("ring", "red", "large", 7),
+    ),
     1,
     Difficulty(),
 )
@@ -101,7 +105,10 @@ def test_caption_with_swaps_says_false_things_in_words_that_are_true_of_somethin
 
 def test_caption_with_swaps_turns_a_relation_round():
     texts = [scenes.caption_with_swaps(SWAP_SCENE, np.random.default_rng(i), 1, 0.0, relation_rate=1.0) for i in range(200)]
-    turned = [[c for c in false_claims(SWAP_SCENE, text) if " of " in c.value or c.value.startswith(("above", "below"))] for text in texts]
+    turned = [
+        [c for c in false_claims(SWAP_SCENE, text) if " of " in c.value or c.value.startswith(("above", "below"))]
+        for text in texts
+    ]
     assert 0.4 < np.mean([bool(claims) for claims in turned]) < 0.75
 
 
