@@ -132,10 +132,12 @@ class TinyVLMRecipe:
     """
 
     num_images: int = 29000
-    tower_steps: int = 1400
-    text_steps: int = 1000
+    tower_steps: int = 2200
+    text_steps: int = 800
+    text_batch_size: int = 32
     projector_steps: int = 150
-    picture_steps: int = 1100
+    picture_steps: int = 800
+    picture_batch_size: int = 64
     unaided_review_rate: float = 0.02
     num_processes: int = 2
 
@@ -184,13 +186,17 @@ def _train_in_process(
     parameters = [*tower.parameters(), *projector.parameters()]
     train_vision(model, processor, pixels, targets, seed, recipe.tower_steps, dtype, parameters)
     # 2. Text: the language model learns to read facts, to answer from them and to review answers
-    train_language_model(model, processor, pixels, seed, text_sample, heads, recipe.text_steps, 6e-3, dtype)
+    train_language_model(
+        model, processor, pixels, seed, text_sample, heads, recipe.text_steps, recipe.text_batch_size, 6e-3, dtype
+    )
     # 3. Projector: align the features with the words that text has changed, as LLaVA does first
     parameters = list(projector.parameters())
     train_vision(model, processor, pixels, targets, seed, recipe.projector_steps, dtype, parameters)
     # 4. Pictures: the language model learns to look
     make_sample = partial(picture_sample, unaided_review_rate=recipe.unaided_review_rate)
-    train_language_model(model, processor, pixels, seed, make_sample, heads, recipe.picture_steps, 2e-3, dtype, stream=1)
+    train_language_model(
+        model, processor, pixels, seed, make_sample, heads, recipe.picture_steps, recipe.picture_batch_size, 2e-3, dtype, stream=1
+    )
     if index == 0:
         save_checkpoint(model, processor, output_dir)
     dist.destroy_process_group()

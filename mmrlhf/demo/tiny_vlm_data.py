@@ -77,8 +77,9 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation, whether it is about an image, and whether its claims are labelled."""
+    """A conversation about a scene, with its image or not, and with its claims labelled or not."""
 
+    scene: scenes.Scene
     turns: Turns
     has_image: bool = True
     has_claim_labels: bool = False
@@ -90,12 +91,20 @@ GROUNDING_SHARE = 0.5
 """Share of rows with an image that are `grounding_sample`."""
 
 
+FEW_OBJECTS_SHARE = 0.6
+"""Share of conversations about facts alone that are about some of a scene's objects only."""
+
+
 def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
     """Return a conversation about facts alone: reviews of answers, questions, or both.
 
     Three in four are dense, behind a complete list: the model learns to look up facts only if much
-    of its loss asks for that.
+    of its loss asks for that. Short lists come with long ones: look-up is learnt on them in half
+    the steps.
     """
+    if rng.random() < FEW_OBJECTS_SHARE:
+        is_kept = rng.permutation(len(scene.objects)) < rng.integers(1, len(scene.objects) + 1)
+        scene = replace(scene, objects=tuple(o for o, kept in zip(scene.objects, is_kept, strict=True) if kept))
     kind = rng.random()
     if kind >= 0.75:
         return _mixed_text_sample(scene, rng)
@@ -108,7 +117,7 @@ def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
         for i in range(QUESTIONS_PER_ROW):
             question = _fact_question(scene, rng)
             turns += _question_turns(question, "" if i else facts_text)
-    return Sample(turns, has_image=False, has_claim_labels=True)
+    return Sample(scene, turns, has_image=False, has_claim_labels=True)
 
 
 REVIEWS_PER_ROW, QUESTIONS_PER_ROW = 6, 12
@@ -133,7 +142,7 @@ def _mixed_text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
         turns += _reviewed_answer(scene, rng, "", position, learns_answer=True)
         for ask in (scenes.short_question, *[scenes.binding_question] * 2, *[scenes.relation_question] * 2):
             turns += _question_turns(ask(scene, rng))
-    return Sample(turns, has_image=False, has_claim_labels=is_before and bool(facts_text))
+    return Sample(scene, turns, has_image=False, has_claim_labels=is_before and bool(facts_text))
 
 
 def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review_rate: float) -> Sample:
@@ -145,9 +154,9 @@ def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review
     if rng.random() < TEXT_SHARE:
         return text_sample(scene, rng)
     if rng.random() < unaided_review_rate:
-        return Sample(_reviewed_answer(scene, rng, "", "before", learns_answer=True))
+        return Sample(scene, _reviewed_answer(scene, rng, "", "before", learns_answer=True))
     if rng.random() < GROUNDING_SHARE:
-        return Sample(grounding_sample(scene, rng))
+        return Sample(scene, grounding_sample(scene, rng))
     position, facts_text = str(rng.choice(["none", "before", "after"], p=[0.4, 0.36, 0.24])), ""
     if position == "none":
         turns = _question_turns(_answered_question(scene, rng, num_faults=0))
@@ -158,7 +167,7 @@ def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review
     for _ in range(2):
         turns += _question_turns(scenes.short_question(scene, rng))
     turns += _question_turns(scenes.relation_question(scene, rng))
-    return Sample(turns, has_claim_labels=position == "before" and bool(facts_text))
+    return Sample(scene, turns, has_claim_labels=position == "before" and bool(facts_text))
 
 
 def _facts_text(scene: scenes.Scene, rng: np.random.Generator, *, recall: float, error_rate: float) -> str:
@@ -262,7 +271,7 @@ def _objects_meant(scene: scenes.Scene, name: str, value: str = "") -> list[scen
     return fitting if len(fitting) == 1 else objects
 
 
-def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene: scenes.Scene, sample: Sample) -> TokenizedSample:
+def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, sample: Sample) -> TokenizedSample:
     """Tokenize a conversation in the chat template's format and label its claims, if it has any."""
     input_ids: list[int] = []
     labels: list[int] = []
@@ -286,11 +295,11 @@ def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene:
     labels_of_objects = torch.full((len(input_ids), len(OBJECT_LABEL_SIZES)), -100)
     for position, claim in claims:
         kind = scenes.CLAIM_KINDS.index(claim.kind)
-        is_true = float(scenes.verify_claim(scene, claim).value == "supported")
+        is_true = float(scenes.verify_claim(sample.scene, claim).value == "supported")
         # Two claims of a kind may end at one token: label it true only if both are.
         previous = claim_labels[position, kind]
         claim_labels[position, kind] = is_true if previous.isnan() else min(is_true, previous.item())
-        new_labels = torch.tensor(object_labels(scene, claim))
+        new_labels = torch.tensor(object_labels(sample.scene, claim))
         labels_of_objects[position] = torch.where(new_labels >= 0, new_labels, labels_of_objects[position])
     return TokenizedSample(image_index, input_ids, labels, claim_labels, labels_of_objects)
 
@@ -338,7 +347,7 @@ class SampleBatches(IterableDataset):
         image_index = sample_index % self.num_images
         scene = pretraining_scene(image_index, self.seed)
         sample = self.make_sample(scene, sample_rng(self.seed, sample_index, self.stream))
-        return tokenize_sample(self.tokenizer, image_index, scene, sample)
+        return tokenize_sample(self.tokenizer, image_index, sample)
 
     def _collate(self, rows: list[TokenizedSample]) -> tuple[Tensor, ...]:
         pad = nn.utils.rnn.pad_sequence

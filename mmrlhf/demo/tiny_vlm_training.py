@@ -163,15 +163,21 @@ def _tower_batches(
 ) -> Iterator[list[tuple[Tensor, ...]]]:
     """Yield one micro-batch: images [B, 3, S, S], labels [B, 9, 5] (targets and the cell itself).
 
-    B is this process's share of `batch_size`.
+    B is this process's share of `batch_size`. Half of the images are mirrored, and all are shifted
+    by up to two pixels: the tower sees each image several times and would learn its noise.
     """
     cell_indices = torch.arange(NUM_IMAGE_TOKENS)[None, :, None]
     num_epochs = num_steps * batch_size // len(pixels) + 1
     order = torch.cat([torch.randperm(len(pixels)) for _ in range(num_epochs)])
     for batch_indices in order[: num_steps * batch_size].split(batch_size):
         indices = batch_indices[_process_index() :: _num_processes()]
-        labels = torch.cat([targets[indices], cell_indices.expand(len(indices), -1, -1)], -1)
-        yield [(_preprocess(processor, pixels[indices]), labels)]
+        images, labels = pixels[indices], targets[indices]
+        is_mirrored = torch.rand(len(indices)) < 0.5
+        images[is_mirrored] = images[is_mirrored].flip(2)
+        labels[is_mirrored] = labels[is_mirrored].view(-1, 3, 3, labels.shape[-1]).flip(2).flatten(1, 2)
+        images = images.roll(tuple(torch.randint(-2, 3, (2,)).tolist()), (1, 2))
+        labels = torch.cat([labels, cell_indices.expand(len(indices), -1, -1)], -1)
+        yield [(_preprocess(processor, images), labels)]
 
 
 def _patch_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
@@ -235,10 +241,10 @@ def train_language_model(
     make_sample: Callable[[scenes.Scene, np.random.Generator], Sample],
     heads: AuxiliaryHeads,
     num_steps: int,
+    batch_size: int,
     peak_lr: float,
     dtype: torch.dtype,
     stream: int = 0,
-    batch_size: int = 64,
 ) -> None:
     """Train the language model on conversations, some of them about images, with frozen vision.
 

@@ -24,7 +24,7 @@ SCENE = Scene(
 def test_tokenize_sample_labels_the_last_token_of_each_claim(vlm):
     answer = "There is a red star and a blue moon. That makes three objects."
     turns = [(Message("user", "What do you see?"), False), (Message("assistant", answer), True)]
-    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns, has_claim_labels=True))
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, Sample(SCENE, turns, has_claim_labels=True))
     labels_by_word = {}
     for position in range(len(row.input_ids)):
         labels = row.claim_labels[position]
@@ -33,23 +33,23 @@ def test_tokenize_sample_labels_the_last_token_of_each_claim(vlm):
             labels_by_word[last_word] = labels.nan_to_num(-1).tolist()
     # By object, attribute, count and relation; -1: no claim of that kind ends here.
     assert labels_by_word == {"star": [1, 1, -1, -1], "moon": [0, 0, -1, -1], "objects": [-1, -1, 1, -1]}
-    assert bool(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns)).claim_labels.isnan().all())
+    assert bool(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, Sample(SCENE, turns)).claim_labels.isnan().all())
 
 
 def test_tokenize_sample_learns_assistant_turns_only(vlm):
     turns = [(Message("user", "What do you see?"), False), (Message("assistant", "A red star."), True)]
-    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns))
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, Sample(SCENE, turns))
     learnt = [token_id for token_id, label in zip(row.input_ids, row.labels, strict=True) if label >= 0]
     assert vlm.tokenizer.decode(learnt) == " A red star.</s>"
     turns[1] = (turns[1][0], False)  # an answer that is wrong
-    assert set(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns)).labels) == {-100}
+    assert set(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, Sample(SCENE, turns)).labels) == {-100}
 
 
 def test_tokenize_sample_has_an_images_tokens_only_where_there_is_an_image(vlm):
     turns = [(Message("user", "What do you see?"), False), (Message("assistant", "A red star."), True)]
     image_token = vlm.tokenizer.convert_tokens_to_ids("<image>")
     for has_image in (True, False):
-        row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns, has_image=has_image))
+        row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, Sample(SCENE, turns, has_image=has_image))
         assert row.input_ids.count(image_token) == 9 * has_image
 
 
@@ -88,33 +88,44 @@ def is_unaided_review(sample):
 def samples(make_sample, num_samples):
     for index in range(num_samples):
         scene = tiny_vlm_data.pretraining_scene(index, 0)
-        yield scene, make_sample(scene, tiny_vlm_data.sample_rng(0, index))
+        yield make_sample(scene, tiny_vlm_data.sample_rng(0, index))
 
 
 def test_text_sample_is_about_facts_without_an_image():
     num_reviews = Counter()
-    for _, sample in samples(tiny_vlm_data.text_sample, 200):
+    for sample in samples(tiny_vlm_data.text_sample, 200):
         is_complete = any("Facts (complete)" in message.content for message, _ in sample.turns)
         num_reviews[len(reviews(sample))] += 1
         assert not sample.has_image and (len(reviews(sample)) == 1) == (not is_complete)
         places = [i for i, (message, _) in enumerate(sample.turns) if "Facts (" in message.content]
-        assert places in ([0], [2]) and sample.has_claim_labels == (places == [0])
+        assert places in ([0], [2], []) and sample.has_claim_labels == (places == [0])  # [] if none is listed
     assert set(num_reviews) == {0, 1, 2, 6} and abs(num_reviews[6] - 100) < 25 and abs(num_reviews[0] - 50) < 20
 
 
 def test_text_sample_learns_answers_where_complete_facts_come_first():
     num_learnt = 0
-    for scene, sample in samples(tiny_vlm_data.text_sample, 60):
+    for sample in samples(tiny_vlm_data.text_sample, 60):
         if not reviews(sample):
             assert all(learns == (message.role == "assistant") for message, learns in sample.turns)
             continue
         (first_answer, learns_first), _ = reviews(sample)[0]
         is_decided = "Facts (complete)" in sample.turns[0][0].content
-        assert learns_first == (is_decided and not scenes.verify_answer(scene, first_answer.content).false_claims)
+        assert learns_first == (is_decided and not scenes.verify_answer(sample.scene, first_answer.content).false_claims)
         num_learnt += learns_first
         if "Facts (incomplete)" in sample.turns[0][0].content + sample.turns[2][0].content:
             assert not any(learns for (_, learns), _ in reviews(sample)) and len(sample.turns) == 4
     assert num_learnt > 5
+
+
+def test_claims_about_some_of_a_scenes_objects_are_labelled_as_they_are_reviewed(vlm):
+    num_objects = Counter()
+    for index, sample in enumerate(samples(tiny_vlm_data.text_sample, 60)):
+        num_objects[len(sample.scene.objects) < len(tiny_vlm_data.pretraining_scene(index, 0).objects)] += 1
+        if sample.has_claim_labels and reviews(sample):
+            labels = tiny_vlm_data.tokenize_sample(vlm.tokenizer, index, sample).claim_labels
+            has_false_claim = any(review.content.startswith("No") for _, (review, _) in reviews(sample))
+            assert bool((labels == 0).any()) == has_false_claim
+    assert 10 < num_objects[True] < 45
 
 
 def test_object_labels_are_what_the_claimed_object_looks_like_in_the_scene():
@@ -149,7 +160,7 @@ def test_object_labels_are_what_the_claimed_object_looks_like_in_the_scene():
 def test_claims_are_labelled_at_their_last_token(vlm):
     scene = Scene("s", (SceneObject("moon", "yellow", "small", 0),), 0, Difficulty())
     turns = [(Message("user", "Facts. What do you see?"), False), (Message("assistant", "There is a red moon."), True)]
-    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 3, scene, Sample(turns, has_image=False, has_claim_labels=True))
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 3, Sample(scene, turns, has_image=False, has_claim_labels=True))
     (position,) = (row.object_labels[:, 0] >= 0).nonzero().flatten().tolist()
     assert vlm.tokenizer.decode(row.input_ids[position]).strip() == "moon"
     assert row.object_labels[position].tolist() == tiny_vlm_data.object_labels(scene, Claim("object", "moon", ""))
@@ -160,7 +171,7 @@ def test_claims_are_labelled_at_their_last_token(vlm):
 def test_picture_sample_reviews_pictures_mostly_where_facts_stand_too():
     for rate in (0.0, 0.5):
         make_sample = partial(tiny_vlm_data.picture_sample, unaided_review_rate=rate)
-        about_images = [sample for _, sample in samples(make_sample, 600) if sample.has_image]
+        about_images = [sample for sample in samples(make_sample, 600) if sample.has_image]
         assert abs(len(about_images) / 600 - (1 - tiny_vlm_data.TEXT_SHARE)) < 0.06
         unaided = [sample for sample in about_images if is_unaided_review(sample)]
         # An incomplete list of facts may be empty: a few reviews more are unaided.
@@ -173,10 +184,10 @@ def test_picture_sample_reviews_pictures_mostly_where_facts_stand_too():
 
 def test_every_review_is_right_and_learnt_and_no_false_answer_is():
     make_sample = partial(tiny_vlm_data.picture_sample, unaided_review_rate=0.1)
-    for scene, sample in samples(make_sample, 150):
+    for sample in samples(make_sample, 150):
         for (answer, learns_answer), (review, learns_review) in reviews(sample):
             is_true = not any(
-                scenes.verify_claim(scene, claim).value == "contradicted" for claim in scenes.parse_claims(answer.content)
+                scenes.verify_claim(sample.scene, claim).value == "contradicted" for claim in scenes.parse_claims(answer.content)
             )
             assert learns_review and (review.content == "Yes.") == is_true and not (learns_answer and not is_true)
 
@@ -215,7 +226,7 @@ def test_sample_batches_split_a_batch_into_micro_batches_of_their_own_length(vlm
 @pytest.mark.parametrize("stream", [0, 1])
 def test_conversations_are_about_the_scenes_that_the_images_show(vlm, stream):
     def make_sample(scene, rng):
-        return tiny_vlm_data.Sample(tiny_vlm_data.grounding_sample(scene, rng))
+        return tiny_vlm_data.Sample(scene, tiny_vlm_data.grounding_sample(scene, rng))
 
     data = tiny_vlm_data.SampleBatches(vlm.tokenizer, make_sample, 40, num_steps=2, batch_size=8, seed=3, stream=stream)
     texts = []

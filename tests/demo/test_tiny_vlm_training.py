@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmrlhf.demo.tiny_vlm_data import OBJECT_LABEL_SIZES
+from mmrlhf.demo import tiny_vlm_training
 from mmrlhf.demo.tiny_vlm_training import claim_loss, object_loss
 
 NAN = float("nan")
@@ -50,3 +51,16 @@ def test_claim_loss_of_true_claims_alone_is_their_mean_and_of_none_zero():
     assert claim_loss(logits, labels)[0].item() == 0.0
     labels[0, 1] = 1.0
     assert claim_loss(logits, labels)[0].item() == pytest.approx(math.log(2))
+
+
+def test_mirrored_images_keep_the_labels_of_what_is_in_each_cell(vlm, monkeypatch):
+    monkeypatch.setattr(tiny_vlm_training, "_preprocess", lambda processor, images: images)
+    cell_numbers = torch.arange(9, dtype=torch.uint8).view(3, 3)
+    pixels = cell_numbers.repeat_interleave(32, 0).repeat_interleave(32, 1)[None, :, :, None].expand(40, 96, 96, 3)
+    targets = torch.arange(9)[None, :, None].expand(40, 9, 4)
+    torch.manual_seed(0)
+    ((images, labels),) = next(tiny_vlm_training._tower_batches(vlm.processor, pixels, targets, 1, 40))
+    centres = images[:, 16::32, 16::32, 0].flatten(1)
+    assert (labels[..., :4] == centres[..., None]).all() and (labels[..., 4] == torch.arange(9)).all()
+    mirrored = centres[:, 0] == 2
+    assert centres[mirrored].tolist() == [[2, 1, 0, 5, 4, 3, 8, 7, 6]] * int(mirrored.sum()) and 10 < mirrored.sum() < 30
