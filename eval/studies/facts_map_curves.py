@@ -20,9 +20,9 @@ from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import data
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.metrics import kl_curve
+from mmrlhf.metrics.kl_curve import by_root_of_kl, kl_after_steps
 
-KL_STEPS = 7
-"""Number of steps that a policy's KL is estimated from."""
 FIXED_KLS = (0.5, 1.0, 2.0)
 """KLs, in nats per answer, at which arms are compared if both reach them."""
 SELECTED_BY = "selection_claim_f1"
@@ -94,26 +94,6 @@ def load_runs(out: Path, data_configs: dict[int, ScenesConfig]) -> list[Run]:
     return runs
 
 
-def kl_after_steps(sampled_kl: np.ndarray, steps: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the KL [E] of the policy after each number of steps; it is 0 after none.
-
-    `sampled_kl` [T] is logged by steps 1 to T, before their update. A line through the KL_STEPS
-    steps nearest to t + 1 gives the policy after t steps, and cannot be below 0.
-    """
-    logged = np.arange(1, len(sampled_kl) + 1)
-    values = []
-    for step in steps:
-        near = np.argsort(np.abs(logged - (step + 1)), kind="stable")[:KL_STEPS]
-        if step == 0:
-            values.append(0.0)
-        elif len(near) < 2:
-            values.append(float(sampled_kl[near][0]))
-        else:
-            level = np.polyfit(logged[near] - (step + 1), sampled_kl[near], 1)[1]
-            values.append(max(0.0, float(level)))
-    return np.array(values)
-
-
 def write_truth(directory: Path, data_config: ScenesConfig) -> list[dict[str, float]]:
     """Write truth.jsonl to a run: what is true of each step's sampled answers.
 
@@ -156,19 +136,13 @@ def _scene_at(data_config: ScenesConfig, index: int) -> scenes.Scene:
 
 
 def along_kl(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return square roots of KLs, ascending, and a metric's values; of equal KLs their mean.
-
-    Evaluations are in the order of their KL, which is not always that of their steps.
-    """
-    roots, inverse = np.unique(np.sqrt(run.kl), return_inverse=True)
-    sums = np.bincount(inverse, run.metrics[metric])
-    return roots, sums / np.bincount(inverse)
+    """Return square roots of KLs, ascending, and a metric's values there."""
+    return by_root_of_kl(run.kl, run.metrics[metric])
 
 
 def value_at_kl(run: Run, metric: str, kl: float) -> float:
     """Return a metric at a KL, linear between evaluations in the root of KL; NaN beyond them."""
-    roots, values = along_kl(run, metric)
-    return float(np.interp(np.sqrt(kl), roots, values, right=np.nan))
+    return kl_curve.value_at_kl(run.kl, run.metrics[metric], kl)
 
 
 def kl_of_turn(run: Run, metric: str = "held_out_utility") -> float:

@@ -22,6 +22,7 @@ from mmrlhf.facts import split_scope
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics.intervals import bootstrap
+from mmrlhf.metrics.kl_curve import kl_after_steps, value_at_kl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
@@ -40,6 +41,9 @@ CURVE_METRICS = (
     "chair_s", "chair_i", "coverage", "claim_f1", "utility", "cooccurrence_errors", "perception_errors", "mean_length",
 )  # fmt: skip
 """Metrics on the selection split that are logged during PPO."""
+SELECTED_BY = "claim_f1"
+"""The metric by which the best policy of a run is chosen."""
+POLICIES = ("ppo_plain", "ppo_fact")
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
@@ -158,7 +162,7 @@ def _generate(
 def summarise(
     data_config: ScenesConfig, output_path: Path, answers: AnswersByModel, stage_seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the content of summary.json: metrics, reward accuracy, final KL and seconds."""
+    """Return the content of summary.json: metrics, reward accuracy, KL and seconds."""
     models: dict[str, Any] = {name: {} for name in answers}
     sampled: dict[str, Any] = {}
     for name, answers_by_split in answers.items():
@@ -169,14 +173,38 @@ def summarise(
                 sampled[name] = metrics
             else:
                 models[name][split] = metrics
+    logs = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in POLICIES}
     return {
         "models": models,
         "sampled": sampled,
         "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}", data_config.seed) for name in ("fact", "plain")},
-        "kl": {name: read_jsonl(output_path / name / "metrics.jsonl")[-1]["objective/kl"] for name in ("ppo_plain", "ppo_fact")},
+        "kl": {name: rows[-1]["objective/kl"] for name, rows in logs.items()},
+        "best_step": {name: _best_step(output_path / name) for name in POLICIES},
+        "same_kl": at_same_kl(logs),
         "seconds": dict(stage_seconds),
         "seed": data_config.seed,
     }
+
+
+def at_same_kl(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the largest KL that all policies reached, and each one's selection metrics there.
+
+    logs: by policy, the rows of metrics.jsonl. Two rewards take a policy different ways from SFT in
+    the same number of steps, so equal KLs compare them more fairly.
+    """
+    kls, metrics = {}, {}
+    for name, rows in logs.items():
+        evaluated = [row for row in rows if f"eval/{SELECTED_BY}" in row]
+        kls[name] = kl_after_steps([r["objective/kl"] for r in rows if r["step"] > 0], [r["step"] for r in evaluated])
+        metrics[name] = {m: np.array([row[f"eval/{m}"] for row in evaluated], dtype=float) for m in CURVE_METRICS}
+    largest = min(float(kl.max()) for kl in kls.values())
+    policies = {name: {m: value_at_kl(kls[name], metrics[name][m], largest) for m in CURVE_METRICS} for name in logs}
+    return {"kl": largest, "policies": policies}
+
+
+def _best_step(run_dir: Path) -> int:
+    """Return the step whose policy was best on the selection split, and is the run's result."""
+    return int(json.loads((run_dir / "finished.json").read_text())["policy_step"])
 
 
 def _reward_accuracy(reward_dir: Path, seed: int) -> dict[str, Any]:

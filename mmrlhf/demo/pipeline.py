@@ -31,7 +31,7 @@ from mmrlhf.demo.data import (
     build_sft_images,
     build_sft_rows,
 )
-from mmrlhf.demo.measure import TrainedModels, gallery, generate_answers, selection_metrics, summarise
+from mmrlhf.demo.measure import POLICIES, SELECTED_BY, TrainedModels, gallery, generate_answers, selection_metrics, summarise
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.bundled import find, folder
 from mmrlhf.files.jsonl import read_jsonl
@@ -88,7 +88,8 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
             )
             reward_paths[name] = str(train_reward_model(reward_config, train_pairs, held_out_pairs))
 
-    # 4. PPO against each reward model, on the same prompts
+    # 4. PPO against each reward model, on the same prompts. The result is the best policy on the
+    #    selection split.
     prompts = LazyRows(partial(build_rl_prompts, data_config))
     selection_rows = LazyRows(partial(benchmark_rows, "selection", data_config.selection_scenes))
     policy_paths = {}
@@ -101,6 +102,8 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
                 model_name_or_path=sft_path,
                 reward_model_path=reward_path,
                 eval_steps=EVAL_STEPS,
+                metric_for_best_model=SELECTED_BY,
+                load_best_model_at_end=True,
             )
             policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
 
@@ -113,7 +116,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     start_time = time.time()
     summary = summarise(data_config, output_path, answers, timer.seconds)
     write_atomic(output_path / "summary.json", json.dumps(summary, indent=1))
-    curves = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in ("ppo_plain", "ppo_fact")}
+    curves = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in POLICIES}
     entries, notes = gallery(data_config, answers), {k: str(v) for k, v in asdict(data_config).items()}
     write_report(output_path / "report.html", summary, curves, entries, notes)
     write_overview_image(output_path / "overview.png", summary, entries)

@@ -24,6 +24,7 @@ from mmrlhf.report.results import (
     model_style,
     models_on_split,
     policy_after_ppo,
+    same_kl_sentence,
     split_at_claims,
 )
 
@@ -60,7 +61,7 @@ def write_report(
     """Write the report as one HTML file: images and plots first, then folded tables.
 
     summary: models -> splits -> metrics, each NAME with its interval NAME_ci; sampled -> models ->
-    metrics; reward_models; kl; seconds. Anything missing is left out of the page.
+    metrics; reward_models; kl; same_kl; seconds. Anything missing is left out of the page.
     curves: rows of metrics.jsonl by PPO run.
     gallery: image (PNG bytes), id, prompt, facts, and the answers of models with verified claims.
     notes: settings of the run, name -> text.
@@ -81,6 +82,7 @@ def write_report(
         .get_template("page.html.j2")
         .render(
             headline=headline(summary),
+            same_kl=same_kl_sentence(summary),
             gallery=[_gallery_entry(entry, ("sft", after)) for entry in gallery],
             num_shown=NUM_SHOWN_IMAGES,
             scatter=scatter_plot(held_out),

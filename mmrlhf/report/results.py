@@ -114,6 +114,17 @@ def policy_after_ppo(models: Collection[str]) -> str | None:
     return next((name for name in AFTER_PPO_PHRASES if name in models), None)
 
 
+def same_kl_sentence(summary: Mapping[str, Any]) -> str:
+    """Compare the policies' claim F1 at the largest KL that all reached, or return ""."""
+    same_kl, metric = summary.get("same_kl") or {}, METRICS_BY_KEY["claim_f1"]
+    policies = same_kl.get("policies") or {}
+    values = [(name, _finite_or_none(row.get(metric.key))) for name, row in policies.items()]
+    texts = [f"{metric.format_value(value)} for {model_style(name).title}" for name, value in values if value is not None]
+    if len(texts) < 2 or _finite_or_none(same_kl.get("kl")) is None:
+        return ""
+    return f"At the same KL from SFT, {same_kl['kl']:.2f} nats per answer, claim F1 on selection images is {' and '.join(texts)}"
+
+
 def _finite_or_none(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and abs(value) < MAX_PLOTTED else None
 

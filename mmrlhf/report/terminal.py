@@ -19,6 +19,7 @@ from mmrlhf.report.results import (
     metric_value,
     model_style,
     models_on_split,
+    same_kl_sentence,
 )
 
 SHORT_TITLES = {"cooccurrence_errors": "co-occ.\nerrors", "perception_errors": "percep.\nerrors", "claim_f1": "claim\nF1"}
@@ -52,6 +53,8 @@ def print_results_table(summary: Mapping[str, Any]) -> None:
         style = "bold" if name == "ppo_fact" else ""
         table.add_row(Text(model_style(name).title, style), *cells)
     Console().print(table)
+    if sentence := same_kl_sentence(summary):
+        Console(highlight=False).print(sentence + "\n")
 
 
 def print_stage_times(seconds: Mapping[str, float]) -> None:

@@ -42,6 +42,15 @@ def answers_dir(tmp_path):
     return directory
 
 
+def ppo_log(kl_per_step, claim_f1, steps_between=2):
+    """Rows of metrics.jsonl: the KL grows evenly, and every `steps_between` steps are evaluated."""
+    num_steps = steps_between * (len(claim_f1) - 1)
+    rows = [{"step": 0}] + [{"step": t, "objective/kl": kl_per_step * (t - 1)} for t in range(1, num_steps + 1)]
+    for row, value in zip(rows[::steps_between], claim_f1, strict=True):
+        row |= {f"eval/{name}": 0.0 for name in measure.CURVE_METRICS} | {"eval/claim_f1": value}
+    return rows
+
+
 @pytest.fixture
 def finished_stages(tmp_path):
     """The files that the reward and PPO stages leave in their directories."""
@@ -49,9 +58,9 @@ def finished_stages(tmp_path):
         for stage in ("reward", "ppo"):
             (tmp_path / f"{stage}_{name}").mkdir()
         (tmp_path / f"reward_{name}" / "finished.json").write_text(json.dumps({"right": [1.0, 1.0, 0.0, 1.0]}))
-        (tmp_path / f"ppo_{name}" / "metrics.jsonl").write_text(
-            '{"step": 1, "objective/kl": 0.5}\n{"step": 2, "objective/kl": 1.5}\n'
-        )
+        log = ppo_log(kl_per_step=1.0 if name == "fact" else 0.5, claim_f1=(0.5, 0.7))
+        (tmp_path / f"ppo_{name}" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        (tmp_path / f"ppo_{name}" / "finished.json").write_text('{"policy_step": 2}')
     return tmp_path
 
 
@@ -73,15 +82,23 @@ def test_generate_answers_samples_with_the_models_that_are_needed(answers_dir, v
 def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
     summary = measure.summarise(CONFIG, finished_stages, answers, {"sft": 1.0})
-    assert set(summary) == {"models", "sampled", "reward_models", "kl", "seconds", "seed"}
+    assert set(summary) == {"models", "sampled", "reward_models", "kl", "best_step", "same_kl", "seconds", "seed"}
     sft, clean = summary["models"]["sft"]["held_out"], summary["models"]["clean_sft"]["held_out"]
     assert sft["n"] == 6 and sft["chair_s"] > 0 and sft["yes_no_accuracy"] == 1.0
     assert clean["chair_s"] == 0 and clean["chair_s_ci"] == [0, 0]
     assert "yes_no_accuracy" not in summary["models"]["best_of_n"]["ood_1"]
     assert set(summary["sampled"]) == {"sft", "ppo_plain", "ppo_fact"} and "ead_within" in summary["sampled"]["sft"]
-    assert summary["reward_models"]["fact"]["accuracy"] == 0.75
-    assert summary["kl"] == {"ppo_plain": 1.5, "ppo_fact": 1.5} and summary["seconds"] == {"sft": 1.0}
+    assert summary["reward_models"]["fact"]["accuracy"] == 0.75 and summary["best_step"] == {"ppo_plain": 2, "ppo_fact": 2}
+    assert summary["kl"] == {"ppo_plain": 0.5, "ppo_fact": 1.0} and summary["seconds"] == {"sft": 1.0}
     json.dumps(summary)
+
+
+def test_at_same_kl_compares_policies_where_the_slower_one_ends():
+    logs = {"fast": ppo_log(0.1, (0.8, 0.9, 0.5), 10), "slow": ppo_log(0.05, (0.8, 0.82, 0.86), 10)}
+    same_kl = measure.at_same_kl(logs)
+    assert same_kl["kl"] == pytest.approx(1.0)  # slow after 20 steps, fast after 10
+    values = {name: row["claim_f1"] for name, row in same_kl["policies"].items()}
+    assert values == {"fast": pytest.approx(0.9), "slow": pytest.approx(0.86)}
 
 
 def test_gallery_shows_scenes_with_and_without_false_claims_of_sft(answers_dir):

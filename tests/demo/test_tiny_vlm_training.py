@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mmrlhf.demo.tiny_vlm_data import OBJECT_LABEL_SIZES
 from mmrlhf.demo import tiny_vlm_training
+from mmrlhf.demo.tiny_vlm_data import OBJECT_LABEL_SIZES
 from mmrlhf.demo.tiny_vlm_training import claim_loss, object_loss
 
 NAN = float("nan")

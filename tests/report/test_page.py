@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrlhf.report.page import headline, write_report
 from mmrlhf.report.plots import write_overview_image
-from mmrlhf.report.results import Segment, format_duration, split_at_claims
+from mmrlhf.report.results import Segment, format_duration, same_kl_sentence, split_at_claims
 from mmrlhf.report.terminal import print_results_table, print_stage_times
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
@@ -41,6 +41,7 @@ def fake_summary() -> dict[str, Any]:
         "models": {name: {split: split_metrics(c, 0.9) for split in splits} for name, c in chair.items()},
         "reward_models": {"plain": {"accuracy": 0.7, "accuracy_ci": [0.68, 0.72]}, "fact": {"accuracy": 0.8}},
         "kl": {"ppo_plain": 2.5, "ppo_fact": 3.25},
+        "same_kl": {"kl": 2.25, "policies": {"ppo_plain": {"claim_f1": 0.84}, "ppo_fact": {"claim_f1": 0.931}}},
         "seconds": {"sft": 42.0, "ppo_fact": 200.0},
     }
 
@@ -191,6 +192,12 @@ def test_write_report_strikes_out_overlapping_claims(tmp_path):
 def test_split_at_claims_merges_overlapping_spans(spans, expected):
     claims = [{"start": a, "end": b, "verdict": "contradicted", "evidence": ""} for a, b in spans]
     assert [(piece.text, piece.false) for piece in split_at_claims("abcdefgh", claims)] == expected
+
+
+def test_same_kl_sentence_gives_both_policies_or_nothing():
+    expected = "At the same KL from SFT, 2.25 nats per answer, claim F1 on selection images is 84.0% for PPO, plain and 93.1% for PPO, facts"
+    assert same_kl_sentence(fake_summary()) == expected
+    assert same_kl_sentence({}) == "" and same_kl_sentence({"same_kl": {"kl": None, "policies": {}}}) == ""
 
 
 def test_headline_states_what_the_numbers_say():
