@@ -79,12 +79,18 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     with timer.stage("pairs"):
         train_pairs, held_out_pairs = build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
 
-    # 3. Reward models with and without facts, on the same pairs
+    # 3. Reward models with and without facts, on the same pairs. The SFT model's own review is their
+    #    prior: from so few pairs alone they would forget how to check.
     reward_paths = {}
     for name, facts in (("fact", "given"), ("plain", "none")):
         with timer.stage(f"reward_{name}"):
             reward_config = stage_config(
-                RewardConfig, seed, output_path / f"reward_{name}", model_name_or_path=sft_path, facts=facts
+                RewardConfig,
+                seed,
+                output_path / f"reward_{name}",
+                model_name_or_path=sft_path,
+                facts=facts,
+                untrained_prior=True,
             )
             reward_paths[name] = str(train_reward_model(reward_config, train_pairs, held_out_pairs))
 
