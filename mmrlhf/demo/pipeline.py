@@ -79,7 +79,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     with timer.stage("pairs"):
         train_pairs, held_out_pairs = build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
 
-    # 3. Reward models with and without facts, on the same pairs. The SFT model's own review is their
+    # 3. Reward models with and without facts, on the same pairs. The SFT model's review is their
     #    prior: from so few pairs alone they would forget how to check.
     reward_paths = {}
     for name, facts in (("fact", "given"), ("plain", "none")):
