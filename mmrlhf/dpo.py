@@ -35,7 +35,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.training.dpo import losses
 from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch, untied_comparisons
-from mmrlhf.training.dpo.held_out_pairs import HeldOutPairs
+from mmrlhf.training.dpo.held_out_pairs import CHOOSING_METRICS, HeldOutPairs
 from mmrlhf.training.dpo.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.dpo.reference_logps import precompute, reference_logps
 from mmrlhf.training.dpo.step import Counts, compute_gradients, count, mean_metrics
@@ -74,7 +74,7 @@ def dpo(
     if held_out is None and config.eval_dataset_name:
         held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder)
     pairs = HeldOutPairs(config, held_out) if held_out else None
-    evaluation = PolicyEvaluation(config, _join(pairs, eval_function))
+    evaluation = PolicyEvaluation(config, _join(pairs, eval_function), held_out_metrics=CHOOSING_METRICS if pairs else {})
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir = run.path / "policy"
@@ -106,7 +106,7 @@ def dpo(
     if accelerator.is_main_process:
         best = evaluation.finish(run, policy, adapter_dir)
         save_policy(adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, **result, **best})
+        run.finish({"steps": evaluation.num_steps, **result, **best})
     accelerator.wait_for_everyone()
     return adapter_dir
 
@@ -143,7 +143,7 @@ def _train(
         load_optimizer(optimizer, tensors)
         skipped_steps.restore(state)
         metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
-        evaluation.restore(tensors, state)
+        evaluation.restore(start_step, tensors, state)
     elif measured := evaluation.evaluate(run, accelerator, policy, 0):
         run.log(0, measured)
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
@@ -154,7 +154,7 @@ def _train(
 
     # Steps
     with run.progress(num_steps, start_step, "dpo") as progress_bar:
-        for step in range(start_step, num_steps):
+        for step in range(start_step, evaluation.num_steps):
             indices = batch_indices(step, batch_size, len(rows), config.seed)
             local_indices = indices[accelerator.process_index :: accelerator.num_processes]
             local_rows = [rows[i] for i in local_indices]
@@ -183,16 +183,19 @@ def _train(
                 metrics = means | metrics
                 metrics |= {"num_tokens": counts.tokens, "grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
-            measured, is_last = evaluation.evaluate(run, accelerator, policy, step + 1), step + 1 == num_steps
-            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            measured = evaluation.evaluate(run, accelerator, policy, step + 1)
+            is_logging_step = step + 1 == num_steps or (step + 1) % config.logging_steps == 0
             run.log(step + 1, metrics | measured, show=is_logging_step)
-            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
-            if run.is_save_due(step + 1, is_last=is_last) or stop:
+            stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            is_last = step + 1 == evaluation.num_steps
+            if run.is_save_due(step + 1, is_last=is_last) or stop or skipped_steps.may_stop:
                 best_tensors, state = evaluation.checkpoint(run, policy)
                 state |= skipped_steps.state() | {"last": _last_metrics(metrics)}
                 run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
-                if stop and not is_last:
+                if stop:
                     raise InputError(stop)
+            if is_last:
+                break
     return {**_last_metrics(metrics), **skipped_steps.metrics()}
 
 

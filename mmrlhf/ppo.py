@@ -110,13 +110,13 @@ def ppo(
     )
     num_steps = total_steps(config, len(examples), accelerator.num_processes)
     evaluation.plan(examples, num_steps)
-    num_steps = _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
+    _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
 
     engine.close()
     if accelerator.is_main_process:
         best = evaluation.finish(run, roles.policy, adapter_dir)
         save_policy(roles.adapters, "policy", adapter_dir)
-        result = {"steps": num_steps, "kl": state.kl, **state.skipped_steps.metrics(), **best}
+        result = {"steps": evaluation.num_steps, "kl": state.kl, **state.skipped_steps.metrics(), **best}
         run.finish(result | ({"stopped": state.stopped} if state.stopped else {}))
     accelerator.wait_for_everyone()
     return adapter_dir
@@ -132,20 +132,20 @@ def _train(
     ptx_rows: PTXRows | None,
     num_steps: int,
     estimated_bytes: int,
-) -> int:
-    """Take the steps that are left; return `num_steps`, or fewer if `max_kl` ends the run."""
+) -> None:
+    """Take the steps that are left; `evaluation.num_steps` says where the run ended."""
     roles, policy, start_step = state.roles, state.roles.policy, 0
     if resumed := run.resume(num_steps):
         start_step, tensors, numbers = resumed
         state.restore(tensors, numbers, start_step * config.per_device_train_batch_size * accelerator.num_processes)
         if state.stopped:
-            evaluation.num_steps = num_steps = start_step
-        evaluation.restore(tensors, numbers)
+            evaluation.num_steps = start_step
+        evaluation.restore(start_step, tensors, numbers)
     if start_step == 0:
         run.log(0, evaluation.evaluate(run, accelerator, policy, 0))
 
     with run.progress(num_steps, start_step, "ppo") as progress_bar:
-        for step in range(start_step, num_steps):
+        for step in range(start_step, evaluation.num_steps):
             start_time, learning_rate = time.time(), set_learning_rate(state.optimizer, config, step, num_steps)
             with state.skipped_steps.attempt(step + 1, ()) as attempt:
                 # 1-3. Prompts, rollout, rewards
@@ -172,29 +172,29 @@ def _train(
             if config.sync_ref_model and (step + 1) % config.ref_model_sync_steps == 0:
                 roles.sync_reference()
             if state.stopped:
-                evaluation.num_steps = num_steps = step + 1
-            is_last = step + 1 == num_steps
+                evaluation.num_steps = step + 1
             metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
             if step == start_step:
                 print_memory(run, estimated_bytes)
-            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            is_logging_step = step + 1 == evaluation.num_steps or (step + 1) % config.logging_steps == 0
             if attempt.is_skipped:
                 run.log(step + 1, metrics)
             else:
                 log_step(config, run, roles, batch, metrics, step, is_logging_step)
-            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            is_last = step + 1 == evaluation.num_steps
 
             # 8. Save
-            if run.is_save_due(step + 1, is_last=is_last) or stop:
+            if run.is_save_due(step + 1, is_last=is_last) or stop or state.skipped_steps.may_stop:
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
                 run.save_checkpoint(step + 1, state.tensors() | best_tensors, state.numbers() | best_state)
-                if stop and not is_last:
+                if stop:
                     raise InputError(stop)
             if state.stopped:
                 run.print(state.stopped)
+            if is_last:
                 break
-    return num_steps
 
 
 def answers_per_step(config: PPOConfig, accelerator: Accelerator) -> int:

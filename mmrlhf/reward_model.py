@@ -167,7 +167,7 @@ def _train(
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
     step, patience = start_step, config.early_stopping_patience or num_steps + 1
     with run.progress(num_steps, start_step, description) as progress_bar:
-        while step < num_steps and num_not_better < patience:
+        while step < num_steps and num_not_better < patience and not monitor.ended:
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
             local_rows = training_rows(config, model, lengths, local_rows, other_facts, step)
@@ -197,14 +197,15 @@ def _train(
             is_last = step == num_steps or num_not_better >= patience
             is_logging_step = is_last or step % config.logging_steps == 0
             run.log(step, metrics, show=is_measured or is_logging_step)
-            stop = monitor.after_step(run, accelerator, step, metrics, is_logging_step)
-            if run.is_save_due(step, is_last=is_last) or stop:
+            stop = monitor.after_step(run, accelerator, step, metrics, is_logging_step, is_last=is_last)
+            is_last = is_last or bool(monitor.ended)
+            if run.is_save_due(step, is_last=is_last) or stop or skipped_steps.may_stop:
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
                 state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state()}
                 state |= skipped_steps.state()
                 run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
-                if stop and not is_last:
+                if stop:
                     raise InputError(stop)
     return step, best, outcomes_before
 

@@ -128,9 +128,10 @@ def rft(
             kept_samples, kept_ledger = [answer.sample for answer in kept], [ledger[i] for i in selection.kept]
             kept_totals = [answer.breakdown.total for answer in kept]
             run.log_samples(number, sample_rows(run, kept_samples, kept_totals, kept_ledger, config.num_sample_generations))
-        stop = monitor.after_step(run, accelerator, number, metrics, is_logging_step=True)
+        is_last = number == config.num_rounds
+        stop = monitor.after_step(run, accelerator, number, metrics, is_logging_step=True, is_last=is_last)
         run.save_checkpoint(number, {}, {"rewards": aggregation.state()})
-        if stop and number < config.num_rounds:
+        if stop:
             raise InputError(stop)
 
     if accelerator.is_main_process:

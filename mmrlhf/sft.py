@@ -79,13 +79,13 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         skipped_steps.restore(state)
-        evaluation.restore(tensors, state)
+        evaluation.restore(start_step, tensors, state)
     elif measured := evaluation.evaluate(run, accelerator, role, 0):
         run.log(0, measured)
 
     # 3. Steps
     with run.progress(num_steps, start_step, "sft") as progress_bar:
-        for step in range(start_step, num_steps):
+        for step in range(start_step, evaluation.num_steps):
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
             learning_rate = set_learning_rate(optimizer, config, step, num_steps)
@@ -103,16 +103,18 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
                 metrics |= {"grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
             metrics |= evaluation.evaluate(run, accelerator, role, step + 1)
-            is_last = step + 1 == num_steps
-            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            is_logging_step = step + 1 == num_steps or (step + 1) % config.logging_steps == 0
             run.log(step + 1, metrics, show=is_logging_step)
-            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
-            if run.is_save_due(step + 1, is_last=is_last) or stop:
+            stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            is_last = step + 1 == evaluation.num_steps
+            if run.is_save_due(step + 1, is_last=is_last) or stop or skipped_steps.may_stop:
                 best_tensors, state = evaluation.checkpoint(run, role)
                 tensors = {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}
                 run.save_checkpoint(step + 1, tensors, skipped_steps.state() | state)
-                if stop and not is_last:
+                if stop:
                     raise InputError(stop)
+            if is_last:
+                break
 
     # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:
@@ -122,7 +124,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
                 adapters = _on_whole_base(adapters, run.path / "adapter")
             merge(adapters, "sft")
         save_model(adapters.vlm, model_dir)
-        run.finish({"steps": num_steps, **skipped_steps.metrics(), **best})
+        run.finish({"steps": evaluation.num_steps, **skipped_steps.metrics(), **best})
     accelerator.wait_for_everyone()
     return model_dir
 

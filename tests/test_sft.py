@@ -23,6 +23,7 @@ from mmrlhf.sft import sft
 from mmrlhf.training.run import Run
 from mmrlhf.training.sft_batch import build_sft_batch
 from tests.helpers.family_setup import family_examples
+from tests.helpers.runs import stopped_after
 from tests.helpers.tiny_models import build_checkpoint
 
 
@@ -157,6 +158,24 @@ def test_sft_stops_at_a_warning_and_goes_on_without_it(tiny_vlm_path, examples, 
     with pytest.raises(InputError, match="this stage samples none"):
         sft(refused, same_rows)
     assert not (tmp_path / "refused").exists()
+
+
+def test_sft_ends_at_a_warning_with_the_best_model(tiny_vlm_path, examples, tmp_path):
+    """Early stopping: with load_best_model_at_end the run is finished there, also after a kill."""
+    settings = {"metric_for_best_model": "my_f1", "logging_steps": 1, "save_steps": 100, "max_steps": 6, "learning_rate": 3e-3}
+    settings |= {"stop_on_warning": "proxy_divergence", "load_best_model_at_end": True, "num_sample_generations": 0}
+    whole, killed = (watched_config(tiny_vlm_path, tmp_path / name, **settings) for name in ("whole", "killed"))
+    values = (0.9, 0.8, 0.95, 0.7, 0.6, 0.5)
+    sft(whole, [examples[0]] * 3, scripted(values))
+    finished = json.loads((tmp_path / "whole/finished.json").read_text())
+    assert (finished["steps"], finished["policy_step"]) == (5, 2)
+    assert finished["stopped"].startswith("ended after step 5 at the warning proxy_divergence (stop_on_warning): ")
+    with stopped_after(5):
+        sft(killed, [examples[0]] * 3, scripted(values))
+    sft(killed, [examples[0]] * 3, scripted(()))
+    assert json.loads((tmp_path / "killed/finished.json").read_text()) == finished
+    models = [load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
 
 def test_sft_told_to_stop_saves_its_step_and_ends_like_an_unbroken_run(tiny_vlm_path, examples, tmp_path, monkeypatch):

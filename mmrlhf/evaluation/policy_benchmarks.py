@@ -251,10 +251,15 @@ def check_eval_settings(config: PolicyEvalConfig, has_function: bool) -> None:
             raise InputError("greater_is_better is about metric_for_best_model, which is not given: add it, or leave both out")
 
 
-def best_metric(config: PolicyEvalConfig, benchmarks: Sequence[PolicyBenchmark], has_function: bool) -> tuple[str, bool] | None:
+def best_metric(
+    config: PolicyEvalConfig,
+    benchmarks: Sequence[PolicyBenchmark],
+    has_function: bool,
+    held_out_metrics: Mapping[str, bool],
+) -> tuple[str, bool] | None:
     """Return the name of metric_for_best_model and whether more of it is better; None without one.
 
-    The metrics of a caller's function are not known before it is called.
+    Of the metrics of a caller's function only `held_out_metrics` are known before it is called.
 
     Raises InputError for a metric of the reward, one that no benchmark gives, and one whose better
     direction is not known.
@@ -262,6 +267,8 @@ def best_metric(config: PolicyEvalConfig, benchmarks: Sequence[PolicyBenchmark],
     if config.metric_for_best_model is None:
         return None
     name = config.metric_for_best_model.removeprefix("eval/")
+    if name in held_out_metrics:
+        return name, held_out_metrics[name]
     given = {f"{item.name}/{metric}": item for item in benchmarks for metric in item.metric_names}
     if name not in given:
         if TRAINING_METRIC.fullmatch(name):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -40,13 +41,17 @@ and metric_for_best_model may name it."""
 NUM_SAMPLED_STEPS = 5
 """Times after the first that the fixed prompts are answered in a run."""
 SAMPLE_BATCH_SIZE = 8
+NUM_SHOWN_METRICS = 2
+"""Metrics of an evaluation function that are printed: its first ones."""
 
 
 class PolicyEvaluation:
     """What a run measures its policy with, its best policy so far, and the warnings it may raise.
 
     Call `claim`, then `plan`, then `restore` in a resumed run, then `evaluate` at step 0 of a new
-    one and, with `monitor.after_step`, after each step.
+    one and, with `after_step`, after each step.
+
+    num_steps: the step after which the run ends, which may be before the last one that was planned.
     """
 
     def __init__(
@@ -55,19 +60,22 @@ class PolicyEvaluation:
         function: EvalFunction | None = None,
         proxy: Proxy = LOSS,
         warnings: Sequence[str] = (),
+        held_out_metrics: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
         """Open the benchmarks of the configuration. Raises InputError if its settings are wrong.
 
         `proxy` is what the stage optimises, and `warnings` are those that it may raise besides
-        `proxy_divergence`.
+        `proxy_divergence`. `held_out_metrics` are those of the function that may choose the best
+        policy although their names are the stage's own, and whether more of it is better.
         """
         check_eval_settings(config, function is not None)
         self.config, self.function = config, function
         self.benchmarks = open_benchmarks(config)
-        chosen = best_metric(config, self.benchmarks, function is not None)
+        chosen = best_metric(config, self.benchmarks, function is not None, held_out_metrics)
         self.best = BestModel(*chosen) if chosen else None
         divergence = (DIVERGENCE,) if self.benchmarks or self.best else ()  # it needs a held-out metric
-        self.monitor = Monitor(proxy, parse_stop_on_warning(config.stop_on_warning, (*divergence, *warnings)))
+        stop_on = parse_stop_on_warning(config.stop_on_warning, (*divergence, *warnings))
+        self.monitor = Monitor(proxy, stop_on, ends_run=config.load_best_model_at_end)
         self.num_steps = self.samples_every = 0
         self.sampled: Sequence[Example] = ()
 
@@ -135,13 +143,27 @@ class PolicyEvaluation:
                 metrics |= self.function(policy.vlm)
         if not accelerator.is_main_process:
             return {}
+        shown = [f"{item.name}/{item.headline}" for item in self.benchmarks] + list(metrics)[:NUM_SHOWN_METRICS]
         for row in rows:
             defined = {name: leaf["value"] for name, leaf in row["metrics"].items() if leaf is not None}
             metrics |= {f"{row['benchmark']}/{name}": value for name, value in defined.items()}
         run.log_evaluations(step, rows)
-        self._choose(run, step, metrics, policy)
+        self._choose(run, step, metrics, policy, shown)
         self.monitor.add_evaluation(step, self._held_out(rows, metrics))
         return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def after_step(
+        self, run: Run, accelerator: Accelerator, step: int, metrics: Mapping[str, float], is_logging_step: bool
+    ) -> str | None:
+        """Warn as `Monitor.after_step` does; at a warning that ends the run, `num_steps` is `step`.
+
+        Return why the run is to be interrupted, or None.
+        """
+        is_last = step == self.num_steps
+        stop = self.monitor.after_step(run, accelerator, step, metrics, is_logging_step, is_last=is_last)
+        if self.monitor.ended:
+            self.num_steps = step
+        return stop
 
     def _held_out(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> dict[str, HeldOut]:
         """Return the benchmarks' main metrics and the one that chooses, for warnings."""
@@ -157,15 +179,15 @@ class PolicyEvaluation:
             held_out[name] = HeldOut(float(metrics[name]), leaf["low"], leaf["high"], self.best.greater_is_better)
         return held_out
 
-    def _choose(self, run: Run, step: int, metrics: Mapping[str, float], policy: Role) -> None:
-        """Keep the policy if it is the best so far, and print the main metrics."""
-        shown, remark = [f"{item.name}/{item.headline}" for item in self.benchmarks], ""
+    def _choose(self, run: Run, step: int, metrics: Mapping[str, float], policy: Role, shown: Sequence[str]) -> None:
+        """Keep the policy if it is the best so far; print `shown` and the metric that chooses."""
+        remark = ""
         if self.best is not None:
             name = self.best.metric
             if self.function is not None and name not in metrics and not self._is_undefined(name):
                 given = ", ".join(metrics) or "nothing"
                 raise InputError(f"metric_for_best_model {name} is not what the evaluation gives: {given}")
-            shown.append(name)
+            shown = [*shown, name]
             if name in metrics and self.best.update(step, float(metrics[name]), policy):
                 remark = ", the best so far"
             elif self.best.step is not None:
@@ -199,21 +221,24 @@ class PolicyEvaluation:
         """
         if self.best is None:
             return {}
+        stopped = {"stopped": self.monitor.ended} if self.monitor.ended else {}
         if self.best.step is None:
             run.print(f"note: {self.best.metric} was undefined at every evaluation: there is no best policy")
-            return {"policy_step": self.num_steps}
+            return {"policy_step": self.num_steps} | stopped
         is_loaded = self.config.load_best_model_at_end
         run.print(self.best.describe(self.num_steps, result if is_loaded else run.path / "best"))
         if is_loaded:
             policy.load_state_dict(self.best.tensors)
             self.best.discard(run.path / "best")
-            return {"best": self.best.result(), "policy_step": self.best.step}
+            return {"best": self.best.result(), "policy_step": self.best.step} | stopped
         self.best.save(policy, run.path / "best")
         return {"best": self.best.result(), "policy_step": self.num_steps}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
+    def restore(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint after `step` steps."""
         self.monitor.load_state(state.get("monitor", {}))
+        if self.monitor.ended:
+            self.num_steps = step
         if self.best is not None:
             self.best.restore(tensors, state)
 

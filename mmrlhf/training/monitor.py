@@ -7,7 +7,8 @@
     length_reward_correlation  and the other warnings of `rewards.monitors`
 
 At each logging step the metrics of the steps since the last one are looked at together, so that one
-odd step raises nothing. `stop_on_warning` names the warnings that stop a run.
+odd step raises nothing. `stop_on_warning` names the warnings that stop a run, or, if it is to write
+its best weights at the end, end it there.
 """
 
 from __future__ import annotations
@@ -98,8 +99,11 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
 class Monitor:
     """The metrics since the last logging step, the evaluations so far, and what they warn of."""
 
-    def __init__(self, proxy: Proxy, stop_on: Sequence[str] = ()) -> None:
-        self.proxy, self.stop_on = proxy, stop_on
+    def __init__(self, proxy: Proxy, stop_on: Sequence[str] = (), *, ends_run: bool = False) -> None:
+        """Stop at the warnings `stop_on`; with `ends_run`, they end the run as a last step does."""
+        self.proxy, self.stop_on, self.ends_run = proxy, stop_on, ends_run
+        self.ended = ""
+        """Why the run ended at a warning; empty if it did not."""
         self._window: list[dict[str, float]] = []
         self._proxy_values: list[float] = []  # since the last evaluation
         self._first_entropy: float | None = None
@@ -116,12 +120,20 @@ class Monitor:
             self._evaluations = [(None, dict(held_out))]
 
     def after_step(
-        self, run: Run, accelerator: Accelerator, step: int, metrics: Mapping[str, float], is_logging_step: bool
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        step: int,
+        metrics: Mapping[str, float],
+        is_logging_step: bool,
+        *,
+        is_last: bool = False,
     ) -> str | None:
         """Take in a step's metrics and, at a logging step, warn of what the steps since the last
         one show, and refresh the run's page.
 
-        Return why the run is to stop, the same on every process, or None.
+        Return why the run is to be interrupted, the same on every process, or None, as after its
+        last step. With `ends_run`, set `ended` instead.
         """
         self._add(metrics)
         if not is_logging_step:
@@ -131,12 +143,17 @@ class Monitor:
         for name, text in warnings.items():
             run.warn(step, name, text)
         run.refresh_report()
-        if not self.stop_on:
+        if is_last or not self.stop_on:
             return None
         stop = next(((name, text) for name, text in warnings.items() if name in self.stop_on), None)
         if accelerator.num_processes > 1:  # only the main process has evaluations
             stop = broadcast_object_list([stop])[0]
         if stop is None:
+            return None
+        if self.ends_run:
+            name, text = stop
+            self.ended = f"ended after step {step} at the warning {name} (stop_on_warning): {text}"
+            run.print(self.ended)
             return None
         run.refresh_report(is_final=True)
         return _stop_sentence(run, step, *stop)
@@ -221,6 +238,7 @@ class Monitor:
             "first_entropy": self._first_entropy,
             "evaluations": evaluations,
             "has_new_evaluation": self._has_new_evaluation,
+            "ended": self.ended,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -228,6 +246,7 @@ class Monitor:
         if state:
             self._window, self._proxy_values = state["window"], state["proxy_values"]
             self._first_entropy, self._has_new_evaluation = state["first_entropy"], state["has_new_evaluation"]
+            self.ended = state.get("ended", "")
             self._evaluations = [
                 (proxy, {key: HeldOut(*point) for key, point in held_out.items()}) for proxy, held_out in state["evaluations"]
             ]

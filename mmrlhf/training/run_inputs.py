@@ -65,10 +65,12 @@ class RunInputs:
     def __init__(self, folder: Path, config: Any, num_processes: int) -> None:
         """Compare with the run in `folder`, if there is one.
 
-        Raises InputError if it has other settings or inputs, which `allow_change` does not name.
+        Raises InputError if it has other settings or inputs, which `allow_change` does not name,
+        and for held-out rows that are the rows to train on.
         """
         self.folder, self._config = folder, config
         self.current: dict[str, Any] = {**content_inputs(config), "num_processes": num_processes}
+        self._refuse_training_data()
         self.notes: list[str] = []
         """Lines to print."""
         self._allowed = _allowed_changes(config)
@@ -80,6 +82,14 @@ class RunInputs:
         if (folder / "config.yaml").exists():
             self._read()
             self._compare_settings(config_loader.read_yaml(folder / "config.yaml"), dataclasses.asdict(config))
+
+    def _refuse_training_data(self) -> None:
+        held_out, data = (self.current.get(name) for name in ("eval_dataset_name", "dataset_name"))
+        if held_out and data and held_out["sha256"] and held_out["sha256"] == data["sha256"]:
+            raise InputError(
+                f"eval_dataset_name {held_out['path']} has the rows that are trained on, and accuracy on those says nothing about "
+                "others: give held-out rows"
+            )
 
     def _read(self) -> None:
         """Read inputs.json, which runs of earlier versions lack."""

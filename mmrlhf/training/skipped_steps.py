@@ -104,9 +104,12 @@ class SkippedSteps:
         saved_step.write(self._file(attempt.step, rank))
         path = self._file(attempt.step, causes[0])
         if self.in_a_row >= MAX_IN_A_ROW:
+            advice = "start over with a lower learning_rate or without that row"
+            if self._stage == "ppo":
+                advice += ", or go on with a corrected reward function and --allow_change reward_terms"
             raise InputError(
                 f"steps {attempt.step - self.in_a_row + 1} to {attempt.step} cannot be trained on, the last because {problem}: "
-                f"see what is not finite with `mmrlhf replay {path}`, and start over with a lower learning_rate or without that row"
+                f"see what is not finite with `mmrlhf replay {path}`, and {advice}"
             )
         others = ", beside the other processes' shares" if num_processes > 1 else ""
         self._run.warn(
@@ -119,6 +122,11 @@ class SkippedSteps:
         """Return the file of a process's share of a step."""
         suffix = f"-rank{rank}" if self._accelerator.num_processes > 1 else ""
         return self.folder / f"step-{step:06d}{suffix}.safetensors"
+
+    @property
+    def may_stop(self) -> bool:
+        """Return whether the next step stops the run if it is skipped too: save before it."""
+        return self.in_a_row == MAX_IN_A_ROW - 1
 
     def metrics(self) -> dict[str, float]:
         """Return the number of skipped steps so far, or nothing if there are none."""

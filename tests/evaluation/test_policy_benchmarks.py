@@ -124,11 +124,12 @@ def test_check_eval_settings_refuses(make_config, settings, message):
 def test_best_metric_knows_its_direction_and_refuses_the_reward(make_config):
     def best(metric, has_function=False, **settings):
         config = make_config(eval_benchmarks="scenes", eval_limit=2, metric_for_best_model=metric, **settings)
-        return best_metric(config, open_benchmarks(config), has_function)
+        return best_metric(config, open_benchmarks(config), has_function, {"rewards/accuracies": True})
 
     assert best("scenes/claim_f1") == ("scenes/claim_f1", True) and best("eval/scenes/chair_s") == ("scenes/chair_s", False)
     assert best("scenes/mean_length", greater_is_better=False) == ("scenes/mean_length", False)
     assert best("my_accuracy", has_function=True) == ("my_accuracy", True)
+    assert best("eval/rewards/accuracies", has_function=True) == ("rewards/accuracies", True)
     with pytest.raises(InputError, match="scenes does not give it: did you mean scenes/claim_f1"):
         best("scenes/claims_f1")
     with pytest.raises(InputError, match="not known whether more of it is better: add greater_is_better"):

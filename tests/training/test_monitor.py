@@ -94,6 +94,18 @@ def test_stop_on_warning_stops_at_the_named_ones_only(tmp_path):
     assert sentence.endswith("the same command goes on, to the next warning")
 
 
+def test_a_warning_ends_a_run_that_writes_its_best_weights(tmp_path):
+    run, metrics = open_run(tmp_path), {REWARD.key: 0.0, "hacking/refusal_rate": 0.5}
+    at_the_end = Monitor(REWARD, ("refusal_rate",), ends_run=True)
+    assert at_the_end.after_step(run, ONE_PROCESS, 1, metrics, True, is_last=True) is None and not at_the_end.ended
+    monitor = Monitor(REWARD, ("refusal_rate",), ends_run=True)
+    assert monitor.after_step(run, ONE_PROCESS, 2, metrics, True) is None
+    assert monitor.ended.startswith("ended after step 2 at the warning refusal_rate (stop_on_warning): 50% of answers refuse")
+    resumed = Monitor(REWARD, ("refusal_rate",), ends_run=True)
+    resumed.load_state(json.loads(json.dumps(monitor.state())))
+    assert resumed.ended == monitor.ended
+
+
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [

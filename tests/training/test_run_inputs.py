@@ -26,6 +26,11 @@ class FakeConfigWithData(FakeConfig):
 
 
 @dataclass(frozen=True)
+class FakeConfigWithHeldOut(FakeConfigWithData):
+    eval_dataset_name: str | None = None
+
+
+@dataclass(frozen=True)
 class FakeConfigWithBatch(FakeConfigWithData):
     per_device_train_batch_size: int = 8
 
@@ -53,6 +58,17 @@ def open_run_on(data: Path, path: Path, num_processes: int = 1) -> Run:
     run = Run(str(path), config, num_processes=num_processes)
     run.claim_rows(rows_of(data / "rows.jsonl", data))
     return run
+
+
+def test_run_refuses_training_data_as_held_out(data, tmp_path):
+    rows, copy, other = (data / name for name in ("rows.jsonl", "copy.jsonl", "other.jsonl"))
+    copy.write_bytes(rows.read_bytes())
+    other.write_bytes(rows.read_bytes() * 2)
+    for path in (rows, copy):
+        with pytest.raises(InputError, match="has the rows that are trained on"):
+            Run(str(tmp_path / "run"), FakeConfigWithHeldOut(dataset_name=str(rows), eval_dataset_name=str(path)))
+    assert not (tmp_path / "run").exists()
+    Run(str(tmp_path / "run"), FakeConfigWithHeldOut(dataset_name=str(rows), eval_dataset_name=str(other)))
 
 
 @pytest.mark.parametrize("is_finished", [False, True])

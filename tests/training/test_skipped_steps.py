@@ -121,13 +121,14 @@ def overflowing_model(tiny_vlm_path, tmp_path_factory):
 
 def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, tmp_path, capsys):
     with pytest.raises(InputError) as refused:
-        sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0), examples)
+        sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0, save_steps=100), examples)
     file = tmp_path / "run" / "skipped" / "step-000003.safetensors"
     assert str(refused.value) == (
         "steps 1 to 3 cannot be trained on, the last because the loss is nan: see what is not finite with "
         f"`mmrlhf replay {file}`, and start over with a lower learning_rate or without that row"
     )
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]  # not lost with the run
     capsys.readouterr()
     assert main(["replay", str(file)]) == 0
     printed = capsys.readouterr().out

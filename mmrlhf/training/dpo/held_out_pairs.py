@@ -20,6 +20,10 @@ from mmrlhf.training.dpo.step import Counts, mean_metrics, preference_loss
 ROWS_PER_BATCH = 64
 
 
+CHOOSING_METRICS = {"loss": False, "rewards/accuracies": True, "rewards/margins": True}
+"""Metrics that metric_for_best_model may name, and whether more of it is better."""
+
+
 @dataclass
 class HeldOutPairs:
     """The held-out rows of a run, as an evaluation's function.

@@ -21,7 +21,8 @@ def reward_monitor(config: RewardConfig) -> Monitor:
 
     Raises InputError for a stop_on_warning that is unknown, or that this run cannot raise.
     """
-    return Monitor(LOSS, parse_stop_on_warning(config.stop_on_warning, (DIVERGENCE,) if config.eval_steps else ()))
+    stop_on = parse_stop_on_warning(config.stop_on_warning, (DIVERGENCE,) if config.eval_steps else ())
+    return Monitor(LOSS, stop_on, ends_run=config.load_best_model_at_end)
 
 
 def watch(run: Run, monitor: Monitor, model: RewardModel, reference: Reference, step: int, measured: Mapping[str, float]) -> None:
