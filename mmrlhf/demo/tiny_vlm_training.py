@@ -229,8 +229,8 @@ def claim_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float, float]:
     is_true, is_false = labels > 0.5, labels < 0.5
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     weights = is_true / is_true.sum().clamp(min=1) + is_false / is_false.sum().clamp(min=1)
-    recalls = [((logits > 0) == is_true)[group].float().mean().item() for group in (is_true, is_false)]
-    return (weights * losses).sum() / weights.sum().clamp(min=1), *recalls
+    recall_true, recall_false = (((logits > 0) == is_true)[group].float().mean().item() for group in (is_true, is_false))
+    return (weights * losses).sum() / weights.sum().clamp(min=1), recall_true, recall_false
 
 
 def train_language_model(
