@@ -198,7 +198,7 @@ def test_ptx_mixes_in_the_loss_of_sft(tiny_vlm_path, examples, tmp_path):
 def test_reference_becomes_the_policy_every_few_steps(tiny_vlm_path, examples, tmp_path):
     config = config_of(tiny_vlm_path, tmp_path, max_steps=5, sync_ref_model=True, ref_model_sync_steps=2, kl_coef=0.0)
     kl = [row["objective/kl"] for row in train(config, examples)]
-    assert [abs(value) < 1e-6 for value in kl] == [True, False, True, False, True]
+    assert [abs(value) < 1e-5 for value in kl] == [True, False, True, False, True], kl
 
 
 # ---- dynamic sampling ----------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path)
     data = write_rows(tmp_path / "sft.jsonl", examples[:5])
 
     def function(samples):
-        values = dull({order[1], order[6]})(samples)
+        values = dull({order[1], order[6], order[7]})(samples)
         return [math.nan if s.id == order[4] else value for s, value in zip(samples, values, strict=True)]
 
     settings = {

@@ -164,7 +164,8 @@ def test_prompts_from_a_file_keep_their_paths_and_earlier_turns_are_not_learnt(t
     read = read_examples(str(tmp_path / "run/round_1/sft.jsonl"), image_folder=str(tmp_path / "scenes"), require_answer=True)
     assert [example.answer for example in read] == [row["messages"][-1]["content"][0]["text"] for row in kept]
     ledger = read_jsonl(tmp_path / "run" / "ledger.jsonl")
-    assert ledger[0]["claims"] and sum(ledger[0]["terms"].values()) == pytest.approx(ledger[0]["total"])
+    assert any(row["claims"] for row in ledger)
+    assert all(sum(row["terms"].values()) == pytest.approx(row["total"]) for row in ledger)
 
 
 @pytest.mark.parametrize(

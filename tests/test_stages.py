@@ -83,7 +83,7 @@ if "reward" in stages:
 if "dpo" in stages:
     dpo(DPOConfig(output_dir=f"{out}/dpo", loss_type="sigmoid,sft", image_pairs="other", **common), pairs)
 if "ppo" in stages:
-    ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=reward_model, num_mini_batches=2,
+    ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=reward_model, num_mini_batches=2, allow_worse_judge=True,
                   multi_objective_aggregation="normalize_then_sum", term_statistics="running", length_bounds="auto",
                   **policy), rows[:3])  # one row twice in every step
 if "grpo" in stages:

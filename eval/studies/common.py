@@ -158,6 +158,7 @@ class Experiment:
         overrides = {
             "seed": self.seed,
             "occluded_share": DIFFICULTIES[self.difficulty],
+            "pair_scenes": 4000,
             "held_out_pairs": 1000,
             "fact_recall": self.fact_recall,
             "fact_error_rate": self.fact_error_rate,

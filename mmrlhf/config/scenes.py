@@ -22,7 +22,7 @@ class ScenesConfig:
     """Rows to fine-tune on: three quarters descriptions, the rest short questions."""
     cooccurrence_bias: Fraction = 0.9
     """Fraction of captions with a trigger object that also name its absent partner."""
-    pair_scenes: Count = 4000
+    pair_scenes: Count = 800
     """Scenes whose sampled answers are compared."""
     answers_per_scene: Annotated[int, Field(ge=2)] = 4
     """Answers per compared scene, sampled from the SFT model: half at temperature 1, half at

@@ -264,7 +264,7 @@ def test_calibrate_vlm_output_is_accepted_by_ppo(tiny_vlm_path, vlm, tmp_path, c
     assert main(["calibrate", "vlm", "--model", tiny_vlm_path, *files, "--claim_source", "facts", "--held_out", "0.4"]) == 0
     output = capsys.readouterr().out
     metrics = load_calibration(out)[1]["measured"]["object"]
-    assert metrics["true"] == metrics["false"] > 5 and metrics["auroc"]["value"] > 0.8
+    assert metrics["true"] == metrics["false"] > 5 and metrics["auroc"]["value"] > 0.7
     assert metrics["ece_as_said"] > 0 and "as is" in output
     ppo_config = PPOConfig(
         model_name_or_path=tiny_vlm_path,

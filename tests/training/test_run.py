@@ -161,7 +161,8 @@ def test_signal_waits_for_the_end_of_the_step_and_saves_it(tmp_path, capfd):
     assert captured.out.startswith("saved after step 2, because of SIGTERM\n")
 
 
-def test_signal_stops_at_once_where_nothing_is_unsaved_and_the_second_time(tmp_path):
+def test_signal_stops_at_once_where_nothing_is_unsaved_and_the_second_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0)
     with stop_signals.handled():
         run = open_run(tmp_path, save_steps=2)
         with pytest.raises(stop_signals.Stopped):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OUTPUT = Path(__file__).with_suffix(".safetensors")
 BETA = 0.3
 LOSSES: dict[str, dict[str, object]] = {
