@@ -275,11 +275,15 @@ def test_calibrate_vlm_output_is_accepted_by_ppo(tiny_vlm_path, vlm, tmp_path, c
         lexicon_file=lexicon_file,
     )
     claim_scorer = build_claim_scorer(ppo_config, Adapters(vlm))
-    scene_object = scenes.generate_scene("selection", 0, 0).objects[0]
-    claims = (Claim("object", scene_object.shape), Claim("count", scene_object.shape, "1"))
-    answer = AnswerClaims((ImageSource(path=str(tmp_path / "0.png")),), (), claims)
-    ((object_verdict, count_verdict),) = claim_scorer.verifiers["vlm"]([answer])
-    assert object_verdict.value == "supported" and "not calibrated for claims of kind count" in count_verdict.evidence
+    answers = []
+    for index in range(16):
+        shape = scenes.generate_scene("selection", index, 0).objects[0].shape
+        claims = (Claim("object", shape), Claim("count", shape, "1"))
+        answers.append(AnswerClaims((ImageSource(path=str(tmp_path / f"{index}.png")),), (), claims))
+    verdicts = claim_scorer.verifiers["vlm"](answers)
+    values = [object_verdict.value for object_verdict, _ in verdicts]
+    assert values.count("supported") > values.count("contradicted")
+    assert all("not calibrated for claims of kind count" in count_verdict.evidence for _, count_verdict in verdicts)
 
 
 FACTS = [{"kind": "object", "text": "dog"}, {"kind": "absent", "text": "cat"}]
