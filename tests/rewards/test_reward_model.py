@@ -47,7 +47,7 @@ def test_reward_model_untrained_ranks_clean_over_faulty_captions(untrained_rewar
             facts = scenes.annotator_facts(scene, rng, recall=1.0, error_rate=0.0)
             groups.append(AnswerGroup((scene.image_source(),), (Message("user", question.text),), answers, facts))
     scores = torch.tensor(untrained_reward_model.score(groups))
-    assert (scores[:, 0] > scores[:, 1]).float().mean() > 0.75
+    assert (scores[:, 0] > scores[:, 1]).float().mean() > 0.9
 
 
 def test_reward_model_names_row_of_too_long_answer(untrained_reward_model, groups):

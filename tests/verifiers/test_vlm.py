@@ -92,8 +92,8 @@ def test_vlm_verifier_shipped_base_judges_claims_better_than_chance(vlm_verifier
         )
         answers.append(AnswerClaims((scene.image_source(),), (), claims))
     is_correct = (np.array(vlm_verifier.log_odds(answers)) > 0) == np.array([True, False, True, False])
-    # It never learnt at scale to check claims against pictures: .73 and .71 measured, .5 is chance.
-    assert is_correct[:, :2].mean() > 0.6 and is_correct[:, 2:].mean() > 0.6
+    # It never learnt at scale to check claims against pictures: .71 and .86 measured, .5 is chance.
+    assert is_correct[:, :2].mean() > 0.6 and is_correct[:, 2:].mean() > 0.75
 
 
 def test_vlm_verifier_respects_token_budget_and_max_length(vlm_verifier, examples):
