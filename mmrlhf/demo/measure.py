@@ -41,8 +41,8 @@ CURVE_METRICS = (
     "chair_s", "chair_i", "coverage", "claim_f1", "utility", "cooccurrence_errors", "perception_errors", "mean_length",
 )  # fmt: skip
 """Metrics on the selection split that are logged during PPO."""
-SELECTED_BY = "claim_f1"
-"""The metric by which the best policy of a run is chosen."""
+SELECTED_BY = "utility"
+"""The metric by which the best policy of a run is chosen: what the demo's annotators rank by."""
 POLICIES = ("ppo_plain", "ppo_fact")
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
