@@ -19,7 +19,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, PolicyEvalCon
     ptx_coef: NonNegative = 0.0
     """Weight of the loss on the answers of ptx_dataset_name, added to the policy's (PPO-ptx)."""
     ptx_dataset_name: str | None = None
-    """Rows in the format of sft, mixed into every optimiser step: as many as it has prompts."""
+    """SFT rows to mix in: an optimiser step takes one for each of its prompts."""
     sync_ref_model: bool = False
     """Make the reference a copy of the policy every ref_model_sync_steps."""
     ref_model_sync_steps: Count = 512

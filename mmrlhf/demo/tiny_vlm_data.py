@@ -308,10 +308,9 @@ class SampleBatches(IterableDataset):
     """Yield batches, each a list of micro-batches of B <= `MICRO_BATCH_SIZE` rows.
 
     A micro-batch is image indices [B], ids [B, L], labels [B, L], claim labels [B, L, 4] and object
-    labels [B, L, 5]. Rows
-    of similar length share one; the batches of a window come in random order. Every process yields
-    batches of its own. The seed sets scenes, which the images show, so another stream, and not
-    another seed, gives other conversations about them.
+    labels [B, L, 5]. Rows of similar length share one; the batches of a window come in random
+    order. Every process yields batches of its own. The seed sets scenes, which the images show, so
+    another stream, and not another seed, gives other conversations about them.
     """
 
     def __init__(

@@ -12,24 +12,17 @@ on a trigger because an unconditional one would vanish under greedy decoding. So
 hard to see because facts would not help a model that sees everything.
 
 Each module imports only those before it: `vocabulary`, `render`, `scene_graph`, `captions`,
-`claim_parser`, `ground_truth`, `export`.
+`questions`, `claim_parser`, `ground_truth`, `export`.
 """
 
 from mmrlhf.scenes.captions import (
-    Question,
     annotator_facts,
-    binding_question,
     caption,
     caption_with_and_without_fault,
     caption_with_swaps,
     count_phrase,
-    description_question,
-    location_question,
     off_by_one,
-    relation_question,
-    short_question,
     with_article,
-    wrong_answer,
 )
 from mmrlhf.scenes.claim_parser import parse_claims
 from mmrlhf.scenes.export import export_dataset
@@ -42,6 +35,15 @@ from mmrlhf.scenes.ground_truth import (
     verify_answer,
     verify_claim,
     verify_description,
+)
+from mmrlhf.scenes.questions import (
+    Question,
+    binding_question,
+    description_question,
+    location_question,
+    relation_question,
+    short_question,
+    wrong_answer,
 )
 from mmrlhf.scenes.render import IMAGE_SIZE, Difficulty
 from mmrlhf.scenes.scene_graph import SPLIT_BUCKETS, Scene, Split, generate_scene

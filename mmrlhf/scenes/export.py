@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrlhf.scenes.captions import annotator_facts, caption, description_question
+from mmrlhf.scenes.captions import annotator_facts, caption
 from mmrlhf.scenes.ground_truth import verify_answer
+from mmrlhf.scenes.questions import description_question
 from mmrlhf.scenes.scene_graph import Scene, Split, generate_scene
 
 COOCCURRENCE_BIAS = 0.9

@@ -44,9 +44,9 @@ class PTXRows:
         self._config, self._vlm, self._rows, self._accelerator = config, vlm, rows, accelerator
 
     def batch(self, update: int) -> PTXBatch | None:
-        """Return this process's rows of an update, counted from 0 over the run, None if without.
+        """Return this process's rows of update number `update` of the run, or None if it has none.
 
-        Over all processes they are as many as the update has prompts.
+        All processes together take one row for each prompt of the update.
         """
         config, accelerator = self._config, self._accelerator
         num_rows = config.per_device_train_batch_size * accelerator.num_processes // config.num_mini_batches
