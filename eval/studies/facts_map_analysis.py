@@ -16,21 +16,18 @@ import numpy as np
 from common import Experiment, format_mean, markdown_table, mean_and_half_width
 from facts_map_curves import (
     FIXED_KLS,
-    SLOPE_STEPS,
     Run,
     after_same_steps,
     at_best_checkpoints,
     at_same_kl,
-    first_slope,
     kl_of_turn,
     load_runs,
     split_cell,
     tuned_runs,
 )
 from facts_map_plots import write_figures
-from scipy import stats
+from facts_map_slopes import agreement_of, agreement_sentence, slope_cells, slope_figure, slope_table
 
-from mmrlhf import scenes
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import InputError
 
@@ -46,8 +43,6 @@ METRICS = {
 }
 """Title of each metric, and whether it is a percentage."""
 DECISION_CONFIDENCE = 0.975
-MIN_FALSE_CLAIMS = 10
-"""False claims of a kind, over the seeds of a cell, below which its J says too little."""
 WAYS = ("same steps", PRIMARY_WAY, "mean to it", *(f"KL {kl:g}" for kl in FIXED_KLS), "best checkpoints")
 FACTS_ORDER = ("none", "annotator", "all", "empty", "swapped", "oracle")
 RunsByCell = Mapping[str, Mapping[int, Run]]
@@ -184,54 +179,6 @@ def turn_table(runs: RunsByCell) -> str:
     return markdown_table(header, rows)
 
 
-# ---- predicted and seen first slopes -------------------------------------------------------------
-
-
-def slope_table(runs: RunsByCell, judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str, Any]]:
-    """Return J by kind beside the first slopes of false claims, and how well they agree.
-
-    J and the slopes are means over the seeds of a cell. A positive J predicts that a kind's false
-    claims fall. Kinds with fewer than MIN_FALSE_CLAIMS false claims to measure J on are left out.
-    """
-    rows, predicted, seen = [], [], []
-    for cell, by_seed in runs.items():
-        detections = [judge["detection"] for judge in judges.get(cell, ()) if "detection" in judge]
-        for kind in scenes.CLAIM_KINDS:
-            measured = [d[kind] for d in detections if d.get(kind) and d[kind]["J"] is not None]
-            num_false = sum(rates["num_false"] for rates in measured)
-            slopes = [first_slope(run, f"false_{kind}") for run in by_seed.values()]
-            slopes = [slope for slope in slopes if not np.isnan(slope)]
-            if num_false < MIN_FALSE_CLAIMS or not slopes:
-                continue
-            rates_of = {name: [rates[name]["value"] for rates in measured] for name in ("TPR", "FPR", "J")}
-            predicted.append(float(np.mean(rates_of["J"])))
-            seen.append(1000 * float(np.mean(slopes)))
-            text = format_mean((1000 * slope for slope in slopes), sign="+")
-            rows.append((cell, kind, str(num_false), *(format_mean(v) for v in rates_of.values()), text))
-    agreement: dict[str, Any] = {"cells": len(rows)}
-    if len(rows) > 1:
-        agreement |= agreement_of(predicted, seen)
-    slope_title = f"false claims per answer and 1,000 steps, from the first {SLOPE_STEPS}"
-    return markdown_table(("cell", "kind", "false claims", "TPR", "FPR", "J", slope_title), rows), agreement
-
-
-def agreement_of(predicted: Sequence[float], slopes: Sequence[float]) -> dict[str, float]:
-    """Return the share of right signs, and Spearman's rank correlation, of J and falling errors."""
-    falls = -np.array(slopes)
-    right = np.sign(predicted) == np.sign(falls)
-    return {"sign": float(right.mean()), "spearman": float(stats.spearmanr(predicted, falls).statistic)}
-
-
-def agreement_sentence(agreement: Mapping[str, Any]) -> str:
-    """Return how many signs J predicted, in words."""
-    if "sign" not in agreement:
-        return "J was not measured on two cells of kind and judge."
-    return (
-        f"J predicts the sign of {agreement['sign']:.0%} of {agreement['cells']} slopes (kind x judge); rank correlation of J "
-        f"with the fall of false claims {agreement['spearman']:.2f}."
-    )
-
-
 # ---- the report ----------------------------------------------------------------------------------
 
 
@@ -249,11 +196,12 @@ def report(out: Path) -> None:
         cell: [json.loads(path.read_text()) for path in sorted((out / "cells").glob(f"judge-*-{cell}.json"))] for cell in runs
     }
     facts, others = facts_comparisons(runs), other_comparisons(runs)
-    slopes, agreement = slope_table(runs, judges)
+    predictions = slope_cells(runs, judges)
+    agreement = agreement_of(predictions)
     sections = [
         ("Cells", cells_table(runs, judges)),
         ("When does the policy turn?", turn_table(runs)),
-        ("J and first slopes", f"{slopes}\n\n{agreement_sentence(agreement)}"),
+        ("Predicted and seen first slopes", f"{slope_table(predictions)}\n\n{agreement_sentence(agreement)}"),
     ]
     if others:
         sections.insert(1, ("Claims and the oracle: claim F1", primary_table(runs, others)))
@@ -267,7 +215,7 @@ def report(out: Path) -> None:
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in sections)
     print(text, flush=True)
     write_atomic(out / "report.md", text + "\n")
-    figures = write_figures(out / "figures", runs)
+    figures = write_figures(out / "figures", runs, {"facts_map_slopes": slope_figure(predictions)})
     print("\n" + "\n".join(f"![{path.stem}]({path})" for path in figures) + "\n")
     comparisons = {
         f"{a} - {b}": {m: differences(runs, a, b, m) for m in METRICS}

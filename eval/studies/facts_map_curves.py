@@ -179,9 +179,9 @@ def at_same_kl(a: Run, b: Run, metric: str) -> dict[str, float]:
 
 
 def first_slope(run: Run, name: str, num_steps: int = SLOPE_STEPS) -> float:
-    """Return the change per step of a quantity of the samples over the first steps, by a line."""
-    values = run.samples[name][:num_steps]
-    return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else float("nan")
+    """Return the slope of a quantity of the samples along the root of KL over the first steps."""
+    roots, values = np.sqrt(np.maximum(run.samples["kl"][:num_steps], 0)), run.samples[name][:num_steps]
+    return float(np.polyfit(roots, values, 1)[0])
 
 
 # ---- tuning --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The rewards of `facts_map.py`: facts of each arm, reward models, the oracle, and J of each.
+"""The rewards of `facts_map.py`: facts of each arm, reward models, the oracle; what each is worth.
 
-J is measured on the SFT model's own samples, with truth from the scene graph: the share of false
-claims whose removal raises the reward, minus the same for true claims.
+Both are measured on the SFT model's own samples, with truth from the scene graph: the first slopes
+of false claims, and J, the share of false claims whose removal raises the reward, minus the same
+for true claims.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.detection import measure_detection
+from mmrlhf.rewards.first_slopes import first_slopes
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
 from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
 from mmrlhf.rewards.types import RewardFunction, Sample
@@ -123,13 +125,13 @@ def make_oracle(experiment: Experiment) -> RewardFunction:
     return oracle
 
 
-# ---- J -------------------------------------------------------------------------------------------
+# ---- slopes and J --------------------------------------------------------------------------------
 
 
 def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the accuracy of a reward model on held-out pairs as labelled, and TPR, FPR and J.
+    """Return accuracy on held-out pairs as labelled, `slopes` and `detection` of a reward.
 
-    `detection` has the rates by kind of claim, on the SFT model's own samples.
+    The latter two are by kind of claim, on the SFT model's own samples.
     """
     result: dict[str, Any] = {}
     functions: dict[str, RewardFunction] = {}
@@ -155,7 +157,7 @@ def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         [scenes.verify_description(data.training_scene("rl", scene_index(g.id), experiment.data_config), a) for a in g.answers]
         for g in groups
     ]
-    return result | {"detection": measure_detection(groups, truth, score)}
+    return result | {"slopes": first_slopes(groups, score(groups), truth), "detection": measure_detection(groups, truth, score)}
 
 
 def sft_samples(experiment: Experiment) -> list[AnswerGroup]:

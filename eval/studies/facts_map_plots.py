@@ -26,11 +26,11 @@ ROWS = {
 """What each row of the main figure shows."""
 
 
-def write_figures(directory: Path, runs: Mapping[str, Mapping[int, Run]]) -> list[Path]:
-    """Write all figures as PNG and SVG; return the paths of the PNGs."""
+def write_figures(directory: Path, runs: Mapping[str, Mapping[int, Run]], others: Mapping[str, Figure]) -> list[Path]:
+    """Write all figures, and `others` by name, as PNG and SVG; return the paths of the PNGs."""
     directory.mkdir(parents=True, exist_ok=True)
     with style_context(TEXT_COLOUR):
-        figures = {"facts_map": truth_figure(runs), "facts_map_turn": turn_figure(runs)}
+        figures = {"facts_map": truth_figure(runs), "facts_map_turn": turn_figure(runs), **others}
         return [save_figure(figure, directory, name) for name, figure in figures.items()]
 
 

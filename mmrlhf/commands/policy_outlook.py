@@ -1,8 +1,9 @@
 """Will facts change my policy? Which errors a reward drives out of a policy's own answers.
 
-The reward scores sampled answers with and without each of their claims (`rewards.detection`): with
-facts, without, and with another image's. J by kind of claim says whether false claims of that kind
-will go, J times the spread of the reward within a prompt's answers how fast.
+The reward scores sampled answers with and without each of their claims: with facts, without, and
+with another image's. Its covariance with the number of false claims among a prompt's answers says
+whether these go, and how fast (`rewards.first_slopes`); J how often it is right about a single
+claim (`rewards.detection`).
 """
 
 from __future__ import annotations
@@ -19,24 +20,14 @@ from mmrlhf.commands.reward_metrics import other_facts
 from mmrlhf.metrics.calibration import proportion
 from mmrlhf.records import CLAIM_KINDS, Example, InputError
 from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, verifier_for
-from mmrlhf.rewards.detection import (
-    ALL_KINDS,
-    GroupVerdicts,
-    Removal,
-    ScoreGroups,
-    detection_gain,
-    detection_rates,
-    explained_variance,
-    score_rises,
-)
+from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, ScoreGroups, detection_rates, score_rises
+from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, slope_differences
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
 
 MIN_FALSE_CLAIMS = 5
-"""False claims of a kind, and true ones, below which nothing is said about it."""
-MIN_SPEED_RATIO = 1.5
-"""Ratio of speeds from which facts are said to speed things up."""
+"""False claims of a kind below which nothing is said about it."""
 WITH_FACTS, WITHOUT_FACTS, OTHER_FACTS = "with facts", "without facts", "with another image's facts"
 COLOURS = {WITH_FACTS: "#12a08f", WITHOUT_FACTS: "#6b7280", OTHER_FACTS: "#c2a83e"}
 GOES, STAYS, GROWS, UNCLEAR = "goes", "stays", "grows", "not measured"
@@ -124,7 +115,8 @@ def measure_outlook(
     scores: Mapping[str, Sequence[Sequence[float]]],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return J by condition of the facts and kind of claim, the reward's spread, and a forecast.
+    """Return J and first slopes by condition of the facts and kind of claim, the reward's spread,
+    and a forecast.
 
     scores: by condition, of the answers and then of the answers without claims `found`.
     """
@@ -133,17 +125,18 @@ def measure_outlook(
         "num_answers": sum(len(group.answers) for group in groups),
         "spread": {name: explained_variance(groups, values, verdicts, seed) for name, values in scores.items()},
         "detection": None,
+        "slopes": None,
         "forecast": None,
     }
     if verdicts is not None:
         result["detection"] = {
             name: detection_rates(found, score_rises(groups, found, values), seed=seed) for name, values in scores.items()
         }
-        gains = None
+        result["slopes"] = {name: first_slopes(groups, values, verdicts, seed) for name, values in scores.items()}
+        differences = None
         if WITH_FACTS in scores:
-            rises, base_rises = (score_rises(groups, found, scores[name]) for name in (WITH_FACTS, WITHOUT_FACTS))
-            gains = detection_gain(found, rises, base_rises, seed=seed)
-        result["forecast"] = forecast(result["detection"], result["spread"], gains)
+            differences = slope_differences(groups, scores[WITH_FACTS], scores[WITHOUT_FACTS], verdicts, seed)
+        result["forecast"] = forecast(result["slopes"], differences)
     return result
 
 
@@ -158,73 +151,66 @@ def contradicted_shares(groups: Sequence[AnswerGroup], lexicon: Lexicon) -> dict
 
 
 def forecast(
-    detection: Mapping[str, Mapping[str, Any]],
-    spread: Mapping[str, Mapping[str, Any]],
-    gains: Mapping[str, Mapping[str, float] | None] | None = None,
+    slopes: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, float] | None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return, by kind of claim, what becomes of false claims under each condition of the facts.
 
-    They go if J is above 0, grow if it is below, and stay if its interval includes 0. `speed` is J
-    times the standard deviation of the reward within a prompt's answers, and `speed_ratio` that
-    with facts over that without; None unless false claims go in both cases. `gain` is J with facts
-    minus J without, from `gains`.
+    They go if their first slope is below 0, grow if it is above, and stay if its interval includes
+    0. `speed_ratio` is the slope with facts over that without; None unless false claims go in both
+    cases. `difference` is the slope with facts minus that without, from `differences`.
     """
-    kinds = [kind for kind in CLAIM_KINDS if any(kind in rates for rates in detection.values())]
+    kinds = [kind for kind in CLAIM_KINDS if any(kind in by_kind for by_kind in slopes.values())]
     result: dict[str, dict[str, Any]] = {}
     for kind in kinds:
-        entry: dict[str, Any] = {"fate": {}, "speed": {}, "gain": (gains or {}).get(kind)}
-        for name, rates in detection.items():
-            kind_rates = rates.get(kind)
-            entry["fate"][name] = _fate(kind_rates)
-            std = spread[name]["within_std"]
-            has_speed = kind_rates is not None and kind_rates["J"] is not None and std is not None
-            entry["speed"][name] = kind_rates["J"]["value"] * std if has_speed and kind_rates else None
-        go_in_both = all(entry["fate"].get(name) == GOES for name in (WITH_FACTS, WITHOUT_FACTS))
-        speeds = entry["speed"]
-        entry["speed_ratio"] = None
-        if go_in_both and speeds[WITH_FACTS] is not None and speeds[WITHOUT_FACTS]:
-            entry["speed_ratio"] = speeds[WITH_FACTS] / speeds[WITHOUT_FACTS]
+        fates = {name: _fate(by_kind.get(kind)) for name, by_kind in slopes.items()}
+        entry: dict[str, Any] = {"fate": fates, "speed_ratio": None, "difference": (differences or {}).get(kind)}
+        if all(fates.get(name) == GOES for name in (WITH_FACTS, WITHOUT_FACTS)):
+            entry["speed_ratio"] = slopes[WITH_FACTS][kind]["false"]["value"] / slopes[WITHOUT_FACTS][kind]["false"]["value"]
         result[kind] = entry
     return result
 
 
-def _fate(rates: Mapping[str, Any] | None) -> str:
-    if rates is None or min(rates["num_false"], rates["num_true"]) < MIN_FALSE_CLAIMS:
+def _fate(slopes: Mapping[str, Any] | None) -> str:
+    if slopes is None or slopes["num_false"] < MIN_FALSE_CLAIMS or slopes["false"] is None:
         return UNCLEAR
-    if rates["J"]["low"] > 0:
+    if slopes["false"]["high"] < 0:
         return GOES
-    return GROWS if rates["J"]["high"] < 0 else STAYS
+    return GROWS if slopes["false"]["low"] > 0 else STAYS
 
 
 def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
     """Return what the figures say of the policy, in plain sentences."""
-    sentences = [_spread_sentence(outlook["spread"])] if _has_spread(outlook["spread"]) else [
-        "How much the reward varies within a prompt's answers is not measured: give several answers per prompt "
-        "(`mmrlhf generate --num_generations 4 --temperature 1`)."
-    ]  # fmt: skip
-    if outlook["detection"] is None:
+    sentences = []
+    if _has_spread(outlook["spread"]):
+        sentences.append(_spread_sentence(outlook["spread"]))
+    else:
+        sentences.append(
+            "What training will change is not measured: it needs several answers per prompt "
+            "(`mmrlhf generate --num_generations 4 --temperature 1`)."
+        )
+    if outlook["slopes"] is None:
         sentences.append(
             "Which kinds of false claims training would drive out is not measured: it needs a truth that the reward does not "
             "read (--truth facts, labels or clip)."
         )
         return sentences
-    main = WITH_FACTS if WITH_FACTS in outlook["detection"] else WITHOUT_FACTS
-    kinds_by_fate: dict[str, list[str]] = {GOES: [], STAYS: [], GROWS: [], UNCLEAR: []}
+    if not _has_spread(outlook["spread"]):
+        return sentences
+    main = WITH_FACTS if WITH_FACTS in outlook["slopes"] else WITHOUT_FACTS
+    phrases_by_fate: dict[str, list[str]] = {GOES: [], STAYS: [], GROWS: [], UNCLEAR: []}
     for kind, entry in outlook["forecast"].items():
-        rates = outlook["detection"][main].get(kind)
-        fate = entry["fate"][main]
-        kinds_by_fate[fate].append(_kind_phrase(kind, rates, entry, main) if fate != UNCLEAR else _few_phrase(kind, rates))
+        fate, slopes = entry["fate"][main], outlook["slopes"][main].get(kind)
+        phrases_by_fate[fate].append(_few_phrase(kind, slopes) if fate == UNCLEAR else _kind_phrase(kind, slopes, entry, main))
     for fate, verb in (
         (GOES, "will go"),
-        (STAYS, "are not shown to change (the interval of J includes 0)"),
+        (STAYS, "are not shown to change (the interval of the slope includes 0)"),
         (GROWS, "will grow"),
     ):
-        if kinds_by_fate[fate]:
-            sentences.append(f"Trained against this reward {main}, false claims {verb}: {'; '.join(kinds_by_fate[fate])}.")
-    if kinds_by_fate[UNCLEAR]:
-        sentences.append(
-            f"Not measured, with fewer than {MIN_FALSE_CLAIMS} false or true claims: {'; '.join(kinds_by_fate[UNCLEAR])}."
-        )
+        if phrases_by_fate[fate]:
+            sentences.append(f"Trained against this reward {main}, false claims {verb}: {'; '.join(phrases_by_fate[fate])}.")
+    if phrases_by_fate[UNCLEAR]:
+        sentences.append(f"Not measured, with fewer than {MIN_FALSE_CLAIMS} false claims: {'; '.join(phrases_by_fate[UNCLEAR])}.")
+    sentences += _coverage_sentences(outlook["slopes"][main])
     if main == WITH_FACTS:
         sentences += _facts_sentences(outlook)
     return sentences
@@ -249,8 +235,8 @@ def _spread_sentence(spread: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Within a prompt's answers the reward has a standard deviation of {'; '.join(parts)}."
 
 
-def _kind_phrase(kind: str, rates: Mapping[str, Any], entry: Mapping[str, Any], main: str) -> str:
-    phrase = f"{kind} (J {format_j(rates['J'], ', {} to {}')}"
+def _kind_phrase(kind: str, slopes: Mapping[str, Any], entry: Mapping[str, Any], main: str) -> str:
+    phrase = f"{kind} (slope {format_value(slopes['false'], ', {} to {}')}"
     fate_without = entry["fate"].get(WITHOUT_FACTS)
     if main == WITH_FACTS:
         if entry["speed_ratio"] is not None:
@@ -261,50 +247,52 @@ def _kind_phrase(kind: str, rates: Mapping[str, Any], entry: Mapping[str, Any], 
     return f"{phrase})"
 
 
-def format_j(j: Mapping[str, float], interval: str = " ({} to {})") -> str:
-    """Return J and its interval as text, without the sign of -0.00."""
-    value, low, high = (f"{round(j[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
-    return value + interval.format(low, high)
+def format_value(interval: Mapping[str, float], bounds: str = " ({} to {})") -> str:
+    """Return a value and its interval as text, without the sign of -0.00."""
+    value, low, high = (f"{round(interval[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
+    return value + bounds.format(low, high)
 
 
-def _few_phrase(kind: str, rates: Mapping[str, Any] | None) -> str:
-    return f"{kind} ({rates['num_false'] if rates else 0} false, {rates['num_true'] if rates else 0} true)"
+def _few_phrase(kind: str, slopes: Mapping[str, Any] | None) -> str:
+    return f"{kind} ({slopes['num_false'] if slopes else 0})"
+
+
+def _coverage_sentences(slopes: Mapping[str, Any]) -> list[str]:
+    """Return a warning if true claims go along with false ones."""
+    falling = [k for k in CLAIM_KINDS if k in slopes and slopes[k]["true"] is not None and slopes[k]["true"]["high"] < 0]
+    if not falling:
+        return []
+    return [f"True claims about {_and(falling)} will become fewer, too: watch coverage, or add it to the reward."]
 
 
 def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
     """Return whether facts will change the policy, and whether it is their content that does."""
-    gained, faster, lost = [], [], []
+    gained: list[str] = []
+    faster: list[str] = []
+    lost: list[str] = []
     for kind, entry in outlook["forecast"].items():
-        with_facts, without, gain = entry["fate"][WITH_FACTS], entry["fate"][WITHOUT_FACTS], entry["gain"]
-        if UNCLEAR in (with_facts, without) or gain is None:
+        with_facts, without, difference = entry["fate"][WITH_FACTS], entry["fate"][WITHOUT_FACTS], entry["difference"]
+        if UNCLEAR in (with_facts, without) or difference is None:
             continue
-        if gain["high"] < 0:
+        if difference["low"] > 0:
             lost.append(kind)
-        elif with_facts == GOES and without == GOES:
-            if gain["low"] > 0 or (entry["speed_ratio"] or 1) >= MIN_SPEED_RATIO:
-                faster.append(kind)
-        elif with_facts == GOES and gain["low"] > 0:
-            gained.append(kind)
+        elif with_facts == GOES and difference["high"] < 0:
+            (faster if without == GOES else gained).append(kind)
     sentences = []
     if gained:
         sentences.append(f"Facts will change the policy: only with them do false claims go that are about {_and(gained)}.")
     if faster:
         sentences.append(f"Facts will speed up what happens without them, too: fewer false claims about {_and(faster)}.")
     if lost:
-        sentences.append(f"Facts lower J for claims about {_and(lost)}: check the facts, or train without them.")
+        sentences.append(
+            f"With facts, false claims about {_and(lost)} go more slowly or grow: check the facts, or train without them."
+        )
     if not sentences:
         sentences.append("Facts are not shown to change what the policy learns from this reward.")
-    other = outlook["detection"].get(OTHER_FACTS, {}).get(ALL_KINDS)
-    own = outlook["detection"][WITH_FACTS][ALL_KINDS]
-    if (
-        other
-        and other["J"] is not None
-        and own["J"] is not None
-        and other["J"]["high"] >= own["J"]["value"]
-        and own["J"]["low"] > 0
-    ):
+    other, own = (outlook["slopes"].get(name, {}).get(ALL_KINDS, {}).get("false") for name in (OTHER_FACTS, WITH_FACTS))
+    if other and own and other["low"] <= own["value"] and own["high"] < 0:
         sentences.append(
-            f"With another image's facts J is as high ({other['J']['value']:.2f} against {own['J']['value']:.2f}): the reward hardly "
+            f"With another image's facts the slope is as steep ({other['value']:.2f} against {own['value']:.2f}): the reward hardly "
             "reads what the facts say."
         )
     return sentences
@@ -313,33 +301,45 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
 # ---- the picture ---------------------------------------------------------------------------------
 
 
+def draw_slopes(axes: Axes, slopes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw the first slopes of false claims by kind, and return the same in words."""
+    intervals = {
+        name: {kind: figures["false"] for kind, figures in by_kind.items() if figures["false"] is not None}
+        for name, by_kind in slopes.items()
+    }
+    axes.set(xlabel="goes  |  stays or grows", title="first slope of false claims")
+    return _draw_by_kind(axes, intervals, "First slope of false claims by kind")
+
+
 def draw_detection(axes: Axes, detection: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw J by kind of claim with intervals, a colour per condition of the facts; return the same
-    in words."""
-    kinds = [
-        kind
-        for kind in (*CLAIM_KINDS, ALL_KINDS)
-        if any(kind in rates and rates[kind]["J"] is not None for rates in detection.values())
-    ]
+    """Draw J by kind of claim, and return the same in words."""
+    intervals = {
+        name: {kind: figures["J"] for kind, figures in by_kind.items() if figures["J"] is not None}
+        for name, by_kind in detection.items()
+    }
+    axes.set(xlim=(-1.05, 1.05), xlabel="blind or reversed  |  detects", title="J by kind of claim")
+    return _draw_by_kind(axes, intervals, "J by kind of claim")
+
+
+def _draw_by_kind(axes: Axes, intervals: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> str:
+    """Draw values with intervals by kind of claim, in a colour per condition of the facts; return
+    them in words after a title."""
+    kinds = [kind for kind in (*CLAIM_KINDS, ALL_KINDS) if any(kind in by_kind for by_kind in intervals.values())]
     parts = []
-    for number, (name, rates) in enumerate(detection.items()):
-        points = [(i, rates[kind]["J"]) for i, kind in enumerate(kinds) if kind in rates and rates[kind]["J"] is not None]
+    for number, (name, by_kind) in enumerate(intervals.items()):
+        points = [(i, by_kind[kind]) for i, kind in enumerate(kinds) if kind in by_kind]
         if not points:
             continue
-        y = np.array([i for i, _ in points]) + 0.22 * (number - (len(detection) - 1) / 2)
-        values = np.array([j["value"] for _, j in points])
-        errors = np.abs(np.array([[j["low"] for _, j in points], [j["high"] for _, j in points]]) - values)
+        y = np.array([i for i, _ in points]) + 0.22 * (number - (len(intervals) - 1) / 2)
+        values = np.array([interval["value"] for _, interval in points])
+        errors = np.abs(
+            np.array([[interval["low"] for _, interval in points], [interval["high"] for _, interval in points]]) - values
+        )
         axes.errorbar(values, y, xerr=errors, fmt="o", markersize=4, color=COLOURS[name], elinewidth=1, label=name)
-        parts.append(f"{name} " + ", ".join(f"{kinds[i]} {format_j(j, '')}" for i, j in points))
+        parts.append(f"{name} " + ", ".join(f"{kinds[i]} {format_value(interval, '')}" for i, interval in points))
     axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set(
-        yticks=range(len(kinds)),
-        yticklabels=kinds,
-        xlim=(-1.05, 1.05),
-        xlabel="stays or grows  |  goes",
-        title="J by kind of claim",
-    )
+    axes.set(yticks=range(len(kinds)), yticklabels=kinds)
     axes.invert_yaxis()
-    if len(detection) > 1:
+    if len(intervals) > 1:
         axes.legend(fontsize="small", loc="lower left")
-    return f"J by kind of claim: {'; '.join(parts)}."
+    return f"{title}: {'; '.join(parts)}."

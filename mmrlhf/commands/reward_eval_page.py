@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from mmrlhf.commands.policy_outlook import draw_detection, format_j, outlook_sentences
+from mmrlhf.commands.policy_outlook import (
+    OTHER_FACTS,
+    WITH_FACTS,
+    WITHOUT_FACTS,
+    draw_detection,
+    draw_slopes,
+    format_value,
+    outlook_sentences,
+)
 from mmrlhf.commands.stats import format_stats_cell, length_figures, summary_stats
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.files.atomic import write_atomic
@@ -50,33 +58,32 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def detection_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return J on the policy's answers as rows of a table: kind of claim, condition of the facts,
-    false claims, true claims, TPR, FPR, J with its interval."""
-    detection = result.get("policy", {}).get("detection") or {}
+    """Return slopes and J on the policy's answers as rows of a table: kind of claim, condition of
+    the facts, false claims, their first slope and J with intervals, TPR, FPR."""
+    policy = result.get("policy", {})
+    detection, slopes = policy.get("detection") or {}, policy.get("slopes") or {}
     kinds = [kind for kind in (*CLAIM_KINDS, ALL_KINDS) if any(kind in rates for rates in detection.values())]
     rows = []
     for kind in kinds:
         for name, rates in detection.items():
             if kind not in rates:
                 continue
-            figures = rates[kind]
-            shares = [f"{figures[key]['value']:.2f}" if figures[key] else "-" for key in ("TPR", "FPR")]
-            interval = format_j(figures["J"]) if figures["J"] else "not measured"
+            figures, slope = rates[kind], slopes[name].get(kind, {}).get("false")
             rows.append(
                 (
                     kind,
-                    name.replace("with another image's facts", "with another's"),
+                    FACTS_COLUMN[name],
                     str(figures["num_false"]),
-                    str(figures["num_true"]),
-                    *shares,
-                    interval,
+                    *(format_value(value) if value else "not measured" for value in (slope, figures["J"])),
+                    *(f"{figures[key]['value']:.2f}" if figures[key] else "-" for key in ("TPR", "FPR")),
                 )
             )
     return rows
 
 
-DETECTION_COLUMNS = ("claims", "reward", "false", "true", "TPR", "FPR", "J (95% interval)")
-"""Columns of `detection_rows`."""
+DETECTION_COLUMNS = ("claims", "facts", "false", "first slope, 95%", "J, 95%", "TPR", "FPR")
+"""Columns of `detection_rows`. The terminal shows all but the last two."""
+FACTS_COLUMN = {WITH_FACTS: "own", WITHOUT_FACTS: "none", OTHER_FACTS: "another's"}
 
 
 def _picture_label(condition: str) -> str:
@@ -103,14 +110,13 @@ def print_table(result: dict[str, Any]) -> None:
     console.print(table)
     if rows := detection_rows(result):
         policy = result["policy"]
-        title = (
-            f"J of {policy['reward_terms']} on {policy['num_answers']} answers of the policy ({policy['num_prompts']} prompts)"
-        )
-        detection = Table(title=title, title_justify="left")
-        for number, name in enumerate(DETECTION_COLUMNS):
+        title = f"{policy['reward_terms']} on {policy['num_answers']} answers of the policy ({policy['num_prompts']} prompts)"
+        caption = "slope of false claims per answer along the root of KL: below 0 they go"
+        detection = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+        for number, name in enumerate(DETECTION_COLUMNS[:-2]):
             detection.add_column(name, justify="left" if number < 2 else "right")
         for cells in rows:
-            detection.add_row(*cells)
+            detection.add_row(*cells[:-2])
         console.print(detection)
     for sentence in findings(result):
         console.print(sentence, soft_wrap=True, markup=False)
@@ -158,7 +164,7 @@ def write_page(result: dict[str, Any], rows: Sequence[Preference], path: Path) -
     )
     with style_context():
         plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _figures(result)]
-        outlook_plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _detection_plot(result)]
+        outlook_plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _policy_plots(result)]
         lengths = [(to_inline_svg(figure, name), alt) for name, figure, alt in length_figures(summary)]
     stats = [(name.replace("_", " "), format_stats_cell(value)) for name, value in summary_stats(summary).items()]
     html = (
@@ -198,13 +204,13 @@ def _figures(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
         yield _bars("injected", bars, "#d43f3a", "an injected hallucination")
 
 
-def _detection_plot(result: dict[str, Any]) -> list[tuple[str, Figure, str]]:
-    """Return the picture of J on the policy's answers, if it was measured."""
-    detection = result.get("policy", {}).get("detection")
-    if not detection:
-        return []
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    return [("detection", figure, draw_detection(figure.subplots(), detection))]
+def _policy_plots(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
+    """Yield the pictures of slopes and of J on the policy's answers, if they were measured."""
+    policy = result.get("policy", {})
+    for name, draw in (("slopes", draw_slopes), ("detection", draw_detection)):
+        if policy.get(name):
+            figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+            yield name, figure, draw(figure.subplots(), policy[name])
 
 
 def _bars(id_: str, metrics: dict[str, dict[str, Any]], colour: str, title: str) -> tuple[str, Figure, str]:

@@ -2,8 +2,8 @@
 
 For each claim of a sampled answer, the answer is scored with and without it (`remove_claim`). TPR
 is the share of false claims whose removal raises the score, FPR the same share of true claims, and
-J = TPR - FPR (Youden 1950). With J above 0 on a policy's own answers, training against the reward
-drives such errors out; with J at or below 0 they stay or grow, whatever the accuracy on pairs.
+J = TPR - FPR (Youden 1950). J counts how often the reward is right about a claim, not by how much:
+what becomes of the policy follows from the size of its differences too (`rewards.first_slopes`).
 """
 
 from __future__ import annotations
@@ -146,35 +146,6 @@ def _rates_of(
     }
 
 
-def detection_gain(
-    found: Sequence[Removal],
-    rises: Sequence[float] | np.ndarray,
-    base_rises: Sequence[float] | np.ndarray,
-    *,
-    kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
-    seed: int = 0,
-) -> dict[str, dict[str, float] | None]:
-    """Return J of one reward minus J of another on the same removals, by kind of claim and over
-    all.
-
-    Each has a 95% bootstrap interval over prompts; None without true or false claims.
-    """
-    is_false = np.array([removal.is_false for removal in found], dtype=bool)
-    raised, base_raised = (np.asarray(values, dtype=float) > SCORE_TOLERANCE for values in (rises, base_rises))
-    gain = raised.astype(float) - base_raised
-
-    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {"gain": sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]}
-
-    gains = {}
-    for kind in [ALL_KINDS, *sorted({kind_of(removal.claim) for removal in found})]:
-        chosen = np.array([kind in (ALL_KINDS, kind_of(removal.claim)) for removal in found], dtype=bool)
-        columns = np.stack([is_false * gain, is_false, ~is_false * gain, ~is_false], axis=1)[chosen]
-        groups = [removal.group_index for removal, is_chosen in zip(found, chosen, strict=True) if is_chosen]
-        gains[kind] = with_intervals(SufficientStats(groups, columns, metrics), seed)[0]["gain"]
-    return gains
-
-
 def measure_detection(
     groups: Sequence[AnswerGroup],
     verdicts: GroupVerdicts,
@@ -192,53 +163,3 @@ def measure_detection(
     found = removals(groups, verdicts)
     rises = score_rises(groups, found, score(with_removals(groups, found)))
     return detection_rates(found, rises, kind_of=kind_of, seed=seed)
-
-
-# ---- the spread of the reward --------------------------------------------------------------------
-
-
-def explained_variance(
-    groups: Sequence[AnswerGroup], scores: Sequence[Sequence[float]], verdicts: GroupVerdicts | None, seed: int = 0
-) -> dict[str, Any]:
-    """Return the spread of the reward within prompts, and the part of it that truth explains.
-
-    `within_std` is the standard deviation of the scores of a prompt's answers around their mean,
-    which sets how fast a policy learns (Razin et al. 2025); `between_std` that of the means.
-    `explained` is R^2, with a 95% bootstrap interval over prompts, of a regression of the former on
-    the numbers of true and of false claims, both around their means; None without verdicts. Groups
-    of one answer have no spread. All are None without groups of two answers.
-    """
-    columns, num_answers, means = [], 0, []
-    for index, group in enumerate(groups):
-        if len(group.answers) < 2:
-            continue
-        score_N = np.array(scores[index][: len(group.answers)], dtype=float)
-        counts_2N = np.zeros((2, len(score_N)))
-        for answer_index, answer_verdicts in enumerate(verdicts[index] if verdicts else ()):
-            values = [v.value for v in answer_verdicts]
-            counts_2N[:, answer_index] = values.count("supported"), values.count("contradicted")
-        centred_3N = np.stack([score_N, *counts_2N])
-        centred_3N -= centred_3N.mean(1, keepdims=True)
-        columns.append((centred_3N @ centred_3N.T).ravel())
-        num_answers += len(score_N)
-        means.append(score_N.mean())
-    if not columns:
-        return {"within_std": None, "between_std": None, "explained": None}
-    sums_C9 = np.array(columns)
-    explained = None
-    if verdicts is not None:
-        stats = SufficientStats(range(len(sums_C9)), sums_C9, lambda sums: {"explained": _r_squared(sums)})
-        explained = with_intervals(stats, seed)[0]["explained"]
-    return {
-        "within_std": float((sums_C9[:, 0].sum() / (num_answers - len(columns))) ** 0.5),
-        "between_std": float(np.std(means)),
-        "explained": explained,
-    }
-
-
-def _r_squared(sums: np.ndarray) -> np.ndarray:
-    """Return R^2 from sums of products [..., 9] of the centred score and the two counts."""
-    products = sums.reshape(*sums.shape[:-1], 3, 3)
-    yy, xy, xx = products[..., 0, 0], products[..., 0, 1:], products[..., 1:, 1:]
-    solved = np.einsum("...i,...ij,...j->...", xy, np.linalg.pinv(xx, hermitian=True), xy)
-    return np.asarray(np.where(yy > 0, solved / np.where(yy > 0, yy, 1), np.nan))

@@ -34,13 +34,12 @@ def make_group(*answers, facts=(), id_="a", image="a.png"):
     return AnswerGroup((ImageSource(image),), PROMPT, answers, facts, id_)
 
 
-def gain(value):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+def interval(value, width=0.1):
+    return {"value": value, "low": value - width, "high": value + width}
 
 
-def rates(j, num=40, width=0.1):
-    interval = {"value": j, "low": j - width, "high": j + width}
-    return {"TPR": interval, "FPR": interval, "J": interval, "num_false": num, "num_true": num}
+def slope(false, num=40, true=0.0):
+    return {"false": interval(false), "true": interval(true), "num_false": num, "num_true": num}
 
 
 SPREAD = {
@@ -49,22 +48,21 @@ SPREAD = {
 }
 
 
-def sentences_of(with_facts, without, gains, other=None):
-    detection = {"with facts": {"all": rates(0.4), **with_facts}, "without facts": {"all": rates(0.2), **without}}
+def sentences_of(with_facts, without, differences, other=None):
+    slopes = {"with facts": {"all": slope(-0.4), **with_facts}, "without facts": {"all": slope(-0.2), **without}}
     if other:
-        detection["with another image's facts"] = other
-    spread = SPREAD | ({"with another image's facts": SPREAD["without facts"]} if other else {})
-    return outlook_sentences({"spread": spread, "detection": detection, "forecast": forecast(detection, spread, gains)})
+        slopes["with another image's facts"] = other
+    return outlook_sentences({"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, differences)})
 
 
-def test_forecast_follows_from_j_and_spread():
-    detection = {
-        "with facts": {"object": rates(0.6), "count": rates(0.05), "attribute": rates(-0.3), "relation": rates(0.9, num=4)},
-        "without facts": {"object": rates(0.3), "count": rates(0.5), "attribute": rates(0.05), "relation": rates(0.9, num=4)},
+def test_forecast_follows_from_slopes():
+    slopes = {
+        "with facts": {"object": slope(-0.6), "count": slope(0.05), "attribute": slope(0.3), "relation": slope(-0.9, num=4)},
+        "without facts": {"object": slope(-0.3), "count": slope(-0.5), "attribute": slope(0.05), "relation": slope(-0.9, num=4)},
     }
-    entries = forecast(detection, SPREAD)
+    entries = forecast(slopes)
     assert entries["object"]["fate"] == {"with facts": "goes", "without facts": "goes"}
-    assert entries["object"]["speed_ratio"] == pytest.approx((0.6 * 1.0) / (0.3 * 0.5))
+    assert entries["object"]["speed_ratio"] == pytest.approx(2)
     assert entries["count"]["fate"] == {"with facts": "stays", "without facts": "goes"}
     assert entries["attribute"]["fate"] == {"with facts": "grows", "without facts": "stays"}
     assert entries["relation"]["fate"] == {"with facts": "not measured", "without facts": "not measured"}
@@ -73,37 +71,46 @@ def test_forecast_follows_from_j_and_spread():
 
 def test_sentences_say_what_goes_stays_and_grows():
     sentences = sentences_of(
-        {"object": rates(0.6), "count": rates(0.05), "attribute": rates(-0.3), "relation": rates(0.9, num=4)},
-        {"object": rates(0.3), "count": rates(0.5), "attribute": rates(0.05), "relation": rates(0.9, num=4)},
-        {"object": gain(0.3), "count": gain(-0.45), "attribute": gain(-0.35), "relation": gain(0)},
+        {"object": slope(-0.6), "count": slope(0.05), "attribute": slope(0.3, true=-0.2), "relation": slope(-0.9, num=4)},
+        {"object": slope(-0.3), "count": slope(-0.5), "attribute": slope(0.05), "relation": slope(-0.9, num=4)},
+        {"object": interval(-0.3), "count": interval(0.55), "attribute": interval(0.25), "relation": interval(0)},
     )
     assert sentences == [
         "Within a prompt's answers the reward has a standard deviation of 1 with facts, 40% of its variance explained by true "
         "and false claims; 0.5 without facts, 10% of its variance explained by true and false claims.",
-        "Trained against this reward with facts, false claims will go: object (J 0.60, 0.50 to 0.70; 4.0 times as fast as "
+        "Trained against this reward with facts, false claims will go: object (slope -0.60, -0.70 to -0.50; 2.0 times as fast as "
         "without facts).",
-        "Trained against this reward with facts, false claims are not shown to change (the interval of J includes 0): count (J 0.05, -0.05 to "
-        "0.15; without facts they go).",
-        "Trained against this reward with facts, false claims will grow: attribute (J -0.30, -0.40 to -0.20; without facts not "
+        "Trained against this reward with facts, false claims are not shown to change (the interval of the slope includes 0): "
+        "count (slope 0.05, -0.05 to 0.15; without facts they go).",
+        "Trained against this reward with facts, false claims will grow: attribute (slope 0.30, 0.20 to 0.40; without facts not "
         "shown to change).",
-        "Not measured, with fewer than 5 false or true claims: relation (4 false, 4 true).",
+        "Not measured, with fewer than 5 false claims: relation (4).",
+        "True claims about attributes will become fewer, too: watch coverage, or add it to the reward.",
         "Facts will speed up what happens without them, too: fewer false claims about objects.",
-        "Facts lower J for claims about attributes and counts: check the facts, or train without them.",
+        "With facts, false claims about attributes and counts go more slowly or grow: check the facts, or train without them.",
     ]
 
 
 def test_sentences_say_whether_facts_matter():
-    objects = {"object": rates(0.6)}
-    assert sentences_of(objects, {"object": rates(0.0)}, {"object": gain(0.6)})[-1] == (
+    objects = {"object": slope(-0.6)}
+    assert sentences_of(objects, {"object": slope(0.0)}, {"object": interval(-0.6)})[-1] == (
         "Facts will change the policy: only with them do false claims go that are about objects."
     )
-    assert sentences_of(objects, {"object": rates(0.9)}, {"object": gain(-0.05)})[-1] == (
+    assert sentences_of(objects, {"object": slope(-0.65)}, {"object": interval(0.05)})[-1] == (
         "Facts are not shown to change what the policy learns from this reward."
     )
-    sentences = sentences_of(objects, objects, {"object": gain(0)}, {"all": rates(0.35)})
-    assert sentences[-1].startswith("With another image's facts J is as high (0.35 against 0.40)")
-    not_measured = outlook_sentences({"spread": SPREAD, "detection": None, "forecast": None})
-    assert "is not measured: it needs a truth that the reward does not read" in not_measured[-1]
+    sentences = sentences_of(objects, objects, {"object": interval(0)}, {"all": slope(-0.35)})
+    assert sentences[-1].startswith("With another image's facts the slope is as steep (-0.35 against -0.40)")
+
+
+def test_sentences_say_what_was_not_measured():
+    no_truth = outlook_sentences({"spread": SPREAD, "slopes": None, "forecast": None})
+    assert "is not measured: it needs a truth that the reward does not read" in no_truth[-1]
+    single = {name: {"within_std": None, "explained": None} for name in SPREAD}
+    assert outlook_sentences({"spread": single, "slopes": {"with facts": {}}, "forecast": {}}) == [
+        "What training will change is not measured: it needs several answers per prompt "
+        "(`mmrlhf generate --num_generations 4 --temperature 1`)."
+    ]
 
 
 def test_claim_rewards_are_scored_by_each_condition_of_the_facts():
@@ -226,7 +233,7 @@ def test_settings_of_the_truth_that_do_not_fit_are_refused(tmp_path, settings, m
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_reward_eval_measures_j_on_the_policys_answers(reward_dir, pairs, examples, tmp_path, capsys):
+def test_reward_eval_measures_slopes_and_j_on_the_policys_answers(reward_dir, pairs, examples, tmp_path, capsys):
     rows = []
     for example in examples[:6]:
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
@@ -247,6 +254,8 @@ def test_reward_eval_measures_j_on_the_policys_answers(reward_dir, pairs, exampl
     assert set(policy["detection"]) == {"with facts", "without facts", "with another image's facts"}
     assert policy["detection"]["with facts"]["object"]["num_false"] == 18
     assert policy["detection"]["with facts"]["object"]["num_true"] == 12
+    assert policy["slopes"]["with facts"]["object"]["num_false"] == 18
+    assert policy["slopes"]["with facts"]["object"]["false"]["low"] <= policy["slopes"]["with facts"]["object"]["false"]["value"]
     assert policy["spread"]["with facts"]["within_std"] > 0 and policy["contradicted"]["object"]["n"] == 30
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["picture_curve"]) == {"another row's", "none"}
@@ -254,5 +263,5 @@ def test_reward_eval_measures_j_on_the_policys_answers(reward_dir, pairs, exampl
     assert page.ids_of_sections() == ["plots", "policy", "lengths", "tables"]
     assert "Will facts change my policy?" in page.text
     output = capsys.readouterr().out
-    assert "J of fact_rm=1, hallucination=-1 on 12 answers of the policy (6 prompts)" in output
+    assert "fact_rm=1, hallucination=-1 on 12 answers of the policy (6 prompts)" in output
     assert "without the picture" in output and "Within a prompt's answers the reward has a standard deviation" in output

@@ -28,6 +28,7 @@ def make_run(curves, kl, f1, selection=None, cell="rm-0-none", seed=4, utility=N
     metrics["selection_claim_f1"] = np.array(f1 if selection is None else selection, dtype=float)
     steps = 8 * np.arange(len(f1))
     samples = {
+        "kl": (0.1 * np.arange(steps[-1])) ** 2,
         "score": np.linspace(0, 1, steps[-1]),
         **{f"false_{kind}": 1 - 0.01 * (number + 1) * np.arange(steps[-1]) for number, kind in enumerate(scenes.CLAIM_KINDS)},
     }
@@ -79,9 +80,9 @@ def test_the_kl_after_a_step_is_that_of_the_next_step_on_a_line(curves):
     assert curves.kl_after_steps(-sampled, [8]) == pytest.approx([0])  # an estimate can be negative, a KL cannot
 
 
-def test_first_slope_is_the_change_per_step(curves):
-    run = make_run(curves, kl=[0, 1, 2, 3, 4], f1=[0.8] * 5)
-    assert curves.first_slope(run, "false_object") == pytest.approx(-0.01)
+def test_first_slope_is_the_change_along_the_root_of_kl(curves):
+    run = make_run(curves, kl=[0, 1, 2, 3, 4], f1=[0.8] * 5)  # false objects fall by 0.01, the root rises by 0.1 a step
+    assert curves.first_slope(run, "false_object") == pytest.approx(-0.1)
 
 
 def test_the_kl_coefficient_of_a_cell_is_chosen_by_the_selection_split(curves):
@@ -141,28 +142,43 @@ def test_the_interval_of_a_decision_is_wider(load_study):
     assert format_mean([1.0, 3.0], confidence=0.975) == "2.00 ± 25.45"  # t(.9875) of one degree of freedom
 
 
-def test_agreement_of_j_with_falling_errors(load_study):
-    agreement_of = load_study("facts_map_analysis").agreement_of
-    assert agreement_of([0.5, 0.2, -0.1], [-0.03, -0.01, 0.02]) == {"sign": 1.0, "spearman": pytest.approx(1.0)}
-    assert agreement_of([0.5, 0.2, -0.1], [0.03, -0.01, 0.02])["sign"] == pytest.approx(2 / 3)
+def test_agreement_of_predicted_and_seen_slopes(load_study):
+    slopes = load_study("facts_map_slopes")
+
+    def cell(value, seen, j, width=0.1):
+        return slopes.SlopeCell("rm-0-none", "object", 40, {"value": value, "low": value - width, "high": value + width}, j, seen)
+
+    cells = [cell(-0.5, [-0.2, -0.3], 0.1), cell(-0.2, [-0.1], 0.2), cell(0.05, [-0.02], 0.3), cell(0.3, [0.2], -0.1)]
+    agreement = slopes.agreement_of(cells)
+    assert (agreement["cells"], agreement["decided"], agreement["sign"], agreement["sign_decided"]) == (4, 3, 3 / 4, 1)
+    assert agreement["spearman"] == pytest.approx(1)
+    # (.5 x .25 + .2 x .1 - .05 x .02 + .3 x .2) / (.25 + .04 + .0025 + .09)
+    assert agreement["ratio"] == pytest.approx(0.204 / 0.3825)
+    assert agreement["j_sign"] == 1 and agreement["j_spearman"] == pytest.approx(0.2)
+    reversed_agreement = slopes.agreement_of([cell(-c.predicted["value"], c.seen, c.j) for c in cells])
+    assert (reversed_agreement["sign"], reversed_agreement["spearman"]) == (1 / 4, pytest.approx(-1))
+    assert "in 75% of 4 cells (kind x judge), 100% of the 3 whose interval excludes 0" in slopes.agreement_sentence(agreement)
 
 
 def test_tables_and_figures_of_a_few_runs(load_study, curves, tmp_path):
-    analysis, plots = load_study("facts_map_analysis"), load_study("facts_map_plots")
+    analysis, plots, slopes = (load_study(f"facts_map_{name}") for name in ("analysis", "plots", "slopes"))
     f1 = [[0.8, 0.9, 0.7], [0.8, 0.85, 0.75]]
     runs = runs_of(curves, rm_0_none=f1, rm_0_all=f1, claims_all=f1, both_250_all=f1, rm_250_all=f1, oracle=f1)
-    rates = {"num_false": 6, **{name: {"value": value} for name, value in (("TPR", 0.6), ("FPR", 0.2), ("J", 0.4))}}
-    few = {**rates, "num_false": 1}
-    detection = {"object": rates, "attribute": {**rates, "J": {"value": 0.3}}, "count": few, "relation": {**few, "J": None}}
-    table, agreement = analysis.slope_table(runs, {"rm-0-all": [{"detection": detection}] * 2})
-    assert "| rm-0-all | object | 12 | 0.60 ± 0.00 | 0.20 ± 0.00 | 0.40 ± 0.00 | -10.00 ± 0.00 |" in table
-    assert (agreement["cells"], agreement["sign"]) == (2, 1.0)  # counts have too few false claims, relations no J
+    slope = {"num_false": 6, "false": {"value": -0.4, "low": -0.5, "high": -0.3}}
+    few = {**slope, "num_false": 1}
+    judge = {
+        "slopes": {"object": slope, "attribute": {**slope, "false": {"value": -0.5, "low": -0.6, "high": 0.1}}, "count": few},
+        "detection": {kind: {"J": {"value": 0.3}} for kind in ("object", "attribute", "count")},
+    }
+    cells = slopes.slope_cells(runs, {"rm-0-all": [judge] * 2})
+    assert "| rm-0-all | object | 12 | -0.40 (-0.50 to -0.30) | -0.10 ± 0.00 | 0.30 |" in slopes.slope_table(cells)
+    assert [(c.kind, c.is_decided) for c in cells] == [("object", True), ("attribute", False)]  # too few false counts
     assert ("oracle", "rm-0-none") in analysis.other_comparisons(runs)
     assert ("both-250-all", "rm-250-all") in analysis.other_comparisons(runs)
     assert "| rm-0-all - rm-0-none | 2 | +0.0 ± 0.0 |" in analysis.primary_table(runs, analysis.facts_comparisons(runs))
     assert "| rm-0-none | 1.00 ± 0.00 | 2 of 2 |" in analysis.turn_table(runs)
     assert "60.0 ± 0.0" in analysis.cells_table(runs, {"rm-0-all": [{"accuracy": 0.6}] * 2})
-    for path in plots.write_figures(tmp_path, runs):
+    for path in plots.write_figures(tmp_path, runs, {"facts_map_slopes": slopes.slope_figure(cells)}):
         assert path.stat().st_size > 10_000 and path.with_suffix(".svg").exists()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.records import Message, Verdict
-from mmrlhf.rewards.detection import detection_gain, detection_rates, explained_variance, measure_detection, removals, score_rises
+from mmrlhf.rewards.detection import detection_rates, measure_detection, removals, score_rises
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 ANSWERS = ("There is a red cup, a dog and a cat.", "There is a cup and a hat.")
@@ -81,17 +81,6 @@ def test_intervals_resample_prompts_not_claims():
     assert rates["J"]["high"] == pytest.approx(0.5 + 1.96 * 0.112, abs=0.05)
 
 
-def test_gain_is_the_difference_of_two_js():
-    groups = make_groups(10)
-    found = removals(groups, make_verdicts(groups))
-    rises = [float(r.claim.subject in ("cat", "dog")) for r in found]  # TPR 1/2, FPR of objects 1/3
-    base_rises = [float(r.claim.subject == "cup" and r.answer_index == 0) for r in found]  # TPR 0, FPR 1/3
-    gains = detection_gain(found, rises, base_rises)
-    assert gains["object"] == pytest.approx({"value": 1 / 2, "low": 1 / 2, "high": 1 / 2})
-    assert gains["attribute"] is None  # no false ones
-    assert detection_gain(found, base_rises, rises)["object"]["value"] == pytest.approx(-1 / 2)
-
-
 def test_kinds_may_be_of_the_callers_making():
     groups = make_groups()
     rates = measure_detection(groups, make_verdicts(groups), count_words(FALSE_WORDS), kind_of=lambda claim: claim.subject)
@@ -105,20 +94,3 @@ def test_answers_without_claims_have_no_rates():
         "all": {"TPR": None, "FPR": None, "J": None, "num_false": 0, "num_true": 0, "rise_false": None, "rise_true": None}
     }
     assert np.array_equal(score_rises([group], [], [[0.0]]), np.zeros(0))
-
-
-def test_explained_variance_is_the_share_that_truth_explains():
-    groups = make_groups(6)
-    verdicts = make_verdicts(groups)
-    # Answer 0 has cup, red, dog true and cat false; answer 1 has cup true and hat false.
-    by_truth = [[float(i + 3), float(i + 1)] for i in range(6)]
-    figures = explained_variance(groups, by_truth, verdicts)
-    assert figures["within_std"] == pytest.approx(2**0.5)  # 1 and -1 around the mean, one degree of freedom
-    assert figures["between_std"] == pytest.approx(np.std(range(6)))
-    assert figures["explained"]["value"] == pytest.approx(1)
-    # The sign of the difference is reversed in half of the prompts: nothing is explained.
-    by_coin = [[1.0, -1.0] if i % 2 else [-1.0, 1.0] for i in range(6)]
-    assert explained_variance(groups, by_coin, verdicts)["explained"]["value"] == pytest.approx(0, abs=1e-9)
-    assert explained_variance(groups, by_coin, None)["explained"] is None
-    single = [AnswerGroup((), (Message("user", "?"),), ("A cup.",))]
-    assert explained_variance(single, [[1.0]], None) == {"within_std": None, "between_std": None, "explained": None}

@@ -1,0 +1,177 @@
+"""First slopes: how a policy's false claims change when it starts to follow a reward.
+
+The policy with the highest mean of r - b KL is proportional to p exp(r / b), where p is the policy
+at the start, r the reward and b the KL coefficient (Korbak et al. 2022). As 1 / b grows from 0, the
+mean number n of false claims in an answer changes at the rate Cov(n, r), and KL = Var(r) / 2 b^2,
+both among the answers to a prompt. So along the root of KL, on which rewards are compared (Gao et
+al. 2023), n starts with the slope sqrt(2) Cov(n, r) / Std(r), which a sample of answers estimates.
+
+It is the slope of a policy that can follow the reward exactly. A trained one follows it in part, so
+the sign and the ratio of two slopes say more than their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrlhf.metrics.intervals import SufficientStats, with_intervals
+from mmrlhf.records import CLAIM_KINDS, Verdict
+from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts
+from mmrlhf.rewards.reward_model import AnswerGroup
+
+Scores = Sequence[Sequence[float]]
+"""A score for each answer of each group, or more: those after the group's answers are not read."""
+SLOPE_KINDS = (ALL_KINDS, *CLAIM_KINDS)
+TRUTHS = {"false": "contradicted", "true": "supported"}
+"""Which verdict the claims counted in a slope have."""
+
+
+def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupVerdicts, seed: int = 0) -> dict[str, Any]:
+    """Return the first slopes of false and of true claims by kind, and over all kinds as `all`.
+
+    Each kind has `false` and `true`, in claims per answer and root of a nat of KL, as {"value",
+    "low", "high"} with a 95% bootstrap interval over prompts; and the numbers of claims that they
+    are measured on, `num_false` and `num_true`. A slope is None without claims, without prompts of
+    two answers, or if the reward does not vary among a prompt's answers. A kind without any claims
+    is left out.
+    """
+    centred = _centred_groups(groups, [scores], verdicts)
+    if not centred:
+        return {}
+    stats = SufficientStats(
+        range(len(centred)),
+        np.array([_products(rows) for rows in centred]),
+        lambda sums: dict(zip(_SLOPE_NAMES, np.moveaxis(_slopes(sums), -1, 0), strict=True)),
+    )
+    intervals = with_intervals(stats, seed)[0]
+    counted = [_count_claims(v).sum(0) for g, v in zip(groups, verdicts, strict=True) if len(g.answers) > 1]
+    numbers = dict(zip(_SLOPE_NAMES, map(int, sum(counted, np.zeros(len(_SLOPE_NAMES)))), strict=True))
+    return {
+        kind: {truth: intervals[f"{truth} {kind}"] if numbers[f"{truth} {kind}"] else None for truth in TRUTHS}
+        | {f"num_{truth}": numbers[f"{truth} {kind}"] for truth in TRUTHS}
+        for kind in SLOPE_KINDS
+        if any(numbers[f"{truth} {kind}"] for truth in TRUTHS)
+    }
+
+
+def slope_differences(
+    groups: Sequence[AnswerGroup], scores: Scores, base_scores: Scores, verdicts: GroupVerdicts, seed: int = 0
+) -> dict[str, dict[str, float] | None]:
+    """Return the slope of false claims under one reward minus that under another, by kind.
+
+    Both are of the same answers, so the 95% bootstrap interval over prompts is paired. None where a
+    slope cannot be measured; empty without prompts of two answers.
+    """
+    centred = _centred_groups(groups, [scores, base_scores], verdicts)  # two rewards, then counts
+    if not centred:
+        return {}
+    columns = [np.concatenate([_products(np.delete(rows, 1, 0)), _products(np.delete(rows, 0, 0))]) for rows in centred]
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        own, base = np.split(sums, 2, axis=-1)
+        differences = _slopes(own) - _slopes(base)
+        return {kind: differences[..., _SLOPE_NAMES.index(f"false {kind}")] for kind in SLOPE_KINDS}
+
+    stats = SufficientStats(range(len(centred)), np.array(columns), metrics)
+    return dict(with_intervals(stats, seed)[0])
+
+
+_SLOPE_NAMES = [f"{truth} {kind}" for truth in TRUTHS for kind in SLOPE_KINDS]
+
+
+def _count_claims(answers: Sequence[Sequence[Verdict]]) -> np.ndarray:
+    """Return the numbers of claims in a prompt's A answers [A, S], in the order of _SLOPE_NAMES."""
+    return np.array(
+        [
+            [
+                sum(v.value == value and kind in (ALL_KINDS, v.claim.kind) for v in verdicts)
+                for value in TRUTHS.values()
+                for kind in SLOPE_KINDS
+            ]
+            for verdicts in answers
+        ],
+        dtype=float,
+    )
+
+
+def _centred_groups(groups: Sequence[AnswerGroup], rewards: Sequence[Scores], verdicts: GroupVerdicts) -> list[np.ndarray]:
+    """Return rewards and counts of claims around the means of their prompt, [R + S, A] by prompt.
+
+    Prompts with one answer say nothing, and are left out.
+    """
+    centred = []
+    for index, group in enumerate(groups):
+        num_answers = len(group.answers)
+        if num_answers < 2:
+            continue
+        score_rows = [np.array(scores[index][:num_answers], dtype=float) for scores in rewards]
+        rows = np.stack([*score_rows, *_count_claims(verdicts[index]).T])
+        centred.append(rows - rows.mean(1, keepdims=True))
+    return centred
+
+
+def _products(rows: np.ndarray) -> np.ndarray:
+    """Return what a prompt adds to the sums that slopes are functions of [2 + S].
+
+    These are the degrees of freedom, the square of the reward, and its products with the counts.
+    """
+    return np.concatenate([[rows.shape[1] - 1], rows @ rows[0]])
+
+
+def _slopes(sums: np.ndarray) -> np.ndarray:
+    """Return sqrt(2) Cov(n, r) / Std(r) of each count n [..., S] from sums [..., 2 + S]."""
+    freedom, square, products = sums[..., :1], sums[..., 1:2], sums[..., 2:]
+    return np.asarray(np.sqrt(2) * products / np.sqrt(freedom * square))
+
+
+# ---- the spread of the reward --------------------------------------------------------------------
+
+
+def explained_variance(
+    groups: Sequence[AnswerGroup], scores: Sequence[Sequence[float]], verdicts: GroupVerdicts | None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the spread of the reward within prompts, and the part of it that truth explains.
+
+    `within_std` is the standard deviation of the scores of a prompt's answers around their mean,
+    which sets how fast a policy learns (Razin et al. 2025); `between_std` that of the means.
+    `explained` is R^2, with a 95% bootstrap interval over prompts, of a regression of the former on
+    the numbers of true and of false claims, both around their means; None without verdicts. Groups
+    of one answer have no spread. All are None without groups of two answers.
+    """
+    columns, num_answers, means = [], 0, []
+    for index, group in enumerate(groups):
+        if len(group.answers) < 2:
+            continue
+        score_N = np.array(scores[index][: len(group.answers)], dtype=float)
+        counts_2N = np.zeros((2, len(score_N)))
+        for answer_index, answer_verdicts in enumerate(verdicts[index] if verdicts else ()):
+            values = [v.value for v in answer_verdicts]
+            counts_2N[:, answer_index] = values.count("supported"), values.count("contradicted")
+        centred_3N = np.stack([score_N, *counts_2N])
+        centred_3N -= centred_3N.mean(1, keepdims=True)
+        columns.append((centred_3N @ centred_3N.T).ravel())
+        num_answers += len(score_N)
+        means.append(score_N.mean())
+    if not columns:
+        return {"within_std": None, "between_std": None, "explained": None}
+    sums_C9 = np.array(columns)
+    explained = None
+    if verdicts is not None:
+        stats = SufficientStats(range(len(sums_C9)), sums_C9, lambda sums: {"explained": _r_squared(sums)})
+        explained = with_intervals(stats, seed)[0]["explained"]
+    return {
+        "within_std": float((sums_C9[:, 0].sum() / (num_answers - len(columns))) ** 0.5),
+        "between_std": float(np.std(means)),
+        "explained": explained,
+    }
+
+
+def _r_squared(sums: np.ndarray) -> np.ndarray:
+    """Return R^2 from sums of products [..., 9] of the centred score and the two counts."""
+    products = sums.reshape(*sums.shape[:-1], 3, 3)
+    yy, xy, xx = products[..., 0, 0], products[..., 0, 1:], products[..., 1:, 1:]
+    solved = np.einsum("...i,...ij,...j->...", xy, np.linalg.pinv(xx, hermitian=True), xy)
+    return np.asarray(np.where(yy > 0, solved / np.where(yy > 0, yy, 1), np.nan))
