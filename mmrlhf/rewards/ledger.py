@@ -1,9 +1,9 @@
 """A run's weighted reward functions, and the ledger of the value each gave to each answer.
 
-A reward function maps samples to one value each: a number for the whole answer, or a list of
-`(start, end, value)` for spans of its characters. It is built in (`functions.REWARD_FUNCTIONS`),
-passed by the stage (`fact_rm`, claim rewards), or loaded from a user's Python file. A function that
-fails stops the run: a failure never counts as zero.
+A reward function maps samples to one value each: a number for the whole answer, a list of `(start,
+end, value)` for spans of its characters, or None where it does not apply. It is
+built in (`functions.REWARD_FUNCTIONS`), passed by the stage (`fact_rm`, claim rewards), or loaded
+from a user's Python file. A function that fails stops the run: a failure never counts as zero.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NoReturn
 
 from mmrlhf.config_loader import renamed
@@ -119,7 +120,8 @@ class RewardBreakdown:
     `values` are the functions' own values, and `terms` their contributions: weight x value, or with
     `normalized` values, weight x normalized value. What length bounds cut off is a term as well.
     `spans` has the contributions of functions that reward spans, without what normalisation takes
-    from or adds to the answer as a whole.
+    from or adds to the answer as a whole. A function that does not apply to the answer is in none
+    of these but `weights`.
     """
 
     terms: dict[str, float]
@@ -152,7 +154,8 @@ def score_samples(
     """Evaluate every reward function on every sample.
 
     Raises InputError if a function raises, returns the wrong number of values, or returns anything
-    but numbers and spans within the answer, and NotFiniteError for numbers that are not finite or,
+    but numbers, spans within the answer and None, if no function applies to an answer, and
+    NotFiniteError for numbers that are not finite or,
     weighted, beyond float32. The message names the function and the first sample it fails on, which
     is written to `failure_file`.
     """
@@ -162,6 +165,8 @@ def score_samples(
         name, weight = weighted_reward.name, weighted_reward.weight
         values = _call_reward_function(weighted_reward, samples, failure_file)
         for breakdown, value in zip(breakdowns, values, strict=True):
+            if value is None:
+                continue
             if isinstance(value, Real):
                 breakdown.values[name] = float(value)
                 breakdown.terms[name] = weight * float(value) + 0.0  # 0, not -0, of a negative weight
@@ -170,7 +175,20 @@ def score_samples(
                 spans = [(start, end, weight * span_reward) for start, end, span_reward in value]
                 breakdown.spans[name] = spans
                 breakdown.terms[name] = math.fsum(span_reward for *_, span_reward in spans)
+    for sample, breakdown in zip(samples, breakdowns, strict=True):
+        if not breakdown.values:
+            problem = "returned None, as every other one did,"
+            _raise_reward_error(weighted_rewards[-1], sample, problem, failure_file)
     return breakdowns
+
+
+def mean_values(breakdowns: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each function's values, given by name, over the answers that have one."""
+    values_by_name: dict[str, list[float]] = {}
+    for values in breakdowns:
+        for name, value in values.items():
+            values_by_name.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in values_by_name.items()}
 
 
 def ledger_rows(
@@ -218,8 +236,9 @@ MAX_REWARD = 3.4028234663852886e38
 def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sample], failure_file: Path) -> list[Any]:
     """Return a validated value for each sample. Raises InputError as `score_samples` does."""
     try:
+        results: Sequence[Any] = weighted_reward.function(samples)
         # `item` turns scalars of torch and NumPy into Python numbers.
-        values = [v.item() if hasattr(v, "item") else v for v in weighted_reward.function(samples)]
+        values = [v.item() if hasattr(v, "item") else v for v in results]
     except Exception as error:
         # The InputError of a built-in function already explains the problem. That of a user's
         # function needs the function's name.
@@ -241,7 +260,7 @@ def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sam
 
 def _find_problem(value: Any, sample: Sample) -> str:
     """Return what is wrong with a value, as the predicate of a sentence, or "" if it is valid."""
-    if isinstance(value, Real):
+    if value is None or isinstance(value, Real):
         return ""
     try:
         for start, end, span_reward in value:
@@ -249,12 +268,14 @@ def _find_problem(value: Any, sample: Sample) -> str:
                 return f"returned the span {start}..{end} of an answer of {len(sample.answer)} characters"
             float(span_reward)
     except (TypeError, ValueError):
-        return f"returned {value!r}, which is neither a number nor a list of (start, end, value)"
+        return f"returned {value!r}, which is neither a number, a list of (start, end, value) nor None"
     return ""
 
 
 def _find_overflow(value: Any, weight: float) -> str:
     """Return which number of a value is not finite, in the words of `_find_problem`, or ""."""
+    if value is None:
+        return ""
     parts = [("", float(value))] if isinstance(value, Real) else [(f" for the span {a}..{b}", float(x)) for a, b, x in value]
     for where, number in parts:
         if not abs(weight * number) <= MAX_REWARD:  # `not <=` also catches NaN

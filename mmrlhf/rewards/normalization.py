@@ -75,12 +75,23 @@ def normalize(breakdown: RewardBreakdown, moments: Mapping[str, Moments], max_de
     return RewardBreakdown(terms, spans, breakdown.values, breakdown.weights, normalized)
 
 
+def add_values(moments: Mapping[str, Moments], answers: Sequence[Mapping[str, float]]) -> dict[str, Moments]:
+    """Return the moments of each function with the values of further answers, by name.
+
+    Answers that a function does not apply to are left out of its moments.
+    """
+    added = dict(moments)
+    for name in dict.fromkeys(name for values in answers for name in values):
+        added[name] = added.get(name, Moments()).add([values[name] for values in answers if name in values])
+    return added
+
+
 def normalize_in_groups(breakdowns: Sequence[RewardBreakdown], group_size: int) -> list[RewardBreakdown]:
     """Normalise among the answers to each prompt, which are adjacent, `group_size` to a prompt."""
     normalized = []
     for start in range(0, len(breakdowns), group_size):
         group = breakdowns[start : start + group_size]
-        moments = {name: Moments().add([breakdown.values[name] for breakdown in group]) for name in group[0].values}
+        moments = add_values({}, [breakdown.values for breakdown in group])
         normalized += [normalize(breakdown, moments) for breakdown in group]
     return normalized
 
@@ -100,10 +111,7 @@ class TermNormalizer:
         """
         if self.statistics == "group":
             return normalize_in_groups(breakdowns, self.group_size)
-        values = gather([breakdown.values for breakdown in breakdowns])
-        self.running = {
-            name: self.running.get(name, Moments()).add([answer[name] for answer in values]) for name in breakdowns[0].values
-        }
+        self.running = add_values(self.running, gather([breakdown.values for breakdown in breakdowns]))
         return [normalize(breakdown, self.running, MAX_RUNNING_DEVIATIONS) for breakdown in breakdowns]
 
     def state(self) -> dict[str, Any]:

@@ -33,5 +33,5 @@ RewardSpan = tuple[int, int, float]
 """Start and end (exclusive) of a span of characters, and its value."""
 RewardValue = float | Sequence[RewardSpan]
 """One number for the whole answer, or values for spans of it."""
-RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue]]
-"""Maps samples to one value each, in order."""
+RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue | None]]
+"""Maps samples to one value each, in order; None to those that it does not apply to."""

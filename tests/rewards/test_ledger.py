@@ -10,6 +10,7 @@ from mmrlhf.rewards.ledger import (
     RewardBreakdown,
     WeightedReward,
     ledger_rows,
+    mean_values,
     parse_reward_spec,
     resolve_rewards,
     score_samples,
@@ -83,6 +84,20 @@ def test_score_samples_adds_up(tmp_path):
     assert (breakdown.answer_total, breakdown.total) == (3.0, 1.75) and breakdown.weighted_values == breakdown.terms
 
 
+def test_a_function_need_not_apply_to_every_answer(tmp_path):
+    rewards = [
+        WeightedReward("length", -1.0, lambda samples: [float(len(s.answer)) for s in samples]),
+        WeightedReward("number", 2.0, lambda samples: [float(s.answer == "4") if s.answer.isdigit() else None for s in samples]),
+    ]
+    breakdowns = score_samples(rewards, [make_sample(a) for a in ("4", "55", "a cup")], tmp_path / "unused.json")
+    assert [b.terms for b in breakdowns] == [{"length": -1, "number": 2}, {"length": -2, "number": 0}, {"length": -5}]
+    assert [b.total for b in breakdowns] == [1, -2, -5]
+    assert mean_values([b.weighted_values for b in breakdowns]) == {"length": pytest.approx(-8 / 3), "number": 1}
+    with pytest.raises(InputError, match="number returned None, as every other one did, on an answer to row row-1"):
+        score_samples(rewards[1:], [make_sample("4"), make_sample("a cup")], tmp_path / "failed.json")
+    assert json.loads((tmp_path / "failed.json").read_text())["answer"] == "a cup"
+
+
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
@@ -91,7 +106,7 @@ def test_score_samples_adds_up(tmp_path):
         (lambda samples: [1.0], "returned 1 values for 2 samples"),
         (lambda samples: [[(0, 99, 1.0)] for _ in samples], "returned the span 0..99 of an answer of 5 characters"),
         (lambda samples: [[(0, 2, math.inf)] for _ in samples], "returned inf for the span 0..2"),
-        (lambda samples: ["good" for _ in samples], "neither a number nor a list"),
+        (lambda samples: ["good" for _ in samples], "neither a number, a list"),
         (lambda samples: None, "raised TypeError"),
     ],
 )

@@ -43,6 +43,18 @@ def test_groups_are_normalised_apart():
     assert [b.total for b in normalize_in_groups(answers, 3)] == pytest.approx([-1, 0, 1, -1, 0, 1], abs=2e-4)
 
 
+def test_answers_that_a_function_does_not_apply_to_do_not_count():
+    weights = {"a": 1.0, "b": 2.0}
+    group = [breakdown(weights, a=0.0, b=1.0), breakdown(weights, a=2.0), breakdown(weights, a=4.0, b=3.0)]
+    first, second, third = normalize_in_groups(group, 3)
+    assert second.terms == {"a": 0.0} and second.normalized == {"a": 0.0}  # 2 is the mean of a
+    scale = 2 / (math.sqrt(2) + 1e-4)  # b has 1 and 3: a mean of 2, a deviation of sqrt(2), a weight of 2
+    assert (first.terms["b"], third.terms["b"]) == (pytest.approx(-scale), pytest.approx(scale))
+    running = TermNormalizer("running", 3)
+    running(group, lambda items: items)
+    assert (running.running["a"].count, running.running["b"].count) == (3, 2)
+
+
 def test_spans_keep_their_places_and_the_mean_goes_to_the_answer():
     """Two false claims and none: mean 1, deviation sqrt 2, so a claim costs 1 / sqrt 2."""
     answers = [breakdown({"false": -1.0}, ["false"], false=2.0), breakdown({"false": -1.0}, false=0.0)]

@@ -15,7 +15,7 @@ from mmrlhf.models.image_features import GIB
 from mmrlhf.models.processes import gather_object, gather_rows
 from mmrlhf.models.vlm import VLM
 from mmrlhf.rewards.claim_rewards import ClaimScorer, claim_reward_verifiers
-from mmrlhf.rewards.ledger import ledger_rows
+from mmrlhf.rewards.ledger import ledger_rows, mean_values
 from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.reward_clip import REWARD_CLIP
@@ -115,7 +115,7 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
     samples = gather_object([replace(sample, images=(), prompt=(), facts=(), meta={}) for sample in batch.samples])
     rewards = gather_object([(breakdown.total, breakdown.weighted_values) for breakdown in batch.breakdowns])
     weighted = [values for _, values in rewards]
-    metrics = {f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]}
+    metrics = {f"rewards/{name}/mean": value for name, value in mean_values(weighted).items()}
     totals = [total for total, _ in rewards]
     metrics |= hacking_metrics(samples, totals, group_size)
     metrics[CLIPPED_KEY] = fmean(not sample.finished for sample in samples)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from mmrlhf.config import RFTConfig
+from mmrlhf.rewards.ledger import mean_values
 from mmrlhf.rewards.monitors import hacking_metrics
 from mmrlhf.rewards.selection import Candidate, Selection
 from mmrlhf.training.monitor import CLIPPED_KEY, ZERO_STD_KEY
@@ -21,7 +22,7 @@ def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection:
     kept_totals = [totals[i] for i in selection.kept]
     return {
         "objective/scores": fmean(sum(values.values()) for values in weighted),
-        **{f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]},
+        **{f"rewards/{name}/mean": value for name, value in mean_values(weighted).items()},
         **({ZERO_STD_KEY: fmean(max(group) == min(group) for group in groups)} if config.num_generations > 1 else {}),
         "completions/mean_length": fmean(sample.num_tokens for sample in samples),
         CLIPPED_KEY: fmean(not sample.finished for sample in samples),
