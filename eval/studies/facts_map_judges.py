@@ -30,7 +30,7 @@ from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import ClaimScorer
-from mmrlhf.rewards.detection import measure_detection
+from mmrlhf.rewards.detection import GroupVerdicts, ScoreGroups, detection_rates, removals, score_rises, with_removals
 from mmrlhf.rewards.first_slopes import first_slopes
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
 from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
@@ -157,7 +157,17 @@ def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         [scenes.verify_description(data.training_scene("rl", scene_index(g.id), experiment.data_config), a) for a in g.answers]
         for g in groups
     ]
-    return result | {"slopes": first_slopes(groups, score(groups), truth), "detection": measure_detection(groups, truth, score)}
+    return result | measure_reward(groups, truth, score)
+
+
+def measure_reward(groups: Sequence[AnswerGroup], truth: GroupVerdicts, score: ScoreGroups) -> dict[str, Any]:
+    """Return `slopes` and `detection` of a reward on sampled answers, by kind of claim."""
+    found = removals(groups, truth)
+    scores = score(with_removals(groups, found))
+    return {
+        "slopes": first_slopes(groups, scores, truth),
+        "detection": detection_rates(found, score_rises(groups, found, scores)),
+    }
 
 
 def sft_samples(experiment: Experiment) -> list[AnswerGroup]:

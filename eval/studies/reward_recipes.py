@@ -1,4 +1,4 @@
-"""Which reward model learns from few pairs without forgetting how to check? Recipes by J, then PPO.
+"""Which reward model learns from few pairs without forgetting how to check? Slopes, J, then PPO.
 
     python eval/studies/reward_recipes.py --out runs/recipes --base data/tiny_vlm --seeds 4 5 6
     python eval/studies/reward_recipes.py --out runs/recipes --base data/tiny_vlm --seeds 4 5 6 \
@@ -6,13 +6,12 @@
     python eval/studies/reward_recipes.py --out runs/recipes --analyse
 
 A cell is a recipe with a number of labels, with the annotator's facts (80% listed, 5% wrong) or
-none. J is of the judge on the SFT model's own samples, with truth from the scene graph: the share
-of false claims whose removal raises the score, minus that of true ones. Nothing is selected on
-these samples. In the arm without facts nothing is made from facts either, so the recipes with
-injected claims are left out there. `--ppo` trains a policy against each of these recipes and
-measures greedy answers on held-out scenes. Seeds are worlds: SFT, pairs and samples are those of
-`facts_map.py` with the same --out and sizes. Each cell is a file, and a run that was killed
-continues from its last checkpoint.
+none. First slopes and J are of the judge on the SFT model's own samples, with truth from the scene
+graph (`facts_map_judges.measure_reward`). Nothing is selected on these samples. In the arm without
+facts nothing is made from facts either, so the recipes with injected claims are left out there.
+`--ppo` trains a policy against each of these recipes and measures greedy answers on held-out
+scenes. Seeds are worlds: SFT, pairs and samples are those of `facts_map.py` with the same --out and
+sizes. Each cell is a file, and a run that was killed continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from common import Experiment, cached_result, format_mean, markdown_table, run_and_report, run_parallel
-from facts_map_judges import LEXICON_FILE, FactsArm, arm_facts, scene_index, sft_samples, with_facts
+from facts_map_judges import LEXICON_FILE, FactsArm, arm_facts, measure_reward, scene_index, sft_samples, with_facts
 
 from mmrlhf import scenes
 from mmrlhf.claims import extract_claims, load_lexicon
@@ -43,7 +42,6 @@ from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import hallucination
-from mmrlhf.rewards.detection import measure_detection
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.training.reward_model.judge_reference import to_answer_group
 from mmrlhf.verifiers import verify_against_facts
@@ -199,7 +197,7 @@ def claim_score(experiment: Experiment, cell: Cell) -> tuple[Score, dict[str, fl
 
 
 def measure_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the accuracy of a cell's judge on held-out pairs as labelled, and its detection."""
+    """Return accuracy on held-out pairs as labelled, `slopes` and `detection` of a cell's judge."""
     result: dict[str, Any] = {}
     if cell.recipe in CLAIM_RECIPES:
         score, result["unknown_costs"] = claim_score(experiment, cell)
@@ -218,7 +216,7 @@ def measure_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         [scenes.verify_description(data.training_scene("rl", scene_index(g.id), experiment.data_config), a) for a in g.answers]
         for g in groups
     ]
-    return result | {"detection": measure_detection(groups, truth, score)}
+    return result | measure_reward(groups, truth, score)
 
 
 def train_policy(experiment: Experiment, name: str, judges: Sequence[str], arm: FactsArm, steps: int, **overrides: Any) -> str:
@@ -265,42 +263,51 @@ def read_results(directory: Path, prefix: str) -> Results:
     results: Results = {}
     for path in sorted((directory / "cells").glob(f"{prefix}-*.json")):
         seed, recipe, labels, arm = path.stem.removeprefix(f"{prefix}-").split("-")
-        results.setdefault(Cell(recipe, int(labels), arm), {})[int(seed)] = json.loads(path.read_text())
+        results.setdefault(Cell(recipe, int(labels), cast(FactsArm, arm)), {})[int(seed)] = json.loads(path.read_text())
     return results
 
 
-def j_of(result: Mapping[str, Any], kind: str = "all") -> float:
-    """Return J of a kind of claim, NaN if there were too few claims to measure it."""
-    value = result["detection"].get(kind, {}).get("J", {}).get("value")
-    return float("nan") if value is None else float(value)
+def value_of(result: Mapping[str, Any], figure: str, kind: str = "all") -> float:
+    """Return J of a kind of claim, or the slope of its `false` or `true` claims; NaN without
+    claims to measure it."""
+    figures = result["detection" if figure == "J" else "slopes"].get(kind, {}).get(figure)
+    return float("nan") if figures is None else float(figures["value"])
 
 
-def judge_table(results: Results, arm: str) -> str:
-    """Return a table of the judges with one kind of facts, best J first, as Markdown."""
+def judge_table(results: Results, arm: FactsArm) -> str:
+    """Return a table of the judges with one kind of facts as Markdown, the steepest fall first."""
     untrained = results.get(Cell(UNTRAINED, 0, arm), {})
     rows = []
     for cell, by_seed in results.items():
         if cell.arm != arm:
             continue
-        js = [j_of(result) for result in by_seed.values()]
-        differences = [j_of(result) - j_of(untrained[seed]) for seed, result in by_seed.items() if seed in untrained]
-        kinds = [
-            format_mean([v for r in by_seed.values() if not np.isnan(v := j_of(r, kind))], True) for kind in scenes.CLAIM_KINDS
+
+        def over_seeds(figure: str, kind: str = "all", by_seed: Mapping[int, Any] = by_seed) -> list[float]:
+            return [v for result in by_seed.values() if not np.isnan(v := value_of(result, figure, kind))]
+
+        slopes = over_seeds("false")
+        differences = [
+            value_of(result, "false") - value_of(untrained[seed], "false")
+            for seed, result in by_seed.items()
+            if seed in untrained
         ]
-        rates = [format_mean((r["detection"]["all"][name]["value"] for r in by_seed.values()), True) for name in ("TPR", "FPR")]
-        accuracies = format_mean((r["accuracy"] for r in by_seed.values()), True)
         cells = (
             cell.recipe,
             str(cell.labels),
-            format_mean(js, True),
-            format_mean(differences, True, "+"),
-            *rates,
-            accuracies,
-            *kinds,
+            format_mean(slopes, sign="+"),
+            format_mean(differences, sign="+"),
+            *(format_mean(over_seeds("false", kind), sign="+") for kind in scenes.CLAIM_KINDS),
+            format_mean(over_seeds("true"), sign="+"),
+            format_mean(over_seeds("J"), True),
+            format_mean((r["accuracy"] for r in by_seed.values()), True),
+            str(len(by_seed)),
         )
-        rows.append((float(np.nanmean(js)), (*cells, str(len(by_seed)))))
-    header = ("recipe", "labels", "J %", "minus untrained", "TPR %", "FPR %", "pair accuracy %", *scenes.CLAIM_KINDS, "seeds")
-    return markdown_table(header, [row for _, row in sorted(rows, key=lambda row: -row[0])])
+        rows.append((float(np.mean(slopes)) if slopes else 0.0, cells))
+    header = (
+        "recipe", "labels", "slope of false claims", "minus untrained", *(f"{kind}s" for kind in scenes.CLAIM_KINDS),
+        "slope of true claims", "J %", "pair accuracy %", "seeds",
+    )  # fmt: skip
+    return markdown_table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
 
 
 def policy_table(results: Results) -> str:

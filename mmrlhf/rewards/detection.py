@@ -144,22 +144,3 @@ def _rates_of(
         "rise_false": float(rise_N[is_false].mean()) if is_false.any() else None,
         "rise_true": float(rise_N[~is_false].mean()) if (~is_false).any() else None,
     }
-
-
-def measure_detection(
-    groups: Sequence[AnswerGroup],
-    verdicts: GroupVerdicts,
-    score: ScoreGroups,
-    *,
-    kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Score answers with and without each claim; return rates by kind as `detection_rates` does.
-
-    groups: sampled answers by prompt, with the facts that the reward reads. verdicts: the truth
-    about each answer's claims, from something that the reward does not read. score: for example a
-    `RewardModel.score`.
-    """
-    found = removals(groups, verdicts)
-    rises = score_rises(groups, found, score(with_removals(groups, found)))
-    return detection_rates(found, rises, kind_of=kind_of, seed=seed)

@@ -91,16 +91,25 @@ def test_reward_recipes_are_valid_and_leave_out_what_needs_facts(load_study, tmp
 def test_reward_recipes_compare_with_the_untrained_review_within_a_seed(load_study):
     module = load_study("reward_recipes")
 
-    def result(j):
-        return {"accuracy": 0.6, "detection": {"all": {name: {"value": j} for name in ("J", "TPR", "FPR")}}}
+    def result(slope):
+        return {
+            "accuracy": 0.6,
+            "slopes": {
+                "all": {"false": {"value": slope}, "true": {"value": 0.1}},
+                "object": {"false": {"value": -0.2}, "true": None},
+            },
+            "detection": {"all": {"J": {"value": 0.3}}},
+        }
 
-    untrained = {4: result(0.5), 5: result(0.7)}
+    untrained = {4: result(-0.5), 5: result(-0.7)}
     results = {
         module.Cell("untrained", 0, "none"): untrained,
-        module.Cell("prior", 250, "none"): {4: result(0.6), 5: result(0.8)},
-        module.Cell("prior", 250, "annotator"): {4: result(0.9)},
+        module.Cell("prior", 250, "none"): {4: result(-0.6), 5: result(-0.8)},
+        module.Cell("prior", 250, "annotator"): {4: result(-0.9)},
     }
     lines = module.judge_table(results, "none").splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| prior | 250 | 70.0 ± 127.1 | +10.0 ± 0.0 |")  # the best one first
-    assert lines[3].startswith("| untrained | 0 | 60.0 ± 127.1 | +0.0 ± 0.0 |")
-    assert np.isnan(module.j_of({"detection": {"all": {"J": {"value": None}}}}))
+    assert len(lines) == 4 and lines[2].startswith(
+        "| prior | 250 | -0.70 ± 1.27 | -0.10 ± 0.00 | -0.20 ± 0.00 |"
+    )  # the best first
+    assert lines[3].startswith("| untrained | 0 | -0.60 ± 1.27 | +0.00 ± 0.00 |")
+    assert np.isnan(module.value_of(result(-0.5), "true", "object")) and np.isnan(module.value_of(result(-0.5), "J", "count"))

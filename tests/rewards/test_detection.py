@@ -5,7 +5,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.records import Message, Verdict
-from mmrlhf.rewards.detection import detection_rates, measure_detection, removals, score_rises
+from mmrlhf.rewards.detection import detection_rates, removals, score_rises, with_removals
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 ANSWERS = ("There is a red cup, a dog and a cat.", "There is a cup and a hat.")
@@ -27,6 +27,11 @@ def make_verdicts(groups, false_words=FALSE_WORDS):
 def count_words(words):
     """Return a reward that is minus the number of times that these words occur."""
     return lambda groups: [[-float(sum(a.count(w) for w in words)) for a in g.answers] for g in groups]
+
+
+def measure_detection(groups, verdicts, score, **settings):
+    found = removals(groups, verdicts)
+    return detection_rates(found, score_rises(groups, found, score(with_removals(groups, found))), **settings)
 
 
 def test_a_reward_that_knows_the_truth_has_j_of_1():
