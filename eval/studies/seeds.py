@@ -28,20 +28,32 @@ METRICS = {
     "ead": "EAD",
 }
 FRACTIONS = ("chair_s", "coverage", "claim_f1")
-COMPARISONS = (("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"), ("ppo_fact", "best_of_n"))
+COMPARISONS = (
+    ("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"), ("ppo_fact", "best_of_n"), ("ppo_fact", "best_of_n_facts"),
+)  # fmt: skip
+POLICIES = ("ppo_fact", "ppo_plain")
 
 
 def split_table(runs: list[dict], split: str) -> str:
     """Return a table of models, and of differences between models, by metric on one split."""
-    values = {
-        (model, metric): np.array([run["models"][model][split][metric] for run in runs])
-        for model in runs[0]["models"]
-        for metric in METRICS
-    }
-    rows = [(model, *(format_mean(values[model, m], m in FRACTIONS) for m in METRICS)) for model in runs[0]["models"]]
+    models = [model for model, splits in runs[0]["models"].items() if split in splits]
+    values = {(model, m): np.array([run["models"][model][split][m] for run in runs]) for model in models for m in METRICS}
+    rows = [(model, *(format_mean(values[model, m], m in FRACTIONS) for m in METRICS)) for model in models]
     for a, b in COMPARISONS:
+        if b not in models:
+            continue
         rows.append((f"{a} - {b}", *(format_mean(values[a, m] - values[b, m], m in FRACTIONS, "+") for m in METRICS)))
     return markdown_table((split, *METRICS.values()), rows)
+
+
+def same_kl_table(runs: list[dict]) -> str:
+    """Return the policies at the largest KL that both reached, on selection scenes."""
+    metrics = [metric for metric in METRICS if metric in runs[0]["same_kl"]["policies"]["ppo_fact"]]
+    values = {(name, m): np.array([run["same_kl"]["policies"][name][m] for run in runs]) for name in POLICIES for m in metrics}
+    rows = [(name, *(format_mean(values[name, m], m in FRACTIONS) for m in metrics)) for name in POLICIES]
+    differences = (format_mean(values["ppo_fact", m] - values["ppo_plain", m], m in FRACTIONS, "+") for m in metrics)
+    kl = format_mean([run["same_kl"]["kl"] for run in runs])
+    return markdown_table((f"KL {kl}", *(METRICS[m] for m in metrics)), [*rows, ("ppo_fact - ppo_plain", *differences)])
 
 
 def main(paths: list[str]) -> None:
@@ -53,10 +65,11 @@ def main(paths: list[str]) -> None:
     print(f"Seeds {', '.join(str(run['seed']) for run in runs)}. Fractions in percent; errors and utility per answer.\n")
     for split in runs[0]["models"]["sft"]:
         print(split_table(runs, split) + "\n")
+    print(f"At the same KL, on selection scenes:\n\n{same_kl_table(runs)}\n")
     for name in ("fact", "plain"):
         accuracy = np.array([run["reward_models"][name]["accuracy"] for run in runs])
         print(f"Reward model ({name}): {format_mean(accuracy, as_percent=True)}% of held-out pairs ranked as labelled.")
-    for name in ("ppo_fact", "ppo_plain"):
+    for name in POLICIES:
         print(f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats per answer.")
 
 

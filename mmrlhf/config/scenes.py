@@ -54,3 +54,5 @@ class ScenesConfig:
     """Scenes in each out-of-distribution split."""
     best_of_n: Count = 16
     """Samples that best-of-n chooses from."""
+    best_of_n_scenes: Count = 500
+    """The first held-out scenes, which best-of-n describes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ CURVE_METRICS = (
 SELECTED_BY = "utility"
 """The metric by which the best policy of a run is chosen: what the demo's annotators rank by."""
 POLICIES = ("ppo_plain", "ppo_fact")
+BEST_OF_N = {"best_of_n": False, "best_of_n_facts": True}
+"""Whether the reward model that ranks the samples reads facts about the scene, which nobody has
+when a model is used. Both rank the same samples."""
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
@@ -97,12 +100,13 @@ class TrainedModels:
 def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_dir: Path) -> AnswersByModel:
     """Answer every split with every model, and held-out prompts also at temperature 1.
 
-    Answers are written to one file per model and split, and read from it if it exists.
+    Best-of-n, which takes longest, describes the first held-out scenes only. Answers are written to
+    one file per model and split, and read from it if it exists.
     """
     rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
     rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
-    model_names = ("sft", *SFT_TEMPERATURES, *models.policy_paths, "best_of_n", "clean_sft")
-    tasks = [(name, str(split)) for name in model_names for split in SPLITS]
+    model_names = ("sft", *SFT_TEMPERATURES, *models.policy_paths, *BEST_OF_N, "clean_sft")
+    tasks = [(name, str(split)) for name in model_names for split in SPLITS if split == "held_out" or name not in BEST_OF_N]
     tasks += [(name, "sampled") for name in ("sft", *models.policy_paths)]
     answers: AnswersByModel = {}
     with progress(len(tasks), "evaluation") as progress_bar:
@@ -132,11 +136,12 @@ def _generate(
     if model_name == "clean_sft":
         yield from generate_batches(models.clean_sft, rows, GREEDY, batch_size=100)
         return
-    if model_name == "best_of_n":
+    if model_name in BEST_OF_N:
+        described = _descriptions(rows[: 2 * data_config.best_of_n_scenes])[: data_config.best_of_n_scenes]
         best_answers = best_of_n(
             models.adapters.vlm,
             models.reward_model,
-            _descriptions(rows),
+            described if BEST_OF_N[model_name] else [replace(row, facts=()) for row in described],
             data_config.best_of_n,
             batch_size=25,
             response_length=RESPONSE_LENGTH,
@@ -232,11 +237,12 @@ def _rows_of(split: scenes.Split, example_ids: Iterable[str]) -> list[Example]:
 def gallery(data_config: ScenesConfig, answers: AnswersByModel, num_scenes: int = 12) -> list[dict[str, Any]]:
     """Return held-out scenes with every model's answer, claim by claim.
 
-    Half are the first scenes where SFT makes a false claim, half are the first where it makes none.
+    They are among those that best-of-n describes. Half are the first scenes where SFT makes a false
+    claim, half are the first where it makes none.
     """
     with_errors: list[scenes.Scene] = []
     without_errors: list[scenes.Scene] = []
-    for index in range(data_config.held_out_scenes):
+    for index in range(min(data_config.held_out_scenes, data_config.best_of_n_scenes)):
         scene = scenes.generate_scene("held_out", index, 0)
         answer = answers["sft"]["held_out"][f"{scene.id}-describe"][0]
         (with_errors if scenes.verify_answer(scene, answer).false_claims else without_errors).append(scene)

@@ -1,6 +1,7 @@
 """The demo's measurements on a handful of made-up answers: no model is loaded."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mmrlhf.demo import measure
 from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.records import Fact
 
-CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4)
+CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4, best_of_n_scenes=5)
 NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, "none")
 
 
@@ -21,14 +22,15 @@ def answers_dir(tmp_path):
     directory = tmp_path / "answers"
     directory.mkdir()
     benchmark = load_benchmark("scenes").module
-    models = ("sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
+    models = ("sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "clean_sft")
     tasks = [(model, split) for model in models for split in measure.SPLITS]
+    tasks += [("best_of_n", "held_out"), ("best_of_n_facts", "held_out")]
     tasks += [(model, "sampled") for model in ("sft", "ppo_plain", "ppo_fact")]
     for model, split in tasks:
         lines = []
         for example in benchmark.prompts("held_out" if split == "sampled" else split, 6 if split == "held_out" else 4):
             if example.meta["kind"] == "yes_no":
-                if split == "sampled" or model == "best_of_n":
+                if split == "sampled" or model in measure.BEST_OF_N:
                     continue
                 answers = [example.meta["truth"].capitalize() + "."]
             else:
@@ -66,7 +68,7 @@ def finished_stages(tmp_path):
 
 def test_generate_answers_reads_what_was_generated_before(answers_dir):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
-    assert list(answers) == ["sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft"]
+    assert list(answers) == ["sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "best_of_n_facts", "clean_sft"]
     assert set(answers["sft"]) == {*measure.SPLITS, "sampled"} and set(answers["clean_sft"]) == set(measure.SPLITS)
     assert len(answers["ppo_fact"]["held_out"]) == 6 + 3 and len(answers["best_of_n"]["held_out"]) == 6
     assert all(len(texts) == measure.NUM_SAMPLES for texts in answers["sft"]["sampled"].values())
@@ -79,6 +81,23 @@ def test_generate_answers_samples_with_the_models_that_are_needed(answers_dir, v
     assert len(answers) == 4 + 2 and all(len(texts) == 1 for texts in answers.values())
 
 
+def test_best_of_n_ranks_the_same_samples_with_facts_and_without(answers_dir, vlm, monkeypatch):
+    ranked = {}
+
+    def choose(vlm, reward_model, rows, n, **settings):
+        ranked[bool(rows[0].facts)] = [row.id for row in rows]
+        yield from ((row, "A ring.") for row in rows)
+
+    monkeypatch.setattr(measure, "best_of_n", choose)
+    models = measure.TrainedModels("none", "none", {}, "none")
+    vars(models).update(adapters=SimpleNamespace(vlm=vlm), reward_model=None)
+    for name in measure.BEST_OF_N:
+        (answers_dir / f"{name}-held_out.jsonl").unlink()
+    answers = measure.generate_answers(CONFIG, models, answers_dir)
+    assert ranked[True] == ranked[False] == [f"held_out-00000{i}-describe" for i in range(5)]
+    assert list(answers["best_of_n"]["held_out"]) == ranked[True]
+
+
 def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
     summary = measure.summarise(CONFIG, finished_stages, answers, {"sft": 1.0})
@@ -86,7 +105,8 @@ def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     sft, clean = summary["models"]["sft"]["held_out"], summary["models"]["clean_sft"]["held_out"]
     assert sft["n"] == 6 and sft["chair_s"] > 0 and sft["yes_no_accuracy"] == 1.0
     assert clean["chair_s"] == 0 and clean["chair_s_ci"] == [0, 0]
-    assert "yes_no_accuracy" not in summary["models"]["best_of_n"]["ood_1"]
+    assert "yes_no_accuracy" not in summary["models"]["best_of_n"]["held_out"]
+    assert set(summary["models"]["best_of_n_facts"]) == {"held_out"}
     assert set(summary["sampled"]) == {"sft", "ppo_plain", "ppo_fact"} and "ead_within" in summary["sampled"]["sft"]
     assert summary["reward_models"]["fact"]["accuracy"] == 0.75 and summary["best_step"] == {"ppo_plain": 2, "ppo_fact": 2}
     assert summary["kl"] == {"ppo_plain": 0.5, "ppo_fact": 1.0} and summary["seconds"] == {"sft": 1.0}
