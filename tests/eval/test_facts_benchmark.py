@@ -1,0 +1,63 @@
+"""The benchmark of a user's own images and facts, by hand."""
+
+import json
+
+import pytest
+
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.records import InputError
+
+ROWS = [
+    {"id": "a", "image": "a.png", "prompt": "What is it?", "facts": [
+        {"kind": "object", "text": "red cup"}, {"kind": "object", "text": "man"}, {"kind": "absent", "text": "dog"}]},
+    {"id": "b", "image": "b.png", "prompt": "What is it?", "facts": [{"kind": "count", "text": "two cats"}, {"kind": "object", "text": "cat"}]},
+    {"id": "c", "image": "c.png", "prompt": "What is it?"},
+]  # fmt: skip
+ANSWERS = {"a": "There is a red cup, a dog and a tree.", "b": "There are two cats. There may be a dog."}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for row in ROWS:
+        (tmp_path / row["image"]).write_bytes(b"not read")
+    return write_lines(tmp_path / "rows.jsonl", ROWS)
+
+
+def run(tmp_path, data, answers, **options):
+    path = write_lines(tmp_path / "answers.jsonl", [{"id": id_, "answer": text} for id_, text in answers.items()])
+    result = evaluate("facts", EvalConfig(answers=path, data=data, output_dir=str(tmp_path / "out")), options)
+    return {name: metric and metric["value"] for name, metric in result["metrics"]["official"].items()}
+
+
+def test_claims_are_counted_by_the_verdict_of_the_facts(tmp_path, data):
+    metrics = run(tmp_path, data, ANSWERS)
+    # a: cup and red are true, the dog is false, the tree unknown; b: cat and two are true, and the
+    # hedged dog does not count. The row without facts is left out.
+    assert metrics["chair_s"] == 1 / 2 and metrics["chair_i"] == pytest.approx(1 / 5)
+    assert metrics["unknown_rate"] == pytest.approx(1 / 6) and metrics["claims"] == 3
+    assert metrics["recall"] == pytest.approx(2 / 3)  # cup and cat of cup, man and cat
+    assert metrics["claim_f1"] == pytest.approx(2 * 0.8 * (2 / 3) / (0.8 + 2 / 3))
+    assert metrics["false_object"] == 1 / 2 and metrics["false_count"] == 0
+
+
+def test_more_special_names_count_as_naming_and_denials_do_not(tmp_path, data):
+    metrics = run(tmp_path, data, {"a": "There is a man. There is no dog.", "b": "There is no cat."})
+    assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_i"] == pytest.approx(1 / 2)  # the cats are denied
+
+
+def test_facts_may_come_from_a_file(tmp_path, data):
+    facts = write_lines(tmp_path / "facts.jsonl", [{"id": "c", "facts": [{"kind": "absent", "text": "cup"}]}])
+    assert run(tmp_path, data, {"c": "A cup."}, facts_file=facts)["chair_s"] == 1
+
+
+def test_rows_without_facts_are_refused(tmp_path):
+    (tmp_path / "c.png").write_bytes(b"not read")
+    data = write_lines(tmp_path / "rows.jsonl", ROWS[2:])
+    with pytest.raises(InputError, match=r"rows.jsonl has no row with facts: add `facts` to its rows, or give --facts_file"):
+        run(tmp_path, data, {"c": "A cup."})
