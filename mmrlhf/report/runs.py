@@ -125,8 +125,7 @@ def read_run(path: Path, name: str) -> TrainingRun:
     metrics = list(_iter_rows(path / "metrics.jsonl"))
     if not any(row["step"] for row in metrics):
         raise InputError(f"{path} has no step yet: wait for its first one")
-    own_settings = {"rft": "num_rounds", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
-    stage = next((stage for stage, name in own_settings.items() if name in settings), "sft")
+    stage = stage_of(settings)
     finished = (path / "finished.json").is_file()
     best = _best_of(path)
     eval_keys = {f"eval/{best['metric']}": "higher" if best.get("greater_is_better") else "lower"} if best else {}
@@ -134,6 +133,12 @@ def read_run(path: Path, name: str) -> TrainingRun:
         eval_keys.setdefault(f"eval/{row.get('benchmark')}/{row.get('headline')}", str(row.get("direction")))
     samples, warnings = _read_samples(path), list(_iter_rows(path / "warnings.jsonl"))
     return TrainingRun(name, path, stage, settings, finished, best, eval_keys, metrics, samples, warnings)
+
+
+def stage_of(settings: Mapping[str, Any]) -> str:
+    """Return the training stage that settings are of: each has one that those after it lack."""
+    own_settings = {"rft": "num_rounds", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
+    return next((stage for stage, name in own_settings.items() if name in settings), "sft")
 
 
 def _best_of(path: Path) -> Mapping[str, Any]:

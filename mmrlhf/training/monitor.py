@@ -88,7 +88,9 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
         if name in possible:
             continue
         needs = "it is about sampled answers, and this stage samples none: leave it out"
-        if name == DIVERGENCE:
+        if name == "entropy_collapse" and set(ANSWER_WARNINGS) & set(possible):
+            needs = "it is about the entropy of a policy that samples at every step: leave it out"
+        elif name == DIVERGENCE:
             needs = "it compares with held-out metrics along the way: add eval_benchmarks or, for reward, eval_steps"
         elif name in CLAIM_WARNINGS and set(ROLLOUT_WARNINGS) & set(possible):
             needs = "it needs the claims of answers: add monitor_verifiers, or leave it out"

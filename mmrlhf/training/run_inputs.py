@@ -20,6 +20,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import changed_names, content_inputs, describe_change, package_versions
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.records import InputError
+from mmrlhf.report.runs import stage_of
 from mmrlhf.training import checkpoint_files
 
 RESUMABLE_CHANGES = (
@@ -130,6 +131,8 @@ class RunInputs:
 
     def _compare_settings(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
         """Raise InputError if settings or inputs differ. Where contents are known, paths may."""
+        if stage_of(saved) != stage_of(requested):
+            raise InputError(f"{self.folder} holds a run of {stage_of(saved)}: give another --output_dir, or remove this one")
         saved_inputs = self._saved or {}
         known = {name for name in self.current if name in saved_inputs}
         if "images" in saved_inputs:

@@ -8,6 +8,7 @@ import pytest
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
 from mmrlhf.training.monitor import (
+    ANSWER_WARNINGS,
     DIVERGENCE,
     LOSS,
     REWARD,
@@ -129,6 +130,7 @@ def test_parse_stop_on_warning():
         ("refusal_rat", WARNINGS, "'refusal_rat' is no warning: did you mean refusal_rate"),
         ("refusal_rate,", WARNINGS, "'' is no warning"),
         ("refusal_rate", (DIVERGENCE,), "this stage samples none"),
+        ("entropy_collapse", ANSWER_WARNINGS, "of a policy that samples at every step"),
         ("zero_claim_rate", ROLLOUT_WARNINGS[:2], "add monitor_verifiers"),
         (DIVERGENCE, ROLLOUT_WARNINGS, "add eval_benchmarks"),
         ("any", (), "this run raises no warnings"),

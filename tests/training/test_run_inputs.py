@@ -90,6 +90,14 @@ def test_run_refuses_other_data_and_images_by_name(data, tmp_path, is_finished):
     assert open_run_on(tmp_path / "moved", tmp_path / "run").is_finished == is_finished
 
 
+def test_run_of_another_stage_is_named(tmp_path):
+    open_run(tmp_path).finish({})
+    with pytest.raises(
+        InputError, match=rf"{re.escape(str(tmp_path))} holds a run of sft: give another --output_dir, or remove this one"
+    ):
+        Run(str(tmp_path), FakeConfigWithTerms(reward_terms="length=1"))
+
+
 def test_run_refuses_another_number_of_processes(data, tmp_path):
     open_run_on(data, tmp_path / "run", num_processes=2).begin()
     with pytest.raises(InputError, match=r"num_processes \(there 2, now 1\)"):
