@@ -41,7 +41,7 @@ JUDGED = ("best_of_n", "rft", "rft3", "grpo", "rloo", "ppo", "ppo_dense")
 STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rft", "rft3", "sft_chosen"), ("learning_rate", (2e-4, 5e-4, 1e-3))),
     **dict.fromkeys(("dpo", "ddpo"), ("beta", (0.05, 0.1, 0.3))),
-    **dict.fromkeys(("grpo", "rloo", "ppo", "ppo_dense"), ("kl_coef", (0.01, 0.03, 0.1))),
+    **dict.fromkeys(("grpo", "rloo", "ppo", "ppo_dense"), ("kl_coef", (0.1, 0.3, 1.0))),
 }
 """The setting that decides how far each trained method goes, and the values that are tried."""
 ANSWER_TERMS = "fact_rm=1, missing_eos=-2"

@@ -280,7 +280,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(4, 17)), metavar="SEED", help="by default 4 to 16")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
     parser.add_argument("--only", nargs="+", default=["aggregation", "dense-coverage"], metavar="NAME", help="groups or variants")
-    parser.add_argument("--kl-coef", type=float, default=0.03, metavar="C")
+    parser.add_argument("--kl-coef", type=float, default=0.3, metavar="C")
     parser.add_argument("--steps", type=int, help="steps of PPO, by default the demo's")
     parser.add_argument("--prompts-per-step", type=int, help="prompts of a step, by default the demo's")
     parser.add_argument("--eval-scenes", type=int, default=200, help="selection scenes, and held-out scenes, of a seed")

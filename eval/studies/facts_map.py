@@ -223,7 +223,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6, 7, 8], metavar="SEED")
     parser.add_argument("--cells", nargs="+", default=["corners"], metavar="CELL", help="corners, rest, controls, all, or names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
-    parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.03], metavar="C")
+    parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.03, 0.1, 0.3], metavar="C")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="steps of PPO")
     parser.add_argument("--prompts-per-step", type=int, default=24, help="prompts of a step, with four answers each")
     parser.add_argument("--eval-scenes", type=int, default=200, help="selection scenes, and held-out scenes, of a seed")

@@ -45,7 +45,7 @@ def test_every_method_is_trained_with_valid_settings_and_its_share_of_the_budget
         policy = training.policy_of(world, name, 10, values[2])
         _, config, rows = seen[name]
         assert getattr(config, setting) == values[2] and len(values) == 3
-        assert config.model_name_or_path == "sft" and str(values[2]) in config.output_dir
+        assert config.model_name_or_path == "sft" and f"{values[2]:g}" in config.output_dir
         assert (policy.adapter_path is None) == (name in ("rft", "rft3", "sft_chosen"))
         if name in ("rft", "rft3"):
             assert config.num_rounds * config.num_generations * len(rows) == world.sizes.answers
@@ -206,7 +206,7 @@ def measured(tmp_path):
     )
     write_method(tmp_path, "dpo", 80, {4: {"u": 9.0, "coverage": 0.9}, 5: {"u": 3.0, "coverage": 0.9}})
     write_method(tmp_path, "ppo", 8, {4: {"u": 5.0}})
-    for value, u in ((0.01, 5.0), (0.03, 6.0), (0.1, 4.0)):
+    for value, u in ((0.1, 5.0), (0.3, 6.0), (1.0, 4.0)):
         write_cell(tmp_path, f"tune-3-ppo-80-{value:g}", {"u": u})
     return tmp_path
 
@@ -232,7 +232,7 @@ def test_report_has_each_method_with_intervals_and_says_what_is_reached(load_stu
     assert result["adaptive_kl"]["held_share"] == {4: 1.0, 5: 0.5} and not result["adaptive_kl"]["holds_on_every_seed"]
     assert result["settings"]["tuning"]["80"]["ppo"] == {
         "setting": "kl_coef",
-        "selection_u": {"0.01": 5.0, "0.03": 6.0, "0.1": 4.0},
+        "selection_u": {"0.1": 5.0, "0.3": 6.0, "1": 4.0},
     }
     printed = capsys.readouterr().out
     assert "| dpo | 1.00 | -6.0 | none | 5 | no |" in printed and "## held_out, 8 labels" in printed

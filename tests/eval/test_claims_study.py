@@ -54,7 +54,7 @@ def test_a_policy_is_trained_with_its_variant_and_the_budget_given(claims, tmp_p
     config, prompts, evaluation = (calls[0].arguments[name] for name in ("config", "examples", "eval_function"))
     assert (config.max_steps, config.per_device_train_batch_size, config.eval_steps, config.seed) == (5, 3, 4, 7)
     assert (config.multi_objective_aggregation, config.length_bounds) == ("normalize_then_sum", "auto")
-    assert config.reward_model_path is None and config.output_dir == str(tmp_path / "demo-7/ppo_claims-group-bounds_kl0.03")
+    assert config.reward_model_path is None and config.output_dir == str(tmp_path / "demo-7/ppo_claims-group-bounds_kl0.3")
     assert len(prompts) == 18 and all(row.facts for row in prompts) and callable(evaluation)  # nine of ten describe
 
 
