@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from common import Experiment, format_mean, markdown_table, mean_and_half_width
+from facts_map_coefficients import by_coefficient, coefficient_figure, facts_table, policies_table
 from facts_map_curves import (
     FIXED_KLS,
     Run,
@@ -212,10 +213,14 @@ def report(out: Path) -> None:
             ("At best checkpoints", secondary_table(runs, facts, "best checkpoints")),
             ("After the same steps", secondary_table(runs, facts, "same steps")),
         ]
+    further_figures = {"facts_map_slopes": slope_figure(predictions)}
+    if groups := by_coefficient(found):
+        sections.insert(-2, ("By KL coefficient", f"{policies_table(groups)}\n\n{facts_table(groups)}"))
+        further_figures["facts_map_coefficients"] = coefficient_figure(groups)
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in sections)
     print(text, flush=True)
     write_atomic(out / "report.md", text + "\n")
-    figures = write_figures(out / "figures", runs, {"facts_map_slopes": slope_figure(predictions)})
+    figures = write_figures(out / "figures", runs, further_figures)
     print("\n" + "\n".join(f"![{path.stem}]({path})" for path in figures) + "\n")
     comparisons = {
         f"{a} - {b}": {m: differences(runs, a, b, m) for m in METRICS}

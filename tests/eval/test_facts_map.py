@@ -197,6 +197,28 @@ def write_run(directory, f1_by_step, scene_id):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_coefficients_are_compared_within_themselves(load_study, curves):
+    module = load_study("facts_map_coefficients")
+    runs = [
+        make_run(curves, [0, 1], [0.8, last], cell=cell, seed=seed, kl_coef=kl_coef)
+        for seed in (4, 5)
+        for cell, kl_coef, last in (
+            ("rm-0-none", 0.03, 0.6), ("rm-0-none", 0.3, 0.85), ("rm-0-all", 0.03, 0.7), ("rm-0-all", 0.3, 0.86), ("oracle", 0.3, 0.9),
+        )
+    ]  # fmt: skip
+    groups = module.by_coefficient(runs)
+    assert list(groups) == [("rm-0-all", 0.03), ("rm-0-all", 0.3), ("rm-0-none", 0.03), ("rm-0-none", 0.3)]
+    assert "| rm-0-none | 0.03 | 2 | 1.00 ± 0.00 | 60.0 ± 0.0 |" in module.policies_table(groups)
+    lines = module.facts_table(groups).splitlines()[2:]
+    assert [line.split(" | ")[:5] for line in lines if "same steps" in line] == [
+        ["| rm-0-all", "0.03", "2", "same steps", "+10.0 ± 0.0"],
+        ["| rm-0-all", "0.3", "2", "same steps", "+1.0 ± 0.0"],
+    ]
+    assert "| rm-0-all | 0.03 | 2 | best checkpoints | +0.0 ± 0.0 |" in "\n".join(lines)  # SFT is the best of both
+    (panel,) = module.coefficient_figure(groups).axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0.03", "0.3"]
+
+
 def test_report_of_runs_in_a_directory(load_study, tmp_path, capsys):
     analysis = load_study("facts_map_analysis")
     with pytest.raises(InputError, match="no policy that was evaluated"):
