@@ -128,7 +128,7 @@ def _train(
     """
     vlm, start_step, metrics = policy.vlm, 0, dict[str, float]()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
+    skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy], num_steps)
 
     def other_images(local_rows: Sequence[Preference]) -> list[tuple[ImageSource, ...] | None]:
         return [rejected_images(config, untied, row) for row in local_rows]

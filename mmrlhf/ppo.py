@@ -101,14 +101,14 @@ def ppo(
     if ptx_examples:
         ptx_rows = PTXRows(config, vlm, usable_ptx_rows(config, vlm, ptx_examples, run), accelerator)
     engine = LocalEngine(roles.policy)
+    num_steps = total_steps(config, len(examples), accelerator.num_processes)
     state = PPOState(
         roles=roles,
         optimizer=build_optimizer(config, roles),
         prompt_order=PromptOrder(examples, config.seed),
         kl_controller=KLController.of(config, answers_per_step(config, accelerator)),
-        skipped_steps=SkippedSteps(run, "ppo", config, accelerator, roles.changing),
+        skipped_steps=SkippedSteps(run, "ppo", config, accelerator, roles.changing, num_steps),
     )
-    num_steps = total_steps(config, len(examples), accelerator.num_processes)
     evaluation.plan(examples, num_steps)
     _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
 

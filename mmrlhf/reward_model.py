@@ -107,7 +107,8 @@ def train_reward_model(
     reference = reference_rows(config, preferences, held_out)
 
     # 2. Train
-    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role])
+    steps_to_take = total_steps(config, len(preferences), accelerator.num_processes)
+    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role], steps_to_take)
     num_steps, best, outcomes_before = _train(
         config, accelerator, run, model, untrained, lengths, preferences, reference, skipped_steps
     )

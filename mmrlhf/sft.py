@@ -70,9 +70,9 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
     # 2. Resume
-    skipped_steps = SkippedSteps(run, "sft", config, accelerator, [role])
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
+    skipped_steps = SkippedSteps(run, "sft", config, accelerator, [role], num_steps)
     evaluation.plan(examples, num_steps)
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed

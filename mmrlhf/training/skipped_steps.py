@@ -27,7 +27,7 @@ from mmrlhf.training.replay_file import SavedStep
 from mmrlhf.training.run import Run
 
 MAX_IN_A_ROW = 3
-"""Steps skipped one after the other that stop the run."""
+"""Steps skipped one after the other that stop the run; in a shorter run, all of its steps."""
 
 
 @dataclass
@@ -52,8 +52,11 @@ class SkippedSteps:
     `roles` are what is trained, or takes part in a loss as a copy of it.
     """
 
-    def __init__(self, run: Run, stage: str, config: Any, accelerator: Accelerator, roles: Sequence[Role]) -> None:
+    def __init__(
+        self, run: Run, stage: str, config: Any, accelerator: Accelerator, roles: Sequence[Role], num_steps: int
+    ) -> None:
         self.folder = run.path / "skipped"
+        self._max_in_a_row = min(MAX_IN_A_ROW, num_steps)
         self.total = 0
         self.in_a_row = 0
         self._has_begun = False
@@ -64,7 +67,7 @@ class SkippedSteps:
         """Run a step in a `with` block, which ends early if a number is not finite.
 
         All processes must then leave the block (`together`). Raises InputError after the third such
-        step in a row.
+        step in a row, or if a shorter run has no other.
         """
         attempt, problem = Attempt(step, rows), ""
         if not self._has_begun:
@@ -103,12 +106,12 @@ class SkippedSteps:
         self._accelerator.wait_for_everyone()
         saved_step.write(self._file(attempt.step, rank))
         path = self._file(attempt.step, causes[0])
-        if self.in_a_row >= MAX_IN_A_ROW:
+        if self.in_a_row >= self._max_in_a_row:
             advice = "start over with a lower learning_rate or without that row"
             if self._stage == "ppo":
                 advice += ", or go on with a corrected reward function and --allow_change reward_terms"
             raise InputError(
-                f"steps {attempt.step - self.in_a_row + 1} to {attempt.step} cannot be trained on, the last because {problem}: "
+                f"{_steps(attempt.step - self.in_a_row + 1, attempt.step)} cannot be trained on, the last because {problem}: "
                 f"see what is not finite with `mmrlhf replay {path}`, and {advice}"
             )
         others = ", beside the other processes' shares" if num_processes > 1 else ""
@@ -126,7 +129,7 @@ class SkippedSteps:
     @property
     def may_stop(self) -> bool:
         """Return whether the next step stops the run if it is skipped too: save before it."""
-        return self.in_a_row == MAX_IN_A_ROW - 1
+        return self.in_a_row == self._max_in_a_row - 1
 
     def metrics(self) -> dict[str, float]:
         """Return the number of skipped steps so far, or nothing if there are none."""
@@ -149,6 +152,10 @@ class SkippedSteps:
             for path in self.folder.glob("*step-*.safetensors*"):
                 if path.name.startswith(".") or _step_of(path) >= step:
                     path.unlink()
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {last}" if first == last else f"steps {first} to {last}"
 
 
 def _step_of(path: Path) -> int:

@@ -138,6 +138,15 @@ def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, 
     assert printed.rstrip().endswith("computed again: the loss is nan, as in the run")
 
 
+def test_a_shorter_run_stops_if_all_of_its_steps_are_skipped(overflowing_model, examples, tmp_path):
+    """Without a step that trained, what it would write is the model that it began with."""
+    for max_steps, steps in ((1, "step 1"), (2, "steps 1 to 2")):
+        config = sft_config(overflowing_model, tmp_path / str(max_steps), num_sample_generations=0, max_steps=max_steps)
+        with pytest.raises(InputError, match=f"{steps} cannot be trained on, the last because the loss is nan"):
+            sft(config, examples)
+        assert not (tmp_path / str(max_steps) / "model").exists()
+
+
 def test_a_replay_names_weights_that_are_not_finite(overflowing_model, examples, tmp_path, capsys):
     with pytest.raises(InputError):
         sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0), examples)
