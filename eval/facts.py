@@ -5,8 +5,8 @@
 
 --data is a dataset in any format that training reads, with facts in its rows or in --facts_file.
 They should be facts about other images than those trained on: what is optimised cannot measure
-itself. A claim is true if the facts state it, false if they exclude it, and unknown otherwise;
-hedged claims and denials do not count.
+itself. A claim is true if the facts state it, false if they exclude it, and unknown otherwise. It
+counts once in an answer; hedged claims and true denials do not count.
 
 `chair_s` is the share of answers with a false claim, `chair_i` false claims of those decided,
 `unknown_rate` the undecided of all, `recall` the objects in the facts that the answer names, and
@@ -15,7 +15,9 @@ hedged claims and denials do not count.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +61,22 @@ class OwnFacts(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Return the rows that have facts. Raises InputError if none has."""
+        """Return the rows that have facts; further rows of an id get its number appended.
+
+        Raises InputError if none has facts.
+        """
         facts = read_facts(task.options.facts_file) if task.options.facts_file else None
         rows = read_examples(str(task.path), "train", task.image_folder, facts)
         with_facts = [row for row in rows if any(fact.kind != "scope" for fact in row.facts)]
         if not with_facts:
             raise InputError(f"{task.path} has no row with facts: add `facts` to its rows, or give --facts_file")
-        return with_facts[: task.limit]
+        rows_by_id = Counter[str]()
+        examples = []
+        for row in with_facts[: task.limit]:
+            rows_by_id[row.id] += 1
+            number = rows_by_id[row.id]
+            examples.append(replace(row, id=f"{row.id}-{number}") if number > 1 else row)
+        return examples
 
     def files(self, task: Task) -> list[Path]:
         """Return the data, and the file of facts."""
@@ -93,7 +104,12 @@ class OwnFacts(Benchmark):
         """Return rates over all answers, and false claims per answer by kind."""
         rows = first_valid(rows)
         columns = np.array([_columns(row) for row in rows]).reshape(len(rows), -1)
-        return {"official": SufficientStats([row["image"] for row in rows], columns, _metrics, {"": "no claim was decided"})}
+        reasons = {
+            "": "no claim was decided",
+            "recall": "no fact lists an object",
+            "claim_f1": "no claim was decided, or no fact lists an object",
+        }
+        return {"official": SufficientStats([row["image"] for row in rows], columns, _metrics, reasons)}
 
 
 def _listed_objects(facts: Sequence[Fact], lexicon: Lexicon) -> set[str]:
@@ -106,7 +122,7 @@ def _score_answer(example: Example, answer: str, listed: set[str], lexicon: Lexi
     claims = extract_claims(answer, lexicon)
     verdicts = {v.claim: v for v in verify_against_facts(claims, example.facts, lexicon) if not v.claim.hedged}.values()
     counted = [v for v in verdicts if not v.claim.negated or v.value == "contradicted"]
-    named = {claim.subject for claim in claims if claim.kind == "object" and not claim.negated}
+    named = {claim.subject for claim in claims if claim.kind == "object" and not (claim.negated or claim.hedged)}
     return {
         **{value: sum(v.value == value for v in counted) for value in VERDICTS},
         "false_by_kind": [sum(v.value == "contradicted" and v.claim.kind == kind for v in counted) for kind in CLAIM_KINDS],
@@ -132,7 +148,7 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         "chair_s": with_false / n,
         "chair_i": chair_i,
         "recall": recall,
-        "claim_f1": 2 * precision * recall / (precision + recall),
+        "claim_f1": 2 * precision * recall / np.where(precision + recall == 0, 1, precision + recall),
         "unknown_rate": unknown / (true + false + unknown),
         "claims": (true + false + unknown) / n,
         "mean_length": length / n,

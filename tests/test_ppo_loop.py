@@ -239,6 +239,8 @@ def test_groups_alike_compares_what_is_trained_on():
     assert groups_alike(config, roles, rewards) == [True, True, False, False]
     by_term = replace(config, multi_objective_aggregation="normalize_then_sum")
     assert groups_alike(by_term, roles, rewards) == [False, True, False, False]
+    without_b = RewardBreakdown({"a": 1}, {}, {"a": 1}, {"a": 1.0, "b": 1.0})  # b does not apply
+    assert groups_alike(by_term, roles, [rewards[2], without_b, rewards[4], without_b]) == [True, False]
     roles.aggregation.reward_clip = RewardClip(-5, 5)
     assert groups_alike(config, roles, rewards) == [True, True, False, True]
 

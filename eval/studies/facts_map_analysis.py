@@ -194,7 +194,8 @@ def report(out: Path) -> None:
         raise InputError(f"{out} has no policy that was evaluated after its start: run some cells first")
     runs = tuned_runs(found)
     judges: dict[str, list[dict[str, Any]]] = {
-        cell: [json.loads(path.read_text()) for path in sorted((out / "cells").glob(f"judge-*-{cell}.json"))] for cell in runs
+        cell: [json.loads(path.read_text()) for seed in by_seed if (path := out / "cells" / f"judge-{seed}-{cell}.json").exists()]
+        for cell, by_seed in runs.items()
     }
     facts, others = facts_comparisons(runs), other_comparisons(runs)
     predictions = slope_cells(runs, judges)

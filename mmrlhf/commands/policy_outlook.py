@@ -26,8 +26,8 @@ from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
 
-MIN_FALSE_CLAIMS = 5
-"""False claims of a kind below which nothing is said about it."""
+MIN_PROMPTS = 5
+"""Prompts with a false claim of a kind, below which nothing is said about it."""
 WITH_FACTS, WITHOUT_FACTS, OTHER_FACTS = "with facts", "without facts", "with another image's facts"
 COLOURS = {WITH_FACTS: "#12a08f", WITHOUT_FACTS: "#6b7280", OTHER_FACTS: "#c2a83e"}
 GOES, STAYS, GROWS, UNCLEAR = "goes", "stays", "grows", "not measured"
@@ -116,7 +116,7 @@ def measure_outlook(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return J and first slopes by condition of the facts and kind of claim, the reward's spread,
-    and a forecast.
+    and a forecast; with facts, also the slope over all kinds minus that with another image's.
 
     scores: by condition, of the answers and then of the answers without claims `found`.
     """
@@ -136,6 +136,8 @@ def measure_outlook(
         differences = None
         if WITH_FACTS in scores:
             differences = slope_differences(groups, scores[WITH_FACTS], scores[WITHOUT_FACTS], verdicts, seed)
+            other = slope_differences(groups, scores[WITH_FACTS], scores[OTHER_FACTS], verdicts, seed)
+            result["own_minus_other_facts"] = other.get(ALL_KINDS)
         result["forecast"] = forecast(result["slopes"], differences)
     return result
 
@@ -171,7 +173,7 @@ def forecast(
 
 
 def _fate(slopes: Mapping[str, Any] | None) -> str:
-    if slopes is None or slopes["num_false"] < MIN_FALSE_CLAIMS or slopes["false"] is None:
+    if slopes is None or slopes["num_prompts"] < MIN_PROMPTS or slopes["false"] is None:
         return UNCLEAR
     if slopes["false"]["high"] < 0:
         return GOES
@@ -209,7 +211,9 @@ def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
         if phrases_by_fate[fate]:
             sentences.append(f"Trained against this reward {main}, false claims {verb}: {'; '.join(phrases_by_fate[fate])}.")
     if phrases_by_fate[UNCLEAR]:
-        sentences.append(f"Not measured, with fewer than {MIN_FALSE_CLAIMS} false claims: {'; '.join(phrases_by_fate[UNCLEAR])}.")
+        sentences.append(
+            f"Not measured, with false claims in fewer than {MIN_PROMPTS} prompts: {'; '.join(phrases_by_fate[UNCLEAR])}."
+        )
     sentences += _coverage_sentences(outlook["slopes"][main])
     if main == WITH_FACTS:
         sentences += _facts_sentences(outlook)
@@ -254,7 +258,7 @@ def format_value(interval: Mapping[str, float], bounds: str = " ({} to {})") -> 
 
 
 def _few_phrase(kind: str, slopes: Mapping[str, Any] | None) -> str:
-    return f"{kind} ({slopes['num_false'] if slopes else 0})"
+    return f"{kind} ({slopes['num_prompts'] if slopes else 0})"
 
 
 def _coverage_sentences(slopes: Mapping[str, Any]) -> list[str]:
@@ -269,6 +273,7 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
     """Return whether facts will change the policy, and whether it is their content that does."""
     gained: list[str] = []
     faster: list[str] = []
+    held: list[str] = []
     lost: list[str] = []
     for kind, entry in outlook["forecast"].items():
         with_facts, without, difference = entry["fate"][WITH_FACTS], entry["fate"][WITHOUT_FACTS], entry["difference"]
@@ -276,24 +281,26 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
             continue
         if difference["low"] > 0:
             lost.append(kind)
-        elif with_facts == GOES and difference["high"] < 0:
-            (faster if without == GOES else gained).append(kind)
+        elif difference["high"] < 0:
+            (held if with_facts != GOES else faster if without == GOES else gained).append(kind)
     sentences = []
     if gained:
         sentences.append(f"Facts will change the policy: only with them do false claims go that are about {_and(gained)}.")
     if faster:
         sentences.append(f"Facts will speed up what happens without them, too: fewer false claims about {_and(faster)}.")
+    if held:
+        sentences.append(f"With facts, false claims about {_and(held)} grow less than without, or not at all.")
     if lost:
         sentences.append(
             f"With facts, false claims about {_and(lost)} go more slowly or grow: check the facts, or train without them."
         )
     if not sentences:
         sentences.append("Facts are not shown to change what the policy learns from this reward.")
-    other, own = (outlook["slopes"].get(name, {}).get(ALL_KINDS, {}).get("false") for name in (OTHER_FACTS, WITH_FACTS))
-    if other and own and other["low"] <= own["value"] and own["high"] < 0:
+    own, other = outlook["slopes"][WITH_FACTS].get(ALL_KINDS, {}).get("false"), outlook.get("own_minus_other_facts")
+    if own and own["high"] < 0 and other and other["high"] >= 0:
         sentences.append(
-            f"With another image's facts the slope is as steep ({other['value']:.2f} against {own['value']:.2f}): the reward hardly "
-            "reads what the facts say."
+            f"The slope over all kinds, {own['value']:.2f}, is not shown to be steeper than with another image's facts (difference "
+            f"{format_value(other, ', {} to {}')}): the reward may hardly read what the facts say."
         )
     return sentences
 

@@ -208,7 +208,7 @@ def _policy_plots(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
     """Yield the pictures of slopes and of J on the policy's answers, if they were measured."""
     policy = result.get("policy", {})
     for name, draw in (("slopes", draw_slopes), ("detection", draw_detection)):
-        if policy.get(name):
+        if any((policy.get(name) or {}).values()):
             figure = Figure(figsize=(6.4, 3.8), layout="constrained")
             yield name, figure, draw(figure.subplots(), policy[name])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ CURVE_METRICS = (
 SELECTED_BY = "utility"
 """The metric by which the best policy of a run is chosen: what the demo's annotators rank by."""
 POLICIES = ("ppo_plain", "ppo_fact")
-BEST_OF_N = {"best_of_n": False, "best_of_n_facts": True}
-"""Whether the reward model that ranks the samples reads facts about the scene, which nobody has
-when a model is used. Both rank the same samples."""
+BEST_OF_N = {"best_of_n": "plain", "best_of_n_facts": "fact"}
+"""The reward model that ranks samples, the same ones. The second reads facts about the scene, which
+nobody has when a model is used."""
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
@@ -77,8 +77,8 @@ class TrainedModels:
     sft_path: str
     clean_sft_path: str
     policy_paths: Mapping[str, str]
-    reward_model_path: str
-    """The reward model for best-of-n."""
+    reward_model_paths: Mapping[str, str]
+    """The reward models, `plain` and `fact`."""
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -88,9 +88,8 @@ class TrainedModels:
             adapters.load(name, Path(path), trainable=False)
         return adapters
 
-    @cached_property
-    def reward_model(self) -> RewardModel:
-        return load_reward_model(self.reward_model_path, self.adapters)
+    def reward_model(self, name: str) -> RewardModel:
+        return load_reward_model(self.reward_model_paths[name], self.adapters)
 
     @cached_property
     def clean_sft(self) -> VLM:
@@ -140,8 +139,8 @@ def _generate(
         described = _descriptions(rows[: 2 * data_config.best_of_n_scenes])[: data_config.best_of_n_scenes]
         best_answers = best_of_n(
             models.adapters.vlm,
-            models.reward_model,
-            described if BEST_OF_N[model_name] else [replace(row, facts=()) for row in described],
+            models.reward_model(BEST_OF_N[model_name]),
+            described,
             data_config.best_of_n,
             batch_size=25,
             response_length=RESPONSE_LENGTH,
@@ -167,7 +166,10 @@ def _generate(
 def summarise(
     data_config: ScenesConfig, output_path: Path, answers: AnswersByModel, stage_seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the content of summary.json: metrics, reward accuracy, KL and seconds."""
+    """Return the content of summary.json: metrics, reward accuracy, KL and seconds.
+
+    `beside_best_of_n` has the metrics on the scenes that best-of-n describes.
+    """
     models: dict[str, Any] = {name: {} for name in answers}
     sampled: dict[str, Any] = {}
     for name, answers_by_split in answers.items():
@@ -179,8 +181,14 @@ def summarise(
             else:
                 models[name][split] = metrics
     logs = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in POLICIES}
+    described = answers["best_of_n"]["held_out"]
+    beside_best_of_n = {
+        name: score_scenes(_rows_of("held_out", described), answers[name]["held_out"], data_config.seed)["held_out"]
+        for name in ("sft", *POLICIES, *BEST_OF_N)
+    }
     return {
         "models": models,
+        "beside_best_of_n": beside_best_of_n,
         "sampled": sampled,
         "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}", data_config.seed) for name in ("fact", "plain")},
         "kl": {name: rows[-1]["objective/kl"] for name, rows in logs.items()},

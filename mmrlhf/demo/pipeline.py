@@ -114,7 +114,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
             policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
 
     # 5. Answers of every model on every split
-    models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths["fact"])
+    models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths)
     with timer.stage("evaluation"):
         answers = generate_answers(data_config, models, output_path / "answers")
 

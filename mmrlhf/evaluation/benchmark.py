@@ -342,13 +342,17 @@ def parse_options(benchmark: Benchmark, values: Mapping[str, Any]) -> Any:
 
 
 def data_hashes(benchmark: Benchmark, task: Task) -> dict[str, str]:
-    """Return the sha256 of every data file that the benchmark reads, by file name."""
+    """Return the sha256 of every data file that the benchmark reads, by file name, or by path where
+    two have the same name."""
     if task.data is None:
         return {}
+    paths = list(map(Path, benchmark.files(task)))
+    names = [path.name for path in paths]
     digests = {}
-    for path in map(Path, benchmark.files(task)):
+    for path in paths:
         with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            name = path.name if names.count(path.name) == 1 else str(path)
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 

@@ -90,10 +90,12 @@ MODEL_STYLES = {
     "sft": ModelStyle("SFT", "The fine-tuned model that PPO starts from.", "#7d8894", "o"),
     "sft_t03": ModelStyle("SFT, T=0.3", "The same, sampled at temperature 0.3.", "#7d8894", "v"),
     "sft_t07": ModelStyle("SFT, T=0.7", "The same, sampled at temperature 0.7.", "#7d8894", "s"),
-    "best_of_n": ModelStyle("best of n", "The sample of SFT with the highest reward of several.", "#c08a2c", "P"),
+    "best_of_n": ModelStyle(
+        "best of n", "The sample of SFT with the highest reward of several, on the first of the scenes.", "#c08a2c", "P"
+    ),
     "best_of_n_facts": ModelStyle(
         "best of n, facts",
-        "The same samples, ranked with facts about the test scenes, which the others never see.",
+        "The same samples, ranked by the reward model that reads facts about the test scenes.",
         "#a0642c",
         "p",
     ),

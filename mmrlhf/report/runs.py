@@ -136,8 +136,10 @@ def read_run(path: Path, name: str) -> TrainingRun:
 
 
 def stage_of(settings: Mapping[str, Any]) -> str:
-    """Return the training stage that settings are of: each has one that those after it lack."""
-    own_settings = {"rft": "num_rounds", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
+    """Return the command that settings are of: each has one that those after it lack."""
+    own_settings = {
+        "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
+    }  # fmt: skip
     return next((stage for stage, name in own_settings.items() if name in settings), "sft")
 
 

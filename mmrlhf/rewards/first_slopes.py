@@ -7,7 +7,8 @@ both among the answers to a prompt. So along the root of KL, on which rewards ar
 al. 2023), n starts with the slope sqrt(2) Cov(n, r) / Std(r), which a sample of answers estimates.
 
 It is the slope of a policy that can follow the reward exactly. A trained one follows it in part, so
-the sign and the ratio of two slopes say more than their size.
+the sign and the ratio of two slopes say more than their size. A reward that does not vary among the
+answers to a prompt leaves the policy where it is: its slopes are 0.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import numpy as np
 
 from mmrlhf.metrics.intervals import SufficientStats, with_intervals
 from mmrlhf.records import CLAIM_KINDS, Verdict
-from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts
+from mmrlhf.rewards.detection import ALL_KINDS, SCORE_TOLERANCE, GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 Scores = Sequence[Sequence[float]]
 """A score for each answer of each group, or more: those after the group's answers are not read."""
 SLOPE_KINDS = (ALL_KINDS, *CLAIM_KINDS)
-TRUTHS = {"false": "contradicted", "true": "supported"}
-"""Which verdict the claims counted in a slope have."""
+TRUTHS = ("false", "true")
 
 
 def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupVerdicts, seed: int = 0) -> dict[str, Any]:
     """Return the first slopes of false and of true claims by kind, and over all kinds as `all`.
 
     Each kind has `false` and `true`, in claims per answer and root of a nat of KL, as {"value",
-    "low", "high"} with a 95% bootstrap interval over prompts; and the numbers of claims that they
-    are measured on, `num_false` and `num_true`. A slope is None without claims, without prompts of
-    two answers, or if the reward does not vary among a prompt's answers. A kind without any claims
-    is left out.
+    "low", "high"} with a 95% bootstrap interval over prompts, None without such claims. Beside them
+    are the numbers of claims that they are measured on, `num_false` and `num_true`, and of prompts
+    with a false one, `num_prompts`. Claims count once in an answer, hedged ones and true denials
+    not at all; prompts of one answer are left out, and so is a kind without any claims. A prompt
+    of A answers weighs A - 1.
     """
     centred = _centred_groups(groups, [scores], verdicts)
     if not centred:
@@ -47,13 +48,15 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
         lambda sums: dict(zip(_SLOPE_NAMES, np.moveaxis(_slopes(sums), -1, 0), strict=True)),
     )
     intervals = with_intervals(stats, seed)[0]
-    counted = [_count_claims(v).sum(0) for g, v in zip(groups, verdicts, strict=True) if len(g.answers) > 1]
-    numbers = dict(zip(_SLOPE_NAMES, map(int, sum(counted, np.zeros(len(_SLOPE_NAMES)))), strict=True))
+    counts_PS = np.array([_count_claims(v).sum(0) for g, v in zip(groups, verdicts, strict=True) if len(g.answers) > 1])
+    claims = dict(zip(_SLOPE_NAMES, counts_PS.sum(0).astype(int).tolist(), strict=True))
+    prompts = dict(zip(_SLOPE_NAMES, (counts_PS > 0).sum(0).tolist(), strict=True))
     return {
-        kind: {truth: intervals[f"{truth} {kind}"] if numbers[f"{truth} {kind}"] else None for truth in TRUTHS}
-        | {f"num_{truth}": numbers[f"{truth} {kind}"] for truth in TRUTHS}
+        kind: {truth: intervals[f"{truth} {kind}"] if claims[f"{truth} {kind}"] else None for truth in TRUTHS}
+        | {f"num_{truth}": claims[f"{truth} {kind}"] for truth in TRUTHS}
+        | {"num_prompts": prompts[f"false {kind}"]}
         for kind in SLOPE_KINDS
-        if any(numbers[f"{truth} {kind}"] for truth in TRUTHS)
+        if any(claims[f"{truth} {kind}"] for truth in TRUTHS)
     }
 
 
@@ -62,8 +65,8 @@ def slope_differences(
 ) -> dict[str, dict[str, float] | None]:
     """Return the slope of false claims under one reward minus that under another, by kind.
 
-    Both are of the same answers, so the 95% bootstrap interval over prompts is paired. None where a
-    slope cannot be measured; empty without prompts of two answers.
+    Both are of the same answers, so the 95% bootstrap interval over prompts is paired. It is empty
+    without prompts of two answers.
     """
     centred = _centred_groups(groups, [scores, base_scores], verdicts)  # two rewards, then counts
     if not centred:
@@ -84,17 +87,15 @@ _SLOPE_NAMES = [f"{truth} {kind}" for truth in TRUTHS for kind in SLOPE_KINDS]
 
 def _count_claims(answers: Sequence[Sequence[Verdict]]) -> np.ndarray:
     """Return the numbers of claims in a prompt's A answers [A, S], in the order of _SLOPE_NAMES."""
-    return np.array(
-        [
-            [
-                sum(v.value == value and kind in (ALL_KINDS, v.claim.kind) for v in verdicts)
-                for value in TRUTHS.values()
-                for kind in SLOPE_KINDS
-            ]
-            for verdicts in answers
-        ],
-        dtype=float,
-    )
+    rows = []
+    for verdicts in answers:
+        distinct = {v.claim: v.value for v in verdicts if not v.claim.hedged}
+        kinds: dict[str, list[str]] = {
+            "false": [claim.kind for claim, value in distinct.items() if value == "contradicted"],
+            "true": [claim.kind for claim, value in distinct.items() if value == "supported" and not claim.negated],
+        }
+        rows.append([len(kinds[t]) if kind == ALL_KINDS else kinds[t].count(kind) for t in TRUTHS for kind in SLOPE_KINDS])
+    return np.array(rows, dtype=float)
 
 
 def _centred_groups(groups: Sequence[AnswerGroup], rewards: Sequence[Scores], verdicts: GroupVerdicts) -> list[np.ndarray]:
@@ -109,7 +110,9 @@ def _centred_groups(groups: Sequence[AnswerGroup], rewards: Sequence[Scores], ve
             continue
         score_rows = [np.array(scores[index][:num_answers], dtype=float) for scores in rewards]
         rows = np.stack([*score_rows, *_count_claims(verdicts[index]).T])
-        centred.append(rows - rows.mean(1, keepdims=True))
+        rows -= rows.mean(1, keepdims=True)
+        rows[: len(rewards)][np.abs(rows[: len(rewards)]) < SCORE_TOLERANCE] = 0
+        centred.append(rows)
     return centred
 
 
@@ -122,9 +125,12 @@ def _products(rows: np.ndarray) -> np.ndarray:
 
 
 def _slopes(sums: np.ndarray) -> np.ndarray:
-    """Return sqrt(2) Cov(n, r) / Std(r) of each count n [..., S] from sums [..., 2 + S]."""
+    """Return sqrt(2) Cov(n, r) / Std(r) of each count n [..., S] from sums [..., 2 + S].
+
+    It is 0 for a reward that does not vary.
+    """
     freedom, square, products = sums[..., :1], sums[..., 1:2], sums[..., 2:]
-    return np.asarray(np.sqrt(2) * products / np.sqrt(freedom * square))
+    return np.asarray(np.sqrt(2) * products / np.sqrt(np.where(square == 0, 1, freedom * square)))
 
 
 # ---- the spread of the reward --------------------------------------------------------------------

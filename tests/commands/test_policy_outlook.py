@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrlhf.claims import load_lexicon
+from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.commands.claim_truth import check_truth_settings, read_verdicts
 from mmrlhf.commands.claims import extract
 from mmrlhf.commands.policy_outlook import (
@@ -12,6 +12,7 @@ from mmrlhf.commands.policy_outlook import (
     check_reward_terms,
     fact_conditions,
     forecast,
+    measure_outlook,
     outlook_sentences,
     weighted_score,
 )
@@ -20,6 +21,7 @@ from mmrlhf.commands.reward_metrics import perturbed_pictures
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
 from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.verifiers import verify_against_facts
 from tests.report.test_page import ParsedPage
 
 PROMPT = (Message("user", "What is it?"),)
@@ -39,7 +41,7 @@ def interval(value, width=0.1):
 
 
 def slope(false, num=40, true=0.0):
-    return {"false": interval(false), "true": interval(true), "num_false": num, "num_true": num}
+    return {"false": interval(false), "true": interval(true), "num_false": num, "num_true": num, "num_prompts": num}
 
 
 SPREAD = {
@@ -48,11 +50,10 @@ SPREAD = {
 }
 
 
-def sentences_of(with_facts, without, differences, other=None):
+def sentences_of(with_facts, without, differences, minus_other=None):
     slopes = {"with facts": {"all": slope(-0.4), **with_facts}, "without facts": {"all": slope(-0.2), **without}}
-    if other:
-        slopes["with another image's facts"] = other
-    return outlook_sentences({"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, differences)})
+    outlook = {"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, differences)}
+    return outlook_sentences(outlook | {"own_minus_other_facts": minus_other})
 
 
 def test_forecast_follows_from_slopes():
@@ -84,7 +85,7 @@ def test_sentences_say_what_goes_stays_and_grows():
         "count (slope 0.05, -0.05 to 0.15; without facts they go).",
         "Trained against this reward with facts, false claims will grow: attribute (slope 0.30, 0.20 to 0.40; without facts not "
         "shown to change).",
-        "Not measured, with fewer than 5 false claims: relation (4).",
+        "Not measured, with false claims in fewer than 5 prompts: relation (4).",
         "True claims about attributes will become fewer, too: watch coverage, or add it to the reward.",
         "Facts will speed up what happens without them, too: fewer false claims about objects.",
         "With facts, false claims about attributes and counts go more slowly or grow: check the facts, or train without them.",
@@ -99,8 +100,26 @@ def test_sentences_say_whether_facts_matter():
     assert sentences_of(objects, {"object": slope(-0.65)}, {"object": interval(0.05)})[-1] == (
         "Facts are not shown to change what the policy learns from this reward."
     )
-    sentences = sentences_of(objects, objects, {"object": interval(0)}, {"all": slope(-0.35)})
-    assert sentences[-1].startswith("With another image's facts the slope is as steep (-0.35 against -0.40)")
+    assert sentences_of({"object": slope(0.0)}, {"object": slope(0.5)}, {"object": interval(-0.5)})[-1] == (
+        "With facts, false claims about objects grow less than without, or not at all."
+    )
+    sentences = sentences_of(objects, objects, {"object": interval(0)}, interval(-0.05))
+    assert sentences[-1].startswith(
+        "The slope over all kinds, -0.40, is not shown to be steeper than with another image's facts (difference -0.05, -0.15 to 0.05)"
+    )
+    assert "another image" not in sentences_of(objects, objects, {"object": interval(0)}, interval(-0.2))[-1]
+
+
+def test_claims_checked_against_facts_are_worth_nothing_without_them():
+    """Without facts the reward is constant, so the policy stays where it is: facts do it all."""
+    groups = [make_group("A cup.", "A dog.", facts=(Fact("object", "cup"), Fact("absent", "dog")), id_=str(i)) for i in range(6)]
+    lexicon = load_lexicon()
+    score = weighted_score(None, {"hallucination": -1.0}, lexicon)
+    scores = {name: score(rows) for name, rows in fact_conditions(groups, True).items()}
+    verdicts = [[verify_against_facts(extract_claims(a, lexicon), g.facts, lexicon) for a in g.answers] for g in groups]
+    outlook = measure_outlook(groups, [], verdicts, scores)
+    assert outlook["slopes"]["without facts"]["object"]["false"]["value"] == 0
+    assert "Facts will change the policy: only with them do false claims go that are about objects." in outlook_sentences(outlook)
 
 
 def test_sentences_say_what_was_not_measured():

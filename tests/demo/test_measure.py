@@ -13,7 +13,7 @@ from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.records import Fact
 
 CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4, best_of_n_scenes=5)
-NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, "none")
+NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, {})
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def answers_dir(tmp_path):
     tasks += [(model, "sampled") for model in ("sft", "ppo_plain", "ppo_fact")]
     for model, split in tasks:
         lines = []
-        for example in benchmark.prompts("held_out" if split == "sampled" else split, 6 if split == "held_out" else 4):
+        num_scenes = 4 if split != "held_out" else 5 if model in measure.BEST_OF_N else 6
+        for example in benchmark.prompts("held_out" if split == "sampled" else split, num_scenes):
             if example.meta["kind"] == "yes_no":
                 if split == "sampled" or model in measure.BEST_OF_N:
                     continue
@@ -70,38 +71,52 @@ def test_generate_answers_reads_what_was_generated_before(answers_dir):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
     assert list(answers) == ["sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "best_of_n_facts", "clean_sft"]
     assert set(answers["sft"]) == {*measure.SPLITS, "sampled"} and set(answers["clean_sft"]) == set(measure.SPLITS)
-    assert len(answers["ppo_fact"]["held_out"]) == 6 + 3 and len(answers["best_of_n"]["held_out"]) == 6
+    assert len(answers["ppo_fact"]["held_out"]) == 6 + 3 and len(answers["best_of_n"]["held_out"]) == 5
     assert all(len(texts) == measure.NUM_SAMPLES for texts in answers["sft"]["sampled"].values())
 
 
 def test_generate_answers_samples_with_the_models_that_are_needed(answers_dir, vlm, tiny_vlm_path):
     (answers_dir / "clean_sft-ood_3.jsonl").unlink()
-    models = measure.TrainedModels("none", tiny_vlm_path, NO_MODELS.policy_paths, "none")
+    models = measure.TrainedModels("none", tiny_vlm_path, NO_MODELS.policy_paths, {})
     answers = measure.generate_answers(CONFIG, models, answers_dir)["clean_sft"]["ood_3"]
     assert len(answers) == 4 + 2 and all(len(texts) == 1 for texts in answers.values())
 
 
-def test_best_of_n_ranks_the_same_samples_with_facts_and_without(answers_dir, vlm, monkeypatch):
+def test_best_of_n_ranks_the_same_samples_by_either_reward_model(answers_dir, vlm, monkeypatch):
     ranked = {}
 
     def choose(vlm, reward_model, rows, n, **settings):
-        ranked[bool(rows[0].facts)] = [row.id for row in rows]
+        ranked[reward_model] = ([row.id for row in rows], settings)
         yield from ((row, "A ring.") for row in rows)
 
     monkeypatch.setattr(measure, "best_of_n", choose)
-    models = measure.TrainedModels("none", "none", {}, "none")
-    vars(models).update(adapters=SimpleNamespace(vlm=vlm), reward_model=None)
+    monkeypatch.setattr(measure, "load_reward_model", lambda path, adapters: path)
+    models = measure.TrainedModels("none", "none", {}, {"plain": "p", "fact": "f"})
+    vars(models).update(adapters=SimpleNamespace(vlm=vlm))
     for name in measure.BEST_OF_N:
         (answers_dir / f"{name}-held_out.jsonl").unlink()
     answers = measure.generate_answers(CONFIG, models, answers_dir)
-    assert ranked[True] == ranked[False] == [f"held_out-00000{i}-describe" for i in range(5)]
-    assert list(answers["best_of_n"]["held_out"]) == ranked[True]
+    assert ranked["p"] == ranked["f"] and ranked["p"][0] == [f"held_out-00000{i}-describe" for i in range(5)]
+    assert list(answers["best_of_n"]["held_out"]) == ranked["p"][0]
 
 
 def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
     summary = measure.summarise(CONFIG, finished_stages, answers, {"sft": 1.0})
-    assert set(summary) == {"models", "sampled", "reward_models", "kl", "best_step", "same_kl", "seconds", "seed"}
+    assert {name: row["n"] for name, row in summary["beside_best_of_n"].items()} == dict.fromkeys(
+        ("sft", "ppo_plain", "ppo_fact", "best_of_n", "best_of_n_facts"), 5
+    )
+    assert set(summary) == {
+        "models",
+        "beside_best_of_n",
+        "sampled",
+        "reward_models",
+        "kl",
+        "best_step",
+        "same_kl",
+        "seconds",
+        "seed",
+    }
     sft, clean = summary["models"]["sft"]["held_out"], summary["models"]["clean_sft"]["held_out"]
     assert sft["n"] == 6 and sft["chair_s"] > 0 and sft["yes_no_accuracy"] == 1.0
     assert clean["chair_s"] == 0 and clean["chair_s_ci"] == [0, 0]

@@ -6,6 +6,7 @@ import pytest
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.benchmark import Task, data_hashes, load_benchmark, parse_options
 from mmrlhf.records import InputError
 
 ROWS = [
@@ -51,9 +52,40 @@ def test_more_special_names_count_as_naming_and_denials_do_not(tmp_path, data):
     assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_i"] == pytest.approx(1 / 2)  # the cats are denied
 
 
+def test_an_object_that_may_be_there_is_not_named(tmp_path, data):
+    metrics = run(tmp_path, data, {"a": "There may be a cup.", "b": "A cat."})
+    assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_s"] == 0
+
+
+def test_answers_that_are_wrong_throughout_score_0(tmp_path, data):
+    metrics = run(tmp_path, data, {"a": "A dog."})
+    assert (metrics["chair_i"], metrics["recall"], metrics["claim_f1"]) == (1, 0, 0)
+
+
+def test_what_facts_do_not_decide_has_a_reason(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not read")
+    rows = [
+        {"id": "a", "image": "a.png", "prompt": question, "facts": [{"kind": "absent", "text": "dog"}]}
+        for question in ("What?", "Who?")
+    ]
+    data = write_lines(tmp_path / "rows.jsonl", rows)
+    metrics = run(tmp_path, data, {"a": "A dog.", "a-2": "A tree."})  # two questions about a row of one id
+    assert metrics["chair_s"] == 1 / 2 and metrics["recall"] is None
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert "no fact lists an object" in json.dumps(result)
+
+
 def test_facts_may_come_from_a_file(tmp_path, data):
     facts = write_lines(tmp_path / "facts.jsonl", [{"id": "c", "facts": [{"kind": "absent", "text": "cup"}]}])
     assert run(tmp_path, data, {"c": "A cup."}, facts_file=facts)["chair_s"] == 1
+
+
+def test_files_of_one_name_are_both_hashed(tmp_path, data):
+    (tmp_path / "facts").mkdir()
+    facts = write_lines(tmp_path / "facts" / "rows.jsonl", [{"id": "c", "facts": [{"kind": "absent", "text": "cup"}]}])
+    benchmark = load_benchmark("facts")
+    hashes = data_hashes(benchmark, Task(data, options=parse_options(benchmark, {"facts_file": facts})))
+    assert list(hashes) == [data, facts] and len(set(hashes.values())) == 2
 
 
 def test_rows_without_facts_are_refused(tmp_path):

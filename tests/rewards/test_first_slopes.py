@@ -82,13 +82,30 @@ def test_differences_are_paired():
     assert slope_differences(groups, scores, better, verdicts)["object"]["value"] == pytest.approx(-difference["value"])
 
 
-def test_what_cannot_be_measured_is_none():
+def test_a_reward_that_does_not_vary_changes_nothing():
+    groups = make_groups(3)
+    nothing = {"value": 0, "low": 0, "high": 0}
+    constant = first_slopes(groups, [[0.1 + 0.2, 0.3]] * 3, make_verdicts(groups))  # equal but for the last bit
+    assert constant["object"] == {"false": nothing, "true": nothing, "num_false": 6, "num_true": 9, "num_prompts": 3}
+    difference = slope_differences(groups, [[1.0, 2.0]] * 3, [[1.0, 1.0]] * 3, make_verdicts(groups))["object"]
+    slope = first_slopes(groups, [[1.0, 2.0]] * 3, make_verdicts(groups))["object"]["false"]
+    assert difference == pytest.approx(slope)
+
+
+def test_without_several_answers_nothing_is_measured():
     single = make_groups(3, ("A cat.",))
     assert first_slopes(single, [[1.0]] * 3, make_verdicts(single)) == {}
-    groups = make_groups(3)
-    constant = first_slopes(groups, [[1.0, 1.0]] * 3, make_verdicts(groups))
-    assert constant["object"] == {"false": None, "true": None, "num_false": 6, "num_true": 9}
-    assert slope_differences(groups, [[1.0, 2.0]] * 3, [[1.0, 1.0]] * 3, make_verdicts(groups))["object"] is None
+    assert slope_differences(single, [[1.0]] * 3, [[1.0]] * 3, make_verdicts(single)) == {}
+
+
+def test_claims_count_once_and_hedged_ones_and_denials_not_at_all():
+    groups = make_groups(4, ("A cat and a cat.", "There may be a cat. There is no cat."))
+    verdicts = [
+        [[Verdict(c, "supported" if c.negated else "contradicted") for c in extract_claims(a)] for a in g.answers] for g in groups
+    ]
+    assert any(v.claim.hedged for v in verdicts[0][1]) and any(v.claim.negated for v in verdicts[0][1])
+    slopes = first_slopes(groups, [[1.0, 3.0]] * 4, verdicts)
+    assert (slopes["object"]["num_false"], slopes["object"]["num_true"], slopes["object"]["num_prompts"]) == (4, 0, 4)
 
 
 def test_scores_after_those_of_the_answers_are_not_read():

@@ -172,14 +172,20 @@ def groups_alike(config: PPOConfig, roles: PPORoles, breakdowns: Sequence[Reward
     With normalize_then_sum, every function must give the same, and otherwise their sum, clipped as
     it is for training; length bounds do not count.
     """
-    keys: list[object]
+    rewards: list[dict[str, float]]
     if config.multi_objective_aggregation == "normalize_then_sum":
-        keys = [breakdown.values for breakdown in breakdowns]
+        rewards = [breakdown.values for breakdown in breakdowns]
     else:
         clip = roles.aggregation.reward_clip
-        keys = [breakdown.total if clip is None else clip.clip(breakdown.total) for breakdown in breakdowns]
+        rewards = [{"total": breakdown.total if clip is None else clip.clip(breakdown.total)} for breakdown in breakdowns]
     size = config.num_generations
-    return [all(key == keys[start] for key in keys[start : start + size]) for start in range(0, len(keys), size)]
+    return [_are_alike(rewards[start : start + size]) for start in range(0, len(rewards), size)]
+
+
+def _are_alike(rewards: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether each reward has one value among the answers that have it."""
+    names = {name for values in rewards for name in values}
+    return all(len({values[name] for values in rewards if name in values}) == 1 for name in names)
 
 
 def _slots_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout, num_processes: int, rank: int) -> list[int]:
