@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -342,18 +343,13 @@ def parse_options(benchmark: Benchmark, values: Mapping[str, Any]) -> Any:
 
 
 def data_hashes(benchmark: Benchmark, task: Task) -> dict[str, str]:
-    """Return the sha256 of every data file that the benchmark reads, by file name, or by path where
-    two have the same name."""
+    """Return the sha256 of every data file, by file name, or by path where two have one name."""
     if task.data is None:
         return {}
     paths = list(map(Path, benchmark.files(task)))
-    names = [path.name for path in paths]
-    digests = {}
-    for path in paths:
-        with path.open("rb") as file:
-            name = path.name if names.count(path.name) == 1 else str(path)
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    names = Counter(path.name for path in paths)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return {path.name if names[path.name] == 1 else str(path): digest for path, digest in zip(paths, digests, strict=True)}
 
 
 # ---- rows of scores ------------------------------------------------------------------------------
