@@ -33,6 +33,7 @@ from mmrlhf.cli_commands import (
     run_plan,
     run_replay,
     run_report,
+    run_serve,
 )
 from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
@@ -266,6 +267,12 @@ COMMANDS = _by_last_word(
         "mmrlhf.commands.score:score",
         "score answers with a reward model",
         "--reward_model_path runs/reward --dataset_name answers.jsonl --output_file scores.jsonl",
+    ),
+    Command(
+        "serve",
+        "answer chat completions with a model, and score answers, over HTTP",
+        "runs/ppo --reward_model_path runs/reward --port 8000",
+        run_serve,
     ),
     _config_command(
         "reward-eval",

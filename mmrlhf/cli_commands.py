@@ -22,7 +22,7 @@ from mmrlhf.cli_parser import (
     non_negative_int,
     positive_int,
 )
-from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, ServeConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
@@ -74,6 +74,16 @@ def run_plan(command: Command, argv: list[str]) -> None:
     from mmrlhf.commands.plan import print_memory_estimate
 
     print_memory_estimate(load_named_config(cls, args))
+
+
+def run_serve(command: Command, argv: list[str]) -> None:
+    parser = make_config_parser(ServeConfig, command, "RUN")
+    parser.add_argument("model_name_or_path", metavar="RUN", nargs="?", help="finished run, checkpoint directory or Hub id")
+    config = load_named_config(ServeConfig, parser.parse(argv))
+    require_paths(config)
+    from mmrlhf.serve import serve
+
+    serve(config)
 
 
 def run_eval(command: Command, argv: list[str]) -> None:

@@ -27,6 +27,7 @@ from mmrlhf.config.commands import (
     GenerateConfig,
     RewardEvalConfig,
     ScoreConfig,
+    ServeConfig,
 )
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.config.policy_eval import PolicyEvalConfig
@@ -70,5 +71,6 @@ __all__ = [
     "SamplingConfig",
     "ScenesConfig",
     "ScoreConfig",
+    "ServeConfig",
     "TrainConfig",
 ]

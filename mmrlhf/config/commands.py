@@ -53,6 +53,34 @@ class GenerateConfig(SamplingConfig, FactsConfig, EngineConfig, PixelConfig):
 
 
 @settings
+class ServeConfig(EngineConfig, PixelConfig):
+    """Answer requests over HTTP: chat completions in OpenAI's form, and scores."""
+
+    model_name_or_path: str
+    """Folder of a finished run (its policy, or its reward model), a checkpoint directory or a Hub
+    id."""
+    adapter_path: str | None = None
+    """Adapter directory of another policy on that model."""
+    reward_model_path: str | None = None
+    """Reward model that scores answers beside the policy."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Away from this machine (0.0.0.0 for all networks), the command prints a
+    token that clients must send."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    batch_size: Count = 16
+    """Requests per batch."""
+    max_waiting: Count = 64
+    """Requests that may wait; further ones are refused with status 503."""
+    response_length: Count = 512
+    """Maximum tokens of an answer, and their number if a request names none."""
+    max_length: Count = 4096
+    """Maximum tokens of a prompt with its answer, image tokens included."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
+
+
+@settings
 class ExportConfig:
     """Write a trained model so that other programs can load it, with processor and model card."""
 

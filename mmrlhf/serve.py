@@ -1,0 +1,209 @@
+"""`mmrlhf serve RUN`: answer chat completions with a policy, and score answers with a reward model.
+
+RUN is the folder of a training run, a checkpoint, or a reward model. Policy and reward model share
+one copy of their base where they were trained on the same one. Requests that arrive together run in
+one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config import ServeConfig
+from mmrlhf.config_loader import read_yaml
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load
+from mmrlhf.models.policy import check_is_adapter, check_same_base
+from mmrlhf.records import InputError
+from mmrlhf.report.runs import stage_of
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.serving.batches import BatchQueue
+from mmrlhf.serving.http import Server, Service, new_completion
+from mmrlhf.serving.requests import ChatRequest, parse_chat, parse_score
+
+CHAT_PATH, SCORE_PATH = "/v1/chat/completions", "/score"
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is served. Either part may be None."""
+
+    policy: Role | None
+    reward_model: RewardModel | None
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM, then answer what waits, and return.
+
+    Raises InputError if RUN or the reward model cannot be loaded, or the address cannot be used.
+    """
+    models = load_models(config)
+    with serving(config, models) as server:
+        parts = [path for path, model in ((CHAT_PATH, models.policy), (SCORE_PATH, models.reward_model)) if model is not None]
+        print(f"serving {config.model_name_or_path} at {address_of(server)}: {', '.join(parts)} (Ctrl-C stops)", flush=True)
+        if server.service.token is not None:
+            print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print("stopping: answering the requests that wait", flush=True)
+
+
+@contextlib.contextmanager
+def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
+    """Serve in the background while the block runs; on its end, answer what waits.
+
+    Raises InputError if the address cannot be used.
+    """
+    queue = BatchQueue(lambda key, items: run_batch(models, config, key, items), config.batch_size, config.max_waiting)
+    try:
+        server = Server(config.host, config.port, make_service(config, models, queue))
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {config.host}, port {config.port} ({error.strerror}): give another --host or --port"
+        ) from None
+    threads = [threading.Thread(target=queue.work), threading.Thread(target=server.serve_forever)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield server
+    finally:
+        queue.close()
+        threads[0].join()
+        server.shutdown()
+        server.server_close()
+
+
+def address_of(server: Server) -> str:
+    host, port = server.server_address[:2]
+    return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+def load_models(config: ServeConfig) -> Models:
+    """Load the policy and the reward model. Raises InputError if there is neither."""
+    base, adapter_path, reward_model_path = resolve_run(config.model_name_or_path)
+    if config.adapter_path is not None:
+        adapter_path = config.adapter_path
+    if config.reward_model_path is not None:
+        reward_model_path = config.reward_model_path
+    if base is None:
+        assert reward_model_path is not None
+        return Models(None, load_reward_model(reward_model_path, max_length=config.max_length, engine=config))
+    if adapter_path is not None:
+        check_is_adapter(Path(adapter_path))
+    adapters = Adapters(load(base, config.dtype, engine=config))
+    if adapter_path is not None:
+        check_same_base(Path(adapter_path), adapters.vlm)
+        adapters.load("policy", Path(adapter_path), trainable=False)
+    reward_model = None
+    if reward_model_path is not None:
+        reward_model = load_reward_model(reward_model_path, adapters, config.max_length, engine=config)
+    return Models(Role(adapters, None if adapter_path is None else "policy"), reward_model)
+
+
+def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
+    """Return the base, the adapter and the reward model that a run's folder stands for.
+
+    A checkpoint or a Hub id is a base; a reward model has no policy. Raises InputError for a run
+    that has not finished.
+    """
+    path = Path(name)
+    if (path / "reward.json").is_file():
+        return None, None, name
+    if not (path / "config.yaml").is_file():
+        return name, None, None
+    settings = read_yaml(path / "config.yaml")
+    stage = stage_of(settings)
+    if not (path / "finished.json").is_file():
+        raise InputError(f"{name} is a run of {stage} that has not finished: finish it, or give a checkpoint")
+    if stage in ("sft", "rft"):
+        return str(path / "model"), None, None
+    if stage in ("ppo", "dpo"):
+        return str(settings["model_name_or_path"]), str(path / "policy"), None
+    raise InputError(f"{name} is a run of {stage}, which has no model to serve: give a run of sft, reward, dpo, rft or ppo")
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def make_service(config: ServeConfig, models: Models, queue: BatchQueue) -> Service:
+    """Return what the server offers. Away from this machine it asks for a token."""
+
+    def chat(body: Any) -> dict[str, Any]:
+        request = parse_chat(body, config.response_length)
+        result: dict[str, Any] = queue.submit((CHAT_PATH, request.params, request.num_answers), request).result()
+        return result
+
+    def score(body: Any) -> dict[str, Any]:
+        scores = queue.submit((SCORE_PATH,), parse_score(body)).result()
+        return {"object": "scores", "model": config.reward_model_path or config.model_name_or_path, "scores": scores}
+
+    post: dict[str, Callable[[Any], dict[str, Any]]] = {}
+    absent = {}
+    if models.policy is not None:
+        post[CHAT_PATH] = chat
+    else:
+        absent[CHAT_PATH] = "this server has no policy: it serves a reward model"
+    if models.reward_model is not None:
+        post[SCORE_PATH] = score
+    else:
+        absent[SCORE_PATH] = "this server has no reward model: start it with --reward_model_path"
+    listing: dict[str, Any] = {
+        "object": "list",
+        "data": [{"id": config.model_name_or_path, "object": "model", "owned_by": "mmrlhf"}],
+    }
+    get: dict[str, Callable[[], dict[str, Any]]] = {
+        "/v1/models": lambda: listing,
+        "/health": lambda: {"status": "ok", "waiting": len(queue)},
+    }
+    return Service(post, get, absent, None if is_loopback(config.host) else secrets.token_urlsafe(24))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine can reach a server at this address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_batch(models: Models, config: ServeConfig, key: Hashable, items: Sequence[Any]) -> list[Any]:
+    """Answer requests of one kind together. Raises InputError if one of them cannot be used."""
+    if isinstance(items[0], AnswerGroup):
+        assert models.reward_model is not None
+        escape = models.reward_model.role.vlm.escape_control_tokens
+        return models.reward_model.score([replace(group, answers=tuple(map(escape, group.answers))) for group in items])
+    assert models.policy is not None
+    return complete_chats(models.policy, config, items)
+
+
+def complete_chats(policy: Role, config: ServeConfig, requests: Sequence[ChatRequest]) -> list[dict[str, Any]]:
+    """Return a completion for each request; all of them sample alike."""
+    n, params = requests[0].num_answers, requests[0].params
+    # A seeded request's answers must not depend on the others: a repeated id gets other noise.
+    groups = [requests] if len({r.example.id for r in requests}) == len(requests) else [[r] for r in requests]
+    completions = []
+    with policy.active():
+        for group in groups:
+            prompts = prompts_from_examples(
+                policy.vlm, [request.example for request in group], config.max_length - params.max_tokens
+            )
+            sampled = sample_completions(policy.vlm, prompts, n, params)
+            answers = list(zip(sampled.texts, sampled.finished_N.tolist(), strict=True))
+            num_tokens = sampled.mask_NT.sum(1).int().tolist()
+            for i, prompt in enumerate(prompts):
+                own = slice(i * n, (i + 1) * n)
+                tokens = sum(num_tokens[own])
+                completions.append(new_completion(config.model_name_or_path, answers[own], len(prompt.token_ids), tokens))
+    return completions

@@ -1,0 +1,1 @@
+"""Serve models over HTTP: requests, batches, and the server."""

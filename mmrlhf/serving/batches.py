@@ -1,0 +1,93 @@
+"""Run requests of many threads on a model, one batch at a time.
+
+Threads put jobs in a bounded queue and wait for the result. A single worker takes the oldest job,
+with all others that can share its batch, so batches form by themselves while a model is busy.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmrlhf.records import InputError
+
+RunBatch = Callable[[Hashable, Sequence[Any]], Sequence[Any]]
+"""Maps a key and the items of a batch, which all have that key, to a result for each item."""
+
+
+class BusyError(Exception):
+    """The queue is full, or takes no more jobs."""
+
+
+@dataclass
+class _Job:
+    key: Hashable
+    item: Any
+    future: Future[Any] = field(default_factory=Future)
+
+
+class BatchQueue:
+    """Jobs that wait, in the order in which they came."""
+
+    def __init__(self, run_batch: RunBatch, max_batch: int, max_waiting: int) -> None:
+        self._run_batch, self._max_batch, self._max_waiting = run_batch, max_batch, max_waiting
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def submit(self, key: Hashable, item: Any) -> Future[Any]:
+        """Add a job; jobs of one key may share a batch. Raises BusyError if it cannot wait."""
+        job = _Job(key, item)
+        with self._changed:
+            if self._is_closed:
+                raise BusyError("the server is shutting down")
+            if len(self._jobs) >= self._max_waiting:
+                raise BusyError(f"{self._max_waiting} requests wait already: try again later")
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future
+
+    def close(self) -> None:
+        """Take no more jobs. `work` returns once those that wait are done."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def work(self) -> None:
+        """Run jobs until the queue is closed and empty."""
+        while jobs := self._next_batch():
+            self._run(jobs)
+
+    def _next_batch(self) -> list[_Job]:
+        """Wait for a job; return the oldest with others of its key, or nothing after `close`."""
+        with self._changed:
+            while not self._jobs and not self._is_closed:
+                self._changed.wait()
+            batch = [job for job in self._jobs if job.key == self._jobs[0].key][: self._max_batch]
+            for job in batch:
+                self._jobs.remove(job)
+            return batch
+
+    def _run(self, jobs: Sequence[_Job]) -> None:
+        """Run a batch. If one job's input is unusable, run each alone, so that only it fails."""
+        try:
+            results = self._run_batch(jobs[0].key, [job.item for job in jobs])
+        except InputError as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._run([job])
+            else:
+                jobs[0].future.set_exception(error)
+        except Exception as error:  # whatever happens to a batch, the server goes on
+            for job in jobs:
+                job.future.set_exception(error)
+        else:
+            for job, result in zip(jobs, results, strict=True):
+                job.future.set_result(result)

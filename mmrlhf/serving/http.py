@@ -1,0 +1,182 @@
+"""The HTTP side of `mmrlhf serve`: routes, access, limits, and errors in OpenAI's form."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from mmrlhf.files.rows import parse_json
+from mmrlhf.records import InputError
+from mmrlhf.serving.batches import BusyError
+from mmrlhf.text.printable import printable
+
+MAX_BODY_BYTES = 64 << 20
+READ_TIMEOUT = 60.0
+"""Seconds without a byte after which a client is given up."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+Answer = Callable[[Any], dict[str, Any]]
+"""Maps the JSON of a request to that of its response, while the client waits."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a server offers: functions by path, and what it says of itself.
+
+    Without a `token`, only requests that name this machine as their host are answered, so that no
+    page in a browser can reach the server under a name of its own.
+    """
+
+    post: Mapping[str, Answer]
+    get: Mapping[str, Callable[[], dict[str, Any]]]
+    absent: Mapping[str, str]
+    """Paths that this server does not offer, and why."""
+    token: str | None
+
+
+class RequestError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class Server(ThreadingHTTPServer):
+    """A thread per connection. `server_close` waits for the responses that are being written."""
+
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, service: Service) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.service = service
+        super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: the client has gone."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "mmrlhf", ""
+    timeout = READ_TIMEOUT
+
+    def do_GET(self) -> None:
+        self._respond(self._get)
+
+    def do_POST(self) -> None:
+        self._respond(self._post)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: requests may hold keys and pictures of people."""
+
+    def _get(self) -> dict[str, Any]:
+        self._check_access()
+        return self._function(self.server.service.get)()
+
+    def _post(self) -> dict[str, Any]:
+        self._check_access()
+        function = self._function(self.server.service.post)
+        # A form of another site cannot send this type without asking first.
+        if self.headers.get_content_type() != "application/json":
+            raise RequestError(415, "the body must be JSON: send the header Content-Type: application/json")
+        return function(parse_json(self._body(), "request"))
+
+    def _check_access(self) -> None:
+        """Raises RequestError without the token, or, if there is none, for another host's name."""
+        token = self.server.service.token
+        if token is None:
+            name = (self.headers.get("Host") or "").lower().rpartition(":")[0] or (self.headers.get("Host") or "").lower()
+            if name not in LOOPBACK_NAMES:
+                raise RequestError(403, "this server answers requests to localhost only")
+        elif not hmac.compare_digest((self.headers.get("Authorization") or "").encode(), f"Bearer {token}".encode()):
+            raise RequestError(
+                401, "the header Authorization: Bearer TOKEN is missing or has another token than the server printed"
+            )
+
+    def _function(self, functions: Mapping[str, Any]) -> Any:
+        path = self.path.partition("?")[0]
+        service = self.server.service
+        if path in functions:
+            return functions[path]
+        if path in service.absent:
+            raise RequestError(404, service.absent[path])
+        if path in service.post or path in service.get:
+            raise RequestError(405, f"{path} takes {'POST' if path in service.post else 'GET'} requests")
+        raise RequestError(404, f"there is no such path: this server has {', '.join([*service.post, *service.get])}")
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdecimal()):
+            raise RequestError(411, "the length of the body is missing: send the header Content-Length")
+        if int(length) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the body has {int(length):,} bytes: send at most {MAX_BODY_BYTES:,}")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise RequestError(400, "the body is shorter than its Content-Length")
+        return body
+
+    def _respond(self, answer: Callable[[], dict[str, Any]]) -> None:
+        try:
+            status, content = 200, answer()
+        except RequestError as error:
+            status, content = error.status, _error(error.status, error.message)
+        except InputError as error:
+            status, content = 400, _error(400, str(error))
+        except BusyError as error:
+            status, content = 503, _error(503, str(error))
+        except TimeoutError:
+            status, content = 408, _error(408, "the body did not arrive in time")
+        except Exception as error:  # a bug, or a device that failed: the server goes on
+            print(f"error: {self.path}: {printable(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
+            status, content = 500, _error(500, f"the server failed ({type(error).__name__}): see its output")
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 503:
+            self.send_header("Retry-After", "1")
+        if status >= 400:  # an unread body would be taken for the next request
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _error(status: int, message: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": printable(message), "type": kind, "param": None, "code": status}}
+
+
+def new_completion(model: str, texts: list[tuple[str, bool]], prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Return a chat completion in OpenAI's form; `texts` are answers with whether each ended."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": None,
+            "finish_reason": "stop" if is_finished else "length",
+        }
+        for index, (text, is_finished) in enumerate(texts)
+    ]
+    usage = {
+        "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens,
+    }  # fmt: skip
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": usage,
+    }

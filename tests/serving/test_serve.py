@@ -1,0 +1,209 @@
+"""The server itself, over HTTP: answers, access, limits, many clients, and what a stop leaves."""
+
+import base64
+import json
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPConnection
+
+import pytest
+
+from mmrlhf import serve as serve_module
+from mmrlhf.cli import main
+from mmrlhf.config import ServeConfig
+from mmrlhf.config_loader import save_config
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load
+from mmrlhf.records import ImageSource, InputError
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.serve import CHAT_PATH, SCORE_PATH, Models, address_of, load_models, resolve_run, serving
+
+
+@pytest.fixture(scope="module")
+def models(tiny_vlm_path, reward_dir):
+    adapters = Adapters(load(tiny_vlm_path))
+    return Models(Role(adapters, None), load_reward_model(str(reward_dir), adapters))
+
+
+def config_of(**settings):
+    return ServeConfig(**{"model_name_or_path": "tiny", "port": 0, "response_length": 24, **settings})
+
+
+@pytest.fixture
+def server(models):
+    with serving(config_of(), models) as running:
+        yield running
+
+
+def request(server, path, body=None, headers=(), data=None):
+    """Return the status and the JSON of a response."""
+    data = data if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **dict(headers)}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address_of(server) + path, data, headers), timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def messages_of(example):
+    url = "data:image/png;base64," + base64.b64encode(example.images[0].read()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.prompt[0].content}]
+    return [{"role": "user", "content": parts}]
+
+
+def test_greedy_completions_are_those_of_generate(server, models, examples):
+    expected = {e.id: t for e, t in generate_batches(models.policy.vlm, examples[:4], SamplingParams(24, 0.0), batch_size=4)}
+    for example in examples[:4]:
+        status, reply = request(server, CHAT_PATH, {"messages": messages_of(example), "temperature": 0})
+        assert status == 200 and reply["choices"][0]["message"] == {"role": "assistant", "content": expected[example.id][0]}
+        assert reply["object"] == "chat.completion" and reply["model"] == "tiny"
+        assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"] > 20
+    status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0]), "temperature": 0, "max_tokens": 2, "n": 2})
+    assert [choice["finish_reason"] for choice in reply["choices"]] == ["length", "length"]
+    assert reply["usage"]["completion_tokens"] == 4
+
+
+def test_scores_are_those_of_the_reward_model(server, models, examples):
+    answers = ["There is a cup.", "I can see a star."]
+    facts = [{"kind": f.kind, "text": f.text, "source": f.source} for f in examples[0].facts]
+    status, reply = request(server, SCORE_PATH, {"messages": messages_of(examples[0]), "answers": answers, "facts": facts})
+    group = AnswerGroup(examples[0].images, examples[0].prompt, tuple(answers), examples[0].facts, "score")
+    assert status == 200 and reply["scores"] == pytest.approx(models.reward_model.score([group])[0])
+
+
+def test_many_clients_at_once_lose_nothing_and_a_seed_does_not_depend_on_them(server, examples):
+    bodies = [{"messages": messages_of(examples[i % 12]), "seed": i % 2, "temperature": 1, "max_tokens": 8} for i in range(32)]
+    alone = [request(server, CHAT_PATH, bodies[i])[1]["choices"] for i in (0, 1)]
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda body: request(server, CHAT_PATH, body), bodies))
+    assert [status for status, _ in replies] == [200] * 32
+    assert [replies[i][1]["choices"] for i in (0, 1)] == alone == [replies[i][1]["choices"] for i in (24, 25)]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "sentence"),
+    [
+        (CHAT_PATH, {"data": b"{"}, 400, "request"),
+        (CHAT_PATH, {"body": {"messages": []}}, 400, "request: `messages` must be a list"),
+        (CHAT_PATH, {"body": {}, "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type: application/json"),
+        (CHAT_PATH, {"body": {}, "headers": {"Host": "example.org"}}, 403, "localhost only"),
+        (CHAT_PATH, {}, 405, "takes POST requests"),
+        ("/v1/completions", {"body": {}}, 404, "this server has /v1/chat/completions, /score, /v1/models, /health"),
+    ],
+)
+def test_bad_requests_get_a_status_and_a_sentence(server, path, options, status, sentence):
+    given, reply = request(server, path, **options)
+    assert given == status and sentence in reply["error"]["message"] and reply["error"]["code"] == status
+
+
+def test_bodies_have_a_length_and_a_limit(server):
+    for headers, status in (({"Content-Length": str(1 << 30)}, 413), ({"Transfer-Encoding": "chunked"}, 411)):
+        connection = HTTPConnection(*server.server_address[:2], timeout=30)
+        connection.putrequest("POST", CHAT_PATH)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_one_bad_picture_does_not_harm_the_others_in_its_batch(server, examples):
+    picture = examples[1].images[0].read()
+    cut_off = replace(examples[1], images=(ImageSource(data=picture[: len(picture) // 2]),))  # its header is whole
+    good, bad = messages_of(examples[0]), messages_of(cut_off)
+    with ThreadPoolExecutor(6) as pool:
+        bodies = [{"messages": m, "temperature": 0} for m in (good, bad, good, bad, good, good)]
+        replies = list(pool.map(lambda body: request(server, CHAT_PATH, body), bodies))
+    assert [status for status, _ in replies] == [200, 400, 200, 400, 200, 200]
+    assert "truncated or damaged" in replies[1][1]["error"]["message"]
+
+
+def test_a_server_on_a_network_asks_for_its_token(models):
+    with serving(config_of(host="0.0.0.0"), models) as server:
+        token, address = server.service.token, server.server_address
+        assert len(token) >= 32
+        server.server_address = ("127.0.0.1", address[1])
+        assert request(server, "/health")[0] == 401
+        assert request(server, "/health", headers={"Authorization": "Bearer wrong"})[0] == 401
+        assert request(server, "/health", headers={"Authorization": f"Bearer {token}"}) == (200, {"status": "ok", "waiting": 0})
+        server.server_address = address
+
+
+def test_a_full_queue_answers_503_and_a_stop_answers_what_waits(models, examples, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+    run_batch = serve_module.run_batch
+
+    def slow(*arguments):
+        started.set()
+        assert go_on.wait(60)
+        return run_batch(*arguments)
+
+    monkeypatch.setattr(serve_module, "run_batch", slow)
+    body = {"messages": messages_of(examples[0]), "temperature": 0, "max_tokens": 4}
+    with ThreadPoolExecutor(2) as pool:
+        with serving(config_of(max_waiting=1, batch_size=1), models) as server:
+            running = pool.submit(request, server, CHAT_PATH, body)
+            assert started.wait(60)
+            waiting = pool.submit(request, server, CHAT_PATH, body)
+            while request(server, "/health")[1]["waiting"] == 0:
+                pass
+            status, reply = request(server, CHAT_PATH, body)
+            assert status == 503 and "1 requests wait already" in reply["error"]["message"]
+            go_on.set()
+        assert (running.result()[0], waiting.result()[0]) == (200, 200)
+
+
+def test_a_failure_of_the_model_is_a_500_and_the_server_goes_on(models, examples, monkeypatch, capsys):
+    monkeypatch.setattr(serve_module, "complete_chats", lambda *_: 1 / 0)
+    with serving(config_of(), models) as server:
+        status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0])})
+        assert status == 500 and "ZeroDivisionError" in reply["error"]["message"]
+        assert request(server, "/health")[0] == 200
+    assert "error: /v1/chat/completions: ZeroDivisionError" in capsys.readouterr().err
+
+
+# ---- what RUN may be -----------------------------------------------------------------------------
+
+
+def test_a_reward_model_is_served_alone(reward_dir, examples):
+    models = load_models(config_of(model_name_or_path=str(reward_dir)))
+    with serving(config_of(model_name_or_path=str(reward_dir)), models) as server:
+        assert request(server, SCORE_PATH, {"messages": messages_of(examples[0]), "answers": ["A cup."]})[0] == 200
+        status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0])})
+        assert status == 404 and "this server has no policy" in reply["error"]["message"]
+
+
+def test_runs_stand_for_their_models(tmp_path, reward_dir):
+    from tests.helpers.stages import ppo_config
+
+    assert resolve_run("owner/model") == ("owner/model", None, None)
+    assert resolve_run(str(reward_dir)) == (None, None, str(reward_dir))
+    run = tmp_path / "ppo"
+    run.mkdir()
+    save_config(ppo_config("base", None, run), run / "config.yaml")
+    with pytest.raises(InputError, match="is a run of ppo that has not finished"):
+        resolve_run(str(run))
+    (run / "finished.json").write_text("{}")
+    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
+
+
+def test_an_address_that_cannot_be_used_is_named(models):
+    with (
+        serving(config_of(), models) as server,
+        pytest.raises(InputError, match=r"cannot listen on 127.0.0.1, port \d+ \(Address already in use\)"),
+        serving(config_of(port=server.server_address[1]), models),
+    ):
+        pass
+
+
+def test_the_command_refuses_what_does_not_exist(capsys):
+    assert main(["serve", "runs/nothing/here"]) == 2
+    assert "model_name_or_path runs/nothing/here does not exist" in capsys.readouterr().err
+    assert main(["serve"]) == 2 and "model_name_or_path" in capsys.readouterr().err
