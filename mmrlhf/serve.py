@@ -12,7 +12,6 @@ import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mmrlhf.report.runs import stage_of
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.serving.batches import BatchQueue
-from mmrlhf.serving.http import Server, Service, new_completion
+from mmrlhf.serving.http import Server, Service, is_loopback, new_completion
 from mmrlhf.serving.requests import ChatRequest, parse_chat, parse_score
 
 CHAT_PATH, SCORE_PATH = "/v1/chat/completions", "/score"
@@ -168,14 +167,6 @@ def make_service(config: ServeConfig, models: Models, queue: BatchQueue) -> Serv
         "/health": lambda: {"status": "ok", "waiting": len(queue)},
     }
     return Service(post, get, absent, None if is_loopback(config.host) else secrets.token_urlsafe(24))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only programs on this machine can reach a server at this address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def run_batch(models: Models, config: ServeConfig, key: Hashable, items: Sequence[Any]) -> list[Any]:

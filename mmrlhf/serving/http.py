@@ -11,7 +11,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from mmrlhf.files.rows import parse_json
 from mmrlhf.records import InputError
@@ -21,7 +23,6 @@ from mmrlhf.text.printable import printable
 MAX_BODY_BYTES = 64 << 20
 READ_TIMEOUT = 60.0
 """Seconds without a byte after which a client is given up."""
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 Answer = Callable[[Any], dict[str, Any]]
 """Maps the JSON of a request to that of its response, while the client waits."""
@@ -40,6 +41,21 @@ class Service:
     absent: Mapping[str, str]
     """Paths that this server does not offer, and why."""
     token: str | None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is that of this machine for itself."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _names_this_machine(host_header: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host_header}").hostname or "")
+    except ValueError:  # half an IPv6 address
+        return False
 
 
 class RequestError(Exception):
@@ -96,8 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Raises RequestError without the token, or, if there is none, for another host's name."""
         token = self.server.service.token
         if token is None:
-            name = (self.headers.get("Host") or "").lower().rpartition(":")[0] or (self.headers.get("Host") or "").lower()
-            if name not in LOOPBACK_NAMES:
+            if not _names_this_machine(self.headers.get("Host", "")):
                 raise RequestError(403, "this server answers requests to localhost only")
         elif not hmac.compare_digest((self.headers.get("Authorization") or "").encode(), f"Bearer {token}".encode()):
             raise RequestError(

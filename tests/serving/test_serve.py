@@ -103,6 +103,12 @@ def test_bad_requests_get_a_status_and_a_sentence(server, path, options, status,
     assert given == status and sentence in reply["error"]["message"] and reply["error"]["code"] == status
 
 
+def test_every_name_of_this_machine_is_answered_and_no_other(server):
+    for host, status in (("localhost", 200), ("LOCALHOST:80", 200), ("127.0.0.2:8000", 200), ("[::1]", 200), ("[::1]:80", 200),
+                         ("localhost.example.org", 403), ("10.0.0.1", 403), ("[bad", 403), ("", 403)):  # fmt: skip
+        assert request(server, "/health", headers={"Host": host})[0] == status, host
+
+
 def test_bodies_have_a_length_and_a_limit(server):
     for headers, status in (({"Content-Length": str(1 << 30)}, 413), ({"Transfer-Encoding": "chunked"}, 411)):
         connection = HTTPConnection(*server.server_address[:2], timeout=30)
