@@ -89,7 +89,7 @@ class TrainedModels:
         return adapters
 
     def reward_model(self, name: str) -> RewardModel:
-        return load_reward_model(self.reward_model_paths[name], self.adapters)
+        return load_reward_model(self.reward_model_paths[name], self.adapters, adapter_name=f"reward_{name}")
 
     @cached_property
     def clean_sft(self) -> VLM:

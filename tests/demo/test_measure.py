@@ -90,7 +90,7 @@ def test_best_of_n_ranks_the_same_samples_by_either_reward_model(answers_dir, vl
         yield from ((row, "A ring.") for row in rows)
 
     monkeypatch.setattr(measure, "best_of_n", choose)
-    monkeypatch.setattr(measure, "load_reward_model", lambda path, adapters: path)
+    monkeypatch.setattr(measure, "load_reward_model", lambda path, adapters, adapter_name: path)
     models = measure.TrainedModels("none", "none", {}, {"plain": "p", "fact": "f"})
     vars(models).update(adapters=SimpleNamespace(vlm=vlm))
     for name in measure.BEST_OF_N:
