@@ -100,6 +100,12 @@ def test_best_of_n_ranks_the_same_samples_by_either_reward_model(answers_dir, vl
     assert list(answers["best_of_n"]["held_out"]) == ranked["p"][0]
 
 
+def test_both_reward_models_fit_on_one_base(tiny_vlm_path, reward_dir):
+    models = measure.TrainedModels(tiny_vlm_path, "none", {}, {"plain": str(reward_dir), "fact": str(reward_dir)})
+    roles = [models.reward_model(name).role for name in measure.BEST_OF_N.values()]
+    assert roles[0].adapters is roles[1].adapters is models.adapters and roles[0].adapter != roles[1].adapter
+
+
 def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
     summary = measure.summarise(CONFIG, finished_stages, answers, {"sft": 1.0})
