@@ -22,6 +22,7 @@ from mmrlhf.evaluation.answer_rows import ID_FIELDS, fold
 from mmrlhf.evaluation.answer_rows import Fields as Fields
 from mmrlhf.evaluation.answer_rows import first_present as first_present
 from mmrlhf.files.bundled import find, load_module
+from mmrlhf.files.inputs import file_sha256
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Preference
@@ -348,8 +349,7 @@ def data_hashes(benchmark: Benchmark, task: Task) -> dict[str, str]:
         return {}
     paths = list(map(Path, benchmark.files(task)))
     names = Counter(path.name for path in paths)
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return {path.name if names[path.name] == 1 else str(path): digest for path, digest in zip(paths, digests, strict=True)}
+    return {path.name if names[path.name] == 1 else str(path): file_sha256(path) for path in paths}
 
 
 # ---- rows of scores ------------------------------------------------------------------------------

@@ -83,11 +83,17 @@ def content_digest(name: str) -> str | None:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a whole file, which is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _file_digest(path: Path) -> str:
     size = path.stat().st_size
+    if size <= MAX_HASHED_BYTES:
+        return file_sha256(path)
     with path.open("rb") as file:
-        if size <= MAX_HASHED_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for i in range(NUM_SAMPLES):
             file.seek(i * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))

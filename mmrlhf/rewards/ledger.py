@@ -1,9 +1,9 @@
 """A run's weighted reward functions, and the ledger of the value each gave to each answer.
 
 A reward function maps samples to one value each: a number for the whole answer, a list of `(start,
-end, value)` for spans of its characters, or None where it does not apply. It is
-built in (`functions.REWARD_FUNCTIONS`), passed by the stage (`fact_rm`, claim rewards), or loaded
-from a user's Python file. A function that fails stops the run: a failure never counts as zero.
+end, value)` for spans of its characters, or None where it does not apply. It is built in
+(`functions.REWARD_FUNCTIONS`), passed by the stage (`fact_rm`, claim rewards), or loaded from a
+user's Python file. A function that fails stops the run: a failure never counts as zero.
 """
 
 from __future__ import annotations
@@ -154,10 +154,9 @@ def score_samples(
     """Evaluate every reward function on every sample.
 
     Raises InputError if a function raises, returns the wrong number of values, or returns anything
-    but numbers, spans within the answer and None, if no function applies to an answer, and
-    NotFiniteError for numbers that are not finite or,
-    weighted, beyond float32. The message names the function and the first sample it fails on, which
-    is written to `failure_file`.
+    but numbers, spans within the answer and None, or if no function applies to an answer. Raises
+    NotFiniteError for numbers that are not finite or, weighted, beyond float32. The message names
+    the function and the first sample it fails on, which is written to `failure_file`.
     """
     weights = {weighted_reward.name: weighted_reward.weight for weighted_reward in weighted_rewards}
     breakdowns = [RewardBreakdown({}, {}, {}, weights) for _ in samples]
