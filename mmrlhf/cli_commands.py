@@ -64,7 +64,12 @@ def run_plan(command: Command, argv: list[str]) -> None:
     cls: type = TRAINING_CONFIGS[Path(stage_or_recipe).stem if stage_or_recipe else "ppo"]
     parser = make_config_parser(cls, command, "STAGE|RECIPE")
     parser.add_argument("stage", metavar="STAGE|RECIPE", help=f"{stages}, or a recipe of one; the flags are those of the stage")
+    shards_help = "processes that split the base over them, with FSDP2 or ZeRO-3 (default 1: each process has all of it)"
+    parser.add_argument("--num_shards", type=positive_int, default=1, metavar="N", help=shards_help)
+    memory_help = "memory of the GPU to plan for, such as 80 (default: that of this machine)"
+    parser.add_argument("--gpu_memory_gib", type=positive_int, metavar="N", help=memory_help)
     args = parser.parse(argv)
+    num_shards, gpu_memory_gib = args.pop("num_shards"), args.pop("gpu_memory_gib", None)
     if args.pop("stage") not in TRAINING_CONFIGS:
         args.setdefault("config", stage_or_recipe)
     # The dataset and the output folder need no memory, so they may be left out.
@@ -73,7 +78,7 @@ def run_plan(command: Command, argv: list[str]) -> None:
             args.setdefault(name, "-")
     from mmrlhf.commands.plan import print_memory_estimate
 
-    print_memory_estimate(load_named_config(cls, args))
+    print_memory_estimate(load_named_config(cls, args), num_shards, gpu_memory_gib)
 
 
 def run_serve(command: Command, argv: list[str]) -> None:

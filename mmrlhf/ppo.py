@@ -93,8 +93,10 @@ def ppo(
 
     check_reward_rows(config, examples)
     check_adapter_setting(config.adapter_path, "lora")
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
-    estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint))
+    is_sharded = sharding.is_wanted(config)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=is_sharded)
+    num_shards = accelerator.num_processes if is_sharded else 1
+    estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint, num_shards))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     examples = _usable_examples(config, roles, examples, run, kept)
     ptx_rows = None

@@ -30,7 +30,7 @@ SAMPLES = folder("data") / "samples"
 
 
 STAGES_SCRIPT = """
-import math, sys
+import math, os, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -73,7 +73,7 @@ def parity(samples):
     return values
 
 common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3, num_sample_generations=0,
-              per_device_train_batch_size=4 // processes)
+              per_device_train_batch_size=4 // processes, activation_checkpointing="ACCELERATE_USE_FSDP" in os.environ)
 policy = dict(num_generations=2, response_length=10, num_ppo_epochs=1, min_probe_detection_rate=0, **common)
 if "sft" in stages:
     sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
@@ -204,6 +204,7 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
+    With shards, layers are recomputed in backward, which changes nothing but the memory.
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
     draws that its two occurrences get on one. `grpo` replaces prompts, mixes in rows, refreshes its
     reference, and skips a step for what one of the processes has.

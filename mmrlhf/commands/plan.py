@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrlhf.models.image_features import GIB
+from mmrlhf.models.sharding import check_can_be_sharded
 from mmrlhf.training.memory import MemoryItem, build_meta_model, estimate_memory
 
 
@@ -24,13 +25,20 @@ def available_memory() -> tuple[int, str]:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "main memory (no GPU here)"
 
 
-def print_memory_estimate(config: Any) -> list[MemoryItem]:
-    """Print the estimate and whether it fits, and return its items."""
-    items = estimate_memory(config, build_meta_model(config.model_name_or_path))
+def print_memory_estimate(config: Any, num_shards: int = 1, gpu_memory_gib: int | None = None) -> list[MemoryItem]:
+    """Print the estimate for a process and whether it fits, and return its items.
+
+    `num_shards` processes split the base over them. `gpu_memory_gib` stands for the memory of a GPU
+    that is not here. Raises InputError if the base cannot be read, or not be split.
+    """
+    if num_shards > 1:
+        check_can_be_sharded(config)
+    items = estimate_memory(config, build_meta_model(config.model_name_or_path), num_shards=num_shards)
     total_bytes = sum(item.num_bytes for item in items)
-    available_bytes, device = available_memory()
+    available_bytes, device = (gpu_memory_gib * GIB, "the GPU") if gpu_memory_gib else available_memory()
     stage = type(config).__name__.removesuffix("Config").lower()
-    table = Table(title=f"{config.model_name_or_path}, {stage}", title_justify="left")
+    processes = f", each of {num_shards} processes" if num_shards > 1 else ""
+    table = Table(title=f"{config.model_name_or_path}, {stage}{processes}", title_justify="left")
     for name, justify in (("", "left"), ("GiB", "right"), ("counted as", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for item in items:
@@ -44,7 +52,7 @@ def print_memory_estimate(config: Any) -> list[MemoryItem]:
         return items
     largest = max(items, key=lambda item: item.num_bytes).name
     advice = {
-        "base weights": "--dtype bfloat16 or nf4",
+        "base weights": "--dtype bfloat16 or nf4, or more processes that split it (--num_shards)",
         "gradients and AdamW": "--tuning lora, or a smaller --lora_r",
         "activations": "--activation_checkpointing, or a smaller --micro_batch_tokens",
     }.get(largest, "a smaller --micro_batch_tokens")

@@ -9,7 +9,7 @@ from __future__ import annotations
 FROZEN = "vision tower and projector always stay frozen, and adapters are in the language model only"
 DISTRIBUTED = (
     "the launcher decides: start one process per GPU with `accelerate launch --multi_gpu --num_processes N -m mmrlhf ...`, and "
-    "shard the base with its --use_fsdp --fsdp_version 2; docs/processes.md says what that supports"
+    "shard the base with its --use_fsdp --fsdp_version 2 or --use_deepspeed --zero_stage 3; docs/processes.md says what that supports"
 )
 TRACKER = (
     "report_to sends the metrics of training to tensorboard, wandb or trackio; they are in metrics.jsonl of output_dir, too, and "

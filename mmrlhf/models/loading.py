@@ -5,6 +5,7 @@ Also finds the tokens that the model may not sample and those that end an answer
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
+from mmrlhf.models.loading_turns import loading_turn
 from mmrlhf.models.micro_batch import Budget
 from mmrlhf.models.pixel_limits import limit_pixels
 from mmrlhf.models.vision_encoder import Encoder
@@ -54,6 +56,25 @@ def load(
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with loading_turn(name, getattr(torch, dtype)) if sharded else contextlib.nullcontext():
+        model, processor = _read_checkpoint(name, dtype, device)
+        limits: object = engine  # most configurations of commands are both
+        if isinstance(limits, PixelConfig):
+            limit_pixels(model, processor, limits, name)
+        base_fingerprint = fingerprint(model.state_dict().items()) if sharded else None
+        if sharded:
+            sharding.shard(model, device)
+        elif dtype != "nf4":
+            model = model.to(device)
+    vlm = wrap(model, processor, name, engine, base_fingerprint)
+    if sharded:
+        vlm.engine.use_cuda_graphs = False  # a graph cannot replay what processes agree on
+    vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
+    return vlm
+
+
+def _read_checkpoint(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """Return the model, in main memory or (nf4) on the device, and its processor."""
     try:
         processor = AutoProcessor.from_pretrained(name)
         model, loading_info = AutoModelForImageTextToText.from_pretrained(
@@ -75,20 +96,8 @@ def load(
             "config.json and weights do not belong together, copy the checkpoint again"
         )
     _check_processor(processor, name)
-    limits: object = engine  # most configurations of commands are both
-    if isinstance(limits, PixelConfig):
-        limit_pixels(model, processor, limits, name)
     check_finite(model.state_dict().items(), f"model {name}")
-    base_fingerprint = fingerprint(model.state_dict().items()) if sharded else None
-    if sharded:
-        sharding.shard(model, device)
-    elif dtype != "nf4":
-        model = model.to(device)
-    vlm = wrap(model, processor, name, engine, base_fingerprint)
-    if sharded:
-        vlm.engine.use_cuda_graphs = False  # a graph cannot replay what processes agree on
-    vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
-    return vlm
+    return model, processor
 
 
 def _check_processor(processor: Any, name: str) -> None:

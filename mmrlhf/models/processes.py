@@ -7,6 +7,7 @@ first (`sharding.settle`), and turn the loss of a process into a sentence.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,10 +17,17 @@ from accelerate import utils
 
 from mmrlhf.models import sharding
 from mmrlhf.models.lost_process import naming_lost_process
+from mmrlhf.models.zero import use_fsdp_for_zero
 
 
 class Accelerator(accelerate.Accelerator):
-    """accelerate's, with the exchanges of this module."""
+    """accelerate's, with the exchanges of this module, and FSDP2 in place of DeepSpeed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        note = use_fsdp_for_zero(os.environ)
+        super().__init__(*args, **kwargs)
+        if note and self.is_main_process:
+            print(f"note: {note}")
 
     def reduce(self, *args: Any, **kwargs: Any) -> Any:
         """Sum or average tensors over the processes."""

@@ -45,17 +45,18 @@ def is_wanted(config: Any) -> bool:
         )
     if str_to_bool(os.environ.get("FSDP_OFFLOAD_PARAMS", "false")):
         raise InputError("shards are not offloaded to the CPU: launch with --fsdp_offload_params false")
+    check_can_be_sharded(config)
+    return True
+
+
+def check_can_be_sharded(config: Any) -> None:
+    """Raise InputError if a stage has settings that a base in shards does not support."""
     if getattr(config, "tuning", None) == "full":
         raise InputError(
-            "tuning full trains the base, and only a frozen one can be sharded: use tuning lora, or leave --use_fsdp out"
+            "tuning full trains the base, and only a frozen one can be sharded: use tuning lora, or leave shards out"
         )
     if config.dtype == "nf4":
-        raise InputError("a base of 4 bits (dtype nf4) is not sharded: use dtype bfloat16, or leave --use_fsdp out")
-    if config.activation_checkpointing:
-        raise InputError(
-            "activation_checkpointing runs layers again, which a sharded base does not support: leave one of them out"
-        )
-    return True
+        raise InputError("a base of 4 bits (dtype nf4) is not sharded: use dtype bfloat16, or leave shards out")
 
 
 def shard(model: Any, device: torch.device) -> None:

@@ -9,6 +9,7 @@ hundred MiB).
 from __future__ import annotations
 
 import json
+import math
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +73,19 @@ def num_image_tokens(model: PreTrainedModel) -> int:
     return DEFAULT_IMAGE_TOKENS
 
 
-def estimate_memory(config: TrainConfig, model: PreTrainedModel, base_fingerprint: str = "") -> list[MemoryItem]:
-    """Return the parts of a stage's memory.
+def estimate_memory(
+    config: TrainConfig, model: PreTrainedModel, base_fingerprint: str = "", num_shards: int = 1
+) -> list[MemoryItem]:
+    """Return the parts of a stage's memory, in each of its processes.
 
     `base_fingerprint`, if the weights are known, tells which reward models share the base: a path
-    may have moved.
+    may have moved. `num_shards` processes share the base's decoder layers (`models.sharding`).
     """
     weights = _count_weights(model)
     roles, separate_bases = _roles_and_separate_bases(config, base_fingerprint)
     lengths = _micro_batch_lengths(config, model)
     return [
-        _base_weights(config, weights),
+        *_base_weights(config, model, weights, num_shards),
         *separate_bases,
         *_trained_weights(config, model, weights, roles),
         _image_features(config, model, lengths),
@@ -118,10 +121,20 @@ def _bytes_per_value(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def _base_weights(config: TrainConfig, weights: WeightCounts) -> MemoryItem:
+def _base_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, num_shards: int) -> list[MemoryItem]:
+    """Return the base, or this process's shard of it and the layer that is gathered at a time."""
     num_nf4 = weights.linear if config.dtype == "nf4" else 0
-    num_bytes = int((weights.total - num_nf4) * _bytes_per_value(config.dtype) + num_nf4 * NF4_BYTES_PER_WEIGHT)
-    return MemoryItem("base weights", num_bytes, f"{weights.total:,} x {config.dtype}")
+    if num_shards == 1:
+        num_bytes = int((weights.total - num_nf4) * _bytes_per_value(config.dtype) + num_nf4 * NF4_BYTES_PER_WEIGHT)
+        return [MemoryItem("base weights", num_bytes, f"{weights.total:,} x {config.dtype}")]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.base_model.get_decoder().layers]
+    num_whole = weights.total - sum(layers)
+    num_held = num_whole + sum(math.ceil(layer / num_shards) for layer in layers)
+    calculation = f"1/{num_shards} of {sum(layers):,} in decoder layers, {num_whole:,} others, x {config.dtype}"
+    return [
+        MemoryItem("base weights", num_held * _bytes_per_value(config.dtype), calculation),
+        MemoryItem("gathered layer", max(layers) * _bytes_per_value(config.dtype), f"{max(layers):,} x {config.dtype}"),
+    ]
 
 
 def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[list[str], list[MemoryItem]]:

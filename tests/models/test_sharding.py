@@ -14,13 +14,16 @@ from mmrlhf.config import SFTConfig
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
+from mmrlhf.models.loading_turns import models_at_a_time
 from mmrlhf.models.lost_process import naming_lost_process
 from mmrlhf.records import InputError
 from tests.helpers.fake_server import free_port
 
 SCRIPT = """
-import os, sys
+import os, sys, time
+from pathlib import Path
 import torch
+from mmrlhf.models import loading, loading_turns
 from mmrlhf.models.loading import load
 from mmrlhf.models.processes import Accelerator, gather_rows
 from mmrlhf.records import InputError
@@ -28,6 +31,15 @@ from tests.models.test_sharding import gradients_after
 
 accelerator = Accelerator()
 rank = accelerator.process_index
+loading_turns.models_at_a_time = lambda *_: 1 if rank else 2  # process 1 has less memory
+read = loading._read_checkpoint
+def read_in_turn(*args):
+    assert (Path(sys.argv[2]) / "0.read").exists() == bool(rank)
+    model = read(*args)
+    time.sleep(0.2)  # long enough for the other process to start, if it does not wait
+    (Path(sys.argv[2]) / f"{rank}.read").touch()
+    return model
+loading._read_checkpoint = read_in_turn
 vlm = load(sys.argv[1], device=accelerator.device, sharded=True)
 gradients = gradients_after(vlm, rank + 1)
 assert gather_rows([[0, 2], [1]][rank]) == [0, 1, 2]
@@ -92,7 +104,6 @@ def test_choose_serves_the_layer_that_most_want(wanted, chosen):
         ({}, {"FSDP_OFFLOAD_PARAMS": "true"}, "launch with --fsdp_offload_params false"),
         ({"tuning": "full"}, {}, "tuning full trains the base"),
         ({"dtype": "nf4"}, {}, "a base of 4 bits"),
-        ({"activation_checkpointing": True}, {}, "activation_checkpointing runs layers again"),
     ],
 )
 def test_what_shards_do_not_support_is_refused(settings, environment, message, monkeypatch):
@@ -103,6 +114,11 @@ def test_what_shards_do_not_support_is_refused(settings, environment, message, m
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         sharding.is_wanted(config)
+
+
+@pytest.mark.parametrize(("model", "available", "copies"), [(100, 1000, 8), (100, 249, 1), (100, 250, 2), (100, 50, 1)])
+def test_models_at_a_time_fill_four_fifths_of_main_memory(model, available, copies):
+    assert models_at_a_time(model, available) == copies
 
 
 def test_only_a_lost_connection_is_named():

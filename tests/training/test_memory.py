@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -16,6 +17,17 @@ from tests.helpers.tiny_models import build_checkpoint
 
 CONFIGS = folder("configs")
 MODELS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "demo")
+SHARDS = {"8x80gb": 8, "2x8x80gb": 16}
+"""Processes that split the base, by recipe."""
+QWEN = {
+    "qwen2.5-vl-3b": (2048, 11008, 36, 16, 2, 151936, 3420, 3.75e9),
+    "1x24gb": (3584, 18944, 28, 28, 4, 152064, 3420, 8.29e9),
+    "1x80gb": (3584, 18944, 28, 28, 4, 152064, 3420, 8.29e9),
+    "8x80gb": (5120, 27648, 64, 40, 8, 152064, 3456, 33.5e9),
+    "2x8x80gb": (8192, 29568, 80, 64, 8, 152064, 3456, 73.4e9),
+}
+"""Sizes of Qwen2.5-VL by recipe: width, MLP width, layers, heads, KV heads, vocabulary, MLP width
+of the vision tower, and weights."""
 RECIPES = sorted((name, path.stem) for name in MODELS for path in (CONFIGS / name).glob("*.yaml"))
 STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
 
@@ -158,11 +170,19 @@ def published_architecture(name):
         return hf.LlavaConfig(
             vision_config=hf.CLIPVisionConfig(**clip), text_config=hf.LlamaConfig(**vicuna), image_seq_length=576
         ), 7.06e9
-    if name == "qwen2.5-vl-3b":
-        text = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-                "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
-        vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
-        return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True), 3.75e9
+    if name in QWEN:
+        width, mlp_width, layers, heads, kv_heads, vocabulary, vision_mlp_width, weights = QWEN[name]
+        is_tied = name == "qwen2.5-vl-3b"
+        text = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": mlp_width, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": is_tied}  # fmt: skip
+        vision = {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": vision_mlp_width,
+            "num_heads": 16,
+            "out_hidden_size": width,
+        }
+        return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=is_tied), weights
     if name == "qwen3-vl-4b":
         text = {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
                 "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}  # fmt: skip
@@ -197,7 +217,34 @@ def test_recipe_loads_and_its_model_can_be_planned(name, stage):
     dummies = {n: "-" for n, f in config_loader.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
     config = config_loader.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
     estimate = estimated_bytes(config, model)
-    linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
+    decoder = model.base_model.get_decoder()
+    linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
     expected = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
     assert estimate["base weights"] == pytest.approx(expected, rel=0.03) and min(estimate.values()) > 0
-    assert f"--config {name}/{stage}" in (CONFIGS / name / f"{stage}.yaml").read_text()
+    text = (CONFIGS / name / f"{stage}.yaml").read_text()
+    assert f"--config {name}/{stage}" in text
+    if name in SHARDS:
+        items = estimate_memory(config, model, num_shards=SHARDS[name])
+        estimated_gib, gpu_gib = (int(re.search(pattern, text)[1]) for pattern in (r"not measured: (\d+) GiB", r"of (\d+) GB"))
+        assert f"--num_shards {SHARDS[name]}" in text
+        assert round(sum(item.num_bytes for item in items) / 2**30) == estimated_gib < gpu_gib
+
+
+def test_estimate_memory_of_shards_by_hand(tiny_llava):
+    """Two processes: half of each of the 4 layers, all of the rest, and one layer that is whole."""
+    model = build_meta_model(tiny_llava)
+    whole = estimated_bytes(ppo_config(tiny_llava), model)
+    half = {item.name: item.num_bytes for item in estimate_memory(ppo_config(tiny_llava), model, num_shards=2)}
+    # q and o: 64 x 64, k and v: 64 x 32, three of the MLP: 64 x 128, two norms of 64.
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    assert half["gathered layer"] == 4 * layer
+    assert half["base weights"] == whole["base weights"] - 4 * (4 * layer) / 2
+    assert {**half, "base weights": 0} == {**whole, "base weights": 0, "gathered layer": 4 * layer}
+
+
+def test_estimate_memory_command_plans_for_another_machine(tiny_llava, capsys):
+    assert main(["plan", "ppo", "--model_name_or_path", tiny_llava, "--num_shards", "2", "--gpu_memory_gib", "24"]) == 0
+    printed = capsys.readouterr().out
+    assert "each of 2 processes" in printed and "fits: the GPU has 24.0 GiB" in printed
+    assert main(["plan", "sft", "--model_name_or_path", tiny_llava, "--num_shards", "2", "--tuning", "full"]) == 2
+    assert "only a frozen one can be sharded" in capsys.readouterr().err
