@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,6 +23,8 @@ from mmrlhf.serving.batches import BusyError
 from mmrlhf.text.printable import printable
 
 MAX_BODY_BYTES = 64 << 20
+MAX_CONNECTIONS = 256
+"""Open connections, each with a thread; further ones are closed with status 503."""
 READ_TIMEOUT = 60.0
 """Seconds without a byte after which a client is given up."""
 
@@ -75,7 +79,26 @@ class Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, service: Service) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.service = service
+        self._free_connections = threading.Semaphore(MAX_CONNECTIONS)
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, or refuse it if there are too many."""
+        if self._free_connections.acquire(blocking=False):
+            return super().process_request(request, client_address)
+        with contextlib.suppress(OSError):
+            request.settimeout(0.2)
+            request.sendall(_TOO_MANY_CONNECTIONS)
+            request.shutdown(socket.SHUT_WR)
+            request.recv(1 << 16)  # an unread request would reset the connection before the reply is read
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer the requests of a connection until it ends."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free_connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client has gone."""
@@ -171,6 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
 def _error(status: int, message: str) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": printable(message), "type": kind, "param": None, "code": status}}
+
+
+_BODY = json.dumps(_error(503, "the server has too many connections: close some, or try again later")).encode()
+_TOO_MANY_CONNECTIONS = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
 
 
 def new_completion(model: str, texts: list[tuple[str, bool]], prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from mmrlhf.records import ImageSource, InputError
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.serve import CHAT_PATH, SCORE_PATH, Models, address_of, load_models, resolve_run, serving
+from mmrlhf.serving import http
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,35 @@ def test_many_clients_at_once_lose_nothing_and_a_seed_does_not_depend_on_them(se
 def test_bad_requests_get_a_status_and_a_sentence(server, path, options, status, sentence):
     given, reply = request(server, path, **options)
     assert given == status and sentence in reply["error"]["message"] and reply["error"]["code"] == status
+
+
+def test_too_many_connections_are_refused_until_one_ends(models, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    with serving(config_of(), models) as running:
+        idle = [HTTPConnection(*running.server_address[:2]) for _ in range(2)]
+        for connection in idle:
+            connection.request("GET", "/health")
+            connection.getresponse().read()  # and the connection stays open
+        status, reply = request(running, "/health")
+        assert status == 503 and "too many connections" in reply["error"]["message"]
+        idle[0].close()
+        for _ in range(100):  # the thread of the closed connection has to notice
+            if request(running, "/health")[0] == 200:
+                break
+            time.sleep(0.05)
+        assert request(running, "/health")[0] == 200
+        idle[1].close()
+
+
+def test_openais_own_client_gets_answers_and_errors(models, examples):
+    openai = pytest.importorskip("openai")
+    with serving(config_of(), models) as running:
+        client = openai.OpenAI(base_url=address_of(running) + "/v1", api_key="none", max_retries=0)
+        reply = client.chat.completions.create(model="tiny", messages=messages_of(examples[0]), temperature=0, max_tokens=8, n=2)
+        assert reply.choices[0].message.content == reply.choices[1].message.content != ""
+        assert reply.usage.completion_tokens > 0 and client.models.list().data[0].id == "tiny"
+        with pytest.raises(openai.BadRequestError, match="stream"):
+            client.chat.completions.create(model="tiny", messages=messages_of(examples[0]), stream=True)
 
 
 def test_every_name_of_this_machine_is_answered_and_no_other(server):
