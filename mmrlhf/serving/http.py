@@ -87,7 +87,7 @@ class Server(ThreadingHTTPServer):
         if self._free_connections.acquire(blocking=False):
             return super().process_request(request, client_address)
         with contextlib.suppress(OSError):
-            request.settimeout(0.2)
+            request.settimeout(1.0)
             request.sendall(_TOO_MANY_CONNECTIONS)
             request.shutdown(socket.SHUT_WR)
             request.recv(1 << 16)  # an unread request would reset the connection before the reply is read
