@@ -56,7 +56,7 @@ def push_folder(folder: Path, repo_id: str, private: bool | None) -> str:
         else:
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a model trained with mmrlhf")
             return str(url)
-    except (HfHubHTTPError, httpx2.HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (OSError, httpx2.HTTPError, ValueError, RuntimeError) as error:  # the last two for damaged replies
         problem = _describe(error)
     later = f"hf upload {shlex.quote(repo_id)} {shlex.quote(str(folder))}"
     raise InputError(f"nothing is pushed to {repo_id}: {problem}; {folder} is complete, and `{later}` pushes it later")
@@ -71,4 +71,4 @@ def _describe(error: Exception) -> str:
         return "the Hub refuses the token, or there is none: log in with `hf auth login`, with a token that may write there"
     if status is not None:
         return f"the Hub answers with status {status}: try again later"
-    return f"the Hub cannot be reached ({type(error).__name__}): check the network"
+    return f"the Hub cannot be reached, or the connection broke ({type(error).__name__}): check the network"

@@ -88,7 +88,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=None if facts.kind == "reward model" else "image-text-to-text",
         tags=[*tags, *dict.fromkeys(record.stage for record in facts.records)],
-        model_name=facts.title,
+        model_name=facts.title if results else None,  # of the figures
         eval_results=results or None,
     )
 
@@ -143,7 +143,7 @@ def _code(language: str, lines: str) -> str:
 def _training(facts: CardFacts) -> str:
     if not facts.records:
         return "No run of mmrlhf was found beside the weights, so data and settings are not known here."
-    return "\n\n".join(_stage(record) for record in facts.records)
+    return "\n\n".join(_stage(record).rstrip() for record in facts.records)
 
 
 def _stage(record: TrainingRecord) -> str:

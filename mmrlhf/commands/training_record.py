@@ -19,6 +19,7 @@ from mmrlhf.files.inputs import CONTENT_FIELDS
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.paths import is_hub_id
 from mmrlhf.metrics.intervals import newcombe, wilson
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.report.runs import stage_of
 from mmrlhf.training.run_inputs import RESUMABLE_CHANGES
 
@@ -215,17 +216,19 @@ def of_reward_model(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
         hits, trials = float(sum(right)), float(len(right))
         figure = Figure("accuracy", hits / trials, wilson(hits, trials))
         evaluations.append(Evaluation("held-out pairs", len(right), "higher", [figure], "by the reward run itself"))
-    figures, num_claims = [], 0
-    for kind, values in _mapping(metadata.get("j")).items():
-        tpr, fpr, num_false, num_true = (_number(_mapping(values).get(name)) for name in ("tpr", "fpr", "n_false", "n_true"))
+    judged = _mapping(metadata.get("j"))
+    figures, num_claims = [], None
+    for kind, rates in _mapping(judged.get("after")).items():
+        tpr, fpr, num_false, num_true = (_number(_mapping(rates).get(name)) for name in ("tpr", "fpr", "n_false", "n_true"))
         if tpr is None or fpr is None or not num_false or not num_true:
             continue
-        name = "J" if kind == "all" else f"J, {kind}"
+        name = "J" if kind == ALL_KINDS else f"J, {kind}"
         figures.append(Figure(name, tpr - fpr, newcombe(tpr * num_false, num_false, fpr * num_true, num_true)))
-        num_claims += int(num_false + num_true) * (kind == "all")
+        num_claims = int(num_false + num_true) if kind == ALL_KINDS else num_claims
+    figures += _figures({"change of J in training": judged.get("change")}, "")
     if figures:
-        note = "by the reward run itself: the share of false claims that lower the score, minus that of true ones"
-        evaluations.append(Evaluation("claims put into held-out answers", num_claims or None, "higher", figures, note))
+        note = "by the reward run itself: J is the share of false claims that lower the score, minus that of true ones"
+        evaluations.append(Evaluation(str(judged.get("measured_on")), num_claims, "higher", figures, note))
     return evaluations
 
 

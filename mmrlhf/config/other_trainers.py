@@ -331,7 +331,7 @@ EXPLAINED_SETTINGS = {
     "gen_kwargs": _BEAMS,
     "push_to_hub": UPLOAD,
     "hub_model_id": UPLOAD,
-    "hub_token": UPLOAD,
+    "hub_token": "the token is that of HF_TOKEN or of `hf auth login`, and `mmrlhf export` alone uploads",
     "hub_strategy": UPLOAD,
     "tasks": "benchmarks are the first arguments: `mmrlhf eval pope chair ...`",
     "model_args": "model_name_or_path is the checkpoint or the address of a server",
