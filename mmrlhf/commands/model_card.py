@@ -130,7 +130,8 @@ def _how_to_load(facts: CardFacts) -> str:
     rank = next((rank for rank in VLLM_RANKS if rank >= (facts.lora_rank or 0)), VLLM_RANKS[-1])
     vllm = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules policy={quoted}\n"
     mmrlhf_serve = f"mmrlhf serve {base} --adapter_path {folder}\n"
-    return _code("python", ADAPTER_LINES.format(directory=name)) + "\n" + _code("", vllm + download + mmrlhf_serve)
+    placeholder = "" if facts.base else "\n`WHERE_THE_BASE_IS` stands for the model that it was trained on.\n"
+    return _code("python", ADAPTER_LINES.format(directory=name)) + "\n" + _code("", vllm + download + mmrlhf_serve) + placeholder
 
 
 def _code(language: str, lines: str) -> str:

@@ -34,8 +34,6 @@ DATA_FIELDS = ("dataset_name", "eval_dataset_name", "ptx_dataset_name", "facts_f
 """Settings that name what a run learns from."""
 OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file")
 """Settings that name places on this machine and nothing that is learnt from."""
-MAX_STAGES = 20
-"""Runs that are followed back: damaged settings may name each other."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +91,23 @@ def read_lineage(*folders: str | Path | None) -> list[TrainingRecord]:
 
     A folder that no run wrote has none. Raises InputError for settings that cannot be read.
     """
-    return [read_record(path) for path in dict.fromkeys(run for folder in folders for run in _runs_before(folder, MAX_STAGES))]
+    runs: list[Path] = []
+    seen: set[Path] = set()  # damaged settings may name each other
+    for folder in folders:
+        _add_runs(folder, runs, seen)
+    return [read_record(run) for run in runs]
 
 
-def _runs_before(folder: str | Path | None, limit: int) -> list[Path]:
-    """Return the runs that led to a folder's model, its own last."""
+def _add_runs(folder: str | Path | None, runs: list[Path], seen: set[Path]) -> None:
+    """Add the runs that led to a folder's model, its own last."""
     run = None if folder is None else run_of(Path(folder))
-    if run is None or limit == 0:
-        return []
+    if run is None or run in seen:
+        return
+    seen.add(run)
     settings = read_yaml(run / "config.yaml")
-    origins = [name if isinstance(name, str) else None for name in map(settings.get, ("model_name_or_path", "adapter_path"))]
-    return [*(path for name in origins for path in _runs_before(name, limit - 1)), run]
+    for origin in (settings.get("model_name_or_path"), settings.get("adapter_path")):
+        _add_runs(origin if isinstance(origin, str) else None, runs, seen)
+    runs.append(run)
 
 
 def run_of(folder: Path) -> Path | None:
