@@ -26,6 +26,7 @@ from mmrlhf.evaluation.results import Result, read_results
 from mmrlhf.files.atomic import atomic_folder, refuse_unwritable, write_atomic
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.paths import is_hub_id
+from mmrlhf.files.writing import is_disk_full
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.export import merge, save_checkpoint, save_policy
 from mmrlhf.models.loading import load
@@ -54,14 +55,18 @@ def export(config: ExportConfig) -> Path:
         check_is_adapter(adapter_dir)
     records = read_lineage(config.model_name_or_path, adapter_dir)
     evaluations = _evaluations(config, kind, records)
-    with atomic_folder(output_dir) as folder:
-        if kind == "reward model":
-            rank = _write_reward_model(config, folder)
-        else:
-            rank = _write_policy(config, kind, folder)
-        facts = CardFacts(kind, config.output_dir, config.hub_model_id, config.model_name_or_path, records, evaluations, rank)
-        write_atomic(folder / "README.md", model_card(facts))
-    print("note: its README.md names no licence, which is for you to choose: add `license: NAME` to its head")
+    try:
+        with atomic_folder(output_dir) as folder:
+            write = _write_reward_model if kind == "reward model" else _write_policy
+            rank = write(config, folder)
+            facts = CardFacts(kind, config.output_dir, config.hub_model_id, config.model_name_or_path, records, evaluations, rank)
+            write_atomic(folder / "README.md", model_card(facts))
+    except Exception as error:
+        if is_disk_full(error):
+            raise InputError(f"{output_dir} is on a full disk: make room, nothing is written") from None
+        raise
+    if config.hub_model_id:
+        print("note: the model card names no licence, which is yours to choose: add `license: NAME` to its head")
     print(f"{output_dir} holds {KINDS[kind]}; {output_dir / 'README.md'} says how to load it")
     if config.push_to_hub and config.hub_model_id:
         print(f"pushed to {push_folder(output_dir, config.hub_model_id, config.hub_private_repo)}")
@@ -122,7 +127,7 @@ def _check_hub_settings(config: ExportConfig, kind: Kind) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _write_policy(config: ExportConfig, kind: Kind, folder: Path) -> int | None:
+def _write_policy(config: ExportConfig, folder: Path) -> int | None:
     """Write a whole model or an adapter; return the rank of an adapter."""
     vlm = load(config.model_name_or_path, config.dtype or _stored_dtype(config.model_name_or_path), "cpu")
     if config.adapter_path is None:
@@ -131,7 +136,7 @@ def _write_policy(config: ExportConfig, kind: Kind, folder: Path) -> int | None:
     adapter_dir, adapters = Path(config.adapter_path), Adapters(vlm)
     check_same_base(adapter_dir, vlm)
     adapters.load("policy", adapter_dir, trainable=False)
-    if kind == "model":
+    if config.merge:
         merge(adapters, "policy")
         save_checkpoint(vlm, folder)
         return None

@@ -35,6 +35,9 @@ DATA_FIELDS = ("dataset_name", "eval_dataset_name", "ptx_dataset_name", "facts_f
 OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file")
 """Settings that name places on this machine and nothing that is learnt from."""
 
+RUN_FILES = ("config.yaml", "metrics.jsonl")
+"""Files by which a run's directory is known: other programs have a config.yaml, too."""
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -116,7 +119,8 @@ def run_of(folder: Path) -> Path | None:
     A reward model is in the run's own folder.
     """
     folder = folder.resolve()
-    return next((path for path in (folder, folder.parent) if folder.is_dir() and (path / "config.yaml").is_file()), None)
+    candidates = (folder, folder.parent) if folder.is_dir() else ()
+    return next((path for path in candidates if all((path / name).is_file() for name in RUN_FILES)), None)
 
 
 def read_record(run: Path) -> TrainingRecord:

@@ -43,11 +43,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A killed process leaves it behind, and the next one replaces it. Raises OSError.
     """
     path = path.resolve()
-    temp_path = path.with_name(f".{path.name}")
+    temp_path = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(temp_path, ignore_errors=True)
     temp_path.mkdir(parents=True)
     try:
         yield temp_path
+        for written in temp_path.rglob("*"):
+            fsync(written)
         shutil.rmtree(path, ignore_errors=True)
         temp_path.rename(path)
     finally:

@@ -25,6 +25,7 @@ def write_run(path, config, **files):
     (path / "policy").mkdir(parents=True)
     (path / "model").mkdir()
     save_config(config, path / "config.yaml")
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     return path
@@ -64,6 +65,8 @@ def test_runs_that_name_each_other_end(runs):
 def test_a_run_is_found_by_its_result_only(runs, tmp_path):
     assert run_of(runs / "sft" / "model") == run_of(runs / "sft") == runs / "sft"
     assert run_of(runs / "sft" / "model" / "deeper") is None and run_of(tmp_path / "nowhere") is None
+    (runs / "sft" / "metrics.jsonl").unlink()  # another program's config.yaml
+    assert run_of(runs / "sft" / "model") is None
 
 
 def test_damaged_files_are_left_out(runs):
