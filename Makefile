@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real test-engine lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
@@ -18,6 +18,10 @@ test: $(INSTALLED)
 # Published tokenizers and chat templates, fetched once into the user's cache folder.
 test-real: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m real tests/real
+
+# vLLM is in an environment of its own, whose Python VLLM_PYTHON names.
+test-engine: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from mmrlhf.cli_commands import (
     run_demo,
     run_env,
     run_eval,
+    run_export,
     run_plan,
     run_replay,
     run_report,
@@ -41,7 +42,6 @@ from mmrlhf.config import (
     CalibrateVLMConfig,
     DPOConfig,
     EncodeConfig,
-    ExportConfig,
     GenerateConfig,
     PPOConfig,
     RewardConfig,
@@ -281,12 +281,11 @@ COMMANDS = _by_last_word(
         "measure a reward model: accuracy, calibration, facts, and which errors of a policy it will drive out",
         "--reward_model_path runs/reward --dataset_name held_out.jsonl --output_dir runs/reward-eval",
     ),
-    _config_command(
+    Command(
         "export",
-        ExportConfig,
-        "mmrlhf.commands.export:export",
-        "write a trained model so that other programs can load it",
+        "write a trained model so that other programs can load it, and publish it",
         "--model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --merge --output_dir runs/export",
+        run_export,
     ),
     _config_command(
         "encode",

@@ -22,7 +22,7 @@ from mmrlhf.cli_parser import (
     non_negative_int,
     positive_int,
 )
-from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, ServeConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, ExportConfig, PPOConfig, RewardConfig, RFTConfig, ServeConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
@@ -122,6 +122,17 @@ def run_eval(command: Command, argv: list[str]) -> None:
         from mmrlhf.evaluate import run_all
 
         run_all(runs)
+
+
+def run_export(command: Command, argv: list[str]) -> None:
+    args = make_config_parser(ExportConfig, command, multi_value_fields=("eval_results",)).parse(argv)
+    if "eval_results" in args:
+        args["eval_results"] = ",".join(args["eval_results"])
+    config = load_named_config(ExportConfig, args)
+    require_paths(config)
+    from mmrlhf.commands.export import export
+
+    export(config)
 
 
 def _parse_benchmarks(argv: list[str]) -> Suite:

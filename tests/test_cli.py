@@ -196,7 +196,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("ppo --top_p 0.9", "--top_p: answers are sampled from the whole distribution"),
         ("sft --loraplus_lr_ratio 16", "--loraplus_lr_ratio: the optimiser is AdamW"),
         ("sft --lora_ga 1", "--lora_ga: adapters are plain LoRA"),
-        ("sft --hub_private_repo 1", "--hub_private_repo: nothing is uploaded"),
+        ("sft --hub_private_repo 1", "--hub_private_repo: training uploads nothing"),
         ("sft --batch_size 4", "--batch_size: use --per_device_train_batch_size"),
         ("eval pope --question-file q.jsonl", "--question-file: use --data"),
         # a misspelt name comes before other tools'

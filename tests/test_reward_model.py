@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf.commands.export import export
+from mmrlhf.config import ExportConfig
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.ppo import ppo
@@ -62,12 +64,15 @@ def test_train_reward_model_with_full_tuning_brings_its_own_base(tiny_vlm_path, 
     card = json.loads((path / "reward.json").read_text())
     assert card["base"] == "model" and not (path / "adapter_model.safetensors").exists()
     before, after = load_file(f"{tiny_vlm_path}/model.safetensors"), load_file(path / "model" / "model.safetensors")
+    after = {name.replace("vision_tower.vision_model.", "vision_tower."): tensor for name, tensor in after.items()}
     changed = {k for k in before if not torch.allclose(before[k].float(), after[k].float(), atol=1e-6)}
     assert changed and not [k for k in changed if "vision" in k or "projector" in k]
     assert read_jsonl(path / "metrics.jsonl")[-1]["accuracy"] == 1.0
     ppo(ppo_config(tiny_vlm_path, path, tmp_path / "ppo", max_steps=1), examples)
     moved = shutil.move(path, tmp_path / "elsewhere")
     assert load_reward_model(str(moved)).role.vlm.name == str(tmp_path / "elsewhere" / "model")
+    out = export(ExportConfig(model_name_or_path=tiny_vlm_path, adapter_path=str(moved), output_dir=str(tmp_path / "out")))
+    assert load_reward_model(str(out)).role.vlm.fingerprint == card["base_fingerprint"]  # its reference rows score the same
 
 
 @pytest.mark.parametrize("loss_type", ["bt_margin", "bt_label_smoothing", "rao_kupper"])

@@ -38,7 +38,8 @@ def run_rft(config, rows):
 def test_each_round_learns_the_best_answers_of_the_last_rounds_policy(tiny_vlm_path, examples, tmp_path):
     model = run_rft(rft_config(tiny_vlm_path, tmp_path), examples[:3])
     assert model == tmp_path / "model"
-    assert load_file(model / "model.safetensors").keys() == load_file(f"{tiny_vlm_path}/model.safetensors").keys()
+    names = {name.replace("vision_tower.vision_model.", "vision_tower.") for name in load_file(model / "model.safetensors")}
+    assert names == load_file(f"{tiny_vlm_path}/model.safetensors").keys()
     for number in (1, 2):
         answers = read_jsonl(tmp_path / f"round_{number}" / "answers.jsonl")
         assert [row["row"] for row in answers] == [row for row in range(3) for _ in range(3)]

@@ -94,6 +94,16 @@ class ExportConfig:
     """Merge the adapter into the weights and write a whole model; otherwise write the adapter."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the written weights; that of the checkpoint by default."""
+    eval_results: str | None = None
+    """Output folders of `mmrlhf eval`, separated by commas, whose figures go into the model card;
+    those that the training run measured along the way are in it anyway."""
+    push_to_hub: bool = False
+    """Upload the folder to the Hugging Face Hub, with the token of HF_TOKEN or `hf auth login`."""
+    hub_model_id: str | None = None
+    """Repository on the Hub as OWNER/NAME; the model card loads the model from there."""
+    hub_private_repo: bool | None = None
+    """Whether the repository is private when it is made; by default as its owner's settings say,
+    which is public for most."""
 
 
 @settings

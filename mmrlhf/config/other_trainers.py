@@ -36,7 +36,7 @@ _STAGE = "the stage is the command: `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` 
 ROLLOUT = "answers are sampled in this process, with the weights that are trained"
 REFERENCE = "the reference is model_name_or_path without an adapter"
 ADAM = "the optimiser is AdamW with betas 0.9 and 0.999"
-UPLOAD = "nothing is uploaded: `hf upload REPO FOLDER` does it"
+UPLOAD = "training uploads nothing: `mmrlhf export --push_to_hub --hub_model_id OWNER/NAME` does it afterwards"
 VIDEO = "videos are not supported: give frames as images"
 WORKERS = "images are read and encoded once, ahead of the steps: there is nothing to set"
 ENTROPY = "there is no entropy bonus: its value is logged as policy/entropy_avg"
@@ -331,7 +331,7 @@ EXPLAINED_SETTINGS = {
     "gen_kwargs": _BEAMS,
     "push_to_hub": UPLOAD,
     "hub_model_id": UPLOAD,
-    "hub_token": UPLOAD,
+    "hub_token": "the token is that of HF_TOKEN or of `hf auth login`, and `mmrlhf export` alone uploads",
     "hub_strategy": UPLOAD,
     "tasks": "benchmarks are the first arguments: `mmrlhf eval pope chair ...`",
     "model_args": "model_name_or_path is the checkpoint or the address of a server",

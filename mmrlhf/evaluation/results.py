@@ -62,12 +62,7 @@ def read_runs(paths: Sequence[str]) -> dict[str, list[Result]]:
     """
     results_by_benchmark: dict[str, list[Result]] = {}
     for path in paths:
-        files = Path(path).glob("**/result.json")
-        folders = sorted(file.parent for file in files if len(file.relative_to(path).parts) <= 3)
-        if not folders:
-            raise InputError(f"{path} holds no result.json: give the --out of an eval run")
-        for folder in folders:
-            result = _read_result(folder, Path(path))
+        for result in read_results(path):
             results_by_benchmark.setdefault(result.benchmark, []).append(result)
     names = {result.name for results in results_by_benchmark.values() for result in results}
     for results in results_by_benchmark.values():
@@ -78,6 +73,15 @@ def read_runs(paths: Sequence[str]) -> dict[str, list[Result]]:
     if not comparable:
         raise InputError(f"nothing can be compared: {', '.join(sorted(names))} have no benchmark in common")
     return comparable
+
+
+def read_results(path: str) -> list[Result]:
+    """Return the results in a run, or in a folder of runs (MODEL/BENCHMARK). Raises InputError."""
+    files = Path(path).glob("**/result.json")
+    folders = sorted(file.parent for file in files if len(file.relative_to(path).parts) <= 3)
+    if not folders:
+        raise InputError(f"{path} holds no result.json: give the --out of an eval run")
+    return [_read_result(folder, Path(path)) for folder in folders]
 
 
 # ---- what the files hold -------------------------------------------------------------------------

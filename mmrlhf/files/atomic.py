@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file, or leave it as it was if writing fails. Raises OSError, as `atomic` does."""
     with atomic(path) as temp_path:
         temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `path` if the block succeeds; it is removed otherwise.
+
+    A killed process leaves it behind, and the next one replaces it. Raises OSError.
+    """
+    path = path.resolve()
+    temp_path = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(temp_path, ignore_errors=True)
+    temp_path.mkdir(parents=True)
+    try:
+        yield temp_path
+        for written in temp_path.rglob("*"):
+            fsync(written)
+        shutil.rmtree(path, ignore_errors=True)
+        temp_path.rename(path)
+    finally:
+        shutil.rmtree(temp_path, ignore_errors=True)
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:

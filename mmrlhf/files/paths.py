@@ -60,10 +60,14 @@ def require_paths(config: Any) -> None:
         raise InputError("; ".join(problems))
 
 
-def _exists(name: str, may_be_hub_id: bool) -> bool:
-    if Path(name).exists():
-        return True
-    # The Hub's ids have no suffix of a data file, and a local folder's name is no owner.
+def is_hub_id(name: str) -> bool:
+    """Return whether a name such as owner/name is one of the Hub, and no file or folder here.
+
+    A name of the Hub has no suffix of a data file, and a local folder's name is no owner.
+    """
     is_file_name = Path(name).suffix in (".json", ".jsonl", ".parquet", ".csv", ".tsv")
-    is_hub_id = HUB_ID.fullmatch(name) is not None and not is_file_name and not Path(Path(name).parts[0]).is_dir()
-    return may_be_hub_id and is_hub_id
+    return HUB_ID.fullmatch(name) is not None and not is_file_name and not Path(Path(name).parts[0]).is_dir()
+
+
+def _exists(name: str, may_be_hub_id: bool) -> bool:
+    return Path(name).exists() or (may_be_hub_id and is_hub_id(name))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmrlhf.files.atomic import write_atomic
+from transformers import CLIPVisionModel, SiglipVisionModel
+
+from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.models.adapters import Adapters, absolute_name
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.vlm import VLM
@@ -61,21 +63,40 @@ def save_policy(adapters: Adapters, name: str, directory: Path, final_directory:
     write_atomic(directory / "README.md", _front_matter(vlm, "peft", ("lora",)) + text)
 
 
-def save_model(vlm: VLM, directory: Path, *, made_from: str = "") -> None:
+def save_model(vlm: VLM, directory: Path) -> None:
     """Write a whole model with its processor and a model card, and replace an earlier one.
 
-    It is written under a temporary name and renamed. `made_from` is the card's note on what was
-    merged. Raises InputError for weights that are not finite.
+    It is written under a temporary name and renamed. Raises InputError for weights that are not
+    finite.
     """
-    check_finite(vlm.model.state_dict().items(), f"the model for {directory}", TRAIN_AGAIN)
-    temporary_dir = directory.with_name(f".{directory.name}")
-    shutil.rmtree(temporary_dir, ignore_errors=True)
-    vlm.model.save_pretrained(temporary_dir)
-    vlm.processor.save_pretrained(temporary_dir)
-    text = f"Trained with mmrlhf{made_from}.\n\n" + _code(MODEL_LINES + "\n" + PIPELINE_LINES, directory)
-    (temporary_dir / "README.md").write_text(_front_matter(vlm, "transformers", ()) + text, encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary_dir.rename(directory)
+    with atomic_folder(directory) as folder:
+        save_checkpoint(vlm, folder)
+        text = "Trained with mmrlhf.\n\n" + _code(MODEL_LINES + "\n" + PIPELINE_LINES, directory)
+        (folder / "README.md").write_text(_front_matter(vlm, "transformers", ()) + text, encoding="utf-8")
+
+
+def save_checkpoint(vlm: VLM, directory: Path) -> None:
+    """Write a model's weights and its processor, as both transformers and vLLM read them.
+
+    Raises InputError for weights that are not finite.
+    """
+    state_dict = vlm.model.state_dict()
+    check_finite(state_dict.items(), f"the model for {directory}", TRAIN_AGAIN)
+    towers = [name for name, module in vlm.model.named_modules() if isinstance(module, CLIPVisionModel | SiglipVisionModel)]
+    vlm.model.save_pretrained(directory, state_dict={_published_name(name, towers): t for name, t in state_dict.items()})
+    vlm.processor.save_pretrained(directory)
+
+
+def _published_name(name: str, towers: Sequence[str]) -> str:
+    """Return a weight's name with the `vision_model` that published CLIP and SigLIP towers have.
+
+    transformers 5 reads names with and without it, and writes them as it has read them, without it
+    for a model that was not read. vLLM reads only names with it.
+    """
+    for tower in towers:
+        if name.startswith(f"{tower}.") and not name.startswith(f"{tower}.vision_model."):
+            return f"{tower}.vision_model.{name.removeprefix(f'{tower}.')}"
+    return name
 
 
 def merge(adapters: Adapters, name: str) -> None:

@@ -29,10 +29,11 @@ from safetensors.torch import load_file, save_file
 from mmrlhf.config import EngineConfig, RewardConfig, RewardedConfig
 from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.facts import load_facts_template
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters, Role, absolute_name
+from mmrlhf.models.export import save_checkpoint
 from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
@@ -68,7 +69,8 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
             "base_fingerprint": role.vlm.fingerprint,
         }
     else:
-        _save_base(role.vlm, directory)
+        with atomic_folder(directory / "model") as model_dir:
+            save_checkpoint(role.vlm, model_dir)
         base_metadata = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
     save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, directory / "head.safetensors")
     _save_reference_rows(model, directory, groups)
@@ -93,14 +95,20 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
     write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
 
 
-def _save_base(vlm: VLM, directory: Path) -> None:
-    """Write the full model to model/, through a temporary folder so that it is never incomplete."""
-    temporary_dir, model_dir = directory / ".model", directory / "model"
-    shutil.rmtree(temporary_dir, ignore_errors=True)
-    vlm.model.save_pretrained(temporary_dir)
-    vlm.processor.save_pretrained(temporary_dir)
-    shutil.rmtree(model_dir, ignore_errors=True)
-    temporary_dir.rename(model_dir)
+def copy_reward_model(model: RewardModel, source: Path, directory: Path) -> None:
+    """Write a reward model that was loaded from `source`, with the name by which its base was
+    loaded."""
+    role = model.role
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = json.loads((source / "reward.json").read_text(encoding="utf-8"))
+    if role.adapter:
+        role.adapters.save(role.adapter, directory)
+        metadata["base"] = absolute_name(role.vlm.name)
+    else:
+        save_checkpoint(role.vlm, directory / "model")
+    for name in ("head.safetensors", "reference.jsonl"):
+        shutil.copyfile(source / name, directory / name)
+    write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
 
 
 def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:

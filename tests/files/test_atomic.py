@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.files.atomic import atomic_folder, refuse_output_file, write_atomic
 from mmrlhf.records import InputError
 
 
@@ -37,3 +37,20 @@ def test_refuse_output_file_leaves_no_trace(tmp_path):
     with pytest.raises(InputError, match=r"output_file .* cannot be written .*: give another --output_file"):
         refuse_output_file(tmp_path / "existing" / "file" / "b" / "c.jsonl")
     assert not (tmp_path / "existing" / "file" / "b").exists()
+
+
+def test_atomic_folder_replaces_a_folder_once_it_is_whole(tmp_path):
+    path = tmp_path / "out"
+    (tmp_path / ".out").mkdir()  # somebody else's
+    (tmp_path / ".out.unfinished").mkdir()  # of a killed process
+    (tmp_path / ".out.unfinished" / "old").touch()
+    with atomic_folder(path) as folder:
+        (folder / "deeper").mkdir()
+        write_atomic(folder / "deeper" / "a", "1")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as folder:
+        write_atomic(folder / "b", str(1 / 0))
+    assert [file.relative_to(path).as_posix() for file in sorted(path.rglob("*"))] == ["deeper", "deeper/a"]
+    with atomic_folder(path) as folder:
+        write_atomic(folder / "b", "2")
+    assert [file.name for file in path.iterdir()] == ["b"] and sorted(p.name for p in tmp_path.iterdir()) == [".out", "out"]
