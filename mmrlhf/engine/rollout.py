@@ -186,12 +186,12 @@ def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int
         logps_NT=pad_and_concat([output.logps_NT for output in outputs]),
         entropy_NT=pad_and_concat([output.entropy_NT for output in outputs]),
         finished_N=torch.cat([output.finished_N for output in outputs])[order],
-        texts=_decode_texts(vlm, token_ids_NT, mask_NT, params.stop),
+        texts=decode_texts(vlm, token_ids_NT, mask_NT, params.stop),
         sampling_params=params,
     )
 
 
-def _decode_texts(vlm: VLM, token_ids_NT: Tensor, mask_NT: Tensor, stop: tuple[str, ...]) -> list[str]:
+def decode_texts(vlm: VLM, token_ids_NT: Tensor, mask_NT: Tensor, stop: tuple[str, ...]) -> list[str]:
     """Decode each row and cut it before its first stop string."""
     texts = [vlm.decode(token_ids[mask.bool()]) for token_ids, mask in zip(token_ids_NT, mask_NT, strict=True)]
     return [text[: min((text.find(s) for s in stop if s in text), default=len(text))].strip() for text in texts]
@@ -249,7 +249,7 @@ def _sample_with_shared_prefix(vlm: VLM, prompts: Sequence[Prompt], params: Samp
                 params,
                 None if noise is None else noise[indices],
             )
-            batch_texts = _decode_texts(vlm, output.token_ids_NT, output.mask_NT, params.stop)
+            batch_texts = decode_texts(vlm, output.token_ids_NT, output.mask_NT, params.stop)
             for i, text in zip(indices, batch_texts, strict=True):
                 texts[i] = text
 
