@@ -102,7 +102,7 @@ def _grid(picture: EnginePicture) -> Tensor:
 
 
 def _item(picture: EnginePicture, layout: str) -> dict[str, Any]:
-    """Return a picture as vLLM's MultiModalKwargsItem: each tensor with how a batch is made of it."""
+    """Return a picture as vLLM's MultiModalKwargsItem: tensors, and how a batch is made of each."""
     if layout == "batched":
         return {"image_embeds": {"data": _tensor(picture.embeds), "field": ["batched", {"keep_on_cpu": False}]}}
     rows = {"slices": [[0, picture.num_tokens, None]], "dim": 0, "keep_on_cpu": False}

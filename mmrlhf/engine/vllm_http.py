@@ -9,6 +9,7 @@ restarted gets the adapter again. docs/engines.md has the command that starts a 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import time
@@ -66,10 +67,37 @@ class Server:
             trust_env=not _is_local(url),
         )
 
+    def check(self, max_length: int) -> None:
+        """Raise EngineError if the server lacks what sampling needs, up to `max_length` tokens."""
+        limit = self._base_model().get("max_model_len") or max_length
+        if limit < max_length:
+            raise EngineError(
+                f"rollout_engine: {self.url} takes {limit} tokens, and max_length is {max_length}: start it with --max-model-len "
+                f"{max_length}, or lower max_length"
+            )
+        # Neither request is valid: a server that has the path says so.
+        for path, advice in (
+            ("/inference/v1/generate", "--enable-scale-out"),
+            ("/v1/unload_lora_adapter", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"),
+        ):
+            try:
+                self.request("POST", path, {})
+            except Refused as refusal:
+                if refusal.reason == "Not Found":
+                    raise EngineError(
+                        f"rollout_engine: {self.url} has no {path}: start it with {advice} (docs/engines.md)"
+                    ) from None
+
     def base_model(self) -> str:
         """Return the name of the model that the server serves without an adapter."""
-        models = self.request("GET", "/v1/models")["data"]
-        return next(str(model["id"]) for model in models if not model.get("parent"))
+        return str(self._base_model()["id"])
+
+    def _base_model(self) -> dict[str, Any]:
+        try:
+            models = self.request("GET", "/v1/models")["data"]
+            return next(model for model in models if not model.get("parent"))
+        except (KeyError, TypeError, AttributeError, StopIteration):
+            raise EngineError(f"rollout_engine: {self.url} is no vLLM server, it lists no model: correct the address") from None
 
     def load(self, name: str, adapter: Path) -> None:
         """Load an adapter by its path, under a name that the server must not know yet."""
@@ -220,7 +248,7 @@ class VLLMServers:
         return self._read(server, prompt, n, params, reply)
 
     def _prompt_fields(self, prompt: Prompt) -> dict[str, Any]:
-        """Return a prompt's token ids and pictures. Before pixels, placeholders are not expanded."""
+        """Return a prompt's token ids and pictures; the server expands placeholders of pixels."""
         if not prompt.images:
             return {"token_ids": prompt.token_ids.tolist()}
         if self._sends_features:
@@ -232,7 +260,7 @@ class VLLMServers:
         }
 
     def _read(self, server: Server, prompt: Prompt, n: int, params: SamplingParams, reply: Any) -> list[EngineAnswer]:
-        """Return the answers in a reply. Raises EngineError for one that is not what was asked for."""
+        """Return the answers in a reply. Raises EngineError for one that was not asked for."""
         try:
             model, prompt_ids, choices = reply["model"], reply["prompt_token_ids"], reply["choices"]
             answers = [_answer(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
@@ -257,10 +285,8 @@ class VLLMServers:
         for server in self.servers:
             if self.rank == 0 and self._adapter is not None:
                 server.patience = 0
-                try:
+                with contextlib.suppress(EngineError):
                     server.unload(self._model)
-                except EngineError:
-                    pass
             server.close()
 
 

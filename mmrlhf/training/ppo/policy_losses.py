@@ -96,15 +96,14 @@ def log_ratios(level: RatioLevel, logps_BT: Tensor, old_logps_BT: Tensor, mask_B
     return (mean_B1 + logps_BT - logps_BT.detach()) * mask_BT
 
 
-def importance_weights(
-    level: RatioLevel, old_logps_BT: Tensor, sampled_logps_BT: Tensor, mask_BT: Tensor, cap: float
-) -> Tensor:
+def importance_weights(level: RatioLevel, old_logps_BT: Tensor, sampled_logps_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
     """Return min(trainer's / engine's probability of what was sampled, `cap`) per token [B, T].
 
     The surrogate loss is an expectation over answers of the trainer's policy. `sampled_logps_BT`
     are the log-probs of the engine that sampled instead; their ratio corrects for the difference,
     and the cap bounds its variance (truncated importance sampling, Ionides 2008; for rollout
-    engines Yao et al. 2025). `level` is that of `log_ratios`. No gradient flows through the weights.
+    engines Yao et al. 2025). `level` is that of `log_ratios`. The weights have no
+    gradient.
     """
     return log_ratios(level, old_logps_BT, sampled_logps_BT, mask_BT).detach().exp().clamp(max=cap)
 

@@ -172,8 +172,8 @@ def test_sequence_ratio_has_the_gradient_of_gspo():
 
 
 def test_importance_weights_are_the_ratio_of_trainer_to_engine_up_to_the_cap():
-    # The trainer gives the first token half the engine's probability, the second 1.5 times, the third
-    # four times (capped), and the last is padding.
+    # The trainer gives the first token half the engine's probability, the second 1.5 times, the
+    # third four times (capped), and the last is padding.
     engine = tensor([[0.4, 0.2, 0.1, 0.5]]).log()
     trainer = tensor([[0.2, 0.3, 0.4, 0.25]], requires_grad=True).log()
     mask = tensor([[1.0, 1.0, 1.0, 0.0]])
@@ -185,7 +185,8 @@ def test_importance_weights_are_the_ratio_of_trainer_to_engine_up_to_the_cap():
 
 
 def test_weighted_policy_loss_matches_hand_computation():
-    # Ratios of 1 and advantages of 1 and -1: losses of -1 and 1, weighted 0.5 x -1 + 2 x 1 = 1.5, over 2 tokens.
+    # Ratios of 1, advantages of 1 and -1: losses of -1 and 1. Weighted, 0.5 x -1 + 2 x 1 = 1.5, and
+    # half of it per token.
     loss, metrics = policy_loss([[1.0, 1.0]], [[1.0, -1.0]], weights_BT=tensor([[0.5, 2.0]]))
     assert loss.item() == pytest.approx(0.75) and metrics["val/ratio"] == pytest.approx(1)
 
