@@ -41,7 +41,13 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
         else:
             from mmrlhf.engine.vllm_local import VLLMEngine  # imports vllm
 
-            engine = VLLMEngine.start(config, roles.vlm, name)
+            engine = VLLMEngine.start(
+                roles.vlm,
+                name,
+                max_length=config.max_length,
+                lora_rank=max(p.shape[0] for k, p in roles.policy.state_dict().items() if "lora_A" in k),
+                gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+            )
     adapters = run_dir / ADAPTERS_FOLDER
     try:
         if accelerator.is_main_process:
