@@ -44,14 +44,11 @@ def build_vllm_checkpoint(family: str, directory: Path) -> None:
         patch.object(tiny_qwen, "build_rope_parameters", rope_parameters),
     ):
         tiny_models.build_checkpoint(family, directory)
-    path = directory / "model.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    renamed = {
-        name.replace("vision_tower.", "vision_tower.vision_model.") if "vision_tower.embeddings" in name or
-        "vision_tower.encoder" in name or "vision_tower.pre_layrnorm" in name or "vision_tower.post_layernorm" in name else name: t
-        for name, t in tensors.items()
-    }
-    safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
+    if family in ("llava", "llava_next"):
+        path = directory / "model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        renamed = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in tensors.items()}
+        safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
 
 
 @contextmanager

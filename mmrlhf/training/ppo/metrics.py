@@ -54,6 +54,7 @@ def step_metrics(
     roles: PPORoles,
     batch: PPOBatch,
     updates: Sequence[Mapping[str, float]],
+    step: int,
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
     metrics = rollout_metrics(batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
@@ -69,7 +70,7 @@ def step_metrics(
         **metrics,
         "val/num_eos_tokens": num_finished,
         "objective/kl_coef": batch.kl_coef,
-        **({} if config.has_own_engine else sampling_metrics(batch)),
+        **({} if config.has_own_engine else sampling_metrics(batch, step)),
         **critic_metrics.advantage_metrics(accelerator, batch),
         **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
         **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
@@ -116,11 +117,11 @@ def rollout_metrics(batch: PPOBatch) -> dict[str, float]:
     }
 
 
-def sampling_metrics(batch: PPOBatch) -> dict[str, float]:
+def sampling_metrics(batch: PPOBatch, version: int) -> dict[str, float]:
     """Return how far the engine's log-probs of what it sampled are from the trainer's, in nats.
 
-    They are over the tokens of all processes. The answers of a step are of one version of the
-    policy, the step's.
+    They are over the tokens of all processes. The answers of a step are all of one `version` of the
+    policy.
     """
     log_ratio_NT = batch.old_logps_NT - batch.completions.logps_NT
     is_token_NT = batch.mask_NT.bool()
@@ -130,6 +131,7 @@ def sampling_metrics(batch: PPOBatch) -> dict[str, float]:
     differences = [abs(ratio) for ratio in log_ratios]
     ratios = [math.exp(min(ratio, policy_losses.MAX_LOG_RATIO)) for ratio in log_ratios]
     return {
+        "sampling/policy_version": float(version),
         LOGP_DIFFERENCE_KEY: fmean(differences),
         "sampling/logp_difference/max": max(differences),
         "sampling/importance_sampling_ratio/mean": fmean(ratios),

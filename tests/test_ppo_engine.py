@@ -1,0 +1,117 @@
+"""PPO and GRPO on the answers of a server: versions, log-prob differences, servers that are gone."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from mmrlhf.engine import vllm_http
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.ppo import ppo
+from mmrlhf.records import InputError
+from tests.helpers.fake_vllm import fake_vllm
+from tests.helpers.stages import ppo_config
+
+
+@pytest.fixture
+def fake(tiny_vlm_path, examples):
+    with fake_vllm(tiny_vlm_path, examples) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_http, "FIRST_PAUSE", 0.01)
+
+
+def longer(samples):
+    return [len(s.answer) + sum(map(ord, s.answer)) / 1e4 for s in samples]
+
+
+def config_of(model, output_dir, fake, **settings):
+    defaults = {
+        "advantage_estimator": "grpo", "reward_terms": "longer=1", "max_steps": 2, "num_ppo_epochs": 1, "num_mini_batches": 1,
+        "num_sample_generations": 0, "logging_steps": 1, "rollout_engine": fake.url, "vllm_server_timeout": 0.2,
+    }  # fmt: skip
+    return ppo_config(model, None, output_dir, **{**defaults, **settings})
+
+
+def train(config, examples):
+    ppo(config, examples, extra_reward_functions={"longer": longer})
+    return [row for row in read_jsonl(f"{config.output_dir}/metrics.jsonl") if row["step"]]
+
+
+def test_every_step_samples_from_its_own_version(tiny_vlm_path, examples, tmp_path, fake):
+    rows = train(config_of(tiny_vlm_path, tmp_path, fake, advantage_estimator="gae", max_steps=3), examples)
+    names = [body["model"].rpartition("-v") for body in fake.generated]
+    assert [version for _, _, version in names] == ["0"] * 3 + ["1"] * 3 + ["2"] * 3 and len({name for name, _, _ in names}) == 1
+    assert not fake.loaded  # the last one, too, is unloaded
+    for row in rows:
+        assert row["sampling/policy_version"] == row["step"] - 1
+        assert row["sampling/logp_difference/mean"] <= row["sampling/logp_difference/max"] < 1e-5
+        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
+        assert row["val/ratio_first"] == pytest.approx(1, abs=1e-5) and row["policy/entropy_avg"] > 0
+    assert rows[1]["objective/kl"] != 0
+    assert not (tmp_path / "engine").exists() and not (tmp_path / "warnings.jsonl").read_text().count("logp_difference")
+
+
+def test_old_logps_are_the_trainers_and_the_difference_warns(tiny_vlm_path, examples, tmp_path, fake):
+    fake.logp_shift = 0.3  # the engine thinks every token likelier than the trainer does: ratios of exp(-0.3)
+    (row,) = train(config_of(tiny_vlm_path, tmp_path, fake, max_steps=1), examples)
+    assert row["objective/kl"] == pytest.approx(0, abs=1e-5) and row["val/ratio_first"] == pytest.approx(1, abs=1e-5)
+    assert row["sampling/logp_difference/mean"] == pytest.approx(0.3, abs=1e-5)
+    assert row["sampling/importance_sampling_ratio/max"] == pytest.approx(0.7408, abs=1e-4)
+    (warning,) = [row for row in read_jsonl(tmp_path / "warnings.jsonl") if row["name"] == "logp_difference"]
+    assert "differ from the trainer's by 0.3 nats per token" in warning["warning"]
+
+
+def test_correction_weighs_the_loss_and_can_be_turned_off(tiny_vlm_path, examples, tmp_path, fake):
+    """The gradient of one step is multiplied by the ratio, exp(-0.3); the KL in the loss is 0 there."""
+    fake.logp_shift = 0.3
+    settings = {"max_steps": 1, "kl_coef": 0.0}
+    (on,) = train(config_of(tiny_vlm_path, tmp_path / "on", fake, **settings), examples)
+    off = train(config_of(tiny_vlm_path, tmp_path / "off", fake, vllm_importance_sampling_correction=False, **settings), examples)
+    capped = train(config_of(tiny_vlm_path, tmp_path / "cap", fake, vllm_importance_sampling_cap=0.5, **settings), examples)
+    assert on["grad_norm"] / off[0]["grad_norm"] == pytest.approx(0.7408, rel=1e-3)
+    assert capped[0]["grad_norm"] / off[0]["grad_norm"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_run_without_its_server_saves_stops_and_goes_on(tiny_vlm_path, examples, tmp_path, fake):
+    settings = {"max_steps": 4, "save_steps": 100, "dynamic_sampling": True}
+    expected = train(config_of(tiny_vlm_path, tmp_path / "whole", fake, **settings), examples)
+    fake.is_gone_after = len(fake.generated) + 7  # in the third step, after one of its three prompts
+    config = config_of(tiny_vlm_path, tmp_path / "cut", fake, **settings)
+    with pytest.raises(InputError, match=r"did not answer for 0.2 seconds \(it is gone\).*is saved after step 2, and the same"):
+        train(config, examples)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not (tmp_path / "cut" / "engine").exists()
+    fake.is_gone_after = None
+    rows = train(config, examples)
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("time", "eps", "memory/peak_gib", "image_encodes"):
+            del row[name], other[name]
+        assert row == other
+    weights = [load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+def test_what_a_server_cannot_do_stops_the_run_before_it_begins(tiny_vlm_path, examples, tmp_path, fake):
+    config = config_of(tiny_vlm_path, tmp_path / "run", fake)
+    fake.sees_adapters = False
+    with pytest.raises(InputError, match=r"finds no adapter at .*/run/engine/v0: give an --output_dir that the server sees"):
+        train(config, examples)
+    fake.max_model_len = 100
+    with pytest.raises(InputError, match="takes 100 tokens, and max_length is 2048"):
+        train(config, examples)
+    assert not any(path for path in (tmp_path / "run").glob("*"))
+    assert not fake.generated
+
+
+def test_a_server_may_be_replaced_along_the_way(tiny_vlm_path, examples, tmp_path, fake):
+    fake.is_gone_after = 3
+    with pytest.raises(InputError, match="is saved after step 1"):
+        train(config_of(tiny_vlm_path, tmp_path, fake), examples)
+    with fake_vllm(tiny_vlm_path, examples) as other:
+        config = config_of(tiny_vlm_path, tmp_path, other, allow_change="rollout_engine")
+        assert len(train(config, examples)) == 2
+    assert json.loads((tmp_path / "changes.jsonl").read_text())["name"] == "rollout_engine"
