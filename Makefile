@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real test-engine lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
@@ -19,13 +19,19 @@ test: $(INSTALLED)
 test-real: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m real tests/real
 
+# vLLM, in an environment of its own: 4 GB, and some minutes when it is made.
+ENGINE_ENV ?= .venv-engine
+test-engine:
+	PYTHON=$(PYTHON) .ci/vllm_env.sh $(ENGINE_ENV)
+	OMP_NUM_THREADS=1 $(ENGINE_ENV)/bin/python -m pytest -m engine tests/with_vllm
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-engine build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

@@ -1,4 +1,4 @@
-"""PPO and GRPO on the answers of a server: versions, log-prob differences, servers that are gone."""
+"""PPO and GRPO on the answers of a server: versions, differences, servers that are gone."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_old_logps_are_the_trainers_and_the_difference_warns(tiny_vlm_path, exam
 
 
 def test_correction_weighs_the_loss_and_can_be_turned_off(tiny_vlm_path, examples, tmp_path, fake):
-    """The gradient of one step is multiplied by the ratio, exp(-0.3); the KL in the loss is 0 there."""
+    """The gradient of one step is multiplied by the ratio, exp(-0.3), or by the cap."""
     fake.logp_shift = 0.3
     settings = {"max_steps": 1, "kl_coef": 0.0}
     (on,) = train(config_of(tiny_vlm_path, tmp_path / "on", fake, **settings), examples)

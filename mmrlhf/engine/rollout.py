@@ -26,9 +26,9 @@ from mmrlhf.records import Example
 class RolloutEngine(Protocol):
     """Samples answers for a trainer, in its process or elsewhere.
 
-    A training step calls `wake` and `set_policy`, and then `wake`, `sample`, `free`, perhaps several
-    times; `close` ends the run. `policy_version` is the version of the last `set_policy`, -1 before
-    it. An engine that is not the trainer's own (vLLM):
+    A training step calls `wake` and `set_policy`, and then `wake`, `sample`, `free`, perhaps
+    several times; `close` ends the run. `policy_version` is the version of the last `set_policy`,
+    -1 before it. An engine that is not the trainer's own (vLLM):
 
     - receives the policy as a PEFT adapter directory. It must load each version under a name that
       it has never had before it samples from it: an engine that already knows a name silently keeps

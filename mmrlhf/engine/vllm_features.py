@@ -20,6 +20,8 @@ from mmrlhf.records import InputError
 
 FEATURE_LAYOUTS: dict[str, Literal["batched", "flat"]] = {
     "llava": "batched",
+    "llava_next": "batched",
+    "internvl": "batched",
     "qwen2_5_vl": "flat",
     "qwen3_vl": "flat",
 }

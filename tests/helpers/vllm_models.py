@@ -33,8 +33,14 @@ def build_vllm_checkpoint(family: str, directory: Path) -> None:
     def rope_parameters(*sections: int, **settings: Any) -> dict[str, Any]:
         return original_rope(*(2 * section for section in sections), **settings)
 
+    def tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
+        hf_tokenizer = tiny_parts.build_tokenizer(*special_tokens, **named_tokens)
+        hf_tokenizer.add_tokens(["\n", "\n\n", "\n\n\n", "\n\n\n\n"])  # vLLM looks them up for Gemma 3 and PaliGemma
+        return hf_tokenizer
+
     original_rope = tiny_qwen.build_rope_parameters
     with (
+        patch.object(tiny_models, "build_tokenizer", tokenizer),
         patch.object(tiny_parts, "HIDDEN_SIZE", HIDDEN_SIZE),
         patch.object(tiny_models, "HIDDEN_SIZE", HIDDEN_SIZE),
         patch.object(tiny_qwen, "HIDDEN_SIZE", HIDDEN_SIZE),

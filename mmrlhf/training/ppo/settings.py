@@ -112,6 +112,11 @@ def _check_engine(config: PPOConfig) -> None:
         raise InputError(f"rollout_engine {engine} names a server twice: list each replica once")
     if not config.server_urls:
         _refuse(config, ("vllm_server_timeout",), f"is for servers, and rollout_engine is {engine}")
+    if engine == "vllm" and config.dtype == "nf4":
+        raise InputError(
+            "dtype nf4: vLLM in this process would hold the base in bfloat16, too, and sample from those weights: use "
+            "rollout_engine local, or servers"
+        )
     if engine != "vllm":
         _refuse(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
     if config.has_own_engine:
