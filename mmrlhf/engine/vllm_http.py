@@ -142,6 +142,10 @@ class Server:
             except httpx2.HTTPError as error:
                 problem = str(error) or type(error).__name__
             if time.monotonic() + pause > deadline:
+                if not self.patience:
+                    raise EngineError(
+                        f"rollout_engine: {self.url} cannot be reached ({problem}): start the server, or correct the address"
+                    )
                 raise EngineError(
                     f"rollout_engine: {self.url} did not answer for {self.patience:g} seconds ({problem}): start it again"
                 )

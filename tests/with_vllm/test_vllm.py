@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: `make test-engine` installs it in an environment of its own")
 
-from scipy import stats  # noqa: E402
+from scipy import stats
 
-from mmrlhf.engine.vllm_http import Server, VLLMServers  # noqa: E402
-from tests.helpers.vllm_models import NO_TOWER, vllm_server  # noqa: E402
-from tests.with_vllm import checks  # noqa: E402
+from mmrlhf.engine.vllm_http import Server, VLLMServers
+from tests.helpers.vllm_models import NO_TOWER, vllm_server
+from tests.with_vllm import checks
 
 pytestmark = pytest.mark.engine
 MAX_DIFFERENCE = 1e-4
@@ -72,7 +72,7 @@ def local_runs(tmp_path_factory):
 def same_rewards(
     runs: list[dict[str, float]], local: list[dict[str, float]], capsys: pytest.CaptureFixture[str], title: str
 ) -> None:
-    """Check that the mean reward at the end does not differ: 95% interval of the paired difference."""
+    """Check that the rewards at the end do not differ: the 95% interval of paired differences."""
     differences = [run["last"] - other["last"] for run, other in zip(runs, local, strict=True)]
     half = stats.t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5
     low, high = np.mean(differences) - half, np.mean(differences) + half
