@@ -10,9 +10,9 @@ from mmrlhf.records import InputError
 from mmrlhf.training.monitor import (
     ANSWER_WARNINGS,
     DIVERGENCE,
+    LOGP_DIFFERENCE,
     LOSS,
     REWARD,
-    LOGP_DIFFERENCE,
     ROLLOUT_WARNINGS,
     WARNINGS,
     HeldOut,
