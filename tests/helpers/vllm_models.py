@@ -25,7 +25,7 @@ HEAD_SIZE, HIDDEN_SIZE = 32, 128
 
 
 def build_vllm_checkpoint(family: str, directory: Path) -> None:
-    """Write a family's checkpoint with larger heads, and a CLIP tower under the names of vLLM."""
+    """Write a family's checkpoint with larger heads, and its tower under the names of vLLM."""
 
     def text_config(config_class: Any, hf_tokenizer: Any, **settings: Any) -> Any:
         return tiny_parts.build_text_config(config_class, hf_tokenizer, **{"head_dim": HEAD_SIZE, **settings})
@@ -50,7 +50,7 @@ def build_vllm_checkpoint(family: str, directory: Path) -> None:
         patch.object(tiny_qwen, "build_rope_parameters", rope_parameters),
     ):
         tiny_models.build_checkpoint(family, directory)
-    if family in ("llava", "llava_next"):
+    if family in ("llava", "llava_next", "gemma3", "paligemma"):
         path = directory / "model.safetensors"
         tensors = safetensors.torch.load_file(path)
         renamed = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in tensors.items()}

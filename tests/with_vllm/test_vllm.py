@@ -59,7 +59,7 @@ def test_server_samples_what_the_trainer_computes(family, tmp_path, capsys):
     check(rows, capsys, f"server, {family}, features")
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
 def test_vllm_in_process_samples_what_the_trainer_computes(family, tmp_path, capsys):
     check(in_process("compare", family, tmp_path), capsys, f"in process, {family}")
 
