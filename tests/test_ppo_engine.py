@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mmrlhf.engine import vllm_http
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
+from mmrlhf.training.ppo.engine import check_engine
 from tests.helpers.fake_vllm import fake_vllm
 from tests.helpers.stages import ppo_config
 
@@ -111,6 +113,16 @@ def test_what_a_server_cannot_do_stops_the_run_before_it_begins(tiny_vlm_path, e
         train(config, examples)
     assert not any(path for path in (tmp_path / "run").glob("*"))
     assert not fake.generated
+
+
+def test_vllm_in_process_needs_the_package_and_one_process(tiny_vlm_path, examples, tmp_path):
+    config = config_of(tiny_vlm_path, tmp_path / "run", "vllm", vllm_server_timeout=240.0)
+    with pytest.raises(InputError, match="rollout_engine vllm is for one process: start a vLLM server for several"):
+        check_engine(config, 2)
+    if find_spec("vllm") is None:
+        with pytest.raises(InputError, match="vLLM is not installed here: install it, or start a server elsewhere"):
+            train(config, examples)
+        assert not any((tmp_path / "run").glob("*"))
 
 
 def test_a_server_may_be_replaced_along_the_way(tiny_vlm_path, examples, tmp_path, fake):

@@ -46,6 +46,8 @@ def sampling_params(vlm: VLM, params: SamplingParams, n: int, seed: int) -> dict
     return {
         "n": n,
         "temperature": params.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
         "max_tokens": params.max_tokens,
         "min_tokens": params.min_tokens,
         "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -28,41 +29,48 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
 
     Raises InputError if it cannot be used.
     """
-    engine: RolloutEngine
     if config.has_own_engine:
-        engine = LocalEngine(roles.policy)
-    else:
-        # New in every process that trains: a server keeps the weights that it has under a name.
-        name = broadcast_object_list([f"policy-{secrets.token_hex(4)}"])[0]
-        rank, num_processes = accelerator.process_index, accelerator.num_processes
-        if config.server_urls:
-            servers = [vllm_http.Server(url, config.vllm_server_timeout) for url in config.server_urls]
-            engine = vllm_http.VLLMServers(roles.vlm, servers, name, rank, num_processes)
-        else:
-            from mmrlhf.engine.vllm_local import VLLMEngine  # imports vllm
-
-            engine = VLLMEngine.start(
-                roles.vlm,
-                name,
-                max_length=config.max_length,
-                lora_rank=max(p.shape[0] for k, p in roles.policy.state_dict().items() if "lora_A" in k),
-                gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-            )
-    adapters = run_dir / ADAPTERS_FOLDER
+        yield LocalEngine(roles.policy)
+        return
+    engine = _start(config, accelerator, roles)
     try:
-        if accelerator.is_main_process:
-            shutil.rmtree(adapters, ignore_errors=True)  # of a killed run
+        _remove_adapters(accelerator, run_dir)  # of a killed run
         yield engine
     finally:
         engine.close()
-        if accelerator.is_main_process:
-            shutil.rmtree(adapters, ignore_errors=True)
+        _remove_adapters(accelerator, run_dir)
+
+
+def _start(config: PPOConfig, accelerator: Accelerator, roles: PPORoles) -> RolloutEngine:
+    # New in every process that trains: a server keeps the weights that it has under a name.
+    name = broadcast_object_list([f"policy-{secrets.token_hex(4)}"])[0]
+    if config.server_urls:
+        servers = [vllm_http.Server(url, config.vllm_server_timeout) for url in config.server_urls]
+        return vllm_http.VLLMServers(roles.vlm, servers, name, accelerator.process_index, accelerator.num_processes)
+    from mmrlhf.engine.vllm_local import VLLMEngine
+
+    return VLLMEngine.start(
+        roles.vlm,
+        name,
+        max_length=config.max_length,
+        lora_rank=max(p.shape[0] for k, p in roles.policy.state_dict().items() if "lora_A" in k),
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+    )
+
+
+def _remove_adapters(accelerator: Accelerator, run_dir: Path) -> None:
+    if accelerator.is_main_process:
+        shutil.rmtree(run_dir / ADAPTERS_FOLDER, ignore_errors=True)
 
 
 def check_engine(config: PPOConfig, num_processes: int) -> None:
     """Raise InputError, before a model is loaded, if the engine cannot be used as configured."""
     if config.rollout_engine == "vllm" and num_processes > 1:
         raise InputError("rollout_engine vllm is for one process: start a vLLM server for several (docs/engines.md)")
+    if config.rollout_engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "rollout_engine vllm: vLLM is not installed here: install it, or start a server elsewhere (docs/engines.md)"
+        )
     for url in config.server_urls:
         server = vllm_http.Server(url, patience=0)
         try:
