@@ -22,7 +22,7 @@ from tests.with_vllm import checks
 pytestmark = pytest.mark.engine
 MAX_DIFFERENCE = 1e-4
 """Nats between the log-probs of a sampled token; measured are differences up to 1e-5."""
-SERVED = {"llava": NO_TOWER, "llava_next": NO_TOWER, "internvl": NO_TOWER, "qwen2_5_vl": NO_TOWER, "qwen3_vl": ()}
+SERVED = {"llava": NO_TOWER, "qwen2_5_vl": NO_TOWER, "qwen3_vl": ()}
 """Families whose features a server takes, with its options: Qwen3-VL needs its tower."""
 SEEDS, STEPS = 5, 30
 
