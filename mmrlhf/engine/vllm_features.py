@@ -25,7 +25,7 @@ FEATURE_LAYOUTS: dict[str, Literal["batched", "flat"]] = {
 }
 """How vLLM lays out a family's features, by `config.model_type`, where they were compared with the
 trainer's: a picture is an item of a batch, or a slice of all pictures' rows. Others get pixels.
-LLaVA-NeXT is not among them: vLLM 0.32 stops at a batch of pictures with different numbers of rows."""
+LLaVA-NeXT and InternVL are left out: vLLM 0.32 stops at a batch of features of other sizes."""
 NEEDS_TOWER = ("qwen3_vl",)
 """Families for which vLLM must load the tower all the same."""
 
