@@ -19,9 +19,11 @@ test: $(INSTALLED)
 test-real: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m real tests/real
 
-# vLLM is in an environment of its own, whose Python VLLM_PYTHON names.
-test-engine: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine tests
+# vLLM, in an environment of its own: 4 GB, and some minutes when it is made.
+ENGINE_ENV ?= .venv-engine
+test-engine:
+	PYTHON=$(PYTHON) .ci/vllm_env.sh $(ENGINE_ENV)
+	OMP_NUM_THREADS=1 $(ENGINE_ENV)/bin/python -m pytest -m engine tests/with_vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -29,7 +31,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-engine build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

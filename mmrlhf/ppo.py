@@ -23,8 +23,9 @@ import torch
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples, subset
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine
+from mmrlhf.engine.rollout import RolloutEngine
 from mmrlhf.engine.scoring import in_micro_batches, logps, values
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
@@ -42,6 +43,7 @@ from mmrlhf.training.monitor import REWARD
 from mmrlhf.training.optim import set_learning_rate, total_steps
 from mmrlhf.training.ppo import advantages, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_policy_is_reference
+from mmrlhf.training.ppo.engine import check_engine, open_engine, publish_policy
 from mmrlhf.training.ppo.kl_controller import KLController
 from mmrlhf.training.ppo.metrics import (
     log_step,
@@ -93,6 +95,7 @@ def ppo(
 
     check_reward_rows(config, examples)
     check_adapter_setting(config.adapter_path, "lora")
+    check_engine(config, accelerator.num_processes)
     is_sharded = sharding.is_wanted(config)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=is_sharded)
     num_shards = accelerator.num_processes if is_sharded else 1
@@ -102,7 +105,6 @@ def ppo(
     ptx_rows = None
     if ptx_examples:
         ptx_rows = PTXRows(config, vlm, usable_ptx_rows(config, vlm, ptx_examples, run), accelerator)
-    engine = LocalEngine(roles.policy)
     num_steps = total_steps(config, len(examples), accelerator.num_processes)
     state = PPOState(
         roles=roles,
@@ -112,9 +114,9 @@ def ppo(
         skipped_steps=SkippedSteps(run, "ppo", config, accelerator, roles.changing, num_steps),
     )
     evaluation.plan(examples, num_steps)
-    _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
+    with open_engine(config, accelerator, roles, run.path) as engine:
+        _train(config, accelerator, run, evaluation, state, engine, ptx_rows, num_steps, estimated_bytes)
 
-    engine.close()
     if accelerator.is_main_process:
         best = evaluation.finish(run, roles.policy, adapter_dir)
         save_policy(roles.adapters, "policy", adapter_dir)
@@ -143,6 +145,7 @@ def _train(
         if state.stopped:
             evaluation.num_steps = start_step
         evaluation.restore(start_step, tensors, numbers)
+    publish_policy(config, accelerator, roles, engine, run.path, start_step)
     if start_step == 0:
         run.log(0, evaluation.evaluate(run, accelerator, policy, 0))
 
@@ -151,8 +154,13 @@ def _train(
             start_time, learning_rate = time.time(), set_learning_rate(state.optimizer, config, step, num_steps)
             with state.skipped_steps.attempt(step + 1, ()) as attempt:
                 # 1-3. Prompts, rollout, rewards
-                failure_file = run.path / FAILURE_FILE
-                rollout = collect_rollout(config, accelerator, roles, engine, state.prompt_order, step, attempt, failure_file)
+                failure_file, position = run.path / FAILURE_FILE, state.prompt_order.position
+                try:
+                    publish_policy(config, accelerator, roles, engine, run.path, step)
+                    rollout = collect_rollout(config, accelerator, roles, engine, state.prompt_order, step, attempt, failure_file)
+                except EngineError as error:
+                    state.prompt_order.position = position
+                    raise _save_and_stop(run, evaluation, state, step, error) from None
 
                 # 4-5. Log-probs, values, advantages
                 batch = build_batch(config, accelerator, roles, rollout, step, state.kl_controller.coef)
@@ -165,7 +173,7 @@ def _train(
                     updates = update_roles(config, accelerator, state.optimizer, roles, rollout, batch, ptx_rows, step, attempt)
 
                 # 7. Log
-                metrics = step_metrics(config, accelerator, roles, batch, updates) | rollout.metrics
+                metrics = step_metrics(config, accelerator, roles, batch, updates, step) | rollout.metrics
                 state.kl = metrics["objective/kl"]
                 state.kl_controller.update(state.kl)
             metrics = ({} if attempt.is_skipped else metrics) | state.skipped_steps.metrics()
@@ -197,6 +205,15 @@ def _train(
                 run.print(state.stopped)
             if is_last:
                 break
+
+
+def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step: int, error: EngineError) -> InputError:
+    """Save, before a step that its engine cannot sample, and return why the run stops."""
+    if step == 0:
+        return InputError(str(error))
+    best_tensors, best_state = evaluation.checkpoint(run, state.roles.policy)
+    run.save_checkpoint(step, state.tensors() | best_tensors, state.numbers() | best_state)
+    return InputError(f"{error}; {run.path} is saved after step {step}, and the same command goes on from there")
 
 
 def answers_per_step(config: PPOConfig, accelerator: Accelerator) -> int:
@@ -237,9 +254,10 @@ def build_batch(
     totals_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
     # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
-    # bfloat16 the decoding kernels differ from the update's by hundredths of a nat: recompute.
+    # bfloat16 the decoding kernels differ from the update's by hundredths of a nat, and those of
+    # another engine always do: recompute.
     old_logps_NT = completions.logps_NT
-    if config.dtype != "float32":
+    if config.dtype != "float32" or not config.has_own_engine:
         old_logps_NT = in_micro_batches(logps, roles.policy, completions)
     ref_logps_NT = in_micro_batches(logps, roles.reference, completions)
     if step == 0:

@@ -34,6 +34,7 @@ from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.ppo import PPOConfig
 from mmrlhf.config.rewards import RewardTermsConfig
 from mmrlhf.config.rft import RFTConfig
+from mmrlhf.config.rollout_engine import RolloutEngineConfig
 from mmrlhf.config.scenes import ScenesConfig
 from mmrlhf.config.sft import SFTConfig
 from mmrlhf.config.training import RewardConfig, TrainConfig
@@ -67,6 +68,7 @@ __all__ = [
     "RewardTermsConfig",
     "RewardedConfig",
     "RolloutConfig",
+    "RolloutEngineConfig",
     "SFTConfig",
     "SamplingConfig",
     "ScenesConfig",

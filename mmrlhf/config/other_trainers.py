@@ -33,7 +33,8 @@ ATTENTION = "the model's attention implementation in transformers is used (sdpa 
 KERNELS = "there are no such kernels here: prompts and images run once for all their answers instead"
 _TEMPLATE = "the chat template of the checkpoint is used"
 _STAGE = "the stage is the command: `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` or `mmrlhf ppo`"
-ROLLOUT = "answers are sampled in this process, with the weights that are trained"
+ROLLOUT = "answers are sampled in this process, or as rollout_engine says by one with settings of its own (docs/engines.md)"
+_ENGINE = "rollout_engine says what samples answers (ppo): `local`, `vllm` in this process, or vLLM servers, http://HOST:PORT,..."
 REFERENCE = "the reference is model_name_or_path without an adapter"
 ADAM = "the optimiser is AdamW with betas 0.9 and 0.999"
 UPLOAD = "training uploads nothing: `mmrlhf export --push_to_hub --hub_model_id OWNER/NAME` does it afterwards"
@@ -303,13 +304,13 @@ EXPLAINED_SETTINGS = {
     "video_max_pixels": VIDEO,
     "video_fps": VIDEO,
     "video_maxlen": VIDEO,
-    "use_vllm": ROLLOUT,
-    "vllm_mode": ROLLOUT,
-    "vllm_gpu_memory_utilization": ROLLOUT,
-    "vllm_server_host": ROLLOUT,
-    "gpu_memory_utilization": ROLLOUT,
-    "infer_backend": ROLLOUT,
-    "rollout_engine": ROLLOUT,
+    "use_vllm": _ENGINE,
+    "vllm_mode": _ENGINE,
+    "vllm_server_host": _ENGINE,
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization is the share of the GPU that vLLM takes in this process (ppo)",
+    "vllm_server_base_url": _ENGINE,
+    "vllm_server_port": _ENGINE,
+    "infer_backend": _ENGINE,
     "entropy_coeff": ENTROPY,
     "entropy_coef": ENTROPY,
     "ent_coef": ENTROPY,

@@ -8,10 +8,11 @@ from mmrlhf.config.algorithm import AlgorithmConfig
 from mmrlhf.config.base import Count, NonNegative, Positive, RolloutConfig, settings
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.rewards import RewardTermsConfig
+from mmrlhf.config.rollout_engine import RolloutEngineConfig
 
 
 @settings
-class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, PolicyEvalConfig):
+class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngineConfig, PolicyEvalConfig):
     """Optimise a policy with PPO on rows with a `prompt` and images; policies never see facts."""
 
     max_kl: Positive | None = None

@@ -26,22 +26,24 @@ from mmrlhf.records import Example
 class RolloutEngine(Protocol):
     """Samples answers for a trainer, in its process or elsewhere.
 
-    A training step calls `wake`, `set_policy`, `sample`, `free`, in this order; `close` ends the
-    run. `sample` may be called several times in a step. An engine that runs elsewhere (vLLM,
-    SGLang):
+    A training step calls `wake` and `set_policy`, and then `wake`, `sample`, `free`, perhaps
+    several times; `close` ends the run. `policy_version` is the version of the last `set_policy`,
+    -1 before it. An engine that is not the trainer's own (vLLM):
 
-    - receives the policy as a PEFT adapter directory. It must load each version under a new name
-      (`policy-v{version}`) before it samples from it: an engine that already knows a name silently
-      keeps serving the old weights.
+    - receives the policy as a PEFT adapter directory. It must load each version under a name that
+      it has never had before it samples from it: an engine that already knows a name silently keeps
+      serving the old weights.
     - takes `Prompt.token_ids` unchanged, and either `Prompt.image_features` or `Prompt.images`.
-      Image features are cached under `ImageSource.key` plus the encoder's fingerprint, never under
-      a file or row name.
+      Image features are cached under `Encoder.feature_key`, which names content and tower, never
+      under a file or row name.
     - samples from the distribution that `VLM.token_logps` describes: temperature applied,
       `VLM.suppressed_tokens` at probability 0. It reports log-probs of that distribution.
 
     Log-probs of another engine's kernels differ from the trainer's by rounding. A trainer
     recomputes them before it takes ratios (`scoring.in_micro_batches(scoring.logps, ...)`).
     """
+
+    policy_version: int
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
         """Sample from version `version` of the policy from now on.
@@ -54,10 +56,10 @@ class RolloutEngine(Protocol):
     def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
         """Sample `n` answers per prompt: `n * len(prompts)` rows in prompt order.
 
-        `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is 0
-        where the engine does not report it. The same prompts, `params` (with its seed) and policy
-        version give the same answers if the engine's kernels are deterministic. Prompts with equal
-        ids get independent samples.
+        `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is
+        minus the log-prob where the engine does not report it. The same prompts, `params` (with its
+        seed) and policy version give the same answers if the engine's kernels are deterministic.
+        Prompts with equal ids get independent samples.
         """
         ...
 
@@ -66,7 +68,7 @@ class RolloutEngine(Protocol):
         ...
 
     def wake(self) -> None:
-        """Take that memory again. Also called before the first rollout."""
+        """Take that memory again, if it was released. Also called before the first rollout."""
         ...
 
     def close(self) -> None:
@@ -186,12 +188,12 @@ def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int
         logps_NT=pad_and_concat([output.logps_NT for output in outputs]),
         entropy_NT=pad_and_concat([output.entropy_NT for output in outputs]),
         finished_N=torch.cat([output.finished_N for output in outputs])[order],
-        texts=_decode_texts(vlm, token_ids_NT, mask_NT, params.stop),
+        texts=decode_texts(vlm, token_ids_NT, mask_NT, params.stop),
         sampling_params=params,
     )
 
 
-def _decode_texts(vlm: VLM, token_ids_NT: Tensor, mask_NT: Tensor, stop: tuple[str, ...]) -> list[str]:
+def decode_texts(vlm: VLM, token_ids_NT: Tensor, mask_NT: Tensor, stop: tuple[str, ...]) -> list[str]:
     """Decode each row and cut it before its first stop string."""
     texts = [vlm.decode(token_ids[mask.bool()]) for token_ids, mask in zip(token_ids_NT, mask_NT, strict=True)]
     return [text[: min((text.find(s) for s in stop if s in text), default=len(text))].strip() for text in texts]
@@ -249,7 +251,7 @@ def _sample_with_shared_prefix(vlm: VLM, prompts: Sequence[Prompt], params: Samp
                 params,
                 None if noise is None else noise[indices],
             )
-            batch_texts = _decode_texts(vlm, output.token_ids_NT, output.mask_NT, params.stop)
+            batch_texts = decode_texts(vlm, output.token_ids_NT, output.mask_NT, params.stop)
             for i, text in zip(indices, batch_texts, strict=True):
                 texts[i] = text
 

@@ -22,10 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers import PreTrainedModel, cache_utils
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from mmrlhf.models.families import family_of
+
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
+"""A layer without keys of its own; a cache of earlier transformers leaves such layers out."""
 
 # ---- layers that are never written in place ----------------------------------------------------
 

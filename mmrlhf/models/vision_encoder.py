@@ -107,7 +107,7 @@ class Encoder:
     def get_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
         """Return the features of each row's images, encoding those that the cache does not hold."""
         pinned_rows = [[source.pinned() for source in row] for row in image_rows]
-        keyed_rows = [[(self._key(s, len(row)), s) for s in row] for row in pinned_rows]
+        keyed_rows = [[(self.feature_key(s, len(row)), s) for s in row] for row in pinned_rows]
         with self._lock:
             features_by_key: dict[str, ImageFeatures] = {}
             missing: MissingImages = {}
@@ -142,7 +142,7 @@ class Encoder:
             features_by_key[key] = features
         return features_by_key
 
-    def _key(self, source: ImageSource, num_images: int) -> str:
+    def feature_key(self, source: ImageSource, num_images: int) -> str:
         """Return the cache key of an image in a prompt with `num_images` images."""
         suffix = "-several" if self.family.tiles_only_lone_images and num_images > 1 else ""
         return f"{self.fingerprint}/{source.key}{suffix}"

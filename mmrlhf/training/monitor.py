@@ -4,6 +4,7 @@
     entropy_collapse           the policy has stopped exploring
     constant_reward            the reward tells no answers apart
     unfinished_answers         the policy does not end its answers
+    logp_difference            the engine that samples disagrees with the trainer
     length_reward_correlation  and the other warnings of `rewards.monitors`
 
 At each logging step the metrics of the steps since the last one are looked at together, so that one
@@ -29,10 +30,14 @@ from mmrlhf.training.run import Run
 ENTROPY_KEY = "policy/entropy_avg"
 ZERO_STD_KEY = "frac_reward_zero_std"
 CLIPPED_KEY = "completions/clipped_ratio"
+LOGP_DIFFERENCE_KEY = "sampling/logp_difference/mean"
 MIN_ENTROPY_SHARE = 0.1
 """Share of the first step's entropy per token, below which `entropy_collapse` is raised."""
 MAX_CLIPPED_RATIO = 0.9
 """Share of answers that are cut off, above which `unfinished_answers` is raised."""
+MAX_LOGP_DIFFERENCE = 0.05
+"""Nats per token between the log-probs of trainer and engine, above which `logp_difference` is
+raised: more than the rounding of bfloat16, less than other weights."""
 NUM_WORSE = 2
 """Evaluations in a row that must be worse than the best one for `proxy_divergence`."""
 NUM_WORSE_WITHOUT_INTERVAL = 3
@@ -45,7 +50,8 @@ ANSWER_WARNINGS = ("constant_reward", "unfinished_answers", *HACKING_WARNINGS)
 ROLLOUT_WARNINGS = ("entropy_collapse", *ANSWER_WARNINGS)
 """Warnings of a policy that samples while it learns."""
 DIVERGENCE = "proxy_divergence"
-WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS)
+LOGP_DIFFERENCE = "logp_difference"
+WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS, LOGP_DIFFERENCE)
 """Every warning's name. docs/metrics.md has their thresholds."""
 
 
@@ -92,6 +98,8 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
             needs = "it is about the entropy of a policy that samples at every step: leave it out"
         elif name == DIVERGENCE:
             needs = "it compares with held-out metrics along the way: add eval_benchmarks or, for reward, eval_steps"
+        elif name == LOGP_DIFFERENCE:
+            needs = "it compares the trainer with another engine: give ppo a rollout_engine, or leave it out"
         elif name in CLAIM_WARNINGS and set(ROLLOUT_WARNINGS) & set(possible):
             needs = "it needs the claims of answers: add monitor_verifiers, or leave it out"
         raise InputError(f"stop_on_warning {name}: {needs}")
@@ -161,7 +169,7 @@ class Monitor:
         return _stop_sentence(run, step, *stop)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
-        watched = (self.proxy.key, ENTROPY_KEY, ZERO_STD_KEY, CLIPPED_KEY)
+        watched = (self.proxy.key, ENTROPY_KEY, ZERO_STD_KEY, CLIPPED_KEY, LOGP_DIFFERENCE_KEY)
         self._window.append({k: float(v) for k, v in metrics.items() if k in watched or k.startswith("hacking/")})
         if self._first_entropy is None and ENTROPY_KEY in metrics:
             self._first_entropy = float(metrics[ENTROPY_KEY])
@@ -196,6 +204,13 @@ class Monitor:
             warnings["unfinished_answers"] = (
                 f"{fmean(cut_off):.0%} of answers were cut off at response_length: raise it, or give missing_eos a negative weight in "
                 "reward_terms"
+            )
+        differences = [metrics[LOGP_DIFFERENCE_KEY] for metrics in self._window if LOGP_DIFFERENCE_KEY in metrics]
+        if differences and fmean(differences) > MAX_LOGP_DIFFERENCE:
+            warnings[LOGP_DIFFERENCE] = (
+                f"log-probs of the engine that samples differ from the trainer's by {format_number(fmean(differences))} nats per token, "
+                "more than rounding does: does it serve the same checkpoint, in the same precision, with logprobs-mode "
+                "processed_logprobs?"
             )
         names = dict.fromkeys(name for metrics in self._window for name in metrics if name.startswith("hacking/"))
         means = {name: fmean(metrics[name] for metrics in self._window if name in metrics) for name in names}

@@ -11,6 +11,7 @@
     eval.jsonl       metrics of benchmarks with intervals, where a stage evaluates along the way
     trackers.json    the id that the trackers of report_to know the run by, if there are any
     report.html      curves, fixed prompts, warnings and settings, refreshed at logging steps
+    engine/          the policy's adapter, while another engine than the trainer samples from it
     images/          pictures of samples that are in no file of their own
     best/            the best policy by metric_for_best_model, as of the newest checkpoint
     checkpoints/     the newest save_total_limit, step-000123/{state.safetensors,state.json,sha256}

@@ -33,6 +33,8 @@ RESUMABLE_CHANGES = (
     "max_length",
     "output_dir",
     "base_model_name_or_path",
+    "vllm_server_timeout",
+    "vllm_gpu_memory_utilization",
     *EngineConfig.__dataclass_fields__,
 )
 """Settings that may differ between a run and its resumption, because they do not change what is

@@ -19,6 +19,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.processes import gather_object
@@ -164,15 +165,16 @@ def _step_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def together(attempt: Attempt) -> Iterator[None]:
-    """Raise a NotFiniteError of one process on all of them, so that none waits for another.
+    """Raise a NotFiniteError or EngineError of one process on all of them, so that none waits.
 
     The block must not exchange anything between processes.
     """
-    problem: str | None = None
+    problem: NotFiniteError | EngineError | None = None
     try:
         yield
-    except NotFiniteError as error:
-        problem, attempt.is_cause = str(error), True
-    problems = [other for other in gather_object([problem]) if other is not None]
+    except (NotFiniteError, EngineError) as error:
+        problem, attempt.is_cause = error, isinstance(error, NotFiniteError)
+    problems = [(type(other), str(other)) for other in gather_object([problem]) if other is not None]
     if problems:
-        raise NotFiniteError(problem or problems[0])
+        kind, text = next((other for other in problems if other[0] is EngineError), problems[0])
+        raise kind(text)

@@ -78,9 +78,9 @@ def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(checkpoints, tmp
     sources = [save_image(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(checkpoints / family)).encoder
-        largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
+        largest = max(encoder._preprocess(encoder.feature_key(s, 1), (s, 1)).num_elements for s in sources[:2])
         monkeypatch.setattr("mmrlhf.models.vision_encoder.MAX_ELEMENTS_GPU", 3 * largest)
-        missing = {encoder._key(s, 1): (s, 1) for s in sources}
+        missing = {encoder.feature_key(s, 1): (s, 1) for s in sources}
         sizes, run_tower = [], encoder.run_tower
 
         def record_size(batch, sizes=sizes, run_tower=run_tower):
@@ -225,7 +225,7 @@ def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, caps
         return run_tower(batch)
 
     monkeypatch.setattr(encoder, "run_tower", fit_one_image)
-    features_by_key = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
+    features_by_key = dict(encoder._encode_gpu({encoder.feature_key(s, 1): (s, 1) for s in sources}))
     assert len(features_by_key) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
 
 

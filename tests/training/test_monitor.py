@@ -10,6 +10,7 @@ from mmrlhf.records import InputError
 from mmrlhf.training.monitor import (
     ANSWER_WARNINGS,
     DIVERGENCE,
+    LOGP_DIFFERENCE,
     LOSS,
     REWARD,
     ROLLOUT_WARNINGS,
@@ -133,6 +134,7 @@ def test_parse_stop_on_warning():
         ("entropy_collapse", ANSWER_WARNINGS, "of a policy that samples at every step"),
         ("zero_claim_rate", ROLLOUT_WARNINGS[:2], "add monitor_verifiers"),
         (DIVERGENCE, ROLLOUT_WARNINGS, "add eval_benchmarks"),
+        (LOGP_DIFFERENCE, ROLLOUT_WARNINGS, "it compares the trainer with another engine: give ppo a rollout_engine"),
         ("any", (), "this run raises no warnings"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,14 @@ from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.reward_clip import REWARD_CLIP
 from mmrlhf.training.memory import peak_memory
-from mmrlhf.training.monitor import CLAIM_WARNINGS, CLIPPED_KEY, ROLLOUT_WARNINGS, ZERO_STD_KEY
+from mmrlhf.training.monitor import (
+    CLAIM_WARNINGS,
+    CLIPPED_KEY,
+    LOGP_DIFFERENCE,
+    LOGP_DIFFERENCE_KEY,
+    ROLLOUT_WARNINGS,
+    ZERO_STD_KEY,
+)
 from mmrlhf.training.ppo import critic_metrics, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch
 from mmrlhf.training.ppo.roles import PPORoles
@@ -46,6 +54,7 @@ def step_metrics(
     roles: PPORoles,
     batch: PPOBatch,
     updates: Sequence[Mapping[str, float]],
+    step: int,
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
     metrics = rollout_metrics(batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
@@ -61,6 +70,7 @@ def step_metrics(
         **metrics,
         "val/num_eos_tokens": num_finished,
         "objective/kl_coef": batch.kl_coef,
+        **({} if config.has_own_engine else sampling_metrics(batch, step)),
         **critic_metrics.advantage_metrics(accelerator, batch),
         **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
         **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
@@ -107,6 +117,28 @@ def rollout_metrics(batch: PPOBatch) -> dict[str, float]:
     }
 
 
+def sampling_metrics(batch: PPOBatch, version: int) -> dict[str, float]:
+    """Return how far the engine's log-probs of what it sampled are from the trainer's, in nats.
+
+    They are over the tokens of all processes. The answers of a step are all of one `version` of the
+    policy.
+    """
+    log_ratio_NT = batch.old_logps_NT - batch.completions.logps_NT
+    is_token_NT = batch.mask_NT.bool()
+    log_ratios = [ratio for part in gather_object([log_ratio_NT[is_token_NT].tolist()]) for ratio in part]
+    if not log_ratios:
+        return {}
+    differences = [abs(ratio) for ratio in log_ratios]
+    ratios = [math.exp(min(ratio, policy_losses.MAX_LOG_RATIO)) for ratio in log_ratios]
+    return {
+        "sampling/policy_version": float(version),
+        LOGP_DIFFERENCE_KEY: fmean(differences),
+        "sampling/logp_difference/max": max(differences),
+        "sampling/importance_sampling_ratio/mean": fmean(ratios),
+        "sampling/importance_sampling_ratio/max": max(ratios),
+    }
+
+
 def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer | None) -> dict[str, float]:
     """Return the mean of each reward function, signs of reward hacking, and verdicts on claims.
 
@@ -133,7 +165,8 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
 def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
     """Return the warnings that a run can raise by its own answers."""
     has_claims = config.monitor_verifiers is not None or bool(claim_reward_verifiers(config.reward_terms))
-    return tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
+    of_answers = tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
+    return of_answers if config.has_own_engine else (*of_answers, LOGP_DIFFERENCE)
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:

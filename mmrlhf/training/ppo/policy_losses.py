@@ -96,6 +96,18 @@ def log_ratios(level: RatioLevel, logps_BT: Tensor, old_logps_BT: Tensor, mask_B
     return (mean_B1 + logps_BT - logps_BT.detach()) * mask_BT
 
 
+def importance_weights(level: RatioLevel, old_logps_BT: Tensor, sampled_logps_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
+    """Return min(trainer's / engine's probability of what was sampled, `cap`) per token [B, T].
+
+    The surrogate loss is an expectation over answers of the trainer's policy. `sampled_logps_BT`
+    are the log-probs of the engine that sampled instead; their ratio corrects for the difference,
+    and the cap bounds its variance (truncated importance sampling, Ionides 2008; for rollout
+    engines Yao et al. 2025). `level` is that of `log_ratios`. The weights have no
+    gradient.
+    """
+    return log_ratios(level, old_logps_BT, sampled_logps_BT, mask_BT).detach().exp().clamp(max=cap)
+
+
 def ppo_policy(
     logps_BT: Tensor,
     old_logps_BT: Tensor,
@@ -107,20 +119,23 @@ def ppo_policy(
     epsilon_high: float | None = None,
     delta: float | None = None,
     level: RatioLevel = "token",
+    weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Return the clipped surrogate loss. Schulman et al. 2017, equation 7.
 
     Ratios are clipped to 1 - `cliprange` and 1 + `epsilon_high`, which is `cliprange` by default
     (Yu et al. 2025, DAPO, section 3.1). With `delta`, the ratio of a bad token counts no more than
     that: the loss of a token whose advantage is A < 0 is at most delta |A| (dual clip, Ye et al.
-    2020; two-sided clipping, INTELLECT-2, 2025). Metrics are shares of the tokens.
+    2020; two-sided clipping, INTELLECT-2, 2025). With `weights_BT` (`importance_weights`), each
+    token's loss is multiplied by its weight. Metrics are shares of the tokens.
     """
     log_ratio_BT = log_ratios(level, logps_BT, old_logps_BT, mask_BT)
     ratio_BT = log_ratio_BT.exp()
     lowest, highest = 1 - cliprange, 1 + (cliprange if epsilon_high is None else epsilon_high)
     unclipped_BT = -advantages_BT * (ratio_BT if delta is None else ratio_BT.clamp(max=delta))
     clipped_BT = -advantages_BT * ratio_BT.clamp(lowest, highest)
-    loss = aggregate(torch.maximum(unclipped_BT, clipped_BT), mask_BT)
+    losses_BT = torch.maximum(unclipped_BT, clipped_BT)
+    loss = aggregate(losses_BT if weights_BT is None else weights_BT * losses_BT, mask_BT)
     with torch.no_grad():
         is_clipped_BT = clipped_BT > unclipped_BT
 

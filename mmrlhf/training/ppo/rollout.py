@@ -68,8 +68,9 @@ def collect_rollout(
 
     Number i of a step's prompts belongs to process i modulo their number, and so does the prompt
     that replaces it. If a reward function fails, the run stops, and `failure_file` records the
-    failed input. Raises NotFiniteError, on all processes, if something was not finite, and
-    InputError if dynamic sampling finds no prompt that tells answers apart.
+    failed input. Raises NotFiniteError, on all processes, if something was not finite, EngineError
+    if the engine is gone, and InputError if dynamic sampling finds no prompt that tells answers
+    apart.
     """
     num_processes, rank = accelerator.num_processes, accelerator.process_index
     num_prompts = config.per_device_train_batch_size * num_processes
@@ -125,7 +126,6 @@ def sample_and_score(
     prompts = [replace(prompt, id=row_id) for prompt, (_, row_id) in zip(prompts, numbered, strict=True)]
     params = replace(_sampling_params(config), seed=step_seed(config.seed, step))
     engine.wake()
-    engine.set_policy(step)
     completions = engine.sample(prompts, config.num_generations, params)
     engine.free()
     samples = build_samples(rows, completions, config.num_generations, config.response_length)

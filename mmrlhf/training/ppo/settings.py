@@ -17,6 +17,7 @@ def check_settings(config: PPOConfig) -> None:
     _check_loss(config)
     _check_kl(config)
     _check_loop(config)
+    _check_engine(config)
 
 
 def check_minibatches(config: PPOConfig, num_processes: int) -> None:
@@ -98,6 +99,31 @@ def _check_loop(config: PPOConfig) -> None:
         _refuse(config, ("max_num_gen_batches",), "is for dynamic_sampling, which is false")
     elif config.num_generations == 1:
         raise InputError("dynamic_sampling compares the answers to a prompt, and num_generations is 1: sample at least 2")
+
+
+def _check_engine(config: PPOConfig) -> None:
+    engine = config.rollout_engine
+    if engine not in ("local", "vllm") and not config.server_urls:
+        raise InputError(
+            f"rollout_engine {engine!r} is no engine: use local, vllm, or the addresses of servers, http://HOST:PORT, "
+            "separated by commas"
+        )
+    if len(set(config.server_urls)) < len(config.server_urls):
+        raise InputError(f"rollout_engine {engine} names a server twice: list each replica once")
+    if not config.server_urls:
+        _refuse(config, ("vllm_server_timeout",), f"is for servers, and rollout_engine is {engine}")
+    if engine == "vllm" and config.dtype == "nf4":
+        raise InputError(
+            "dtype nf4: vLLM in this process would hold the base in bfloat16, too, and sample from those weights: use "
+            "rollout_engine local, or servers"
+        )
+    if engine != "vllm":
+        _refuse(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
+    if config.has_own_engine:
+        reason = "corrects for an engine that is not the trainer's, and rollout_engine is local"
+        _refuse(config, ("vllm_importance_sampling_correction", "vllm_importance_sampling_cap"), reason)
+    elif not config.corrects_importance:
+        _refuse(config, ("vllm_importance_sampling_cap",), "needs vllm_importance_sampling_correction, which is false")
 
 
 def _refuse(config: PPOConfig, names: Sequence[str], reason: str) -> None:

@@ -125,10 +125,16 @@ def compute_gradients(
             for tensor in (minibatch.mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
         )
         new_NT = logps(roles.policy, minibatch.completions, hidden_NTD, indices)
+        weights_NT = None
+        if config.corrects_importance:
+            weights_NT = policy_losses.importance_weights(
+                config.importance_sampling_level, old_NT, minibatch.completions.logps_NT[indices, :width], mask_NT,
+                cap=config.vllm_importance_sampling_cap,
+            )  # fmt: skip
         loss, metrics = policy_losses.ppo_policy(
             new_NT, old_NT, advantages_NT, mask_NT, aggregate,
             cliprange=config.cliprange, epsilon_high=config.epsilon_high, delta=config.delta,
-            level=config.importance_sampling_level,
+            level=config.importance_sampling_level, weights_BT=weights_NT,
         )  # fmt: skip
         if config.kl_in_loss:
             kl_loss = aggregate(policy_losses.kl(config.penalized_kl, new_NT, ref_NT), mask_NT)

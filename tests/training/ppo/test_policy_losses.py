@@ -171,6 +171,44 @@ def test_sequence_ratio_has_the_gradient_of_gspo():
 # ---- critic --------------------------------------------------------------------------------------
 
 
+def test_importance_weights_are_the_ratio_of_trainer_to_engine_up_to_the_cap():
+    # The trainer gives the first token half the engine's probability, the second 1.5 times, the
+    # third four times (capped), and the last is padding.
+    engine = tensor([[0.4, 0.2, 0.1, 0.5]]).log()
+    trainer = tensor([[0.2, 0.3, 0.4, 0.25]], requires_grad=True).log()
+    mask = tensor([[1.0, 1.0, 1.0, 0.0]])
+    weights = policy_losses.importance_weights("token", trainer, engine, mask, cap=2)
+    assert weights.tolist()[0] == pytest.approx([0.5, 1.5, 2, 1]) and not weights.requires_grad
+    # An answer's: the geometric mean of 0.5, 1.5 and 4 is 3^(1/3) = 1.442.
+    weights = policy_losses.importance_weights("sequence", trainer, engine, mask, cap=2)
+    assert weights.tolist()[0][:3] == pytest.approx([1.442] * 3, abs=1e-3)
+
+
+def test_weighted_policy_loss_matches_hand_computation():
+    # Ratios of 1, advantages of 1 and -1: losses of -1 and 1. Weighted, 0.5 x -1 + 2 x 1 = 1.5, and
+    # half of it per token.
+    loss, metrics = policy_loss([[1.0, 1.0]], [[1.0, -1.0]], weights_BT=tensor([[0.5, 2.0]]))
+    assert loss.item() == pytest.approx(0.75) and metrics["val/ratio"] == pytest.approx(1)
+
+
+def test_weights_make_the_gradient_that_of_the_trainers_policy():
+    """Over what an engine samples, the weighted gradient is that over the trainer's own samples."""
+    logit = tensor(0.4, requires_grad=True)
+    logps = torch.log_softmax(torch.stack([logit, tensor(0.0)]), 0)
+    engine_logps, advantages = tensor([0.3, 0.7]).log(), tensor([2.0, -1.0])
+    (expected,) = torch.autograd.grad(-(logps.exp() * advantages).sum(), logit, retain_graph=True)
+    aggregate, mask = Aggregation("dapo", 1, 1, 1), torch.ones(1, 1)
+    losses = [
+        policy_losses.ppo_policy(
+            logps[i].view(1, 1), logps[i].detach().view(1, 1), advantages[i].view(1, 1), mask, aggregate, cliprange=0.2,
+            weights_BT=policy_losses.importance_weights("token", logps[i].view(1, 1), engine_logps[i].view(1, 1), mask, cap=9),
+        )[0]
+        for i in range(2)
+    ]  # fmt: skip
+    (gradient,) = torch.autograd.grad(sum(p * loss for p, loss in zip((0.3, 0.7), losses, strict=True)), logit)
+    assert gradient.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_ppo_value_takes_worse_of_clipped_and_unclipped():
     # The value moved from 0 to 3, and the target is 4: squared error 1, or 9 when clipped to 1.
     def value_loss(value):

@@ -43,6 +43,24 @@ ADAPTIVE = {"kl_controller": "adaptive", "target_kl": 2.0}
         ({"kl_horizon": 10.0}, "kl_horizon is for kl_controller adaptive"),
         ({"kl_controller": "adaptive"}, "kl_controller adaptive needs a target: give target_kl, in nats per answer"),
         ({**ADAPTIVE, "kl_coef": 0.0}, "kl_controller adaptive multiplies kl_coef, which is 0 and would stay 0"),
+        ({"rollout_engine": "sglang"}, "rollout_engine 'sglang' is no engine: use local, vllm, or the addresses of servers"),
+        ({"rollout_engine": "http://a:1,b:1"}, "'http://a:1,b:1' is no engine"),
+        ({"rollout_engine": "http://a:1, http://a:1/"}, "names a server twice: list each replica once"),
+        ({"rollout_engine": "http://a:1", "vllm_gpu_memory_utilization": 0.5}, "is for vLLM in this process"),
+        (
+            {"rollout_engine": "vllm", "vllm_server_timeout": 5.0},
+            "vllm_server_timeout is for servers, and rollout_engine is vllm",
+        ),
+        (
+            {"vllm_importance_sampling_correction": True},
+            "corrects for an engine that is not the trainer's, and rollout_engine is",
+        ),
+        ({"vllm_importance_sampling_cap": 3.0}, "vllm_importance_sampling_cap corrects for an engine that is not the trainer's"),
+        (
+            {"rollout_engine": "vllm", "vllm_importance_sampling_correction": False, "vllm_importance_sampling_cap": 3.0},
+            "vllm_importance_sampling_cap needs vllm_importance_sampling_correction, which is false",
+        ),
+        ({"rollout_engine": "vllm", "dtype": "nf4"}, "dtype nf4: vLLM in this process would hold the base in bfloat16, too"),
     ],
 )
 def test_contradictions_are_refused_with_their_reason(tmp_path, settings, message):

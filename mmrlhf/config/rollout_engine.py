@@ -1,0 +1,41 @@
+"""Settings of the engine that samples answers in training."""
+
+from __future__ import annotations
+
+from mmrlhf.config.base import Fraction, Positive, settings
+
+
+@settings
+class RolloutEngineConfig:
+    """Where a policy that trains samples its answers; docs/engines.md has the servers' command."""
+
+    rollout_engine: str = "local"
+    """What samples answers: `local`, the trainer itself; `vllm`, vLLM in the trainer's process; or
+    vLLM servers, `http://HOST:PORT`, several separated by commas, which take prompts in turn."""
+    vllm_importance_sampling_correction: bool | None = None
+    """Weigh each token of the policy's loss by how much likelier the trainer thinks it than the
+    engine that sampled it; by default for every engine but `local`."""
+    vllm_importance_sampling_cap: Positive = 2.0
+    """Largest such weight (truncated importance sampling)."""
+    vllm_server_timeout: Positive = 240.0
+    """Seconds to wait for a server that is gone, before the run saves and stops."""
+    vllm_gpu_memory_utilization: Fraction = 0.3
+    """Share of the GPU's memory that vLLM takes in the trainer's process."""
+
+    @property
+    def has_own_engine(self) -> bool:
+        """Return whether the trainer samples with its own weights and kernels."""
+        return self.rollout_engine == "local"
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Return whether the policy's loss is weighted by the engine's importance ratios."""
+        if self.vllm_importance_sampling_correction is None:
+            return not self.has_own_engine
+        return self.vllm_importance_sampling_correction
+
+    @property
+    def server_urls(self) -> list[str]:
+        """Return the addresses of the servers, empty for an engine in the trainer's process."""
+        names = [name.strip().rstrip("/") for name in self.rollout_engine.split(",")]
+        return names if all(name.startswith(("http://", "https://")) for name in names) else []

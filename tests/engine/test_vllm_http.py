@@ -1,0 +1,277 @@
+"""Servers with vLLM's protocol: versions, pictures, retries, and what is refused."""
+
+import base64
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmrlhf.engine import vllm_features, vllm_http, vllm_requests
+from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.engine.scoring import in_micro_batches, logps
+from mmrlhf.engine.vllm_http import Server, VLLMServers
+from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.records import InputError
+from tests.helpers.fake_vllm import fake_vllm
+
+PARAMS = SamplingParams(8, 0.7, seed=3)
+
+
+@pytest.fixture
+def fake(tiny_vlm_path, examples):
+    with fake_vllm(tiny_vlm_path, examples) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_http, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def policy(vlm):
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 64, 0)
+    return Role(adapters, "policy")
+
+
+def change(policy, seed):
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def save(policy, folder):
+    policy.adapters.save("policy", folder)
+    return folder
+
+
+def engine_of(vlm, *fakes, patience=0.2, **settings):
+    return VLLMServers(vlm, [Server(fake.url, patience) for fake in fakes], "policy-test", **settings)
+
+
+# ---- versions ------------------------------------------------------------------------------------
+
+
+def test_each_version_has_its_name_and_the_old_one_is_unloaded(fake, policy, examples, tmp_path):
+    engine, prompts = engine_of(policy.vlm, fake), prompts_from_examples(policy.vlm, examples[:3])
+    assert engine.policy_version == -1
+    for version in (0, 1):
+        change(policy, version)
+        engine.set_policy(version, save(policy, tmp_path / str(version)))
+        engine.set_policy(version, tmp_path / "is not read again")
+        sampled = engine.sample(prompts, 2, PARAMS)
+        own = in_micro_batches(logps, policy, sampled)
+        assert torch.allclose(own, sampled.logps_NT, atol=1e-5), version
+        assert {body["model"] for body in fake.generated[-3:]} == {f"policy-test-v{version}"} == set(fake.loaded)
+        assert engine.sample(prompts, 2, PARAMS).texts == sampled.texts
+    greedy = SamplingParams(8, 0.0)
+    assert engine.sample(prompts, 1, greedy).texts == LocalEngine(policy).sample(prompts, 1, greedy).texts
+    assert sampled.prompt_index_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(sampled.entropy_NT, -sampled.logps_NT)
+    engine.close()
+    assert not fake.loaded
+
+
+def test_base_is_asked_for_without_an_adapter(fake, vlm, examples):
+    engine = engine_of(vlm, fake)
+    engine.set_policy(0)
+    engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
+    assert fake.generated[0]["model"] == "base"
+
+
+def test_a_server_that_answers_with_another_version_is_refused(fake, policy, examples, tmp_path):
+    engine = engine_of(policy.vlm, fake)
+    engine.set_policy(4, save(policy, tmp_path / "v4"))
+    fake.answers_as = "policy-test-v3"
+    with pytest.raises(EngineError, match=r"was asked for policy-test-v4 and answered as policy-test-v3: it must serve each"):
+        engine.sample(prompts_from_examples(policy.vlm, examples[:1]), 1, PARAMS)
+
+
+def test_a_restarted_server_gets_the_adapter_again(fake, policy, examples, tmp_path):
+    engine, prompts = engine_of(policy.vlm, fake), prompts_from_examples(policy.vlm, examples[:3])
+    engine.set_policy(0, save(policy, tmp_path / "v0"))
+    before = engine.sample(prompts, 1, PARAMS)
+    fake.restart()
+    assert engine.sample(prompts, 1, PARAMS).texts == before.texts
+    fake.restart()
+    engine.set_policy(1, save(policy, tmp_path / "v1"))  # nothing there to unload
+    assert set(fake.loaded) == {"policy-test-v1"}
+
+
+def test_adapters_that_a_server_does_not_see_or_allow(fake, policy, tmp_path):
+    engine, adapter = engine_of(policy.vlm, fake), save(policy, tmp_path / "v0")
+    fake.sees_adapters = False
+    with pytest.raises(EngineError, match=rf"finds no adapter at {adapter}: give an --output_dir that the server sees"):
+        engine.set_policy(0, adapter)
+    fake.allows_adapters = False
+    with pytest.raises(EngineError, match=r"HTTP 404: Not Found\): start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+        engine.set_policy(0, adapter)
+
+
+# ---- several servers and processes ---------------------------------------------------------------
+
+
+def test_prompts_go_to_the_servers_in_turn(tiny_vlm_path, policy, examples, tmp_path):
+    adapter = save(policy, tmp_path / "v0")
+    with fake_vllm(tiny_vlm_path, examples) as a, fake_vllm(tiny_vlm_path, examples) as b:
+        prompts = prompts_from_examples(policy.vlm, examples[:5])
+        engine = engine_of(policy.vlm, a, b)
+        engine.set_policy(0, adapter)
+        sampled = engine.sample(prompts, 2, PARAMS)
+        assert (len(a.generated), len(b.generated)) == (3, 2) and set(a.loaded) == set(b.loaded) == {"policy-test-v0"}
+        alone = engine_of(policy.vlm, b)
+        alone._model = "policy-test-v0"
+        assert alone.sample(prompts, 2, PARAMS).texts == sampled.texts  # which server answers decides nothing
+        second = engine_of(policy.vlm, a, b, rank=1, num_processes=2)
+        second.set_policy(0, adapter)  # the first process has loaded it
+        second.sample(prompts[:1], 1, PARAMS)
+        assert (len(a.generated), len(b.generated)) == (3, 8)
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def test_pictures_go_as_features_under_the_feature_key(fake, vlm, examples, capsys):
+    engine, (prompt,) = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+    engine.set_policy(0)
+    engine.sample([prompt], 1, PARAMS)
+    (body,) = fake.generated
+    assert body["token_ids"] == prompt.token_ids.tolist() and "content_parts" not in body
+    features = body["features"]
+    assert features["mm_hashes"] == {"image": [f"{vlm.encoder.fingerprint}/{prompt.images[0].key}"]}
+    places = [i for i, token in enumerate(body["token_ids"]) if token == vlm.model.config.image_token_id]
+    assert features["mm_placeholders"] == {"image": [{"offset": places[0], "length": 9}]} and len(places) == 9
+    embeds = prompt.image_features[0].levels[0][0]
+    # MessagePack: the tensor's bytes are an extension of type 3 with a length of 32 bits.
+    content = base64.b64decode(features["kwargs_data"]["image"][0])
+    start = content.index(b"\xc9" + (9 * 128 * 4).to_bytes(4) + b"\x03") + 6
+    assert torch.equal(
+        torch.frombuffer(bytearray(content[start : start + 9 * 128 * 4]), dtype=torch.float32).view(9, 128), embeds
+    )
+    assert capsys.readouterr().out == "note: pictures go to the servers as features, and their towers do not run\n"
+
+
+def test_refused_features_become_pixels_with_one_note(fake, vlm, examples, capsys):
+    engine, prompts = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:3])
+    engine.set_policy(0)
+    fake.takes_features = False
+    engine.sample(prompts, 1, PARAMS)
+    engine.sample(prompts, 1, PARAMS)
+    assert capsys.readouterr().out.count("note:") == 1
+    bodies = fake.generated[1:]
+    assert len(bodies) == 6 and all("features" not in body for body in bodies)
+    part = bodies[0]["content_parts"][0]
+    image = examples[0].images[0]
+    assert part["uuid"] == image.key and base64.b64decode(part["url"].partition("base64,")[2]) == image.read()
+
+
+def test_a_family_whose_features_vllm_does_not_take_sends_pixels(fake, vlm, examples, monkeypatch, capsys):
+    monkeypatch.setattr(vllm_features, "FEATURE_LAYOUTS", {})
+    engine = engine_of(vlm, fake)
+    engine.set_policy(0)
+    engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
+    assert "content_parts" in fake.generated[0]
+    assert "as pixels, which their towers encode again (vLLM takes no features of llava)" in capsys.readouterr().out
+
+
+def test_features_of_a_wrong_shape_are_not_sent(fake, vlm, examples):
+    engine, (prompt,) = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+    engine.set_policy(0)
+    (features,) = prompt.image_features
+    for levels in ([[features.levels[0][0][:8]]], [[features.levels[0][0][:, :64]]], [[features.levels[0][0]]] * 2):
+        if len(levels) == 2:
+            levels = [levels[0], [levels[1][0][:, :5]]]
+        with pytest.raises(InputError, match=f"row {prompt.id}"):
+            engine.sample([replace(prompt, image_features=(replace(features, levels=levels),))], 1, PARAMS)
+    assert not fake.generated
+
+
+# ---- servers that fail ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statuses", [[503, 502], [0], [429, 0, 504]])
+def test_a_server_that_comes_back_is_asked_again(fake, vlm, examples, statuses):
+    engine, prompts = engine_of(vlm, fake, patience=5), prompts_from_examples(vlm, examples[:2])
+    engine.set_policy(0)
+    expected = engine.sample(prompts, 1, PARAMS)
+    fake.statuses = list(statuses)
+    assert engine.sample(prompts, 1, PARAMS).texts == expected.texts and not fake.statuses
+
+
+def test_a_server_that_stays_away_is_named(fake, vlm, examples):
+    engine = engine_of(vlm, fake)
+    engine.set_policy(0)
+    fake.is_gone_after = 0
+    with pytest.raises(EngineError, match=rf"{fake.url} did not answer for 0.2 seconds \(it is gone\): start it again"):
+        engine.sample(prompts_from_examples(vlm, examples[:2]), 1, PARAMS)
+
+
+def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
+    (prompt,) = prompts_from_examples(vlm, examples[:1])
+    engine, server = VLLMServers(vlm, [], "p", _model="m"), Server("http://127.0.0.1:9", 0)
+    choice = {
+        "index": 0, "token_ids": [7, 3], "finish_reason": "stop",
+        "logprobs": {"content": [{"token_id": 7, "logprob": -0.5}, {"token_id": 3, "logprob": -1.0}]},
+    }  # fmt: skip
+    reply = {"model": "m", "prompt_token_ids": prompt.token_ids.tolist(), "choices": [choice]}
+    (answer,) = engine._read(server, prompt, 1, PARAMS, reply)
+    assert (answer.token_ids, answer.logps, answer.is_finished) == ([7, 3], [-0.5, -1.0], True)
+    for changes, message in (
+        ({"prompt_token_ids": [1, 2]}, "reads row .* as 2 tokens"),
+        ({"choices": []}, "sends other than 1 answers of up to 8 tokens"),
+        ({"choices": [choice | {"finish_reason": "abort"}]}, "an answer ended by abort"),
+        ({"choices": [choice | {"token_ids": [7, 4]}]}, "log-probs of other tokens"),
+        ({"choices": [choice | {"logprobs": None}]}, "sends no answers"),
+        ({"choices": [choice | {"token_ids": [], "logprobs": {"content": []}}]}, "sends other than 1 answers"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            engine._read(server, prompt, 1, PARAMS, reply | changes)
+    for no_reply in ("Success", None, {"detail": "x"}):
+        with pytest.raises(EngineError, match="sends no answers"):
+            engine._read(server, prompt, 1, PARAMS, no_reply)
+
+
+def test_what_a_server_lacks_is_found_before_the_run(fake):
+    Server(fake.url, 0).check(4096)
+    with pytest.raises(EngineError, match="takes 4096 tokens, and max_length is 5000: start it with --max-model-len 5000"):
+        Server(fake.url, 0).check(5000)
+    fake.allows_adapters = False
+    with pytest.raises(EngineError, match="has no /v1/unload_lora_adapter: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+        Server(fake.url, 0).check(1)
+    with pytest.raises(EngineError, match=r"127.0.0.1:9 cannot be reached \(.*\): start the server, or correct the address"):
+        Server("http://127.0.0.1:9", 0).check(1)
+
+
+def test_api_key_goes_into_the_header(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert Server("http://127.0.0.1:9", 0)._client.headers["authorization"] == "Bearer secret"
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def test_sampling_params_describe_the_trainers_distribution(vlm):
+    params = vllm_requests.sampling_params(vlm, SamplingParams(9, 0.7, min_tokens=2), 4, 11)
+    assert {name: params[name] for name in ("n", "temperature", "max_tokens", "min_tokens", "seed", "logprobs")} == {
+        "n": 4, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "seed": 11, "logprobs": 0,
+    }  # fmt: skip
+    assert params["stop_token_ids"] == list(vlm.eos) and params["ignore_eos"]
+    assert params["logit_bias"] == {str(token): -100.0 for token in vlm.suppressed_tokens.tolist()}
+    assert str(vlm.model.config.image_token_id) in params["logit_bias"]
+    json.dumps(params)
+    for unread in ({"top_p": 0.9}, {"top_k": 5}, {"stop": ("x",)}):
+        with pytest.raises(InputError, match="leave top_p, top_k and stop out"):
+            vllm_requests.sampling_params(vlm, SamplingParams(9, **unread), 1, 0)
+
+
+def test_seeds_depend_on_row_and_step_and_not_on_the_batch(vlm, examples):
+    prompts = prompts_from_examples(vlm, examples[:3])
+    seeds = vllm_requests.prompt_seeds(prompts, 5)
+    assert vllm_requests.prompt_seeds(prompts[1:], 5) == seeds[1:] and len(set(seeds)) == 3
+    assert not set(vllm_requests.prompt_seeds(prompts, 6)) & set(seeds)
+    twice = vllm_requests.prompt_seeds([prompts[0], prompts[0]], 5)
+    assert twice[0] == seeds[0] != twice[1]

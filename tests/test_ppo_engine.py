@@ -1,0 +1,170 @@
+"""PPO and GRPO on the answers of a server: versions, differences, servers that are gone."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mmrlhf.engine import vllm_http
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.ppo import ppo
+from mmrlhf.records import InputError
+from mmrlhf.training.ppo.engine import check_engine
+from tests.helpers.fake_vllm import fake_vllm
+from tests.helpers.stages import ppo_config
+
+
+@pytest.fixture
+def fake(tiny_vlm_path, examples):
+    with fake_vllm(tiny_vlm_path, examples) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_http, "FIRST_PAUSE", 0.01)
+
+
+def longer(samples):
+    return [len(s.answer) + sum(map(ord, s.answer)) / 1e4 for s in samples]
+
+
+def config_of(model, output_dir, url, **settings):
+    defaults = {
+        "advantage_estimator": "grpo", "reward_terms": "longer=1", "max_steps": 2, "num_ppo_epochs": 1, "num_mini_batches": 1,
+        "num_sample_generations": 0, "logging_steps": 1, "rollout_engine": url, "vllm_server_timeout": 0.2,
+    }  # fmt: skip
+    return ppo_config(model, None, output_dir, **{**defaults, **settings})
+
+
+def train(config, examples):
+    ppo(config, examples, extra_reward_functions={"longer": longer})
+    return [row for row in read_jsonl(f"{config.output_dir}/metrics.jsonl") if row["step"]]
+
+
+def test_every_step_samples_from_its_own_version(tiny_vlm_path, examples, tmp_path, fake):
+    rows = train(config_of(tiny_vlm_path, tmp_path, fake.url, advantage_estimator="gae", max_steps=3), examples)
+    names = [body["model"].rpartition("-v") for body in fake.generated]
+    assert [version for _, _, version in names] == ["0"] * 3 + ["1"] * 3 + ["2"] * 3 and len({name for name, _, _ in names}) == 1
+    assert not fake.loaded  # the last one, too, is unloaded
+    for row in rows:
+        assert row["sampling/policy_version"] == row["step"] - 1
+        assert row["sampling/logp_difference/mean"] <= row["sampling/logp_difference/max"] < 1e-5
+        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
+        assert row["val/ratio_first"] == pytest.approx(1, abs=1e-5) and row["policy/entropy_avg"] > 0
+    assert rows[1]["objective/kl"] != 0
+    assert not (tmp_path / "engine").exists() and not (tmp_path / "warnings.jsonl").read_text().count("logp_difference")
+
+
+def test_old_logps_are_the_trainers_and_the_difference_warns(tiny_vlm_path, examples, tmp_path, fake):
+    fake.logp_shift = 0.3  # the engine thinks every token likelier than the trainer does: ratios of exp(-0.3)
+    (row,) = train(config_of(tiny_vlm_path, tmp_path, fake.url, max_steps=1), examples)
+    assert row["objective/kl"] == pytest.approx(0, abs=1e-5) and row["val/ratio_first"] == pytest.approx(1, abs=1e-5)
+    assert row["sampling/logp_difference/mean"] == pytest.approx(0.3, abs=1e-5)
+    assert row["sampling/importance_sampling_ratio/max"] == pytest.approx(0.7408, abs=1e-4)
+    (warning,) = [row for row in read_jsonl(tmp_path / "warnings.jsonl") if row["name"] == "logp_difference"]
+    assert "differ from the trainer's by 0.3 nats per token" in warning["warning"]
+
+
+def test_correction_weighs_the_loss_and_can_be_turned_off(tiny_vlm_path, examples, tmp_path, fake):
+    """The gradient of one step is multiplied by the ratio, exp(-0.3), or by the cap."""
+    fake.logp_shift = 0.3
+    settings = {"max_steps": 1, "kl_coef": 0.0}
+    (on,) = train(config_of(tiny_vlm_path, tmp_path / "on", fake.url, **settings), examples)
+    off = train(
+        config_of(tiny_vlm_path, tmp_path / "off", fake.url, vllm_importance_sampling_correction=False, **settings), examples
+    )
+    capped = train(config_of(tiny_vlm_path, tmp_path / "cap", fake.url, vllm_importance_sampling_cap=0.5, **settings), examples)
+    assert on["grad_norm"] / off[0]["grad_norm"] == pytest.approx(0.7408, rel=1e-3)
+    assert capped[0]["grad_norm"] / off[0]["grad_norm"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_run_without_its_server_saves_stops_and_goes_on(tiny_vlm_path, examples, tmp_path, fake):
+    settings = {"max_steps": 4, "save_steps": 100, "dynamic_sampling": True}
+    expected = train(config_of(tiny_vlm_path, tmp_path / "whole", fake.url, **settings), examples)
+    fake.is_gone_after = len(fake.generated) + 7  # in the third step, after one of its three prompts
+    config = config_of(tiny_vlm_path, tmp_path / "cut", fake.url, **settings)
+    with pytest.raises(InputError, match=r"did not answer for 0.2 seconds \(it is gone\).*is saved after step 2, and the same"):
+        train(config, examples)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not (tmp_path / "cut" / "engine").exists()
+    fake.is_gone_after = None
+    rows = train(config, examples)
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("time", "eps", "memory/peak_gib", "image_encodes"):
+            del row[name], other[name]
+        assert row == other
+    weights = [load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+def test_what_a_server_cannot_do_stops_the_run_before_it_begins(tiny_vlm_path, examples, tmp_path, fake):
+    config = config_of(tiny_vlm_path, tmp_path / "run", fake.url)
+    fake.sees_adapters = False
+    with pytest.raises(InputError, match=r"finds no adapter at .*/run/engine/v0: give an --output_dir that the server sees"):
+        train(config, examples)
+    fake.max_model_len = 100
+    with pytest.raises(InputError, match="takes 100 tokens, and max_length is 2048"):
+        train(config, examples)
+    assert not any(path for path in (tmp_path / "run").glob("*"))
+    assert not fake.generated
+
+
+def test_vllm_in_process_needs_the_package_and_one_process(tiny_vlm_path, examples, tmp_path):
+    config = config_of(tiny_vlm_path, tmp_path / "run", "vllm", vllm_server_timeout=240.0)
+    with pytest.raises(InputError, match="rollout_engine vllm is for one process: start a vLLM server for several"):
+        check_engine(config, 2)
+    if find_spec("vllm") is None:
+        with pytest.raises(InputError, match="vLLM is not installed here: install it, or start a server elsewhere"):
+            train(config, examples)
+        assert not any((tmp_path / "run").glob("*"))
+
+
+def test_a_server_may_be_replaced_along_the_way(tiny_vlm_path, examples, tmp_path, fake):
+    fake.is_gone_after = 3
+    with pytest.raises(InputError, match="is saved after step 1"):
+        train(config_of(tiny_vlm_path, tmp_path, fake.url), examples)
+    with fake_vllm(tiny_vlm_path, examples) as other:
+        config = config_of(tiny_vlm_path, tmp_path, other.url, allow_change="rollout_engine")
+        assert len(train(config, examples)) == 2
+    assert json.loads((tmp_path / "changes.jsonl").read_text())["name"] == "rollout_engine"
+
+
+TWO_PROCESSES_SCRIPT = """
+import sys
+from mmrlhf.ppo import ppo
+from tests.helpers.scene_rows import scene_examples
+from tests.test_ppo_engine import longer, two_processes_config
+ppo(two_processes_config(*sys.argv[1:], 2), scene_examples(), extra_reward_functions={"longer": longer})
+"""
+
+
+def two_processes_config(model, output_dir, url, prompts_per_process):
+    return config_of(
+        model, output_dir, url, per_device_train_batch_size=prompts_per_process, num_mini_batches=1, max_steps=3, save_steps=100
+    )
+
+
+def test_two_processes_share_the_servers_and_stop_together(tiny_vlm_path, examples, tmp_path, fake):
+    (tmp_path / "run.py").write_text(TWO_PROCESSES_SCRIPT)
+    fake.is_gone_after = 10  # in the third step, of four prompts each
+    stopped = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "run.py"),
+         tiny_vlm_path, str(tmp_path / "two"), fake.url],
+        capture_output=True, text=True, timeout=300,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert stopped.returncode and "is saved after step 2, and the same command goes on" in stopped.stderr, stopped.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["step-000002"]
+    loads = [body["lora_name"].rpartition("-v")[2] for path, body in fake.requests if path == "/v1/load_lora_adapter"]
+    assert loads == ["0", "1", "2"]  # once for both processes
+    fake.is_gone_after = None
+    one = train(two_processes_config(tiny_vlm_path, tmp_path / "one", fake.url, 4), examples)
+    for row, other in zip(one, [row for row in read_jsonl(tmp_path / "two" / "metrics.jsonl") if row["step"]], strict=False):
+        for name in ("objective/scores", "objective/kl", "sampling/logp_difference/max", "loss/policy_avg"):
+            assert row[name] == pytest.approx(other[name], abs=1e-5), (row["step"], name)
