@@ -13,6 +13,7 @@ from typing import Any
 
 import accelerate
 from accelerate import utils
+from torch import Tensor
 
 from mmrlhf.models import sharding
 from mmrlhf.models.lost_process import naming_lost_process
@@ -20,6 +21,14 @@ from mmrlhf.models.lost_process import naming_lost_process
 
 class Accelerator(accelerate.Accelerator):
     """accelerate's, with the exchanges of this module."""
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss.
+
+        It has none if only the projector or the vision tower trains, and its rows have no images.
+        """
+        if loss.requires_grad:
+            super().backward(loss, **kwargs)
 
     def reduce(self, *args: Any, **kwargs: Any) -> Any:
         """Sum or average tensors over the processes."""
