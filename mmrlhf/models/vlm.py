@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mmrlhf.models.answer_images import AnswerText
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.control_tokens import MARKED
 from mmrlhf.models.engine_state import EngineState
@@ -165,6 +166,29 @@ class VLM:
         ]
         for name, text, conversation in zip(names, texts, conversations, strict=True):
             self.check_control_tokens(name, text, conversation)
+        return self._encode_prompts(texts, images, names, limits, row_ids)
+
+    def build_prompts_before(
+        self, texts: Sequence[AnswerText], images: Sequence[tuple[ImageSource, ...]], max_length: int, row_ids: Sequence[str]
+    ) -> list[Prompt]:
+        """Build the prompts that texts of answers continue, of the first of each one's images.
+
+        Raises InputError for a prompt that is longer than `max_length` with its text.
+        """
+        shown = [tuple(i.pinned() for i in row[: text.num_images]) for text, row in zip(texts, images, strict=True)]
+        names = [f"row {row_id} up to a text of an answer" for row_id in row_ids]
+        limits = [max_length - len(text.token_ids) for text in texts]
+        return self._encode_prompts([text.before for text in texts], shown, names, limits, row_ids)
+
+    def _encode_prompts(
+        self,
+        texts: list[str],
+        images: list[tuple[ImageSource, ...]],
+        names: Sequence[str],
+        limits: Sequence[int | None],
+        row_ids: Sequence[str] | None,
+    ) -> list[Prompt]:
+        """Tokenize rendered prompts, and get their images' features."""
         image_features = self.encoder.get_prompt_features(images)
         prompts = []
         for i, (token_ids, extras) in enumerate(self._tokenize(texts, image_features, images)):
