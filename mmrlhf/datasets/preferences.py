@@ -53,7 +53,7 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
             tuple(map(PlacedImage, positions, answer_sources))
             for positions, answer_sources in zip(ranked.image_positions, sources, strict=True)
         )
-    if ranked.answers[0] == ranked.answers[1] and len(ranked.answers) == 2 and not any(answer_images):
+    if len(ranked.answers) == 2 and ranked.answers[0] == ranked.answers[1] and len(set(answer_images)) < 2:
         row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):
@@ -200,9 +200,9 @@ def _parse_llava_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     turns = parse_llava_conversation(row)
     if turns[-1].role == "assistant":  # an answer, not part of the prompt
         turns = turns[:-1]
-    output_1, output_2 = (
-        check_answer(row, parse_turn(row, row.require(name), name, "from", "value"), name) for name in ("output_1", "output_2")
-    )
+    output_1, output_2 = (parse_turn(row, row.require(name), name, "from", "value") for name in ("output_1", "output_2"))
+    for name, output in (("output_1", output_1), ("output_2", output_2)):
+        answer_text(row, output, name)
     preference = row.require("preference")
     if isinstance(preference, bool) or preference not in (1, 2):
         row.fail(f"`preference` must be 1 or 2, the number of the better output, not {preview(preference)}")

@@ -50,7 +50,7 @@ def answer_texts(
     rendered = chat.render([*messages, *turns], num_shown, generation_prompt=bool(following_turns), where=where)
     rendered = chat.align(prompt, rendered)
     spans, end = _find_parts(chat, prompt, rendered, answer, where)
-    ends_with_image = answer.image_positions[-1:] == (len(answer.content),)
+    ends_with_image = not answer.content[answer.image_positions[-1] :].strip()
     find_end = chat.end_pattern.search if ends_with_image else chat.end_pattern.match
     added, after = chat.reply_start, end
     if following_turns:
@@ -83,7 +83,8 @@ def _find_parts(chat: ChatText, prompt: str, rendered: str, answer: Message, whe
         body = text.strip()
         if not body:
             continue
-        start = rendered.find(body, position) if rendered.startswith(prompt) else -1
+        search_from = chat.control_tokens.skip(rendered, position) if part["type"] == "text" else position
+        start = rendered.find(body, search_from) if rendered.startswith(prompt) else -1
         if start < 0 or (part["type"] == "text" and chat.processor.image_token in rendered[position:start]):
             raise InputError(
                 f"{where}the chat template of {chat.name} does not write the images and texts of an answer in their order, so it "

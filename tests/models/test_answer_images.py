@@ -124,6 +124,25 @@ def test_scores_are_those_of_one_pass_over_everything(family):
     assert group_length(model, PromptLengths(family.vlm), groups[0]).num_tokens == longest
 
 
+def test_texts_are_found_between_the_tokens_of_images(tmp_path):
+    """Qwen's `<|vision_end|>` holds the word that follows it; a blank after an image is no text."""
+    f = FamilySetup("qwen2_5_vl", tmp_path / "checkpoint")
+    texts = answer_texts(f.vlm.chat, PROMPT, Message("assistant", "start end ", (5, 10)), 0)
+    assert [f.vlm.tokenizer.decode(text.token_ids) for text in texts] == ["start", " end", "</s>"]
+    assert [text.num_images for text in texts] == [0, 1, 2]
+    assert texts[1].before.endswith("<|vision_end|>") and texts[2].before.endswith("<|vision_end|>")
+
+
+def test_a_template_without_images_in_answers_is_refused(vlm):
+    """As if the template wrote the texts of an assistant's turn alone."""
+    answer = Message("assistant", "So: here.", (4,))
+    vlm.chat.render = lambda messages, n, **kwargs: type(vlm.chat).render(
+        vlm.chat, [dataclasses.replace(m, image_positions=()) if m.role == "assistant" else m for m in messages], 0, **kwargs
+    )
+    with pytest.raises(InputError, match=r"row 7: the chat template of \S+ does not write the images and texts of an answer"):
+        answer_texts(vlm.chat, PROMPT, answer, 0, row_id="7")
+
+
 def test_equal_texts_with_other_images_have_scores_of_their_own(family):
     model = RewardModel(Role(family.adapters, "policy", scalar_head(torch.ones(family.vlm.hidden_size))), "none", "before")
     images = (placed((0, IMAGE_A)), placed((0, IMAGE_B)), placed((0, IMAGE_A)))
@@ -244,6 +263,14 @@ def test_formats_give_the_same_row(name, folder):
     score_config = ScoreConfig(reward_model_path="none", dataset_name=path, output_file=str(folder / "scores.jsonl"))
     with pytest.raises(InputError, match="which only dpo and reward read"):
         score(score_config)
+
+
+def test_equal_answers_with_equal_images_are_refused(folder):
+    row = FORMATS["LLaMA-Factory"] | {"rejected": {"from": "gpt", "value": "So: <image>"}}
+    (pair,) = read_preferences(write_row(folder, row), answer_images=True)
+    assert pair.answers[0] == pair.answers[1]
+    with pytest.raises(InputError, match="the chosen and the rejected answer are the same"):
+        read_preferences(write_row(folder, row | {"images": ["p.png", "a.png", "a.png"]}), answer_images=True)
 
 
 def test_commands_on_files_read_answers_with_images(folder, capsys):
