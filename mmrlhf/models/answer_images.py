@@ -36,7 +36,7 @@ def answer_texts(
     following_turns: Sequence[Message] = (),
     row_id: str = "",
 ) -> list[AnswerText]:
-    """Return the texts of an answer that shows images, in order.
+    """Return the texts of an answer that may show images, in order.
 
     `num_images` are in the prompt. The last text goes on as `ChatText.answer_token_ids` says; if
     the answer ends with an image, that is all it has. Raises InputError, naming the row, if a text
@@ -50,7 +50,7 @@ def answer_texts(
     rendered = chat.render([*messages, *turns], num_shown, generation_prompt=bool(following_turns), where=where)
     rendered = chat.align(prompt, rendered)
     spans, end = _find_parts(chat, prompt, rendered, answer, where)
-    ends_with_image = not answer.content[answer.image_positions[-1] :].strip()
+    ends_with_image = bool(answer.image_positions) and not answer.content[answer.image_positions[-1] :].strip()
     find_end = chat.end_pattern.search if ends_with_image else chat.end_pattern.match
     added, after = chat.reply_start, end
     if following_turns:
