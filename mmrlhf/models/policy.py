@@ -65,10 +65,10 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
         adapters.load(name, Path(config.adapter_path), trainable=True)
     num_weights = adapters.count_weights(name)
     if num_weights[PROJECTOR] or num_weights[VISION_TOWER]:
-        counts = ", ".join(f"{part} {count:,}" for part, count in num_weights.items() if count)
+        counts = ", ".join(f"{count:,} in the {part}" for part, count in num_weights.items() if count)
         print(
-            f"note: the adapter has weights beside the language model's ({counts}): the feature cache is for the base, and "
-            "under the adapter every forward pass encodes its images anew"
+            f"note: the adapter trains {counts}; the feature cache holds the base's features, so every forward pass under the "
+            "adapter encodes its images anew"
         )
 
 
