@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.training.dpo import losses
-from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch, untied_comparisons
+from mmrlhf.training.dpo.batch import PreferenceBatch, answer_lengths, build_batch, untied_comparisons
 from mmrlhf.training.dpo.held_out_pairs import CHOOSING_METRICS, HeldOutPairs
 from mmrlhf.training.dpo.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.dpo.reference_logps import precompute, reference_logps
@@ -72,13 +73,13 @@ def dpo(
     """
     _check_config(config)
     if held_out is None and config.eval_dataset_name:
-        held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder)
+        held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, answer_images=True)
     pairs = HeldOutPairs(config, held_out) if held_out else None
     evaluation = PolicyEvaluation(config, _join(pairs, eval_function), held_out_metrics=CHOOSING_METRICS if pairs else {})
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir = run.path / "policy"
-    preferences, kept = open_rows(config, run, preferences, read_preferences)
+    preferences, kept = open_rows(config, run, preferences, partial(read_preferences, answer_images=True))
     if held_out is not None:
         run.claim_rows(held_out, "eval")
     evaluation.claim(run, preferences)
@@ -255,12 +256,10 @@ def _usable_rows(
         raise InputError(f"{dataset} has no row with an image, and image_pairs compares images: leave it out")
 
     def lengths_of(row: Preference) -> list[Length]:
-        answers = [vlm.answer_token_ids(row.prompt, answer, len(row.images), row_id=row.id) for answer in row.answers]
-        limit = lengths.limit(config.max_length)
-        measured = [Length(lengths.count(row.prompt, row.images) + max(map(len, answers)), limit)]
+        measured = answer_lengths(config, vlm, lengths, row, row.images, range(len(row.answers)))
         if config.image_pairs == "other" and (images := rejected_images(config, rows, row)):
-            measured.append(Length(lengths.count(row.prompt, images) + len(answers[0]), limit))
-        return measured
+            measured += answer_lengths(config, vlm, lengths, row, images, [0])
+        return [Length(num_tokens, lengths.limit(config.max_length)) for num_tokens in measured]
 
     return subset(rows, usable_indices(rows, config, dataset, lengths_of, lengths, run.console, kept))
 

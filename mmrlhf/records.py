@@ -177,6 +177,24 @@ class Example:
     facts: tuple[Fact, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def all_images(self) -> tuple[ImageSource, ...]:
+        """Return the prompt's images: an example has no others."""
+        return self.images
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image inside an answer: `position` is an offset in the answer's text."""
+
+    position: int
+    source: ImageSource
+
+
+def answer_turn(text: str, images: Sequence[PlacedImage] = ()) -> Message:
+    """Return an answer as the assistant's turn, with the places of the images inside it."""
+    return Message("assistant", text, tuple(image.position for image in images))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -198,7 +216,8 @@ class Preference:
     `prompt` ends with a user turn. `ranks` never decrease; equal ranks are a tie. `ratings`, if the
     annotators gave any, have one value per answer, and only their differences mean anything.
     `source` is the dataset the row originally came from; `hallucinated` says whether annotators saw
-    false claims in the worst answer.
+    false claims in the worst answer. `answer_images` are the images inside each answer, and empty
+    if no answer has any.
     """
 
     id: str
@@ -211,6 +230,7 @@ class Preference:
     source: str = ""
     hallucinated: bool | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    answer_images: tuple[tuple[PlacedImage, ...], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_pair(
@@ -227,6 +247,15 @@ class Preference:
     @property
     def rejected(self) -> str:
         return self.answers[-1]
+
+    def images_of(self, answer: int) -> tuple[PlacedImage, ...]:
+        """Return the images inside an answer."""
+        return self.answer_images[answer] if self.answer_images else ()
+
+    @property
+    def all_images(self) -> tuple[ImageSource, ...]:
+        """Return the prompt's images and those inside the answers."""
+        return (*self.images, *(image.source for images in self.answer_images for image in images))
 
     @property
     def comparisons(self) -> list[Comparison]:

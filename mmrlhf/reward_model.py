@@ -78,9 +78,10 @@ def train_reward_model(
         kept = KeptChecks(run.path / "rows.json", run.add_file)
         kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
-        preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+        source = (config.dataset_train_split, config.image_folder, facts, True)
+        preferences = read_preferences(config.dataset_name, *source)
         if config.eval_dataset_name:
-            held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
+            held_out = read_preferences(config.eval_dataset_name, *source)
     run.claim_rows(preferences)
     if held_out is not None:
         run.claim_rows(held_out, "eval")

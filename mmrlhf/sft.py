@@ -2,8 +2,8 @@
 
 The loss is on the tokens of assistant turns only. `lora` trains an adapter and merges it at the
 end; `full` trains the language model. Both write an ordinary checkpoint, so in later stages
-"adapters off" is exactly this model. The vision tower and the projector stay frozen. Not
-implemented: packing several rows into one sequence.
+"adapters off" is exactly this model. The vision tower and the projector stay frozen, unless
+`lora_target_modules` names them. Not implemented: packing several rows into one sequence.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def check(
                     has_preferences = is_preference(row)
                     console.print(f"{path}: {detect_format(row)}", markup=False)
                 record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
-                for source in record.images:
+                for source in record.all_images:
                     key = summary.register_image(source)
                     if key not in opened_images:
                         open_image(source)

@@ -55,7 +55,7 @@ def convert(
     facts = read_facts(facts_file) if facts_file else None
     records: Any
     if has_preferences(path, split):
-        records = read_preferences(path, split, image_folder, facts)
+        records = read_preferences(path, split, image_folder, facts, answer_images=True)
     elif target_format in EXAMPLE_FORMATS:
         records = read_examples(path, split, image_folder, facts)
     else:
@@ -81,7 +81,7 @@ def convert(
             if kept_indices is not None and index not in kept_indices:
                 skipped["pairs to balance lengths"] += 1
                 continue
-            images = [image_value(source, image_root, embed_images) if with_images else {} for source in record.images]
+            images = [image_value(source, image_root, embed_images) if with_images else {} for source in record.all_images]
             yield row_format.to_row(record, images)
 
     # A first pass without images finds the columns, and any bad row before anything is written.

@@ -25,7 +25,7 @@ def cache_features(config: EncodeConfig) -> dict[str, float]:
     dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder)
     rows: Sequence[Example] | Sequence[Preference]
     if has_preferences(config.dataset_name, config.dataset_train_split):
-        rows = read_preferences(*dataset_args)
+        rows = read_preferences(*dataset_args, answer_images=True)
     else:
         rows = read_examples(*dataset_args)
     vlm = load(config.model_name_or_path, config.dtype, engine=config)
@@ -35,7 +35,7 @@ def cache_features(config: EncodeConfig) -> dict[str, float]:
     with progress(len(rows), "encode") as progress_bar:
         for start in range(0, len(rows), ROWS_PER_BATCH):
             batch = rows[start : start + ROWS_PER_BATCH]
-            vlm.encoder.get_features([row.images for row in batch])
+            vlm.encoder.get_features([row.all_images for row in batch])
             if not disk.writable:
                 raise InputError(f"feature_cache_dir {disk.folder} cannot be written: free some space or name another")
             num_done += len(batch)

@@ -63,7 +63,7 @@ def _image_keys(path: str, table: Table, image_folder: str | None) -> list[set[s
     for raw_row in checked_rows(path, table):
         row = raw_row.parse()
         record = parse_preference(row, context) if is_preference(row) else parse_example(row, context, require_answer=False)
-        keys.append({image.key for image in record.images} or {repr(record.prompt)})
+        keys.append({image.key for image in record.all_images} or {repr(record.prompt)})
     return keys
 
 

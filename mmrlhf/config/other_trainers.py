@@ -6,7 +6,9 @@ meaning.
 
 from __future__ import annotations
 
-FROZEN = "vision tower and projector always stay frozen, and adapters are in the language model only"
+FROZEN = (
+    "vision tower and projector are frozen, unless lora_target_modules names projector or vision_tower, which adds adapters there"
+)
 DISTRIBUTED = (
     "the launcher decides: start one process per GPU with `accelerate launch --multi_gpu --num_processes N -m mmrlhf ...`, and "
     "shard the base with its --use_fsdp --fsdp_version 2 or --use_deepspeed --zero_stage 3; docs/processes.md says what that supports"

@@ -58,10 +58,11 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """LoRA adapter on the base to start from, such as another run's; its rank, scale and layers
     replace the lora settings."""
     lora_r: Count = 16
-    """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
+    """Rank of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
-    """Layers of the language model to adapt: all linear ones, or names such as
-    `q_proj,k_proj,v_proj,o_proj`."""
+    """Layers to adapt: `all-linear` or names such as `q_proj,v_proj` in the language model, and
+    `projector` and `vision_tower` for theirs. Under these two, images are encoded in every forward
+    pass."""
     lora_alpha: Positive = 32.0
     """The adapter's update is scaled by lora_alpha / lora_r."""
     dtype: Dtype = "float32"

@@ -121,25 +121,30 @@ def parse_prompt(row: Row, name: str) -> list[Turn]:
     return [make_turn(row, "user", value, name)] if isinstance(value, str) else parse_turns(row, value, name)
 
 
-def parse_answer(row: Row, name: str) -> str:
+def parse_answer(row: Row, name: str) -> Turn:
     """Parse TRL's answer: text, or a conversation of one turn. Raises InputError."""
     value = row.require(name)
     if isinstance(value, str):
-        return answer_text(row, make_turn(row, "assistant", value, name), name)
+        return check_answer(row, make_turn(row, "assistant", value, name), name)
     turns = parse_turns(row, value, name)
     if len(turns) != 1:
         row.fail(f"`{name}` must be one assistant turn, not {len(turns)} turns: move the earlier ones to `prompt`")
-    return answer_text(row, turns[0], name)
+    return check_answer(row, turns[0], name)
+
+
+def check_answer(row: Row, turn: Turn, name: str) -> Turn:
+    """Return an assistant's turn, which may show images. Raises InputError if it is no answer."""
+    if turn.role != "assistant":
+        row.fail(f"`{name}` must be the assistant's turn, not the {turn.role}'s")
+    if is_blank(turn.text) and not turn.num_images:
+        row.fail(f"`{name}` is empty: fill it in or drop the row")
+    return turn
 
 
 def answer_text(row: Row, turn: Turn, name: str) -> str:
     """Return the text of an assistant's turn. Raises InputError if it is not a usable answer."""
-    if turn.role != "assistant":
-        row.fail(f"`{name}` must be the assistant's turn, not the {turn.role}'s")
-    if turn.num_images:
+    if check_answer(row, turn, name).num_images:
         row.fail(f"`{name}` contains an image or {PLACEHOLDER}: an answer must be text only")
-    if is_blank(turn.text):
-        row.fail(f"`{name}` is empty: fill it in or drop the row")
     return turn.text
 
 

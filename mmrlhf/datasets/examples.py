@@ -73,7 +73,10 @@ def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
     if "prompt" not in row.fields and "question" not in row.fields and ("chosen" in row.fields or "rejected" in row.fields):
         return parse_trl_pair(row)[0], None
     if "query" in row.fields and "prompt" not in row.fields and "messages" not in row.fields:
-        return parse_swift_answered(row) if "response" in row.fields else (parse_query(row), None)
+        if "response" not in row.fields:
+            return parse_query(row), None
+        turns, response = parse_swift_answered(row)
+        return turns, answer_text(row, response, "response")
     name = row.require_any("messages", "prompt", "question", "problem", hint="add it, or `prompt`")
     turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
     if name == "messages" and turns[-1].role == "assistant":
@@ -87,7 +90,7 @@ def _parse_reference(row: Row, name: str) -> str:
     """Parse an answer: text, a turn, or a number, as in the solutions of counting questions."""
     value = row.fields[name]
     is_number = name in ("answer", "solution") and type(value) in (int, float) and math.isfinite(value)
-    return str(value) if is_number else parse_answer(row, name)
+    return str(value) if is_number else answer_text(row, parse_answer(row, name), name)
 
 
 def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:

@@ -7,7 +7,7 @@ import binascii
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,64 @@ def row_context(dataset_name: str, image_folder: str | None = None, facts: Facts
 def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
     """Read a row's images. Raises InputError if one is missing or outside the image folder."""
     return tuple(_parse_image(row, value, name, context) for name, value in _image_values(row))
+
+
+def parse_pair_images(
+    row: Row, images: tuple[ImageSource, ...], counts: Sequence[int], context: RowContext
+) -> tuple[tuple[ImageSource, ...], tuple[ImageSource, ...], tuple[ImageSource, ...]]:
+    """Divide a pair's images: those of its prompt, and those inside the chosen and rejected answer.
+
+    `images` are those of `parse_images`, and `counts` the numbers inside the answers. An answer's
+    parts may hold its images. Otherwise, if both answers have some, they come after the prompt's in
+    `images`, the chosen answer's first; ms-swift's `rejected_images` lists those of prompt and
+    rejected answer. Raises InputError for another number of images, or if the answers are about
+    other images.
+    """
+    num_chosen, num_rejected = counts
+
+    def take_last(images: tuple[ImageSource, ...], count: int) -> tuple[tuple[ImageSource, ...], tuple[ImageSource, ...]]:
+        if count and not min(counts) and "rejected_images" not in row.fields:
+            row.fail(
+                "one answer contains an image or <image>, and the other none: remove it from the text, or give the image in a part "
+                "of type image"
+            )
+        if count > len(images):
+            row.fail(f"an answer shows {count} images and the row has {len(images)} left for it: add them to `images`")
+        return images[: len(images) - count], images[len(images) - count :]
+
+    rejected = _images_in_answer(row, ("rejected", "rejected_messages"), num_rejected, context)
+    listed: tuple[ImageSource, ...] | None = None
+    if "rejected_images" in row.fields:
+        values = row.fields["rejected_images"]
+        values = values if isinstance(values, list) else [values]
+        listed = tuple(_parse_image(row, value, f"rejected_images[{i}]", context) for i, value in enumerate(values, 1))
+    elif rejected is None:
+        images, rejected = take_last(images, num_rejected)
+    chosen = _images_in_answer(row, ("chosen",), num_chosen, context)
+    if chosen is None:
+        images, chosen = take_last(images, num_chosen)
+    if listed is not None:
+        if not num_rejected or listed[: len(images)] != images:
+            row.fail(
+                "`rejected_images` has other images for the prompt, and answers are compared about the same ones: list the "
+                "prompt's and then those inside the rejected answer, or compare images with image_pairs of dpo"
+            )
+        rejected = listed[len(images) :]
+    assert rejected is not None
+    if len(rejected) != num_rejected:
+        row.fail(f"the rejected answer has placeholders for {num_rejected} images and the row has {len(rejected)} for it")
+    return images, chosen, rejected
+
+
+def _images_in_answer(row: Row, names: Sequence[str], count: int, context: RowContext) -> tuple[ImageSource, ...] | None:
+    """Return the images that the parts of an answer's turn hold, None if they hold none."""
+    name = next((name for name in names if name in row.fields), "")
+    value = row.fields.get(name)
+    turn = value[-1] if isinstance(value, list) and value else value
+    held = list(_images_of_turn(row, turn, name, is_only_source=False))
+    if held and len(held) != count:
+        row.fail(f"`{name}` shows {count} images, and its parts hold {len(held)} of them: give all of them in the parts")
+    return tuple(_parse_image(row, image, place, context) for place, image in held) if held else None
 
 
 PATH_FIELDS = ("image_path", "img_path", "file_name")
@@ -91,17 +149,23 @@ def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]
     Raises InputError if a part does not hold its image, and `is_only_source`.
     """
     field_name = next((name for name in CONVERSATION_FIELDS if isinstance(row.fields.get(name), list)), None)
-    for turn_number, turn in enumerate(row.fields[field_name] if field_name is not None else [], 1):
-        content = turn.get("content") if isinstance(turn, dict) else None
-        for part_number, part in enumerate(content if isinstance(content, list) else [], 1):
-            part_type = part.get("type") if isinstance(part, dict) else None
-            keys = IMAGE_PARTS.get(str(part_type), ())
-            key = next((key for key in keys if key in part), None)
-            name = f"{field_name}[{turn_number}].content[{part_number}]"
-            if key is not None:
-                yield f"{name}.{key}", {key: part[key]} if key in ("base64", "bytes") else _without_url(part[key])
-            elif keys and is_only_source:
-                row.fail(f"`{name}` does not hold its image: add `{keys[0]}` to it, or give the images as `images`")
+    turns = row.fields[field_name] if field_name is not None else []
+    for turn_number, turn in enumerate(turns[:-1] if field_name == "chosen" else turns, 1):  # the last is an answer
+        yield from _images_of_turn(row, turn, f"{field_name}[{turn_number}]", is_only_source=is_only_source)
+
+
+def _images_of_turn(row: Row, turn: Any, turn_name: str, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:
+    """Yield the images inside the parts of a turn. Raises as `_part_images` does."""
+    content = turn.get("content") if isinstance(turn, dict) else None
+    for part_number, part in enumerate(content if isinstance(content, list) else [], 1):
+        part_type = part.get("type") if isinstance(part, dict) else None
+        keys = IMAGE_PARTS.get(str(part_type), ())
+        key = next((key for key in keys if key in part), None)
+        name = f"{turn_name}.content[{part_number}]"
+        if key is not None:
+            yield f"{name}.{key}", {key: part[key]} if key in ("base64", "bytes") else _without_url(part[key])
+        elif keys and is_only_source:
+            row.fail(f"`{name}` does not hold its image: add `{keys[0]}` to it, or give the images as `images`")
 
 
 def _without_url(value: Any) -> Any:

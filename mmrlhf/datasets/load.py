@@ -110,11 +110,25 @@ def read_examples(
 
 
 def read_preferences(
-    dataset_name: str, split: str = "train", image_folder: str | None = None, facts: FactsByName | None = None
+    dataset_name: str,
+    split: str = "train",
+    image_folder: str | None = None,
+    facts: FactsByName | None = None,
+    answer_images: bool = False,
 ) -> Records[Preference]:
-    """Load a dataset's preferences. Raises InputError if rows cannot be used."""
+    """Load a dataset's preferences. Raises InputError if rows cannot be used.
+
+    Without `answer_images`, rows with images inside their answers cannot.
+    """
     context = row_context(dataset_name, image_folder, facts)
-    records = Records(dataset_name, open_table(dataset_name, split), lambda row: parse_preference(row, context))
+
+    def parse(row: Row) -> Preference:
+        preference = parse_preference(row, context)
+        if preference.answer_images and not answer_images:
+            row.fail("its answers contain images, which only dpo and reward read: drop the row")
+        return preference
+
+    records = Records(dataset_name, open_table(dataset_name, split), parse)
     return _check_facts_match(records, dataset_name, facts)
 
 

@@ -2,7 +2,8 @@
 
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or
-                rejected_messages as a second conversation; or query and response
+                rejected_messages as a second conversation; or query and response;
+                rejected_images, if the rejected conversation shows other images
 Both            a prompt that is text may follow `history`, and every prompt `system`
 """
 
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from mmrlhf.datasets.conversations import (
     Turn,
-    answer_text,
+    check_answer,
     make_turn,
     parse_llava_conversation,
     parse_turn,
@@ -21,7 +22,8 @@ from mmrlhf.datasets.conversations import (
 from mmrlhf.files.rows import Row, type_name
 
 PROMPT_FIELDS = ("prompt", "question", "messages", "conversations", "query")
-SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", "rejected_response", "rejected_messages"))
+SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", "rejected_response", "rejected_messages",
+                          "rejected_images"))  # fmt: skip
 
 
 def unpack_instruction(row: Row) -> Row:
@@ -48,10 +50,11 @@ def is_factory_pair(row: Row) -> bool:
 
 def is_swift_pair(row: Row) -> bool:
     """Return whether the row has a rejected answer in one of ms-swift's fields."""
-    return any(name.startswith("rejected_") and name in SWIFT_FIELDS | {"rejected_images"} for name in row.fields)
+    names = {name for name in row.fields if name.startswith("rejected_") and name in SWIFT_FIELDS}
+    return bool(names - {"rejected_images"}) or (bool(names) and "rejected" not in row.fields)
 
 
-def parse_factory_pair(row: Row) -> tuple[list[Turn], str, str]:
+def parse_factory_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     """Return the prompt's turns, the chosen and the rejected answer. Raises InputError."""
     turns = parse_any_conversation(row)
     chosen, rejected = (_parse_answer_turn(row, name) for name in ("chosen", "rejected"))
@@ -88,39 +91,37 @@ def _parse_history(row: Row) -> list[Turn]:
     return turns
 
 
-def _parse_answer_turn(row: Row, name: str) -> str:
+def _parse_answer_turn(row: Row, name: str) -> Turn:
     value = row.require(name)
     if isinstance(value, str):
-        return answer_text(row, make_turn(row, "assistant", value, name), name)
+        return check_answer(row, make_turn(row, "assistant", value, name), name)
     is_llava = isinstance(value, dict) and "from" in value
     keys = ("from", "value") if is_llava else ("role", "content")
     if isinstance(value, list):
         row.fail(f"`{name}` must be one turn or text next to a conversation, not {type_name(value)}")
-    return answer_text(row, parse_turn(row, value, name, *keys), name)
+    return check_answer(row, parse_turn(row, value, name, *keys), name)
 
 
-def parse_swift_pair(row: Row) -> tuple[list[Turn], str, str]:
+def parse_swift_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     """Return the prompt's turns, the chosen and the rejected answer. Raises InputError."""
-    if "rejected_images" in row.fields:
-        row.fail("`rejected_images` compares images, and only answers to the same images are supported: drop the row")
     turns, chosen = parse_swift_answered(row)
     if "rejected_messages" in row.fields:
         rejected_turns = parse_turns(row, row.fields["rejected_messages"], "rejected_messages")
-        rejected = answer_text(row, rejected_turns[-1], f"rejected_messages[{len(rejected_turns)}]")
+        rejected = check_answer(row, rejected_turns[-1], f"rejected_messages[{len(rejected_turns)}]")
         shared = [turn for turn in rejected_turns[:-1] if turn.role != "system"]
         if shared and shared != [turn for turn in turns if turn.role != "system"]:
             row.fail("`messages` and `rejected_messages` may differ only in their last turn: make the others equal")
         return turns, chosen, rejected
-    value = row.fields["rejected_response"]
-    return turns, chosen, answer_text(row, make_turn(row, "assistant", value, "rejected_response"), "rejected_response")
+    value = row.require("rejected_response")
+    return turns, chosen, check_answer(row, make_turn(row, "assistant", value, "rejected_response"), "rejected_response")
 
 
-def parse_swift_answered(row: Row) -> tuple[list[Turn], str]:
+def parse_swift_answered(row: Row) -> tuple[list[Turn], Turn]:
     """Return the turns up to the question, and the answer. Raises InputError."""
     if "messages" in row.fields:
         turns = parse_any_conversation(row)
-        return turns[:-1], answer_text(row, turns[-1], f"messages[{len(turns)}]")
-    response = answer_text(row, make_turn(row, "assistant", row.require("response"), "response"), "response")
+        return turns[:-1], check_answer(row, turns[-1], f"messages[{len(turns)}]")
+    response = check_answer(row, make_turn(row, "assistant", row.require("response"), "response"), "response")
     return parse_query(row), response
 
 

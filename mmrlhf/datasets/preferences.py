@@ -11,6 +11,7 @@ from mmrlhf.datasets.conversations import (
     Turn,
     answer_text,
     build_prompt,
+    check_answer,
     make_turn,
     parse_answer,
     parse_llava_conversation,
@@ -18,7 +19,7 @@ from mmrlhf.datasets.conversations import (
     parse_turn,
     parse_turns,
 )
-from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_images
+from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_images, parse_pair_images
 from mmrlhf.datasets.other_trainers import (
     SWIFT_FIELDS,
     is_factory_pair,
@@ -29,7 +30,7 @@ from mmrlhf.datasets.other_trainers import (
     with_context,
 )
 from mmrlhf.files.rows import Row, parse_json, preview, type_name
-from mmrlhf.records import Preference
+from mmrlhf.records import PlacedImage, Preference
 
 SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
 PAIR_FIELDS = SHARED_FIELDS | SWIFT_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
@@ -45,6 +46,15 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
     """Parse a row. Raises InputError if it cannot be used."""
     row = unpack_instruction(unpack_rlhf_v(row))
     images, facts, ranked = parse_images(row, context), collect_facts(row, context), _parse_ranked_answers(row)
+    answer_images: tuple[tuple[PlacedImage, ...], ...] = ()
+    if any(ranked.image_positions) or "rejected_images" in row.fields:
+        images, *sources = parse_pair_images(row, images, [len(positions) for positions in ranked.image_positions], context)
+        answer_images = tuple(
+            tuple(map(PlacedImage, positions, answer_sources))
+            for positions, answer_sources in zip(ranked.image_positions, sources, strict=True)
+        )
+    if len(ranked.answers) == 2 and ranked.answers[0] == ranked.answers[1] and len(set(answer_images)) < 2:
+        row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):
         row.fail(f"`hallucination` must be true or false, not {preview(hallucinated)}")
@@ -55,7 +65,8 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
     meta = unused_fields(row, PAIR_FIELDS | RANKING_FIELDS | {source_field})
     prompt = build_prompt(row, with_context(row, ranked.turns), len(images))
     return Preference(
-        parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta
+        parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta,
+        answer_images,
     )  # fmt: skip
 
 
@@ -132,6 +143,8 @@ class _RankedAnswers:
     answers: tuple[str, ...]
     ranks: tuple[int, ...]
     ratings: tuple[float, ...] = ()
+    image_positions: tuple[tuple[int, ...], ...] = ()
+    """Offsets of the images inside each answer of a pair."""
 
 
 def _parse_ranked_answers(row: Row) -> _RankedAnswers:
@@ -147,13 +160,13 @@ def _parse_ranked_answers(row: Row) -> _RankedAnswers:
         turns, chosen, rejected = parse_factory_pair(row)
     else:
         turns, chosen, rejected = _parse_llava_pair(row) if "conversations" in row.fields else parse_trl_pair(row)
-    if chosen == rejected:
-        row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
     is_tie = row.fields.get("is_tie", False)
     if not isinstance(is_tie, bool):
         row.fail(f"`is_tie` must be true or false, not {preview(is_tie)}")
     margins = [_finite_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
-    return _RankedAnswers(turns, (chosen, rejected), (1, 1) if is_tie else (1, 2), (margins[0], 0.0) if margins else ())
+    ranks, ratings = (1, 1) if is_tie else (1, 2), (margins[0], 0.0) if margins else ()
+    positions = (chosen.image_positions, rejected.image_positions)
+    return _RankedAnswers(turns, (chosen.text, rejected.text), ranks, ratings, positions)
 
 
 def _finite_number(row: Row, value: Any, name: str) -> float:
@@ -165,7 +178,7 @@ def _finite_number(row: Row, value: Any, name: str) -> float:
     row.fail(f"`{name}` must be a finite number, not {preview(value)}")
 
 
-def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
+def parse_trl_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     """Return the prompt, the chosen and the rejected answer. Raises InputError."""
     chosen, rejected = row.require("chosen"), row.require("rejected")
     are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
@@ -175,21 +188,21 @@ def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
     return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
 
 
-def _parse_implicit_prompt(row: Row) -> tuple[list[Turn], str, str]:
+def _parse_implicit_prompt(row: Row) -> tuple[list[Turn], Turn, Turn]:
     """Split two conversations that share all turns but the last."""
     chosen_turns, rejected_turns = (parse_turns(row, row.fields[name], name) for name in ("chosen", "rejected"))
     if chosen_turns[:-1] != rejected_turns[:-1]:
         row.fail("`chosen` and `rejected` may differ only in their last turn: give the shared turns as `prompt`")
-    return chosen_turns[:-1], answer_text(row, chosen_turns[-1], "chosen"), answer_text(row, rejected_turns[-1], "rejected")
+    return chosen_turns[:-1], check_answer(row, chosen_turns[-1], "chosen"), check_answer(row, rejected_turns[-1], "rejected")
 
 
-def _parse_llava_pair(row: Row) -> tuple[list[Turn], str, str]:
+def _parse_llava_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     turns = parse_llava_conversation(row)
     if turns[-1].role == "assistant":  # an answer, not part of the prompt
         turns = turns[:-1]
-    output_1, output_2 = (
-        answer_text(row, parse_turn(row, row.require(name), name, "from", "value"), name) for name in ("output_1", "output_2")
-    )
+    output_1, output_2 = (parse_turn(row, row.require(name), name, "from", "value") for name in ("output_1", "output_2"))
+    for name, output in (("output_1", output_1), ("output_2", output_2)):
+        answer_text(row, output, name)
     preference = row.require("preference")
     if isinstance(preference, bool) or preference not in (1, 2):
         row.fail(f"`preference` must be 1 or 2, the number of the better output, not {preview(preference)}")

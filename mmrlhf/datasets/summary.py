@@ -54,7 +54,7 @@ class DatasetSummary:
 
     def add(self, record: Example | Preference) -> None:
         """Count a record. Raises InputError if an image file cannot be read."""
-        keys = [self.register_image(source) for source in record.images]
+        keys = [self.register_image(source) for source in record.all_images]
         self.rows_per_image.update(set(keys))
         self.num_rows += 1
         self.images_per_row[len(keys)] += 1

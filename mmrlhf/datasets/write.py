@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrlhf.datasets.conversations import PLACEHOLDER
-from mmrlhf.records import Fact, Message, Preference, place_images
+from mmrlhf.records import Fact, Message, Preference, answer_turn, place_images
 
 RowDict = dict[str, Any]
 
@@ -25,11 +25,14 @@ class Format:
     supports_rankings: bool = False
     supports_ties: bool = False
     supports_multi_turn: bool = False
+    supports_answer_images: bool = False
 
     def unsupported_feature(self, preference: Preference) -> str:
         """Return the feature of a preference that the format cannot represent, or ""."""
         if not self.supports_multi_turn and len(preference.prompt) > 1:
             return "multi-turn prompts"
+        if preference.answer_images and not (self.supports_answer_images and all(preference.answer_images)):
+            return "images inside answers"
         has_ties = len(set(preference.ranks)) < len(preference.ranks)
         return "ties" if has_ties and not self.supports_ties else ""
 
@@ -54,6 +57,7 @@ def to_pairs(preference: Preference) -> list[Preference]:
             answers=(preference.answers[better], preference.answers[worse]),
             ranks=(1, 1) if comparison.is_tie else (1, 2),
             ratings=(preference.ratings[better], preference.ratings[worse]) if preference.ratings else (),
+            answer_images=(preference.images_of(better), preference.images_of(worse)) if preference.answer_images else (),
             hallucinated=preference.hallucinated if worse == len(preference.answers) - 1 else None,
         )
         pairs.append(pair)
@@ -127,10 +131,10 @@ ASPECT_TYPE = {"Rating": "string", "Rationale": "string"}
 
 
 def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
-    answers = [Message("assistant", text) for text in preference.answers]
+    answers = [answer_turn(text, preference.images_of(index)) for index, text in enumerate(preference.answers)]
     chosen, rejected = ([{"role": answer.role, "content": _content_parts(answer)}] for answer in answers)
     is_tie = True if preference.comparisons[0].is_tie else None
-    prompt = message_dicts(preference.prompt, len(images))
+    prompt = message_dicts(preference.prompt, len(preference.images))
     row = {"id": preference.id, "images": list(images), "prompt": prompt, "chosen": chosen, "rejected": rejected}
     return {**row, "margin": _margin(preference), "is_tie": is_tie, **_common_fields(preference)}
 
@@ -217,6 +221,7 @@ FORMATS = {
         },
         supports_ties=True,
         supports_multi_turn=True,
+        supports_answer_images=True,
     ),
     "llava-rlhf": Format(
         _to_llava_rlhf,

@@ -42,7 +42,11 @@ class ExampleFormat:
         for record in records:
             example = _best_answered(record) if isinstance(record, Preference) else record
             if self.with_answer and example.answer is None:
-                skipped["ties, which have no chosen answer" if isinstance(record, Preference) else "rows without an answer"] += 1
+                skipped[
+                    "ties, which have no chosen answer, and chosen answers that show images"
+                    if isinstance(record, Preference)
+                    else "rows without an answer"
+                ] += 1
                 continue
             if not self.with_answer:
                 example = replace(example, answer=None)
@@ -59,6 +63,6 @@ EXAMPLE_FORMATS = {"sft": ExampleFormat(with_answer=True), "prompts": ExampleFor
 
 def _best_answered(preference: Preference) -> Example:
     is_tied = preference.ranks[0] == preference.ranks[1]
-    answer = None if is_tied else preference.chosen
+    answer = None if is_tied or preference.images_of(0) else preference.chosen
     meta = {"source": preference.source} if preference.source else {}
     return Example(preference.id, preference.images, preference.prompt, answer, preference.facts, meta)

@@ -105,23 +105,29 @@ def grouped_hidden_states(
 
 
 def last_hidden_states(
-    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
+    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]], prompts_per_group: Sequence[int] = ()
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield prompt indices, and the hidden states [n, D] at the last tokens of all their answers.
+    """Yield group indices, and the hidden states [n, D] at the last tokens of all their answers.
 
-    `answer_ids` holds the token ids [T] of each prompt's answers. Call `backward` inside the loop
-    only (see the module's docstring).
+    `answer_ids` holds the token ids [T] of each prompt's answers. A group is a number of successive
+    prompts, by default one, which share a micro-batch. Call `backward` inside the loop only (see
+    the module's docstring).
     """
     vlm = role.vlm
+    ends = np.cumsum(prompts_per_group or [1] * len(prompts)).tolist()
+    groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    lengths = prompt_lengths(prompts)
     flat_answers = [(p, ids) for p, prompt_answers in enumerate(answer_ids) for ids in prompt_answers]
-    answer_lengths = [[len(ids) for ids in prompt_answers] for prompt_answers in answer_ids]
+    group_lengths = [sum(lengths[p] for p in group) for group in groups]
+    answer_lengths = [[len(ids) for p in group for ids in answer_ids[p]] for group in groups]
     pad_token_id = int(vlm.tokenizer.pad_token_id)
     with role.active():
-        for micro_batch in vlm.budget.micro_batches(prompt_lengths(prompts), answer_lengths):
-            with two_stage_backward(prefill(vlm, [prompts[p] for p in micro_batch.prompt_indices])) as prefix:
+        for micro_batch in vlm.budget.micro_batches(group_lengths, answer_lengths):
+            prompt_indices = [p for group in micro_batch.prompt_indices for p in groups[group]]
+            with two_stage_backward(prefill(vlm, [prompts[p] for p in prompt_indices])) as prefix:
                 last_states = []
                 for answer_indices in micro_batch.answer_batches:
-                    local_prompt_indices = [micro_batch.prompt_indices.index(flat_answers[i][0]) for i in answer_indices]
+                    local_prompt_indices = [prompt_indices.index(flat_answers[i][0]) for i in answer_indices]
                     ids_NT, mask_NT = pad_right([flat_answers[i][1] for i in answer_indices], pad_token_id, vlm.device)
                     hidden_NTD = prefix.extend(torch.tensor(local_prompt_indices, device=vlm.device), ids_NT, mask_NT)
                     # Column 0 is after the prompt, so column `length` is after the last token.

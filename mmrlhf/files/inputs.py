@@ -131,7 +131,9 @@ def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: 
     for row in rows:
         if not images_only:
             digest.update(repr(dataclasses.replace(row, images=(), meta={})).encode("utf-8", "surrogatepass"))
-        for image in row.images:
+            if isinstance(row, Preference) and row.answer_images:
+                digest.update(repr([[image.position for image in images] for images in row.answer_images]).encode())
+        for image in row.all_images:
             if (image.path is None and images_only) or image.path in hashed:
                 continue
             if image.path is not None:

@@ -84,7 +84,8 @@ def require_adapter(directory: Path) -> None:
 
 
 def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_name: str) -> SavedAdapter:
-    """Read an adapter for a model whose language model `decoder_name` has linear `layers`.
+    """Read an adapter for a model with these linear layers, in its language model `decoder_name`
+    and elsewhere.
 
     Raises InputError if it cannot be read, has settings or layers that cannot be used, or does not
     fit.
@@ -138,15 +139,15 @@ def _of_layer(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
 
 
 def _refuse_layer(directory: Path, path: str, layer: str, model_name: str) -> None:
-    """Raise InputError for a tensor that belongs to no linear layer of the language model."""
+    """Raise InputError for a tensor that belongs to no linear layer."""
     if re.search(r"vision|visual|image|projector|connector|multi_modal", path):
         raise InputError(
-            f"adapter {directory} adapts {layer}, a part of the vision tower or the projector, which stay as they are here: "
-            "merge it into its base with PEFT, or train one for the language model"
+            f"adapter {directory} adapts {layer}, and the vision tower and the projector of {model_name} have no such linear "
+            "layer: merge it into its base with the version of transformers that it was trained with"
         )
     if re.search(r"lm_head|embed_tokens|lora_embedding", path):
         raise InputError(
-            f"adapter {directory} adapts {layer}, and only linear layers inside the language model can be adapted: merge it "
+            f"adapter {directory} adapts {layer}, and only linear layers inside the model can be adapted: merge it "
             "into its base with PEFT"
         )
     if "lora_" not in path:

@@ -1,16 +1,15 @@
-"""Several roles on one base model: named LoRA adapters in the language model, and scalar heads.
+"""Several roles on one base model: named LoRA adapters, and scalar heads.
 
 `policy`, `value` and `reward` are adapters on one copy of the model; `reference` is the base
 without an adapter. Switching roles sets which adapter is active and nothing else. PEFT's own
 `set_adapter` and `disable_adapter` also flip `requires_grad`, which would freeze one role whenever
-another runs.
+another runs. Adapters are in the language model; those that also change the projector or the vision
+tower see other image features than the base (`Encoder.get_active_features`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmrlhf.models.adapter_files import check_same_shapes, read_adapter, saved_name, saved_tensors
+from mmrlhf.models.lora_layers import (
+    ALL_LINEAR,
+    active_adapter,
+    decoder_name,
+    layers_by_part,
+    target_layers,
+    target_pattern,
+)
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -57,26 +64,16 @@ class Adapters:
     def __init__(self, vlm: VLM):
         self.vlm = vlm
         self.peft_model: PeftModel | None = None
-        decoder = vlm.model.base_model.get_decoder()
-        self._decoder_name = next(n for n, module in vlm.model.named_modules() if module is decoder)
-        self._linear_names = {n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
         self._lora_layers: list[BaseTunerLayer] = []
 
-    def target_pattern(self, target_modules: str = "all-linear") -> str:
-        """Return a regular expression for the language model's linear layers, all or those named.
+    def target_pattern(self, target_modules: str = ALL_LINEAR) -> str:
+        """Return a regular expression for the layers that `lora_target_modules` names.
 
-        PEFT also accepts a list of suffixes, but `q_proj` would then match the vision tower's
-        layers too. Raises InputError for a name that no layer has.
+        Raises InputError for a name that no layer has.
         """
-        linear_names = self._linear_names
-        if target_modules != "all-linear":
-            linear_names = {name.strip() for name in target_modules.split(",")}
-            if unknown := sorted(linear_names - self._linear_names):
-                available = ", ".join(sorted(self._linear_names))
-                raise InputError(f"lora_target_modules names {', '.join(unknown)}: {self.vlm.name} has {available}")
-        return re.escape(self._decoder_name) + r"\..*\.(" + "|".join(sorted(linear_names)) + ")"
+        return target_pattern(self.vlm.model, target_layers(self.vlm.model, target_modules, self.vlm.name))
 
-    def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
+    def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = ALL_LINEAR) -> None:
         """Add a trainable float32 adapter to `target_modules`; it changes no outputs at first."""
         torch.manual_seed(seed)
         self._inject(
@@ -92,6 +89,8 @@ class Adapters:
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(True)
         self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
+        decoder_modules = set(self.vlm.model.base_model.get_decoder().modules())
+        self.vlm.encoder.lora_layers = [layer for layer in self._lora_layers if layer not in decoder_modules]
         if self.vlm.model.dtype != torch.float32:
             for layer in self._lora_layers:
                 _compute_in_input_precision(layer, name)
@@ -102,26 +101,16 @@ class Adapters:
         Raises InputError if it is missing, belongs to another model, or has settings that cannot be
         applied (`adapter_files`).
         """
-        decoder_layers = {
-            f"{self._decoder_name}.{n.removesuffix('.base_layer')}"
-            for n, module in self.vlm.model.get_submodule(self._decoder_name).named_modules()
-            if isinstance(module, nn.Linear) and ".lora_" not in n
-        }
-        saved = read_adapter(directory, self._decoder_name, decoder_layers, self.vlm.name)
-        self._inject(name, LoraConfig(**saved.lora_arguments, lora_dropout=0.0, target_modules=self._targets(set(saved.ranks))))
+        layers = {name for part in layers_by_part(self.vlm.model).values() for name in part}
+        saved = read_adapter(directory, decoder_name(self.vlm.model), layers, self.vlm.name)
+        pattern = target_pattern(self.vlm.model, saved.ranks)
+        self._inject(name, LoraConfig(**saved.lora_arguments, lora_dropout=0.0, target_modules=pattern))
         own_parameters = {saved_name(k, name): p for k, p in self.parameters(name).items()}
         check_same_shapes(directory, saved.tensors, own_parameters, self.vlm.name)
         with torch.no_grad():
             for key, parameter in own_parameters.items():
                 parameter.copy_(saved.tensors[key])
                 parameter.requires_grad_(trainable)
-
-    def _targets(self, layers: set[str]) -> str:
-        """Return a regular expression for exactly these layers, by kind if all of a kind are."""
-        kinds = {layer.rsplit(".", 1)[-1] for layer in layers}
-        pattern = self.target_pattern(",".join(sorted(kinds)))
-        matched = {n for n, _ in self.vlm.model.named_modules() if re.fullmatch(pattern, n)}
-        return pattern if matched == layers else "|".join(map(re.escape, sorted(layers)))
 
     def save(self, name: str, directory: Path) -> None:
         """Save an adapter in PEFT's format.
@@ -140,19 +129,17 @@ class Adapters:
         """Return an adapter's parameters by their names in `vlm.model`."""
         return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
 
-    @contextlib.contextmanager
-    def use(self, name: str | None) -> Iterator[None]:
-        """Run under one adapter, or the base alone (None). Leaves `requires_grad` unchanged."""
-        # PEFT's layers read these two attributes; its public setters also change requires_grad.
-        previous = [(layer._active_adapter, layer._disable_adapters) for layer in self._lora_layers]
-        for layer in self._lora_layers:
-            layer._active_adapter = [name] if name else layer._active_adapter
-            layer._disable_adapters = name is None
-        try:
-            yield
-        finally:
-            for layer, (active, disabled) in zip(self._lora_layers, previous, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
+    def count_weights(self, name: str) -> dict[str, int]:
+        """Return the number of an adapter's weights by part of the model."""
+        parameters = self.parameters(name).items()
+        return {
+            part: sum(p.numel() for k, p in parameters if k.partition(".lora_")[0] in layers)
+            for part, layers in layers_by_part(self.vlm.model).items()
+        }
+
+    def use(self, name: str | None) -> contextlib.AbstractContextManager[None]:
+        """Run under one adapter, or the base alone (None), in a `with` block."""
+        return active_adapter(self._lora_layers, name)
 
 
 def absolute_name(name: str) -> str:

@@ -70,7 +70,7 @@ class ChatText:
         if not eos_texts:
             raise InputError(f"{name}: no token ends an answer: set eos_token in its tokenizer_config.json")
         self.control_tokens = ControlTokens(processor, eos_texts)
-        self._end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
+        self.end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
         self._moves_images = self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
@@ -81,7 +81,7 @@ class ChatText:
         """White space that the template writes before an answer."""
         self.tail = ""
         """White space that the template writes between an answer and its end token."""
-        self._reply_start: list[int] = []
+        self.reply_start: list[int] = []
         """Tokens before both "Yes" and "No": those of `lead`, if it has tokens of its own."""
         self._learn_template()
         self._moves_images = self._moves_images_to_front()
@@ -144,7 +144,7 @@ class ChatText:
                 )
             if not text.startswith(prompt) and text.startswith(prompt.rstrip()):
                 self._turn_gap = self._white_space_at(text, len(prompt.rstrip()))
-            text = self._align(prompt, text)
+            text = self.align(prompt, text)
             self._check_turn(prompt, text, answer)
             if not self._trims_prompt and prompt != prompt.rstrip() and self._ids_after(prompt, text) is None:
                 self._trims_prompt, prompt = True, prompt.rstrip()
@@ -158,7 +158,7 @@ class ChatText:
             self.lead = text[len(prompt) : start]
             self.tail = self._white_space_at(text, start + len(answer)) if span.has_end_token else ""
         yes_ids, no_ids = (self.answer_token_ids([question], word, 0).tolist() for word in ("Yes", "No"))
-        self._reply_start = [yes for yes, _ in takewhile(lambda pair: pair[0] == pair[1], zip(yes_ids, no_ids, strict=False))]
+        self.reply_start = [yes for yes, _ in takewhile(lambda pair: pair[0] == pair[1], zip(yes_ids, no_ids, strict=False))]
 
     def _moves_images_to_front(self) -> bool:
         try:
@@ -178,7 +178,7 @@ class ChatText:
                 "tokens of an answer are unknown: use a template whose generation prompt begins every assistant turn"
             )
         before, _, after = text[len(prompt) :].partition(answer)
-        end = self._end_pattern.search(after)
+        end = self.end_pattern.search(after)
         gaps = {
             "between its generation prompt and an answer": before,
             "between an answer and its end": after[: end.start()] if end else "",
@@ -190,7 +190,7 @@ class ChatText:
                     "use a template that writes only white space there"
                 )
 
-    def _align(self, prompt: str, text: str) -> str:
+    def align(self, prompt: str, text: str) -> str:
         """Return `text` with the generation prompt's white space before the answer that follows it.
 
         Only white space may differ. An answer is learnt after the same tokens as it is generated.
@@ -215,7 +215,7 @@ class ChatText:
         trailing = answer[len(answer.rstrip()) :]
         if trailing and text.startswith(trailing, end):
             end += len(trailing)
-        if match := self._end_pattern.match(text, end):
+        if match := self.end_pattern.match(text, end):
             return _Span(len(prompt), match.end(), True)
         return _Span(len(prompt), end, False)
 
@@ -252,7 +252,7 @@ class ChatText:
         prompt_ids, ids = self.encode(prompt), self.encode(text)
         return ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else None
 
-    def _continuation_ids(self, prompt: str, text: str) -> list[int]:
+    def continuation_ids(self, prompt: str, text: str) -> list[int]:
         """Return the ids of `text` after its beginning `prompt`.
 
         If the tokenizer merges the two, which happens for a few beginnings of an answer (such as
@@ -277,14 +277,14 @@ class ChatText:
         answer = self.control_tokens.mark(turns[0]).content
         prompt = self.render(messages, num_images, generation_prompt=True, where=where)
         text = self.render([*messages, *turns], num_images, generation_prompt=bool(following_turns), where=where)
-        text = self._align(prompt, text)
+        text = self.align(prompt, text)
         if following_turns:
             if not text.startswith(prompt):
                 self._find_answer(prompt, text, answer, where)
-            return torch.tensor([*self._continuation_ids(prompt, text), *self._reply_start], dtype=torch.long)
+            return torch.tensor([*self.continuation_ids(prompt, text), *self.reply_start], dtype=torch.long)
         span = self._find_answer(prompt, text, answer, where)
-        ids = self._continuation_ids(prompt, text[: span.end])
-        return torch.tensor(ids if span.has_end_token else [*ids, self._end_id], dtype=torch.long)
+        ids = self.continuation_ids(prompt, text[: span.end])
+        return torch.tensor(ids if span.has_end_token else [*ids, self.end_id], dtype=torch.long)
 
     def learnt_continuations(
         self, conversation: Sequence[Message], num_images: int, *, train_on: Literal["all", "last"], row_id: str = ""
@@ -326,15 +326,15 @@ class ChatText:
             return self.render(messages, num_shown, generation_prompt=generation_prompt, where=where)
 
         prompts = [rendered(i, generation_prompt=True) for i in indices]
-        text = self._align(prompts[0], rendered(last + 1, generation_prompt=False))
+        text = self.align(prompts[0], rendered(last + 1, generation_prompt=False))
         if len(indices) > 1 and not all(text.startswith(prompt) for prompt in prompts):
             return None  # earlier turns are written in another way than the last
         spans = [self._find_answer(p, text, conversation[i].content, where) for p, i in zip(prompts, indices, strict=True)]
         text = text[: spans[-1].end]
-        token_ids = self._continuation_ids(prompts[0], text)
+        token_ids = self.continuation_ids(prompts[0], text)
         ends_early = [not span.has_end_token for span in spans]
         if ends_early[-1]:
-            token_ids = [*token_ids, self._end_id]
+            token_ids = [*token_ids, self.end_id]
         targets, is_learnt = list(token_ids), [0] * len(token_ids)
         for span, needs_end in zip(spans, ends_early, strict=True):
             bounds = [0, len(token_ids)]
@@ -345,12 +345,12 @@ class ChatText:
                 bounds = [len(start), len(end) + needs_end]
             is_learnt[slice(*bounds)] = [1] * (bounds[1] - bounds[0])
             if needs_end:
-                targets[bounds[1] - 1] = self._end_id
+                targets[bounds[1] - 1] = self.end_id
         num_shown = images_shown(conversation[:first], conversation, num_images)
         return Continuation(first, num_shown, torch.tensor(token_ids), torch.tensor(targets), torch.tensor(is_learnt))
 
     @property
-    def _end_id(self) -> int:
+    def end_id(self) -> int:
         """The end token for a template that writes none."""
         token_id = self.tokenizer.eos_token_id
         return int(token_id) if token_id in self.eos else self.eos[0]

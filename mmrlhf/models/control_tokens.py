@@ -49,6 +49,12 @@ class ControlTokens:
             if match := next(filter(None, map(self._pattern.search, texts)), None):
                 raise InputError(f"{what} holds {match[0]}, which the model takes for a control token: remove it from its text")
 
+    def skip(self, text: str, position: int) -> int:
+        """Return the end of the control tokens, if any, that a rendered text has at a position."""
+        while match := self._pattern.match(text, position + len(text[position:]) - len(text[position:].lstrip())):
+            position = match.end()
+        return position
+
     def escape(self, text: str) -> str:
         """Break up each control token in a text that a model has written, with a space."""
         return self._pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

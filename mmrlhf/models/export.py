@@ -102,6 +102,7 @@ def _published_name(name: str, towers: Sequence[str]) -> str:
 def merge(adapters: Adapters, name: str) -> None:
     """Add an adapter to the weights of its base, and remove all adapters. Not for 4-bit weights.
 
+    The model is then only to be saved: the feature cache is still that of the base.
     Raises InputError if it cannot be merged.
     """
     assert adapters.peft_model is not None

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,7 +74,19 @@ class CacheCounters:
     disk_hits: int = 0
 
 
-class MemoryTier:
+Entry = TypeVar("Entry", bound="Movable")
+
+
+class Movable(Protocol):
+    """What a memory tier keeps of an image."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def to(self: Entry, device: torch.device) -> Entry: ...
+
+
+class MemoryTier(Generic[Entry]):
     """The most recently used images on one device, within a byte budget.
 
     The newest image always stays, even if it exceeds the budget.
@@ -81,18 +94,18 @@ class MemoryTier:
 
     def __init__(self, device: torch.device, max_bytes: int):
         self.device, self.max_bytes, self.num_bytes = device, max_bytes, 0
-        self.entries: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
 
-    def get(self, key: str) -> ImageFeatures | None:
+    def get(self, key: str) -> Entry | None:
         if key in self.entries:
             self.entries.move_to_end(key)
         return self.entries.get(key)
 
-    def put(self, key: str, features: ImageFeatures) -> Iterator[tuple[str, ImageFeatures]]:
-        """Store an image's features; yield the entries that were evicted for them."""
+    def put(self, key: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
+        """Store what is kept of an image; yield the entries that were evicted for it."""
         if key not in self.entries:
-            self.entries[key] = features.to(self.device)
-            self.num_bytes += features.num_bytes
+            self.entries[key] = entry.to(self.device)
+            self.num_bytes += entry.num_bytes
         while self.num_bytes > self.max_bytes and len(self.entries) > 1:
             evicted_key, evicted = self.entries.popitem(last=False)
             self.num_bytes -= evicted.num_bytes
@@ -223,7 +236,8 @@ class FeatureCache:
     def __init__(self, device: torch.device, memory_gib: float = 2.0, folder: str | None = None, disk_gib: float = 100.0):
         devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
         self.device = device
-        self.tiers = [MemoryTier(tier_device, int(memory_gib * GIB)) for tier_device in devices]
+        self.max_bytes = int(memory_gib * GIB)
+        self.tiers = [MemoryTier[ImageFeatures](tier_device, self.max_bytes) for tier_device in devices]
         self.disk = DiskTier(Path(folder), int(disk_gib * GIB)) if folder else None
         self.counters = CacheCounters()
         self._encoded_keys: set[str] = set()

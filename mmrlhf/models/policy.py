@@ -11,6 +11,7 @@ from mmrlhf.config import EngineConfig, TrainConfig
 from mmrlhf.models.adapter_files import require_adapter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
+from mmrlhf.models.lora_layers import PROJECTOR, VISION_TOWER
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -54,13 +55,21 @@ def check_tuning(tuning: str, dtype: str) -> None:
 def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> None:
     """Add the adapter that a stage trains: a copy of the one at adapter_path, or a new one.
 
-    Raises InputError if it is damaged or belongs to another base.
+    Prints what trains beside the language model, and what that costs. Raises InputError if the
+    adapter is damaged or belongs to another base.
     """
     if config.adapter_path is None:
         adapters.add(name, config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     else:
         check_same_base(Path(config.adapter_path), adapters.vlm)
         adapters.load(name, Path(config.adapter_path), trainable=True)
+    num_weights = adapters.count_weights(name)
+    if num_weights[PROJECTOR] or num_weights[VISION_TOWER]:
+        counts = ", ".join(f"{count:,} in the {part}" for part, count in num_weights.items() if count)
+        print(
+            f"note: the adapter trains {counts}; the feature cache holds the base's features, so every forward pass under the "
+            "adapter encodes its images anew"
+        )
 
 
 def add_reference(adapters: Adapters, config: TrainConfig, *, has_adapter: bool = False) -> Role:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,20 @@ class PreprocessedImage:
     def num_elements(self) -> int:
         """Number of pixel values."""
         return self.tensors["pixel_values"].numel()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tower's inputs in memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    @property
+    def layout(self) -> ImageFeatures:
+        """What a prompt has to know of the image, without its features."""
+        return ImageFeatures([], False, self.placeholder_text, self.grid_thw)
+
+    def to(self, device: torch.device) -> PreprocessedImage:
+        """Copy to a device."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 def wait_until_ready(image: PreprocessedImage) -> None:

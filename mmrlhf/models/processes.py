@@ -14,6 +14,7 @@ from typing import Any
 
 import accelerate
 from accelerate import utils
+from torch import Tensor
 
 from mmrlhf.models import sharding
 from mmrlhf.models.lost_process import naming_lost_process
@@ -28,6 +29,14 @@ class Accelerator(accelerate.Accelerator):
         super().__init__(*args, **kwargs)
         if note and self.is_main_process:
             print(f"note: {note}")
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss.
+
+        It has none if only the projector or the vision tower trains, and its rows have no images.
+        """
+        if loss.requires_grad:
+            super().backward(loss, **kwargs)
 
     def reduce(self, *args: Any, **kwargs: Any) -> Any:
         """Sum or average tensors over the processes."""

@@ -43,6 +43,10 @@ class PromptLengths:
         """
         text = self._vlm.apply_chat_template(messages, len(images), generation_prompt=True)
         self._vlm.check_control_tokens("the prompt", text, (messages, tuple(images)))
+        return self.count_rendered(text, images)
+
+    def count_rendered(self, text: str, images: Sequence[ImageSource]) -> int:
+        """Return the number of tokens of a rendered prompt with its images. Raises as `count`."""
         sizes = []
         for image in images:
             size = read_image_size(image)

@@ -4,7 +4,8 @@ Threads decode and preprocess images while the frozen tower runs on earlier ones
 processor does the preprocessing, on the GPU if the model is on one. There, images with tensors of
 the same shape go through the tower together. The processor also reports the text that it writes for
 an image's placeholder (`ImageFeatures.placeholder_text`), so a prompt about a known image needs no
-pixels.
+pixels. The features in the cache are the base's. Under an adapter that changes the tower or the
+projector, images are encoded in each forward pass, from pixels that stay in memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import PIL
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,8 +32,9 @@ from transformers import PreTrainedModel
 from mmrlhf.models.control_tokens import MARKED
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
-from mmrlhf.models.image_features import FeatureCache, ImageFeatures
+from mmrlhf.models.image_features import FeatureCache, ImageFeatures, MemoryTier
 from mmrlhf.models.images import open_image
+from mmrlhf.models.lora_layers import active_adapter, are_changed
 from mmrlhf.models.prefetch import map_ahead
 from mmrlhf.models.preprocessed_images import PreprocessedImage, batch_by_shape, split_by_image, wait_until_ready
 from mmrlhf.records import ImageSource, InputError
@@ -68,7 +71,9 @@ class Encoder:
         decoder_prefixes = language_parameter_prefixes(model)
         self._named_vision_parameters = [(n, p) for n, p in model.named_parameters() if not n.startswith(decoder_prefixes)]
         self.vision_parameters = [p for _, p in self._named_vision_parameters]
+        self.lora_layers: list[BaseTunerLayer] = []  # those of the tower and the projector, which `Adapters` sets
         self.family = family_of(model.config)
+        self._pixels = MemoryTier[PreprocessedImage](torch.device("cpu"), cache.max_bytes)
         self._fingerprint = ""
         self._lock = threading.Lock()  # a caller waits for images that another one is encoding
 
@@ -105,9 +110,8 @@ class Encoder:
         return self.vision_parameters[0].dtype
 
     def get_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
-        """Return the features of each row's images, encoding those that the cache does not hold."""
-        pinned_rows = [[source.pinned() for source in row] for row in image_rows]
-        keyed_rows = [[(self.feature_key(s, len(row)), s) for s in row] for row in pinned_rows]
+        """Return the base's features of each row's images, encoding those that the cache lacks."""
+        keyed_rows = self._keyed_rows(image_rows)
         with self._lock:
             features_by_key: dict[str, ImageFeatures] = {}
             missing: MissingImages = {}
@@ -137,10 +141,60 @@ class Encoder:
             )
         features_by_key: dict[str, ImageFeatures] = {}
         encode = self._encode_gpu if self.model.device.type == "cuda" else self._encode_cpu
-        for key, features in encode(missing):
-            self.cache.put(key, features)
-            features_by_key[key] = features
+        with active_adapter(self.lora_layers, None):
+            for key, features in encode(missing):
+                self.cache.put(key, features)
+                features_by_key[key] = features
         return features_by_key
+
+    def get_prompt_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
+        """Return what prompts keep of their images: the base's features.
+
+        If adapters change the tower or the projector, a role has features of its own
+        (`get_active_features`), and prompts keep only the images' layout.
+        """
+        if not self.lora_layers:
+            return self.get_features(image_rows)
+        return [tuple(image.layout for image in row) for row in self._get_pixels(image_rows)]
+
+    def get_active_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
+        """Return each row's image features under the active adapter.
+
+        They are the base's, from the cache, unless the adapter changes the tower or the projector.
+        Then they are computed here, each image's once, with gradients if these are enabled.
+        """
+        if not are_changed(self.lora_layers):
+            return self.get_features(image_rows)
+        pixel_rows = self._get_pixels(image_rows)
+        distinct = {image.key: image for row in pixel_rows for image in row}
+        max_elements = MAX_ELEMENTS_GPU if self.model.device.type == "cuda" else MAX_ELEMENTS_CPU
+        features_by_key: dict[str, ImageFeatures] = {}
+        for batch in batch_by_shape(distinct.values(), max_elements):
+            features_by_key |= self._encode_batch(batch)
+        self.cache.counters.encodes += len(distinct)
+        return [tuple(features_by_key[image.key] for image in row) for row in pixel_rows]
+
+    def _get_pixels(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[PreprocessedImage, ...]]:
+        """Return each row's images as the tower takes them, from memory where they are."""
+        keyed_rows = self._keyed_rows(image_rows)
+        with self._lock:
+            images: dict[str, PreprocessedImage] = {}
+            missing: MissingImages = {}
+            for key, source, num_images in ((key, source, len(row)) for row in keyed_rows for key, source in row):
+                if (known := self._pixels.get(key)) is not None:
+                    images[key] = known
+                else:
+                    missing[key] = source, num_images
+            workers = min(MAX_GPU_WORKERS, os.cpu_count() or 1)
+            for image in map_ahead(workers, lambda item: self._preprocess(*item), list(missing.items())) if missing else ():
+                images[image.key] = image
+                list(self._pixels.put(image.key, image))
+        return [tuple(images[key] for key, _ in row) for row in keyed_rows]
+
+    def _keyed_rows(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[list[tuple[str, ImageSource]]]:
+        """Return each row's images with their keys."""
+        pinned_rows = [[source.pinned() for source in row] for row in image_rows]
+        return [[(self.feature_key(source, len(row)), source) for source in row] for row in pinned_rows]
 
     def feature_key(self, source: ImageSource, num_images: int) -> str:
         """Return the cache key of an image in a prompt with `num_images` images."""
@@ -287,9 +341,15 @@ class Encoder:
 
     # ---- the tower -----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
-        """Run the tower and the projector on images of one shape."""
+        """Run the tower and the projector on images of one shape.
+
+        Has gradients if these are enabled and the active adapter changes them.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and are_changed(self.lora_layers)):
+            return self._run_tower(batch)
+
+    def _run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
         for image in batch:
             wait_until_ready(image)
         tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}

@@ -1,8 +1,9 @@
 """A vision-language model as the stages see it: conversations in, hidden states and log-probs out.
 
 Mllama works, and so does any Hugging Face image-text-to-text model with `get_image_features` and
-`mm_encoder_outputs` (transformers 5.18 and later). The vision tower and the projector are frozen,
-so an image is encoded once and its features serve every role and epoch.
+`mm_encoder_outputs` (transformers 5.18 and later). The base is frozen, so an image is encoded once
+and its features serve every epoch, and every role whose adapter leaves tower and projector as they
+are.
 
 Shape suffixes: P prompts, Q queries, K keys, N rows, T answer tokens, D hidden, V vocabulary.
 """
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mmrlhf.models.answer_images import AnswerText
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.control_tokens import MARKED
 from mmrlhf.models.engine_state import EngineState
@@ -47,7 +49,7 @@ class Prompt:
     extras: dict[str, Tensor]
     """The processor's other per-token inputs [L, ...], see PER_TOKEN_INPUTS."""
     image_features: tuple[ImageFeatures, ...]
-    """The encoded images, in order."""
+    """The encoded images, in order; only their layout if adapters change the features."""
     text: str
     """The conversation in the chat template, with one placeholder per image."""
     images: tuple[ImageSource, ...]
@@ -164,7 +166,30 @@ class VLM:
         ]
         for name, text, conversation in zip(names, texts, conversations, strict=True):
             self.check_control_tokens(name, text, conversation)
-        image_features = self.encoder.get_features(images)
+        return self._encode_prompts(texts, images, names, limits, row_ids)
+
+    def build_prompts_before(
+        self, texts: Sequence[AnswerText], images: Sequence[tuple[ImageSource, ...]], max_length: int, row_ids: Sequence[str]
+    ) -> list[Prompt]:
+        """Build the prompts that texts of answers continue, of the first of each one's images.
+
+        Raises InputError for a prompt that is longer than `max_length` with its text.
+        """
+        shown = [tuple(i.pinned() for i in row[: text.num_images]) for text, row in zip(texts, images, strict=True)]
+        names = [f"row {row_id} up to a text of an answer" for row_id in row_ids]
+        limits = [max_length - len(text.token_ids) for text in texts]
+        return self._encode_prompts([text.before for text in texts], shown, names, limits, row_ids)
+
+    def _encode_prompts(
+        self,
+        texts: list[str],
+        images: list[tuple[ImageSource, ...]],
+        names: Sequence[str],
+        limits: Sequence[int | None],
+        row_ids: Sequence[str] | None,
+    ) -> list[Prompt]:
+        """Tokenize rendered prompts, and get their images' features."""
+        image_features = self.encoder.get_prompt_features(images)
         prompts = []
         for i, (token_ids, extras) in enumerate(self._tokenize(texts, image_features, images)):
             self._check_length(names[i], len(token_ids), limits[i])
@@ -259,29 +284,35 @@ class VLM:
         self._needs_processor = self._extras_by_token_id is None
 
     def image_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Return a batch's images as arguments of the model's forward; empty without images."""
-        image_features = [features for prompt in prompts for features in prompt.image_features]
+        """Return a batch's images as arguments of the model's forward; empty without images.
+
+        Their features are those of the active adapter.
+        """
+        rows = [prompt.image_features for prompt in prompts]
+        if self.encoder.lora_layers:
+            rows = self.encoder.get_active_features([prompt.images for prompt in prompts])
+        image_features = [features for row in rows for features in row]
         if not image_features:
             return {}
         if self.family.uses_cross_attention:
-            return {"cross_attention_states": self._cross_attention_states(prompts)}
+            return {"cross_attention_states": self._cross_attention_states(rows)}
         pooled, *deepstack = [[u for p in image_features for u in p.levels[k]] for k in range(len(image_features[0].levels))]
         output = EncoderOutput(torch.stack(pooled) if image_features[0].is_stacked else pooled, deepstack or None)
         return {"mm_encoder_outputs": {"image": output}}
 
     @staticmethod
-    def _cross_attention_states(prompts: Sequence[Prompt]) -> Tensor:
+    def _cross_attention_states(image_rows: Sequence[tuple[ImageFeatures, ...]]) -> Tensor:
         """Return Mllama's states [P, images x tiles x patches, D], each prompt's images in a row.
 
         Tokens before an image attend equally to all images of the row. Rows with fewer images
         repeat theirs, which keeps that mean; with the least common multiple of the counts, every
         row repeats a whole number of times. A row without images gets zeros, which add nothing.
         """
-        num_images = math.lcm(*(len(p.image_features) for p in prompts if p.image_features))
-        blank = torch.zeros_like(next(f for p in prompts for f in p.image_features).levels[0][0])
+        num_images = math.lcm(*(len(row) for row in image_rows if row))
+        blank = torch.zeros_like(next(features for row in image_rows for features in row).levels[0][0])
         rows = []
-        for prompt in prompts:
-            states = [features.levels[0][0] for features in prompt.image_features]
+        for image_row in image_rows:
+            states = [features.levels[0][0] for features in image_row]
             rows.append(torch.cat(states * (num_images // len(states)) if states else [blank] * num_images))
         return torch.stack(rows)
 

@@ -39,7 +39,7 @@ from mmrlhf.models.finite import check_finite
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, PlacedImage, Preference
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
@@ -64,10 +64,7 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
     directory.mkdir(parents=True, exist_ok=True)
     if role.adapter:
         role.adapters.save(role.adapter, directory)
-        base_metadata = {
-            "base": absolute_name(role.vlm.name),
-            "base_fingerprint": role.vlm.fingerprint,
-        }
+        base_metadata = {"base": absolute_name(role.vlm.name), "base_fingerprint": role.vlm.fingerprint}
     else:
         with atomic_folder(directory / "model") as model_dir:
             save_checkpoint(role.vlm, model_dir)
@@ -96,8 +93,7 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
 
 
 def copy_reward_model(model: RewardModel, source: Path, directory: Path) -> None:
-    """Write a reward model that was loaded from `source`, with the name by which its base was
-    loaded."""
+    """Write a reward model that was loaded from `source`, with the name its base was loaded by."""
     role = model.role
     directory.mkdir(parents=True, exist_ok=True)
     metadata = json.loads((source / "reward.json").read_text(encoding="utf-8"))
@@ -266,6 +262,7 @@ def _group_to_json(group: AnswerGroup, scores: Sequence[float]) -> dict[str, Any
         "images": [{"base64": base64.b64encode(image.read()).decode()} for image in group.images],
         "prompt": [message.to_dict() for message in group.prompt],
         "answers": list(group.answers),
+        "answer_images": [[[i.position, base64.b64encode(i.source.read()).decode()] for i in row] for row in group.answer_images],
         "facts": [asdict(fact) for fact in group.facts],
         "scores": list(scores),
     }
@@ -275,7 +272,11 @@ def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     facts = tuple(Fact(**(fact | {"box": fact["box"] and tuple(fact["box"])})) for fact in row["facts"])
     images = tuple(ImageSource(data=base64.b64decode(image["base64"])) for image in row["images"])
     prompt = tuple(Message(m["role"], m["content"], tuple(m.get("image_positions", ()))) for m in row["prompt"])
-    return AnswerGroup(images, prompt, tuple(row["answers"]), facts, row["id"])
+    answer_images = tuple(
+        tuple(PlacedImage(position, ImageSource(data=base64.b64decode(data))) for position, data in placed)
+        for placed in row.get("answer_images", ())
+    )
+    return AnswerGroup(images, prompt, tuple(row["answers"]), facts, row["id"], answer_images)
 
 
 # ---- for a further round of reward --------------------------------------------------------------

@@ -15,10 +15,12 @@ from mmrlhf.config import FactsPosition
 from mmrlhf.engine.scoring import GROUPS_PER_BATCH, last_hidden_states
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.answer_images import AnswerText, answer_texts
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.heads import YES_NO_QUESTION, yes_no_head
+from mmrlhf.models.prompt_list import PromptList
 from mmrlhf.models.vlm import Prompt
-from mmrlhf.records import Fact, ImageSource, InputError, Message
+from mmrlhf.records import Fact, ImageSource, InputError, Message, PlacedImage, answer_turn
 from mmrlhf.rewards.types import RewardFunction, Sample
 
 # ---- the prompt ---------------------------------------------------------------------------------
@@ -59,7 +61,8 @@ def prepend_facts(facts: str, text: str) -> str:
 class AnswerGroup:
     """Answers to one prompt on the same images, scored together.
 
-    `facts` are the known facts about the images, and `id` is the row's id.
+    `facts` are the known facts about the images, and `id` is the row's id. `answer_images` are the
+    images inside each answer, and empty if no answer has any.
     """
 
     images: tuple[ImageSource, ...]
@@ -67,6 +70,7 @@ class AnswerGroup:
     answers: tuple[str, ...]
     facts: tuple[Fact, ...] = ()
     id: str = ""
+    answer_images: tuple[tuple[PlacedImage, ...], ...] = ()
 
 
 @dataclass
@@ -104,27 +108,59 @@ class RewardModel:
 
         Raises InputError if an answer and its prompt together exceed max_length.
         """
-        conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
+        prompts = PromptList(self.role.vlm, self.max_length)
         answer_ids: list[list[Tensor]] = []
+        prompts_per_group, group_ids = [], [group.id for group in groups]
         for group in groups:
-            prompt_messages, group_answer_ids = self.tokenize_group(group)
-            conversations.append((prompt_messages, group.images))
-            answer_ids.append(group_answer_ids)
-        group_ids = [group.id for group in groups]
-        prompts = self.role.vlm.build_prompts(conversations, self.max_length, group_ids if all(group_ids) else None)
-        self._check_lengths(group_ids, prompts, answer_ids)
+            units = self._tokenize_image_answers(prompts, group) if group.answer_images else [self._add_group(prompts, group)]
+            answer_ids += units
+            prompts_per_group.append(len(units))
+        built = prompts.build(with_ids=all(group_ids))
+        ids_by_prompt = [group_id for group_id, count in zip(group_ids, prompts_per_group, strict=True) for _ in range(count)]
+        self._check_lengths(ids_by_prompt, built, answer_ids)
+
+        def scores_of(role: Role) -> Iterator[tuple[list[int], Tensor]]:
+            return _role_scores(role, built, answer_ids, prompts_per_group)
+
         if self.prior is None:
-            yield from _role_scores(self.role, prompts, answer_ids)
+            yield from scores_of(self.role)
             return
         with torch.no_grad():
-            prior_scores = by_group(_role_scores(self.prior, prompts, answer_ids), groups)
-        for group_indices, corrections_N in _role_scores(self.role, prompts, answer_ids):
+            prior_scores = by_group(scores_of(self.prior), groups)
+        for group_indices, corrections_N in scores_of(self.role):
             yield group_indices, corrections_N + torch.cat([prior_scores[i] for i in group_indices])
+
+    def _add_group(self, prompts: PromptList, group: AnswerGroup) -> list[Tensor]:
+        """Add the prompt that a group's answers share, and return the ids of each answer."""
+        messages, answer_ids = self.tokenize_group(group)
+        prompts.add_conversation((messages, group.images), self.max_length, group.id)
+        return answer_ids
+
+    def _tokenize_image_answers(self, prompts: PromptList, group: AnswerGroup) -> list[list[Tensor]]:
+        """Add a prompt for each answer, up to its last image, and return the ids of the rest."""
+        ids = []
+        for text, images in self.last_texts(group):
+            prompts.add_text(text, images, group.id)
+            ids.append([text.token_ids])
+        return ids
+
+    def last_texts(self, group: AnswerGroup) -> list[tuple[AnswerText, tuple[ImageSource, ...]]]:
+        """Return what follows each answer's last image, with all images before it."""
+        *messages, _, question = self._messages(group)
+        texts = []
+        for answer, placed in zip(group.answers, group.answer_images, strict=True):
+            turn = answer_turn(answer, placed)
+            text = answer_texts(self.role.vlm.chat, messages, turn, len(group.images), [question], group.id)[-1]
+            texts.append((text, (*group.images, *(image.source for image in placed))))
+        return texts
+
+    def _messages(self, group: AnswerGroup) -> tuple[Message, ...]:
+        """Return the turns that the model reads, with an empty answer."""
+        return reward_messages(group.prompt, "", self.facts_text(group.prompt, group.facts), self.facts_position)
 
     def tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
         """Return the turns before the answers, and token ids of each answer with the question."""
-        facts_text = self.facts_text(group.prompt, group.facts)
-        *prompt_messages, _, question = reward_messages(group.prompt, "", facts_text, self.facts_position)
+        *prompt_messages, _, question = self._messages(group)
         group_answer_ids = [
             self.role.vlm.answer_token_ids(
                 prompt_messages, answer, len(group.images), following_turns=[question], row_id=group.id
@@ -162,15 +198,15 @@ class RewardModel:
         """
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
-            distinct = [replace(group, answers=tuple(dict.fromkeys(group.answers))) for group in batch]
+            distinct = [_distinct(group) for group in batch]
             raw_scores = by_group(self.raw_scores(distinct), distinct)
             if not all(bool(raw_scores_N.isfinite().all()) for raw_scores_N in raw_scores):
                 raise NotFiniteError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
             by_answer = [
-                dict(zip(group.answers, ((raw_scores_N - self.mean) / self.std).tolist(), strict=True))
+                dict(zip(_answer_keys(group), ((raw_scores_N - self.mean) / self.std).tolist(), strict=True))
                 for group, raw_scores_N in zip(distinct, raw_scores, strict=True)
             ]
-            return [[scores[answer] for answer in group.answers] for group, scores in zip(batch, by_answer, strict=True)]
+            return [[scores[key] for key in _answer_keys(group)] for group, scores in zip(batch, by_answer, strict=True)]
 
         batches = (groups[start : start + GROUPS_PER_BATCH] for start in range(0, len(groups), GROUPS_PER_BATCH))
         scores: list[list[float]] = []
@@ -181,12 +217,27 @@ class RewardModel:
         return scores
 
 
+AnswerKey = tuple[str, tuple[PlacedImage, ...]]
+
+
+def _answer_keys(group: AnswerGroup) -> list[AnswerKey]:
+    """Return each answer's text and images: equal answers have equal scores."""
+    return list(zip(group.answers, group.answer_images or [()] * len(group.answers), strict=True))
+
+
+def _distinct(group: AnswerGroup) -> AnswerGroup:
+    """Return a group with each of its answers once."""
+    keys = dict.fromkeys(_answer_keys(group))
+    images = tuple(images for _, images in keys) if group.answer_images else ()
+    return replace(group, answers=tuple(answer for answer, _ in keys), answer_images=images)
+
+
 def _role_scores(
-    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
+    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]], prompts_per_group: Sequence[int]
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield group indices and a role's scores [n] of their answers, a micro-batch at a time."""
     assert role.head is not None
-    for group_indices, last_hidden_ND in last_hidden_states(role, prompts, answer_ids):
+    for group_indices, last_hidden_ND in last_hidden_states(role, prompts, answer_ids, prompts_per_group):
         yield group_indices, role.head(last_hidden_ND.float())[:, 0]
 
 

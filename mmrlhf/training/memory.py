@@ -2,8 +2,8 @@
 
 Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
 that depends on the length of rows: a prompt is assumed to be one image and `PROMPT_TOKENS` of text.
-Not included: the CUDA context, fragmentation, and the vision tower's own forward pass (a few
-hundred MiB).
+Not included: the CUDA context, fragmentation, and the forward pass of a vision tower that does not
+train (a few hundred MiB).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mmrlhf.models.adapters import absolute_name
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
+from mmrlhf.models.lora_layers import LANGUAGE_MODEL, VISION_TOWER, layers_by_part, target_layers
 from mmrlhf.models.vlm import MAX_LOGITS
 from mmrlhf.records import InputError
 
@@ -82,15 +84,17 @@ def estimate_memory(
     may have moved. `num_shards` processes share the base's decoder layers (`models.sharding`).
     """
     weights = _count_weights(model)
+    targets = target_layers(model, config.lora_target_modules, config.model_name_or_path)
     roles, separate_bases = _roles_and_separate_bases(config, base_fingerprint)
     lengths = _micro_batch_lengths(config, model)
     return [
         *_base_weights(config, model, weights, num_shards),
         *separate_bases,
-        *_trained_weights(config, model, weights, roles),
+        *_trained_weights(config, model, weights, roles, targets),
         _image_features(config, model, lengths),
         _keys_and_values(config, model, lengths),
         _activations(config, model, lengths),
+        *_vision_activations(config, model, lengths, targets),
         MemoryItem("logits", 3 * MAX_LOGITS * 4, "one chunk, its log-probs and its gradient"),
     ]
 
@@ -107,7 +111,7 @@ class WeightCounts:
 def _count_weights(model: PreTrainedModel) -> WeightCounts:
     """Count weights; tied ones count once, packed 4-bit ones by the size of their layer."""
     prefixes = language_parameter_prefixes(model)
-    linear_numel = {id(m.weight): m.in_features * m.out_features for m in _linear_layers(model).values()}
+    linear_numel = {id(m.weight): m.in_features * m.out_features for m in layers_by_part(model)[LANGUAGE_MODEL].values()}
     numel = {name: linear_numel.get(id(p), p.numel()) for name, p in model.named_parameters()}
     return WeightCounts(
         total=sum(numel.values()),
@@ -160,13 +164,11 @@ def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tup
     return ["policy", *(["value"] if config.has_critic else []), *reference, *rewards], items
 
 
-def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str]) -> list[MemoryItem]:
+def _trained_weights(
+    config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str], targets: Mapping[str, nn.Linear]
+) -> list[MemoryItem]:
     """Return adapters, and gradients with AdamW's moments (12 bytes per trained float32 weight)."""
-    num_lora = sum(
-        (m.in_features + m.out_features) * config.lora_r
-        for name, m in _linear_layers(model).items()
-        if _is_lora_target(name, config.lora_target_modules)
-    )
+    num_lora = sum((m.in_features + m.out_features) * config.lora_r for m in targets.values())
     items = []
     if isinstance(config, SFTConfig | RewardConfig) and config.tuning == "full":
         num_trained, trained_part = weights.language_model, "the language model"
@@ -260,6 +262,29 @@ def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatc
     return MemoryItem("activations", layer_bytes + inputs_bytes, calculation)
 
 
+def _vision_activations(
+    config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths, targets: Mapping[str, nn.Linear]
+) -> list[MemoryItem]:
+    """Return what backward through a tower with adapters needs, as `_activations` counts it.
+
+    Inputs and outputs of the tower's linear layers, by patch; the patches are at least an image's
+    tokens.
+    """
+    tower = layers_by_part(model)[VISION_TOWER]
+    if not tower.keys() & targets.keys():
+        return []
+    vision_config = model.config.vision_config
+    size, patch_size = getattr(vision_config, "image_size", None), getattr(vision_config, "patch_size", None)
+    num_patches = lengths.image
+    if isinstance(size, int) and isinstance(patch_size, int):
+        num_patches = max(num_patches, (size // patch_size) ** 2)
+    num_patches *= getattr(vision_config, "spatial_merge_size", 1) ** 2 if size is None else 1
+    num_values = sum(layer.in_features + layer.out_features for layer in tower.values())
+    num_bytes = lengths.num_prompts * num_patches * num_values * _bytes_per_value(config.dtype)
+    calculation = f"{lengths.num_prompts} x {num_patches:,} patches x {num_values:,} values"
+    return [MemoryItem("vision activations", num_bytes, calculation)]
+
+
 def _separate_base(path: str, config: PPOConfig, base_fingerprint: str) -> tuple[str, str] | None:
     """Return the base and dtype of a reward model that does not share the policy's base.
 
@@ -277,16 +302,6 @@ def _separate_base(path: str, config: PPOConfig, base_fingerprint: str) -> tuple
         has_same_base = base == absolute_name(config.model_name_or_path)
     shares_base = has_same_base and dtype == config.dtype
     return None if shares_base else (str(Path(path) / "model") if base == "model" else base, dtype)
-
-
-def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the language model's linear layers by name, without the output head."""
-    decoder = model.base_model.get_decoder()
-    return {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
-
-
-def _is_lora_target(name: str, target_modules: str) -> bool:
-    return target_modules == "all-linear" or name.rsplit(".", 1)[-1] in {word.strip() for word in target_modules.split(",")}
 
 
 def peak_memory() -> int:

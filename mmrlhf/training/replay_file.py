@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmrlhf.files.atomic import atomic
-from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, PlacedImage, Preference
 
 HEADER = "mmrlhf_step"
 """The entry of the file's header that holds the JSON."""
@@ -48,7 +48,7 @@ class SavedStep:
 
     def write(self, path: Path) -> None:
         """Write the file, or nothing. Raises OSError."""
-        images = {image.key: image.read() for row in self.rows for image in row.images}
+        images = {image.key: image.read() for row in self.rows for image in row.all_images}
         header = {
             "stage": self.stage,
             "step": self.step,
@@ -94,6 +94,9 @@ def read_step(path: Path) -> SavedStep:
 
 
 def _row_to_json(row: Example | Preference) -> dict[str, Any]:
+    answer_images = {}
+    if isinstance(row, Preference):
+        answer_images["answer_images"] = [[[i.position, i.source.key] for i in images] for images in row.answer_images]
     return {
         **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)},
         "kind": type(row).__name__,
@@ -101,6 +104,7 @@ def _row_to_json(row: Example | Preference) -> dict[str, Any]:
         "prompt": [message.to_dict() for message in row.prompt],
         "facts": [asdict(fact) for fact in row.facts],
         "meta": dict(row.meta),
+        **answer_images,
     }
 
 
@@ -108,5 +112,11 @@ def _row_from_json(row: dict[str, Any], images: Mapping[str, bytes]) -> Any:
     row_class = {"Example": Example, "Preference": Preference}[row.pop("kind")]
     row["images"] = tuple(ImageSource(data=images[key]) for key in row["images"])
     row["prompt"] = tuple(Message(m["role"], m["content"], tuple(m.get("image_positions", ()))) for m in row["prompt"])
+    row["answer_images"] = [
+        tuple(PlacedImage(position, ImageSource(data=images[key])) for position, key in answer)
+        for answer in row.get("answer_images", [])
+    ]
+    if row_class is Example:
+        del row["answer_images"]
     row["facts"] = tuple(Fact(**(fact | {"box": fact["box"] and tuple(fact["box"])})) for fact in row["facts"])
     return row_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})

@@ -51,6 +51,10 @@ LengthsOf = Callable[[Any], Iterable[Length]]
 
 def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup) -> Length:
     """Return the tokens of a group's prompt with its longest answer, and the question after it."""
+    if group.answer_images:
+        texts = model.last_texts(group)
+        num_tokens = max(lengths.count_rendered(text.before, images) + len(text.token_ids) for text, images in texts)
+        return Length(num_tokens, lengths.limit(model.max_length))
     prompt_messages, answer_ids = model.tokenize_group(group)
     num_tokens = lengths.count(prompt_messages, group.images) + max(map(len, answer_ids), default=0)
     return Length(num_tokens, lengths.limit(model.max_length))

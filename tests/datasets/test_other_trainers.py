@@ -80,7 +80,8 @@ def test_system_texts_and_history_become_turns(folder):
         ({"rejected_messages": [user_turn(QUESTION)]}, "`rejected_messages[1]` must be the assistant's turn, not the user's"),
         ({"rejected_response": "Broccoli."}, "the chosen and the rejected answer are the same"),
         ({"rejected_response": "\u200b"}, "`rejected_response` is empty"),
-        ({"rejected_images": ["a.png"]}, "`rejected_images` compares images"),
+        ({"rejected_images": ["a.png"], "rejected_response": "No."}, "`rejected_images` has other images for the prompt"),
+        ({"rejected_images": ["a.png"]}, "`rejected_response` is missing"),
     ],
 )
 def test_bad_pairs_of_ms_swift_are_refused(changes, message, folder):

@@ -227,7 +227,7 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
         ({**PAIR, "rejected": " "}, "`rejected` is empty: fill it in or drop the row"),
         ({**PAIR, "rejected": 4}, "`rejected` must be text or a list of turns, not a number"),
         ({**PAIR, "rejected": [user_turn("A cat.")]}, "`rejected` must be the assistant's turn, not the user's"),
-        ({**PAIR, "rejected": "<image> A cat."}, "`rejected` contains an image or <image>: an answer must be text only"),
+        ({**PAIR, "rejected": "<image> A cat."}, "one answer contains an image or <image>, and the other none"),
         ({**PAIR, "rejected": [assistant_turn("a"), assistant_turn("b")]}, "`rejected` must be one assistant turn, not 2 turns"),
         (
             {**ONE_IMAGE, "chosen": [user_turn("a"), assistant_turn("b")], "rejected": [user_turn("c"), assistant_turn("d")]},

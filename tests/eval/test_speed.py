@@ -23,7 +23,7 @@ def run_script(monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step"):
+    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step", "vision_adapters"):
         sys.modules.pop(name, None)
 
 
@@ -35,6 +35,12 @@ def test_rl_step_runs_at_toy_size(run_script, tmp_path, algo):
     results = run_script("rl_step", tmp_path / "model", "--algo", algo, *options)
     assert (results["who"], results["algo"], len(results["round_s"])) == ("mmrlhf", algo, 2)
     assert results["samples_per_s"] > 0 and results["peak_gib"] > 0
+
+
+def test_vision_adapters_runs_at_toy_size(run_script, tmp_path):
+    build_checkpoint("llava", tmp_path / "model")
+    results = run_script("vision_adapters", tmp_path / "model", "--rows", 4, "--batch", 1, "--epochs", 2, "--turns", 1)
+    assert results["also"] == "projector,vision_tower" and results["first_epoch_s"] > 0 and results["later_cpu_s"] > 0
 
 
 def test_dpo_trl_runs_our_side_at_toy_size(run_script, tmp_path):

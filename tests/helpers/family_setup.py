@@ -55,14 +55,21 @@ def family_examples(family: str) -> list[Example]:
 class FamilySetup:
     """A family's checkpoint, loaded, with two adapters that change its outputs."""
 
-    def __init__(self, family: str, directory: Path, dtype: str = "float32", device: str = "cpu"):
+    def __init__(
+        self,
+        family: str,
+        directory: Path,
+        dtype: str = "float32",
+        device: str = "cpu",
+        target_modules: str = "all-linear",
+    ):
         self.family, self.directory = family, directory
         build_checkpoint(family, directory)
         self.vlm = load(str(directory), dtype, device)
         self.examples = family_examples(family)
         self.adapters = Adapters(self.vlm)
         for seed, name in enumerate(("policy", "value")):
-            self.adapters.add(name, 4, 16, seed)
+            self.adapters.add(name, 4, 16, seed, target_modules)
             torch.manual_seed(seed)
             with torch.no_grad():
                 for parameter in self.adapters.parameters(name).values():
@@ -105,8 +112,8 @@ class FamilySetup:
         return logits.log_softmax(-1).gather(1, token_ids[:, None])[:, 0], self.head(hidden.float())[:, 0]
 
     def pop_gradients(self, name: str = "policy") -> dict[str, torch.Tensor]:
-        """Return an adapter's gradients, and clear those of all parameters."""
-        gradients = {k: p.grad.clone() for k, p in self.adapters.parameters(name).items()}
+        """Return an adapter's gradients where it has any, and clear those of all parameters."""
+        gradients = {k: p.grad.clone() for k, p in self.adapters.parameters(name).items() if p.grad is not None}
         self.vlm.model.zero_grad()
         return gradients
 

@@ -180,16 +180,23 @@ def test_foreign_adapter_with_damaged_configuration_gets_one_sentence(base, tmp_
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["q_proj"], "a part of the vision tower or the projector"),
-        (r"model\.multi_modal_projector\..*linear_1", "a part of the vision tower or the projector"),
-        ("lm_head|" + LANGUAGE + "q_proj", r"adapts lm_head\S*, and only linear layers inside the language model"),
-        (r".*embed_tokens", r"embed_tokens\S*, and only linear layers inside the language model"),
+        ("lm_head|" + LANGUAGE + "q_proj", r"adapts lm_head\S*, and only linear layers inside the model"),
+        (r".*embed_tokens", r"embed_tokens\S*, and only linear layers inside the model"),
     ],
-    ids=["vision", "projector", "head", "embedding"],
+    ids=["head", "embedding"],
 )
 def test_foreign_adapter_is_refused_by_the_layer(base, tmp_path, targets, message):
     save_foreign(base, tmp_path, target_modules=targets)
     with pytest.raises(InputError, match=message):
+        own_logits(base, tmp_path)
+
+
+def test_foreign_adapter_of_vision_layers_that_are_not_there_is_refused(base, tmp_path):
+    save_foreign(base, tmp_path, target_modules=["q_proj"])
+    rename_tensors(tmp_path, "vision_tower.encoder", "vision_tower.vision_model.encoder")
+    with pytest.raises(
+        InputError, match=r"adapts \S+vision_model\S+, and the vision tower and the projector of \S+ have no such"
+    ):
         own_logits(base, tmp_path)
 
 

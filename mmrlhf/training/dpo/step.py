@@ -70,8 +70,8 @@ def preference_loss(
             "rewards/margins": (weight_C * (better_C - worse_C)).sum(),
             "rewards/chosen": (weight_C * better_C).sum(),
             "rewards/rejected": (weight_C * worse_C).sum(),
-            "logps/chosen": (weight_C * logps_N[batch.better_C[comparisons]]).sum(),
-            "logps/rejected": (weight_C * logps_N[batch.worse_C[comparisons]]).sum(),
+            "logps/chosen": (weight_C * batch.by_answer(logps_N)[batch.better_C[comparisons]]).sum(),
+            "logps/rejected": (weight_C * batch.by_answer(logps_N)[batch.worse_C[comparisons]]).sum(),
         }
         if len(terms) > 1:
             metrics |= {f"loss/{name}": value for name, value in terms.items()}

@@ -32,6 +32,11 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
     if config.has_own_engine:
         yield LocalEngine(roles.policy)
         return
+    if roles.vlm.encoder.lora_layers:
+        raise InputError(
+            f"rollout_engine {config.rollout_engine}: vLLM applies adapters to the language model only, and one of this run is "
+            "in the projector or the vision tower: use rollout_engine local"
+        )
     engine = _start(config, accelerator, roles)
     try:
         _remove_adapters(accelerator, run_dir)  # of a killed run

@@ -45,6 +45,11 @@ class Reference:
     def groups(self) -> list[AnswerGroup]:
         return [to_answer_group(row) for row in self.rows]
 
+    @property
+    def probed_groups(self) -> list[AnswerGroup]:
+        """The groups whose claims are removed."""
+        return [to_answer_group(row) for row in _probed_rows(self.rows)]
+
     def check(self, config: RewardConfig) -> None:
         """Raise InputError if a metric that is to choose the best weights cannot be measured."""
         name = config.eval_dataset_name or "the held-out rows"
@@ -69,7 +74,7 @@ class Reference:
         model = replace(model, max_length=1 << 30)
         if not self.removals:
             return probe_outcomes(model, self.probes)
-        groups = self.groups[:NUM_PROBE_ROWS]
+        groups = self.probed_groups
         lowers = score_rises(groups, self.removals, model.score(with_removals(groups, self.removals))) > SCORE_TOLERANCE
         by_kind: dict[str, tuple[list[bool], list[bool]]] = {}
         for removal, is_lower in zip(self.removals, lowers, strict=True):
@@ -107,7 +112,7 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
     Raises InputError if truth_file is not a file of facts, or has the facts that the model reads.
     """
     rows = held_out or preferences[: min(len(preferences), NUM_REFERENCE_ROWS)]
-    probed_rows = rows[: min(len(rows), NUM_PROBE_ROWS)]
+    probed_rows = _probed_rows(rows)
     probes = make_probes(probed_rows, seed=config.seed)
     if config.truth_file is None:
         return Reference(rows, bool(held_out), probes)
@@ -125,6 +130,11 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
     return Reference(rows, bool(held_out), probes, removals(groups, verdicts))
 
 
+def _probed_rows(rows: Sequence[Preference]) -> list[Preference]:
+    """Return the first rows, without those whose answers show images: claims are text."""
+    return [row for row in (rows[i] for i in range(min(len(rows), NUM_PROBE_ROWS))) if not row.answer_images]
+
+
 def _true_facts(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
     """Return the facts about a row, by its id, or about its images."""
     names = [image.path or image.recorded_name for image in group.images]
@@ -133,7 +143,9 @@ def _true_facts(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
 
 def to_answer_group(preference: Preference) -> AnswerGroup:
     """Return a row as the group of answers that a reward model scores."""
-    return AnswerGroup(preference.images, preference.prompt, preference.answers, preference.facts, preference.id)
+    return AnswerGroup(
+        preference.images, preference.prompt, preference.answers, preference.facts, preference.id, preference.answer_images
+    )
 
 
 def score_margins(preferences: Sequence[Preference], scores: Sequence[Sequence[float]]) -> np.ndarray:

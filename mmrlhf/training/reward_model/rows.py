@@ -45,7 +45,7 @@ def training_rows(
 def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:
     """Return the row or, with probability `injected_claim_rate`, a pair with an injected claim."""
     rng = np.random.default_rng([config.seed, 13, step, zlib.crc32(row.id.encode())])
-    if rng.random() >= config.injected_claim_rate:
+    if rng.random() >= config.injected_claim_rate or row.answer_images:
         return row
     return make_training_pair(row, other_facts, rng) or row  # None if its facts allow no false claim
 
