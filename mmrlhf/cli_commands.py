@@ -22,7 +22,7 @@ from mmrlhf.cli_parser import (
     non_negative_int,
     positive_int,
 )
-from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, ServeConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, LabelConfig, PPOConfig, RewardConfig, RFTConfig, ServeConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
@@ -352,3 +352,31 @@ def run_data_tiny_vlm(command: Command, argv: list[str]) -> None:
     from mmrlhf.demo.tiny_vlm import train_tiny_vlm
 
     train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"])
+
+
+# ---- mmrlhf label --------------------------------------------------------------------------------
+
+
+def run_label_serve(command: Command, argv: list[str]) -> None:
+    parser = make_config_parser(LabelConfig, command, "[ROWS]")
+    parser.add_argument("dataset_name", metavar="ROWS", nargs="?", help="rows to label, in any format")
+    config = load_named_config(LabelConfig, parser.parse(argv))
+    from mmrlhf.label import serve_labels
+
+    serve_labels(config)
+
+
+def run_label_add(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "ROWS [ROWS ...] --output_file LABELS [--mode MODE] [--image_folder DIR] [--scores_file FILE]")
+    parser.add_argument("rows", metavar="ROWS", nargs="+", help="rows to label, in any format")
+    parser.add_argument("--output_file", metavar="LABELS", required=True, help="file that `mmrlhf label serve` writes")
+    help_text = "pairwise, ranking, claims or facts (default: by the number of answers)"
+    parser.add_argument("--mode", choices=("pairwise", "ranking", "claims", "facts"), metavar="MODE", help=help_text)
+    parser.add_argument("--image_folder", metavar="DIR", help="folder that relative image paths start from")
+    parser.add_argument("--scores_file", metavar="FILE", help="output of `mmrlhf score` for the same pairs")
+    parser.add_argument("--split", metavar="NAME", default="train", help="split of a dataset that has several (default train)")
+    args = parser.parse(argv)
+    from mmrlhf.label import add_tasks
+
+    names = ("mode", "image_folder", "split", "scores_file")
+    add_tasks(args["rows"], args["output_file"], **{name: args[name] for name in names if name in args})

@@ -1,0 +1,2 @@
+// Look again for tasks.
+setTimeout(() => location.reload(), 30000);
