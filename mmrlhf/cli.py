@@ -31,6 +31,8 @@ from mmrlhf.cli_commands import (
     run_env,
     run_eval,
     run_label_add,
+    run_label_export,
+    run_label_report,
     run_label_serve,
     run_plan,
     run_replay,
@@ -227,6 +229,13 @@ LABEL_COMMANDS = _by_last_word(
         run_label_serve,
     ),
     Command("label add", "add tasks, also while people work", "more.jsonl --output_file labels.db", run_label_add),
+    Command(
+        "label export",
+        "write the labels as preferences, claims or facts",
+        "labels.db --to trl --output_file pairs.jsonl",
+        run_label_export,
+    ),
+    Command("label report", "show agreement, gold questions, sides and speed", "labels.db --out labels.html", run_label_report),
 )
 
 COMMANDS = _by_last_word(

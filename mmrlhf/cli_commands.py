@@ -380,3 +380,28 @@ def run_label_add(command: Command, argv: list[str]) -> None:
 
     names = ("mode", "image_folder", "split", "scores_file")
     add_tasks(args["rows"], args["output_file"], **{name: args[name] for name in names if name in args})
+
+
+def run_label_export(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "LABELS --to FORMAT --output_file OUT [--anonymous]")
+    parser.add_argument("file", metavar="LABELS", help="file that `mmrlhf label serve` writes")
+    help_text = "trl, rankings, rlhf-v, ... as in `mmrlhf data convert`; claims, facts, or labels, which has every label as it is"
+    parser.add_argument("--to", metavar="FORMAT", required=True, help=help_text)
+    parser.add_argument("--output_file", metavar="OUT", required=True, help=".jsonl, .json or .parquet file to write")
+    help_text = "number annotators, and leave out pseudonyms, times of day and notes"
+    parser.add_argument("--anonymous", action="store_true", help=help_text)
+    args = parser.parse(argv)
+    from mmrlhf.label import export
+
+    export(args["file"], args["to"], args["output_file"], args.get("anonymous", False))
+
+
+def run_label_report(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "LABELS [--out FILE] [--anonymous]")
+    parser.add_argument("file", metavar="LABELS", help="file that `mmrlhf label serve` writes")
+    parser.add_argument("--out", metavar="FILE", help="HTML page to write")
+    parser.add_argument("--anonymous", action="store_true", help="number annotators, and leave out pseudonyms and notes")
+    args = parser.parse(argv)
+    from mmrlhf.label import report
+
+    report(args["file"], args.get("out"), args.get("anonymous", False))

@@ -11,6 +11,7 @@ Ranks are in the order of the task's answers, not in that in which they were sho
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -109,7 +110,7 @@ WORD = re.compile(r"\S+")
 
 def words_of(text: str) -> list[tuple[int, int]]:
     """Return where the words of an answer that can be marked begin and end."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     for match in WORD.finditer(text):
         if len(spans) == MAX_WORDS:
             break
@@ -132,7 +133,7 @@ def _parse_claims(shown: Shown, form: Form) -> dict[str, Any]:
     words = words_of(text)
     spans = [_parse_span(text, words, value, number) for number, value in enumerate(_json_list(form, "spans"), 1)]
     spans.sort(key=lambda span: span["start"])
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         if after["start"] < before["end"]:
             raise InputError("two marks overlap: remove one of them")
     corrected = form.get("corrected", "").strip() or apply_corrections(text, spans)

@@ -130,7 +130,7 @@ def _claims_context(text: str) -> dict[str, Any]:
     for start, end in spans:
         words.append({"before": text[position:start], "text": text[start:end]})
         position = end
-    claims = []
+    claims: list[dict[str, Any] | None] = []
     for claim in claims_of(text):
         words_of_claim = _word_range(spans, claim.span)
         if words_of_claim["last"] >= words_of_claim["first"]:

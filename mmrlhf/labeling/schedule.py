@@ -14,7 +14,7 @@ from mmrlhf.labeling.store import TaskEntry
 
 Order = Literal["file", "random", "uncertainty"]
 LEASE_SECONDS = 1800.0
-"""After this time without an answer, a task that somebody has before them is given to others too."""
+"""How long a task stays with an annotator who does not answer; then others get it, too."""
 
 
 class Schedule:

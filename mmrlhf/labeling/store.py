@@ -248,7 +248,8 @@ class Store:
         parameters = [value for value in (kind, token) if value is not None]
         columns = "id, kind, annotator, task, token, target, time, seconds, content"
         for row in self._read(f"SELECT {columns} FROM events {'WHERE ' + where if where else ''} ORDER BY id", parameters):
-            yield Event(*row[:-1], json.loads(row[-1]))
+            id_, kind_, annotator, task, token_, target, time, seconds, content = row
+            yield Event(id_, kind_, annotator, task, token_, target, time, seconds, json.loads(content))
 
 
 def _statements(script: str) -> Iterator[str]:

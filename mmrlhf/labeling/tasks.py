@@ -52,7 +52,7 @@ class Task:
     @property
     def digest(self) -> str:
         """Return a hash of what is asked, so that a row that is added again is the same task."""
-        content = [self.mode, [image.key for image in self.images], [turn.to_dict() for turn in self.prompt]]
+        content: list[Any] = [self.mode, [image.key for image in self.images], [turn.to_dict() for turn in self.prompt]]
         content += [sorted(self.answers), bool(self.gold)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -72,9 +72,9 @@ class Task:
     def from_dict(cls, mode: Mode, fields: Mapping[str, Any], images: Sequence[ImageSource], uncertainty: float | None) -> Task:
         """Build a task as the store keeps it."""
         prompt = tuple(Message(t["role"], t["content"], tuple(t.get("image_positions", ()))) for t in fields["prompt"])
-        texts = (tuple(fields[name]) for name in ("answers", "models", "gold"))
+        answers, models, gold = (tuple(fields[name]) for name in ("answers", "models", "gold"))
         facts = tuple(Fact(**{**fact, "box": fact["box"] and tuple(fact["box"])}) for fact in fields["facts"])
-        return cls(mode, fields["name"], tuple(images), prompt, *texts, facts, uncertainty)
+        return cls(mode, fields["name"], tuple(images), prompt, answers, models, gold, facts, uncertainty)
 
 
 # ---- rows ----------------------------------------------------------------------------------------

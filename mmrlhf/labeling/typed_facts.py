@@ -42,7 +42,7 @@ def _facts_of_claim(claim: Claim, source: str) -> Iterator[Fact]:
 
 
 def phrase_of_claim(claim: Claim) -> str:
-    """Return a claim in words: `dog`, `brown dog`, `two dogs`, `dog on couch`, `man riding horse`."""
+    """Return a claim in words: `brown dog`, `two dogs`, `dog on couch`, `man riding horse`."""
     denial = "no " if claim.negated else ""
     if claim.kind == "attribute":
         return f"{denial}{claim.value} {claim.subject}"

@@ -1,4 +1,4 @@
-"""Show text that came with data as text: nothing in it acts on the page or on the text around it."""
+"""Show text that came with data as text: nothing in it acts on the page or on other text."""
 
 from __future__ import annotations
 

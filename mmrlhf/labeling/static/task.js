@@ -100,7 +100,14 @@ document.addEventListener("submit", (event) => {
 form.addEventListener("input", () => { say(""); saveDraft(); });
 
 // ---- dialogs ----
+const guidelines = document.getElementById("guidelines");
+guidelines.hidden = stored("guidelines") !== "open";
+function toggleGuidelines() {
+  guidelines.hidden = !guidelines.hidden;
+  store("guidelines", guidelines.hidden ? null : "open");
+}
 function open(id) {
+  if (id === "guidelines") return toggleGuidelines();
   const dialog = document.getElementById(id);
   if (dialog.open) dialog.close(); else dialog.showModal();
 }
@@ -141,7 +148,7 @@ document.addEventListener("keydown", (event) => {
   }
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.key.length === 1 && !singleKeys.checked) return;
-  if (dialog && !(name === "g" && dialog.id === "guidelines") && !(name === "?" && dialog.id === "keys")) return;
+  if (dialog && !(name === "?" && dialog.id === "keys")) return;
   if (view.takes(event)) return;
   const act = mode.keys?.[name] ?? keys[name];
   if (act && !(isButton && event.key === " ")) {
@@ -153,4 +160,4 @@ document.addEventListener("keydown", (event) => {
 restore();
 dropOldDrafts();
 const mode = { pairwise, ranking, claims, facts }[main.dataset.mode](form, { saveDraft, say, send });
-if (document.activeElement === document.body) main.querySelector(".words, .viewer")?.focus({ preventScroll: true });
+if (document.activeElement === document.body) main.querySelector(".words")?.focus({ preventScroll: true });
