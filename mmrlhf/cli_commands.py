@@ -391,9 +391,9 @@ def run_label_export(command: Command, argv: list[str]) -> None:
     help_text = "number annotators, and leave out pseudonyms, times of day and notes"
     parser.add_argument("--anonymous", action="store_true", help=help_text)
     args = parser.parse(argv)
-    from mmrlhf.label import export
+    from mmrlhf.labeling.export import export_labels
 
-    export(args["file"], args["to"], args["output_file"], args.get("anonymous", False))
+    export_labels(args["file"], args["to"], args["output_file"], args.get("anonymous", False))
 
 
 def run_label_report(command: Command, argv: list[str]) -> None:
@@ -402,6 +402,6 @@ def run_label_report(command: Command, argv: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE", help="HTML page to write")
     parser.add_argument("--anonymous", action="store_true", help="number annotators, and leave out pseudonyms and notes")
     args = parser.parse(argv)
-    from mmrlhf.label import report
+    from mmrlhf.labeling.lead_report import report_labels
 
-    report(args["file"], args.get("out"), args.get("anonymous", False))
+    report_labels(args["file"], args.get("out"), args.get("anonymous", False))

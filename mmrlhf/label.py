@@ -1,7 +1,7 @@
-"""`mmrlhf label`: serve the annotators' page, add tasks while they work, export and report labels.
+"""`mmrlhf label serve` and `add`: the annotators' page, and more tasks while they work.
 
 Everything is in one SQLite file. Its events are only appended, so that `serve` continues wherever
-it was stopped, and the other commands may run beside it.
+it was stopped, and `add`, `export` and `report` may run beside it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.assignments import Assignments
-from mmrlhf.labeling.export import export_labels
 from mmrlhf.labeling.guard import Guard
-from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
@@ -167,18 +165,3 @@ def add_tasks(
     with contextlib.closing(Store(output_file)) as store:
         added = _read_and_add(store, ",".join(dataset_names), mode, image_folder, split, scores_file)
     print(f"{output_file}: {added} new tasks")
-
-
-# ---- results -------------------------------------------------------------------------------------
-
-
-def export(labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
-    """Write the labels of a file in another format. Raises InputError as `export_labels` does."""
-    with contextlib.closing(Store(labels_file)) as store:
-        export_labels(store, target_format, output_file, is_anonymous)
-
-
-def report(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
-    """Print how far annotators agree and what each has done, and write a page about it."""
-    with contextlib.closing(Store(labels_file)) as store:
-        report_labels(store, page_file, is_anonymous)

@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmrlhf.labeling.assignments import ANSWERS, Assignments
-from mmrlhf.labeling.guard import Guard
+from mmrlhf.labeling.guard import TOO_LARGE, BodyTooLargeError, Guard
 from mmrlhf.labeling.images import displayable
 from mmrlhf.labeling.labels import parse_label, parse_note
 from mmrlhf.labeling.pages import FOLDER, Pages, person_context
@@ -70,6 +70,8 @@ async def _post(handle: Callable[[Request, Mapping[str, str]], Response], reques
         return await run_in_threadpool(handle, request, form)
     except Refusal as refusal:
         return _refused(request, refusal)
+    except BodyTooLargeError:
+        return _refused(request, Refusal(413, TOO_LARGE))
     except InputError as error:
         return _refused(request, Refusal(400, str(error)))
     except StorageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +22,8 @@ OWN_FORMATS = ("labels", "claims", "facts")
 ALL_FORMATS = (*OWN_FORMATS, *FORMATS, *EXAMPLE_FORMATS)
 
 
-def export_labels(store: Store, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
-    """Write a store's labels in a format; the file appears when it is complete.
+def export_labels(labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
+    """Write the labels of a file in a format; the file appears when it is complete.
 
     `labels` has every label that stands, one row each; `claims` and `facts` are what `mmrlhf
     claims` and `--facts_file` read; the others are those of `mmrlhf data convert`.
@@ -31,21 +32,22 @@ def export_labels(store: Store, target_format: str, output_file: str, is_anonymo
     if target_format not in ALL_FORMATS:
         raise InputError(f"there is no format {target_format}: {suggestion(target_format, ALL_FORMATS)}")
     output = Path(output_file)
-    labels = read_labels(store, is_anonymous=is_anonymous)
+    with contextlib.closing(Store(labels_file)) as store:
+        labels = read_labels(store, is_anonymous=is_anonymous)
     if target_format not in OWN_FORMATS:
         check_target(target_format, output)
         records = list(preferences(labels))
         if not records:
-            raise InputError(f"{store.path} has no labels that compare answers: label pairs, rankings or claims first")
+            raise InputError(f"{labels_file} has no labels that compare answers: label pairs, rankings or claims first")
         image_root = _common_folder(image for record in records for image in record.images)
-        write_records(records, str(store.path), target_format, output, image_root)
+        write_records(records, labels_file, target_format, output, image_root)
         return
     if output.suffix != ".jsonl":
         raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
     refuse_output_file(output)
     rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows}[target_format](labels))
     if not rows:
-        raise InputError(f"{store.path} has no {target_format} yet: label some first")
+        raise InputError(f"{labels_file} has no {target_format} yet: label some first")
     try:
         write_atomic(output, "".join(map(json_line, rows)))
     except OSError as error:

@@ -12,6 +12,7 @@ from mmrlhf.serving.http import names_this_machine
 
 MAX_BODY_BYTES = 16 << 20
 """The largest form: an answer of a megabyte, percent-encoded."""
+TOO_LARGE = f"the form is larger than {MAX_BODY_BYTES >> 20} MiB: shorten it"
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -27,7 +28,7 @@ HEADERS = {
 
 
 class BodyTooLargeError(Exception):
-    """The body of a request is larger than MAX_BODY_BYTES."""
+    """The body of a request is larger than MAX_BODY_BYTES: raised to who reads it."""
 
 
 class Guard:
@@ -47,12 +48,9 @@ class Guard:
             return  # there are no web sockets
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         status, problem = self._refusal(scope["method"], headers)
-        started = False
 
         async def send_guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 own = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
@@ -71,14 +69,8 @@ class Guard:
                 raise BodyTooLargeError
             return message
 
-        if problem:
-            await PlainTextResponse(problem, status)(scope, receive, send_guarded)
-            return
-        try:
-            await self._app(scope, receive_bounded, send_guarded)
-        except BodyTooLargeError:
-            if not started:
-                await PlainTextResponse(_too_large(), 413)(scope, receive, send_guarded)
+        app = PlainTextResponse(problem, status) if problem else self._app
+        await app(scope, receive_bounded, send_guarded)
 
     def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str]:
         """Return a status and a sentence for a request that is refused, else 0 and ""."""
@@ -93,9 +85,5 @@ class Guard:
                 return 403, "a page of another site sent this form: open the labelling page itself"
             length = headers.get("content-length", "0")
             if not (length.isascii() and length.isdecimal()) or int(length) > MAX_BODY_BYTES:
-                return 413, _too_large()
+                return 413, TOO_LARGE
         return 0, ""
-
-
-def _too_large() -> str:
-    return f"the form is larger than {MAX_BODY_BYTES >> 20} MiB: shorten it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ MAX_NOTES = 500
 """Notes on the page, the latest."""
 
 
-def report_labels(store: Store, page_file: str | None, is_anonymous: bool = False) -> None:
+def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
     """Print agreement and annotators, and write a page with them and the notes.
 
     Raises InputError if the page cannot be written.
     """
-    labels = read_labels(store, is_anonymous=is_anonymous)
+    with contextlib.closing(Store(labels_file)) as store:
+        labels = read_labels(store, is_anonymous=is_anonymous)
+        entries, notes = store.task_entries(), _notes(store, labels)
     results, summaries = agreements(labels), summarise_annotators(labels)
-    entries = store.task_entries()
     num_gold = sum(entry.is_gold for entry in entries)
     num_labelled = len(labels.by_task())
     title = f"{len(labels.labels)} labels of {num_labelled} of {len(entries) - num_gold} tasks by {len(summaries)} annotators"
@@ -43,12 +45,12 @@ def report_labels(store: Store, page_file: str | None, is_anonymous: bool = Fals
         .get_template("labels.html.j2")
         .render(
             title=title,
-            file=store.path.name,
+            file=Path(labels_file).name,
             agreements=[(result, _alpha_text(result.alpha, result.interval)) for result in results],
             columns=COLUMNS,
             rows=[_cells(summary) for summary in summaries],
             one_sided=[summary.name for summary in summaries if summary.is_one_sided],
-            notes=_notes(store, labels),
+            notes=notes,
         )
     )
     try:

@@ -1,0 +1,411 @@
+"""Hostile text, forged and repeated forms, other sites, other annotators, full disks."""
+
+import json
+import re
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from mmrlhf.labeling.guard import MAX_BODY_BYTES
+from mmrlhf.labeling.tasks import read_tasks
+from mmrlhf.labeling.visible_text import visible
+from tests.labeling.conftest import Person, pairs, standing
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store(pairs(3))
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def test_a_label_is_in_terms_of_the_row_not_of_the_page(store, make_app):
+    person = Person(make_app(store))
+    first = re.findall(r'<div class="text" dir="auto">([^<]+)</div>', person.page)[0]
+    assert person.label(choice="left", strength="3").json() == {"next": "/", "note": ""}
+    ((name, row, label),) = standing(store)
+    assert (name, row) == ("heron", "row 0")
+    assert label == {"ranks": [1, 2] if first == "First 0." else [2, 1], "strength": 3}
+
+
+@pytest.mark.parametrize(("choice", "label"), [("tie", {"ranks": [1, 1]}), ("both_bad", {"ranks": [1, 1], "both_bad": True})])
+def test_ties(store, make_app, choice, label):
+    person = Person(make_app(store))
+    person.label(choice=choice)
+    assert standing(store)[0][2] == label
+
+
+def test_a_browser_without_scripts_is_sent_on(store, make_app):
+    person = Person(make_app(store))
+    reply = person.send(json_reply=False, choice="left", strength="1", kind="label")
+    assert reply.status_code == 200 and "Question 1?" in reply.text and len(standing(store)) == 1
+
+
+def test_skip_flag_and_undo(store, make_app):
+    person = Person(make_app(store))
+    person.label(kind="skip")
+    person.label(kind="flag", note="The picture is <i>broken</i>.")
+    assert "Question 2?" in person.page and standing(store) == []
+    person.undo()
+    assert "Question 1?" in person.page
+    assert person.undo().json()["note"] == ""
+    assert "Question 0?" in person.page
+    kinds = [event.kind for event in store.events()]
+    assert kinds == ["joined", "shown", "skip", "shown", "flag", "shown", "undo", "shown", "undo", "shown"]
+
+
+def test_replayed_late_and_duplicate_forms(store, make_app):
+    person = Person(make_app(store))
+    old = person.fields
+    person.label()
+    for _ in range(3):
+        reply = person.client.post(
+            "/answer", data=old | {"choice": "right", "strength": "1"}, headers={"Accept": "application/json"}
+        )
+        assert reply.json()["note"] == "this task has your answer already"
+    assert len(standing(store)) == 1
+
+
+def test_two_tabs_of_one_annotator(store, make_app):
+    person = Person(make_app(store))
+    first_tab = person.fields
+    person.look()
+    assert person.fields == first_tab  # both show the same task under the same token
+    person.label()
+    person.client.post("/answer", data=first_tab | {"choice": "tie"})
+    assert len(standing(store)) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"token": "forged"}, 400),
+        ({"token": ""}, 400),
+        ({"form_key": "0" * 64}, 403),
+        ({"form_key": "\u00e9"}, 403),
+        ({"kind": "joined"}, 400),
+        ({"choice": "middle"}, 400),
+        ({"strength": "9"}, 400),
+        ({"note": "x" * 5000}, 400),
+    ],
+)
+def test_forged_forms_record_nothing(store, make_app, form, status):
+    person = Person(make_app(store))
+    reply = person.send(**({"choice": "left", "strength": "2"} | form))
+    assert reply.status_code == status and reply.json()["error"]
+    assert standing(store) == []
+
+
+def test_a_token_of_another_annotator_is_refused(store, make_app):
+    app = make_app(store)
+    heron, robin = Person(app), Person(app, "robin")
+    reply = robin.send(token=heron.fields["token"], choice="left", strength="2")
+    assert reply.status_code == 400 and standing(store) == []
+
+
+@given(
+    form=st.dictionaries(
+        st.sampled_from(["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected"]), st.text()
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_wild_forms_never_fail(form, tmp_path_factory):
+    person = _person_of_modes(tmp_path_factory)
+    reply = person.send(**form)
+    assert reply.status_code in (200, 400)
+    person.look()
+
+
+def _person_of_modes(tmp_path_factory, cache=[]):  # noqa: B006
+    """Return a person with many tasks of every mode, the same one for every example."""
+    if not cache:
+        from mmrlhf.labeling.pages import Pages
+        from mmrlhf.labeling.sessions import Sessions
+        from mmrlhf.labeling.store import Store
+        from tests.labeling.conftest import assign, create_app
+
+        folder = tmp_path_factory.mktemp("modes")
+        modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
+        rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        store = Store(folder / "labels.db", create=True)
+        store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
+        cache.append(Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", ""))))
+    return cache[0]
+
+
+# ---- who may ask ---------------------------------------------------------------------------------
+
+
+def test_only_this_machine_is_answered_without_a_token(store, make_app):
+    client = TestClient(make_app(store), base_url="http://evil.example")
+    assert client.get("/").status_code == 403
+    assert TestClient(make_app(store), base_url="http://localhost:8010").get("/").status_code == 200
+
+
+def test_elsewhere_a_token_is_needed(store, make_app):
+    app = make_app(store, access_token="sesame")
+    refused = Person(app, base_url="http://192.168.0.9:8010")
+    assert refused.joined.status_code == 403 and "not the token of this server" in refused.page
+    assert refused.client.get("/images/" + "0" * 64).status_code == 401
+    person = Person(app, "robin", token="sesame", base_url="http://192.168.0.9:8010")
+    assert "Question 0?" in person.page
+    assert 'value="sesame"' in refused.client.get("/?token=sesame").text  # the link that the command prints
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://127.0.0.1:1"}],
+)
+def test_forms_of_other_sites_are_refused(store, make_app, headers):
+    person = Person(make_app(store))
+    form = person.fields | {"choice": "left", "strength": "2"}
+    for path in ("/answer", "/join", "/undo", "/leave"):
+        assert person.client.post(path, data=form, headers=headers).status_code == 403
+    assert standing(store) == []
+    same = {"Origin": "http://127.0.0.1:8010", "Sec-Fetch-Site": "same-origin", "Accept": "application/json"}
+    assert person.client.post("/answer", data=form, headers=same).status_code == 200
+
+
+def test_cookies_cannot_be_forged_and_are_hidden_from_scripts(store, make_app):
+    app = make_app(store)
+    person = Person(app)
+    cookie = person.joined.history[0].headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+    name, value = cookie.split(";")[0].split("=", 1)
+    Person(app, "robin")
+    for forged in ("2." + value.split(".")[1], "1.", "", "1", "1." + "0" * 64, "-1.x", "9" * 5000 + ".x", "²." + "0" * 64):
+        client = TestClient(app, base_url="http://127.0.0.1:8010")
+        page = client.get("/", headers=[(b"cookie", f"{name}={forged}".encode())]).text
+        assert "Your name here" in page
+
+
+def test_a_name_is_its_owners(store, make_app):
+    app = make_app(store)
+    heron = Person(app)
+    assert Person(app, "Heron").joined.status_code == 403  # the same name, in capitals
+    code = store.find_annotator("heron")[1]
+    assert code in heron.page
+    again = TestClient(app, base_url="http://127.0.0.1:8010").post("/join", data={"name": "heron", "code": code.upper()})
+    assert "Question 0?" in again.text
+
+
+@pytest.mark.parametrize("name", ["", " ", "<script>", "a\u202eb", "x" * 41, "../etc", "a\nb\x00"])
+def test_odd_names_are_refused(store, make_app, name):
+    assert Person(make_app(store), name).joined.status_code == 403
+    assert store.annotators() == {}
+
+
+def test_nobody_starts_without_consent(store, make_app):
+    client = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
+    assert "tick the box" in client.post("/join", data={"name": "heron"}).text
+    assert store.annotators() == {}
+    Person(make_app(store))
+    assert next(iter(store.events())).content == {"consent": "You may store my labels."}
+
+
+def test_large_and_odd_bodies(store, make_app):
+    person = Person(make_app(store))
+    large = person.client.post("/answer", content=b"x" * (MAX_BODY_BYTES + 1))
+    assert large.status_code == 413
+
+    def pieces():
+        for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
+            yield b"x" * (1 << 20)
+
+    form_type = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert person.client.post("/answer", content=pieces(), headers=form_type).status_code == 413  # without a length
+    assert person.client.post("/answer", json={}).status_code == 415
+    assert person.client.post("/answer", content=b"a=%ff", headers=form_type).status_code == 400
+    assert person.client.post("/answer", content="&".join(f"f{i}=1" for i in range(1000)), headers=form_type).status_code == 400
+    assert person.client.delete("/").status_code == 405
+    assert standing(store) == []
+
+
+# ---- text and pictures ---------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }}{% raw %}",
+    "</textarea></template></div>",
+    "\u202egnp.exe\u2066 \u200f",
+    "\x1b[31mred\x00",
+    "javascript:alert(1)",
+]
+
+
+def test_hostile_text_appears_as_text(make_store, make_app):
+    modes = {"pairwise": 2, "ranking": 3, "claims": 1, "facts": 0}
+    rows = [
+        {"id": text, "prompt": text + mode, "answers": [f"{text}{i}" for i in range(number)], "mode": mode}
+        for text in HOSTILE
+        for mode, number in modes.items()
+    ]
+    store = make_store(rows)
+    person = Person(make_app(store, guidelines="<script>guide</script>"))
+    for _ in range(len(rows)):
+        page = person.page
+        assert "<img src=x" not in page and "<script>alert" not in page and "<script>guide" not in page
+        assert "{{ 7 * 7 }}" in page or "7 * 7" not in page
+        assert not set(page) & set("\u202e\u2066\u200f\x1b\x00")
+        assert len(re.findall("<script", page)) == 1 and page.count("</template>") <= 1
+        assert re.search('<script type="module" src="/static/task.js">', page)
+        assert not re.search(r"\son\w+=|style=|javascript:[^a]", page.replace("onerror=alert", ""))
+        person.label(kind="skip")
+    assert "Nothing is left" in person.page
+
+
+def test_a_word_of_a_megabyte(make_store, make_app):
+    store = make_store([{"answers": ["x" * 1_000_000, "short"]}, {"id": 2, "answers": ["y" * 1_000_000], "mode": "claims"}])
+    person = Person(make_app(store))
+    assert "x" * 1_000_000 in person.page
+    person.label()
+    assert "y" * 1_000_000 in person.page
+    mark = json.dumps([{"first": 0, "last": 0, "reason": "absent", "correction": "z"}])
+    assert person.label(spans=mark).status_code == 200
+    assert standing(store)[1][2]["corrected"] == "z"
+
+
+@given(text=st.text())
+def test_visible_text_keeps_offsets_and_has_no_controls(text):
+    shown = visible(text)
+    assert len(shown) == len(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown) and "\u202e" not in shown
+
+
+def test_joiners_of_emoji_and_scripts_stay():
+    assert visible("👩\u200d👧 می\u200cخواهم\n\t") == "👩\u200d👧 می\u200cخواهم\n\t"
+    assert visible("\u202ea\x1b") == "\ufffda\u241b"
+
+
+def test_every_response_has_the_headers(store, make_app):
+    person = Person(make_app(store))
+    for path in ("/", "/static/label.css", "/static/task.js", "/nowhere", "/images/x"):
+        headers = person.client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy and "http" not in policy
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
+
+
+def test_pages_fetch_nothing_from_elsewhere(store, make_app):
+    person = Person(make_app(store))
+    for address in re.findall(r'(?:src|href|action)="([^"]+)"', person.page):
+        assert address.startswith("/") and not address.startswith("//")
+        if address.startswith(("/static", "/images")):
+            assert person.client.get(address).status_code == 200
+
+
+def test_only_pictures_of_tasks_are_served(store, make_app, tmp_path):
+    person = Person(make_app(store))
+    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
+    reply = person.client.get(address)
+    assert reply.headers["content-type"] == "image/png" and reply.content == (tmp_path / "red.png").read_bytes()
+    for path in ("red.png", "..%2fred.png", "%2fetc%2fpasswd", "0" * 64, str(tmp_path / "red.png").replace("/", "%2f")):
+        assert person.client.get(f"/images/{path}").status_code == 404
+    for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", ""):
+        assert person.client.get(f"/static/{path}").status_code in (404, 405)
+    stranger = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
+    assert stranger.get(address).status_code == 401
+
+
+def test_a_picture_that_has_changed_is_not_shown(store, make_app, tmp_path):
+    person = Person(make_app(store))
+    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
+    (tmp_path / "red.png").write_bytes(b"<script>")
+    assert person.client.get(address).status_code == 410
+    (tmp_path / "red.png").unlink()
+    assert person.client.get(address).status_code == 410
+
+
+def test_formats_that_browsers_do_not_show_are_converted(make_store, make_app, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "blue.tiff")
+    person = Person(make_app(make_store([{"images": ["blue.tiff"], "answers": ["a", "b"]}])))
+    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
+    reply = person.client.get(address)
+    assert reply.headers["content-type"] == "image/png" and reply.content.startswith(b"\x89PNG")
+
+
+# ---- what annotators must not learn --------------------------------------------------------------
+
+
+def test_models_gold_and_other_labels_are_not_on_the_page(make_store, make_app):
+    answers = [{"text": f"Text {i}.", "model": f"secret-model-{i}"} for i in range(2)]
+    rows = [{"id": f"secret row {n}", "prompt": f"{n}?", "answers": answers} for n in range(3)]
+    gold = [{"id": "secret gold", "prompt": "Gold?", "chosen": "Right.", "rejected": "Wrong."}]
+    store = make_store(rows, gold=gold)
+    app = make_app(store, overlap=2, gold_every=2)
+    robin = Person(app, "robin")
+    robin.label(note="secret note")
+    heron = Person(app)
+    pages = [heron.page]
+    while "Nothing is left" not in heron.page:
+        heron.label()
+        pages.append(heron.page)
+    everything = "".join(pages)
+    assert "secret" not in everything and "robin" not in everything
+    assert "Gold?" in pages[1] and "Gold?" not in pages[2]
+    # Apart from its texts, tokens and counts, a gold question's page is that of any task.
+    golden, ordinary = (
+        re.sub(r"Gold|Right|Wrong|Text \d|value=\"[^\"]*\"|data-token=\"[^\"]+\"|\d+", "", page) for page in pages[1:3]
+    )
+    assert golden == ordinary
+
+
+def test_sides_say_nothing_about_the_row(make_store, make_app):
+    store = make_store([{"id": i, "prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)])
+    person = Person(make_app(store))
+    good_left = 0
+    for _ in range(40):
+        good_left += re.findall(r'dir="auto">(good|bad)', person.page)[0] == "good"
+        person.label()
+    assert 6 < good_left < 34  # 4.4 standard deviations on either side
+
+
+# ---- what may go wrong beside the page -----------------------------------------------------------
+
+
+def test_a_full_disk_acknowledges_nothing(store, make_app, capsys):
+    person = Person(make_app(store))
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    replies = [person.send(choice="left", strength="2", note="n" * 3900) for _ in range(3)]
+    assert {reply.status_code for reply in replies} == {507}
+    assert "nothing was saved" in replies[0].json()["error"] and standing(store) == []
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    assert person.send(choice="left", strength="2").status_code == 200 and len(standing(store)) == 1
+
+
+def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
+    person = Person(make_app(store))
+    (tmp_path / "rows.jsonl").write_text('{"id": "other"}\n')
+    person.label()
+    assert "Question 1?" in person.page and standing(store)[0][1] == "row 0"
+
+
+def test_files_of_others_are_refused(tmp_path):
+    from mmrlhf.labeling.store import Store
+    from mmrlhf.records import InputError
+
+    with pytest.raises(InputError, match="does not exist"):
+        Store(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)
+    with pytest.raises(InputError, match="cannot be opened as a file of labels"):
+        Store(tmp_path / "text.db", create=True)
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE t (x)")
+    with pytest.raises(InputError, match="a database of another program"):
+        Store(tmp_path / "other.db", create=True)
+
+
+def test_a_failure_inside_says_nothing(store, make_app, monkeypatch):
+    person = Person(make_app(store))
+    monkeypatch.setattr("mmrlhf.labeling.store.Store.task", lambda *_: 1 / 0)
+    reply = person.client.get("/")
+    assert reply.status_code == 500 and "ZeroDivision" not in reply.text
