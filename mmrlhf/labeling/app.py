@@ -52,9 +52,18 @@ def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Gu
         Route("/leave", partial(_post, desk.leave), methods=["POST"]),
         Route("/facts", partial(_post, desk.facts), methods=["POST"]),
         Route("/images/{sha256}", partial(_get, desk.image)),
-        Mount("/static", StaticFiles(directory=FOLDER / "static")),
+        Mount("/static", _CachedFiles(directory=FOLDER / "static")),
     ]
     return Guard(Starlette(routes=routes), loopback_only=sessions.access_token is None)
+
+
+class _CachedFiles(StaticFiles):
+    """The package's own files, which browsers need not ask for again with each task."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "max-age=600"
+        return response
 
 
 async def _get(handle: Callable[[Request], Response], request: Request) -> Response:

@@ -1,5 +1,5 @@
 // Type what is in the picture; the server makes typed facts of a sentence.
-export function facts(form, { saveDraft, say, send }) {
+export function facts(form, { saveDraft, say, send, save }) {
   const list = document.getElementById("facts");
   const template = document.getElementById("fact");
   const sentence = document.getElementById("sentence");
@@ -52,7 +52,7 @@ export function facts(form, { saveDraft, say, send }) {
   sentence.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
-      add();
+      if (sentence.value.trim()) add(); else save();
     } else if (event.key === "Backspace" && !sentence.value && entries.length) {
       event.preventDefault();
       entries.pop();

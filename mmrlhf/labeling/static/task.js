@@ -159,5 +159,6 @@ document.addEventListener("keydown", (event) => {
 
 restore();
 dropOldDrafts();
-const mode = { pairwise, ranking, claims, facts }[main.dataset.mode](form, { saveDraft, say, send });
+const mode = { pairwise, ranking, claims, facts }[main.dataset.mode](form, { saveDraft, say, send, save });
 if (document.activeElement === document.body) main.querySelector(".words")?.focus({ preventScroll: true });
+main.dataset.ready = "yes";
