@@ -6,6 +6,7 @@ for that of chance; the package `krippendorff` computes it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import statistics
@@ -86,8 +87,13 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
         if not label.task.gold:
             by_mode[label.task.mode].append(label)
     kinds: list[tuple[str, str, Literal["nominal", "ordinal"], Callable[[Label], Iterable[tuple[Any, float]]]]] = [
-        ("pairwise", "pairs: first, second, tie or both bad", "nominal", _choice),
-        ("pairwise", "pairs: how much better the first is", "ordinal", lambda label: [("", signed_strength(label))]),
+        ("pairwise", "pairs: one, the other, tie or both bad", "nominal", _choice),
+        (
+            "pairwise",
+            "pairs: how much better one is",
+            "ordinal",
+            lambda label: [("", _direction(label, 0, 1) * signed_strength(label))],
+        ),
         ("ranking", "rankings: each two of their answers", "nominal", _comparisons),
         ("claims", "claims: verdicts", "nominal", _verdicts),
         ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(bool(label.content["spans"])))]),
@@ -103,13 +109,26 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
     return results
 
 
+def _direction(label: Label, i: int, j: int) -> int:
+    """Return 1 or -1 for two answers, by their texts alone.
+
+    Rows often have the better answer first. Then nearly all labels would say "first", which chance
+    alone would explain.
+    """
+    first, second = (hashlib.sha256(f"{label.task.name} {label.task.answers[index]}".encode()).digest() for index in (i, j))
+    return 1 if first < second else -1
+
+
 def _choice(label: Label) -> list[tuple[Any, float]]:
-    return [("", 3.0 if label.content.get("both_bad") else float(np.sign(signed_strength(label))))]
+    return [("", 3.0 if label.content.get("both_bad") else float(_direction(label, 0, 1) * np.sign(signed_strength(label))))]
 
 
 def _comparisons(label: Label) -> list[tuple[Any, float]]:
     ranks = label.content["ranks"]
-    return [((i, j), float(np.sign(ranks[j] - ranks[i]))) for i, j in itertools.combinations(range(len(ranks)), 2)]
+    return [
+        ((i, j), float(_direction(label, i, j) * np.sign(ranks[j] - ranks[i])))
+        for i, j in itertools.combinations(range(len(ranks)), 2)
+    ]
 
 
 def _verdicts(label: Label) -> list[tuple[Any, float]]:

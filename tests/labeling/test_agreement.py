@@ -10,11 +10,11 @@ from mmrlhf.labeling.tasks import Task
 FIRST, SECOND, TIE = {"ranks": [1, 2], "strength": 2}, {"ranks": [2, 1], "strength": 2}, {"ranks": [1, 1]}
 
 
-def labels_of(values, mode="pairwise", gold=(), order=(0, 1)):
+def labels_of(values, mode="pairwise", gold=(), order=(0, 1), name="same"):
     """Return labels from a table: a row per task, a column per annotator, None for no label."""
     labels = []
     for number, row in enumerate(values):
-        task = Task(mode, str(number), (), (), ("a", "b"), gold=gold)
+        task = Task(mode, name or str(number), (), (), ("a", "b"), gold=gold)
         for annotator, content in enumerate(row):
             if content is not None:
                 labels.append(Label(annotator, number, task, order, content, 0.0, 10.0 * (annotator + 1)))
@@ -23,6 +23,14 @@ def labels_of(values, mode="pairwise", gold=(), order=(0, 1)):
 
 def alpha_of(values, index=0):
     return agreements(labels_of(values))[index].alpha
+
+
+def test_alpha_does_not_depend_on_which_answer_the_row_has_first():
+    rng = np.random.default_rng(0)
+    values = [[FIRST if rng.random() < 0.9 else SECOND for _ in range(2)] for _ in range(800)]  # the row's first is better
+    assert agreements(labels_of(values, name=""))[0].alpha == pytest.approx(0.64, abs=0.08)
+    ranked = [[{"ranks": label["ranks"]} for label in row] for row in values]
+    assert agreements(labels_of(ranked, "ranking", name=""))[0].alpha == pytest.approx(0.64, abs=0.08)
 
 
 def test_alpha_by_hand():

@@ -267,7 +267,12 @@ def test_hostile_text_runs_nothing(tmp_path, open_page):
         for keys in (("a", "Enter"), ("m", "Control+Enter")):
             assert page.title() != "1"
             assert "<script>document.title=1</script>\ufffdwww" in page.inner_text("h1")
-            wide = [e for e in page.evaluate("[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 200))")]
+            wide = [
+                e
+                for e in page.evaluate(
+                    "[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 200))"
+                )
+            ]
             assert wide == []
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             mode = page.get_attribute("main", "data-mode")
