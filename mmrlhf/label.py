@@ -40,12 +40,11 @@ def serve_labels(config: LabelConfig) -> None:
 
     Raises InputError if a row cannot be used, or the address or the output cannot.
     """
-    with serving_labels(config) as running:
+    with serving_labels(config) as running, contextlib.suppress(KeyboardInterrupt):
         print(f"labelling at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
         if running.access_token is not None:
             print(f"token: {running.access_token} (annotators open {running.url}/?token={running.access_token})", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            running.thread.join()
+        running.thread.join()
 
 
 @dataclass(frozen=True)

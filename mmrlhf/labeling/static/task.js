@@ -76,6 +76,7 @@ async function submit(target, body) {
   try {
     const reply = await send(target, body);
     if (target === form) store(draftName, null);
+    store("notice", reply.note || null);
     location.replace(reply.next);
   } catch (error) {
     saving = false;
@@ -159,6 +160,8 @@ document.addEventListener("keydown", (event) => {
 
 restore();
 dropOldDrafts();
+say(stored("notice") ?? "");
+store("notice", null);
 const mode = { pairwise, ranking, claims, facts }[main.dataset.mode](form, { saveDraft, say, send, save });
 if (document.activeElement === document.body) main.querySelector(".words")?.focus({ preventScroll: true });
 main.dataset.ready = "yes";
