@@ -25,7 +25,7 @@ from mmrlhf.labeling.guard import Guard
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
-from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.store import StorageError, Store
 from mmrlhf.labeling.tasks import Mode, read_margins, read_tasks
 from mmrlhf.records import InputError
 from mmrlhf.serving.http import is_loopback
@@ -70,8 +70,9 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
         listener = _listen(config.host, config.port)
         store = Store(output, create=True)
         try:
-            _add_tasks_of(config, store)
-            app, access_token = _create_app(config, store, guidelines)
+            with _storage_errors_explained():
+                _add_tasks_of(config, store)
+                app, access_token = _create_app(config, store, guidelines)
             server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -127,6 +128,14 @@ def _read_guidelines(path: str | None) -> str:
         raise InputError(f"guidelines_file {path} cannot be read as text ({error}): correct the path") from None
 
 
+@contextlib.contextmanager
+def _storage_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise InputError(f"{error}: make room, or give another --output_file") from None
+
+
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
@@ -161,6 +170,6 @@ def add_tasks(
 
     Raises InputError if a row cannot be used; then nothing is added.
     """
-    with contextlib.closing(Store(output_file)) as store:
+    with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
         added = _read_and_add(store, ",".join(dataset_names), mode, image_folder, split, scores_file)
     print(f"{output_file}: {added} new tasks")

@@ -23,6 +23,8 @@ from mmrlhf.records import Fact, ImageSource, InputError, Message
 
 Mode = Literal["pairwise", "ranking", "claims", "facts"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+MODE_BY_ANSWERS: tuple[Mode, ...] = ("facts", "claims", "pairwise", "ranking")
+"""The mode of a row with 0, 1, 2, and more answers, if nothing else says it."""
 MAX_ANSWERS = 9
 """Answers of a ranking: one digit of the keyboard each."""
 MAX_TEXT = 4_000_000
@@ -100,16 +102,16 @@ def read_tasks(
         context = row_context(dataset_name, image_folder)
         for raw_row in read_rows(dataset_name, split):
             row = unpack_other_export(raw_row.parse())
+            _check_mode(row)
             task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
             # Answers that a row compares are a task of their own; single ones are gathered.
             key = (*asked, len(groups)) if len(task.answers) > 1 or is_gold else asked
-            groups[key] = _merge(groups[key], task) if key in groups else replace(task, mode=_mode_of(row, mode))
+            groups[key] = _merge(groups[key], task) if key in groups else task
     skipped = Counter[str]()
     tasks: dict[str, Task] = {}
     for key, group in groups.items():
-        own_mode = mode or key[2]
-        for task in _split(group, own_mode, skipped):
+        for task in _split(group, mode or key[2], skipped):
             task = replace(task, uncertainty=_uncertainty(task, scores))
             tasks.setdefault(task.digest, task)
     for reason, count in skipped.items():
@@ -119,11 +121,9 @@ def read_tasks(
     return list(tasks.values())
 
 
-def _mode_of(row: Row, mode: Mode | None) -> Mode:
-    own = row.fields.get("mode", mode or "facts")
-    if own not in MODES:
-        row.fail(f"`mode` must be one of {', '.join(MODES)}, not {preview(own)}")
-    return own  # type: ignore[no-any-return]
+def _check_mode(row: Row) -> None:
+    if "mode" in row.fields and row.fields["mode"] not in MODES:
+        row.fail(f"`mode` must be one of {', '.join(MODES)}, not {preview(row.fields['mode'])}")
 
 
 def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:
@@ -197,7 +197,7 @@ def _merge(task: Task, other: Task) -> Task:
 def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Task]:
     """Yield the tasks of a group: a pair for each two answers, each answer's claims, or itself."""
     number = len(group.answers)
-    mode = mode or ("facts", "claims", "pairwise")[number] if number < 3 else mode or "ranking"
+    mode = mode or MODE_BY_ANSWERS[min(number, 3)]
     group = replace(group, mode=mode)
     if mode == "facts":
         yield replace(group, answers=(), models=())

@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf.config import LabelConfig
 from mmrlhf.files.bundled import folder
-from mmrlhf.label import serving_labels
+from mmrlhf.label import add_tasks, serving_labels
 from tests.labeling.conftest import standing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -246,6 +246,33 @@ def test_the_picture_is_enlarged_and_moved(tmp_path, open_page):
         page.wait_for_selector(f'.viewer img:not([style*="scale({scale})"])')
         press(page, "0")
         assert "scale(1)" in transform()
+
+
+def test_several_pictures(tmp_path, open_page):
+    row = {"id": "two", "images": ["images/red_mug.png", "images/sofa.png"], "prompt": "Compare.", "answers": ANSWERS[:2]}
+    (tmp_path / "two.jsonl").write_text(json.dumps(row) + "\n")
+    samples = str(folder("data") / "samples")
+    config = LabelConfig(
+        dataset_name=str(tmp_path / "two.jsonl"), output_file=str(tmp_path / "labels.db"), image_folder=samples, port=0
+    )
+    with serving_labels(config) as server:
+        page = open_page()
+        come_in(page, server.url)
+        shown = page.get_attribute(".viewer img:not([hidden])", "src")
+        for keys, which in (("]", "2 / 2"), ("]", "1 / 2"), ("[", "2 / 2")):
+            press(page, keys)
+            page.wait_for_selector(f".which:text-is('{which}')")
+        assert page.get_attribute(".viewer img:not([hidden])", "src") != shown
+        # A picture that changes on disk is not shown, and says so.
+        changed = tmp_path / "changed.png"
+        changed.write_bytes((Path(samples) / "images/apples.png").read_bytes())
+        row |= {"id": "changed", "images": [str(changed.name)], "prompt": "Changed?"}
+        (tmp_path / "changed.jsonl").write_text(json.dumps(row) + "\n")
+        add_tasks([str(tmp_path / "changed.jsonl")], config.output_file)
+        changed.write_bytes(b"no picture")
+        press(page, "s")
+        page.wait_for_selector("text=This picture cannot be shown")
+        page.problems.clear()  # the browser reports status 410
 
 
 def test_hostile_text_runs_nothing(tmp_path, open_page):

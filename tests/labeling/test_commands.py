@@ -116,6 +116,21 @@ def test_mistakes_get_a_sentence(arguments, problem, tmp_path, capsys):
     assert problem in capsys.readouterr().err
 
 
+def test_a_full_disk_gets_a_sentence(make_store, write_rows, monkeypatch):
+    store = make_store(pairs(1))
+    rows = write_rows(*({"id": n, "prompt": f"{n}", "answers": ["a" * 500, "b" * 500]} for n in range(200)))
+    opened = Store.__init__
+
+    def open_small(self, path, **kwargs):
+        opened(self, path, **kwargs)
+        self._db.execute(f"PRAGMA max_page_count = {self._db.execute('PRAGMA page_count').fetchone()[0]}")
+
+    monkeypatch.setattr(Store, "__init__", open_small)
+    with pytest.raises(InputError, match=r"could not be written \(database or disk is full\): make room"):
+        add_tasks([rows], str(store.path))
+    assert len(store.task_entries()) == 1
+
+
 def test_a_bad_row_adds_nothing(make_store, write_rows):
     store = make_store(pairs(1))
     with pytest.raises(InputError, match="line 2"):

@@ -87,6 +87,7 @@ def test_uncertainty_of_margins(write_rows, tmp_path):
     ("row", "problem"),
     [
         ({"answers": "a"}, "`answers` must be a list"),
+        ({"answers": ["a"], "mode": ["claims"]}, "`mode` must be one of"),
         ({"answers": ["a", ""]}, r"`answers\[2\]` is empty"),
         ({"answers": [{"text": 3}]}, r"`answers\[1\]` must be text"),
         ({"answers": ["a", "b"], "uncertainty": "much"}, "`uncertainty` must be a finite number"),
