@@ -17,7 +17,7 @@ from tests.labeling.conftest import standing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("MMRLHF_AXE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
-NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "12"))
+NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "8"))
 """Tasks of each mode that are labelled by keyboard; `make test-browser` labels 50."""
 MODES = ("pairwise", "ranking", "claims", "facts")
 ANSWERS = [
