@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.guard import MAX_BODY_BYTES
+from mmrlhf.labeling.pages import Pages
+from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import read_tasks
 from mmrlhf.labeling.visible_text import visible
-from tests.labeling.conftest import Person, pairs, standing
+from mmrlhf.records import InputError
+from tests.labeling.conftest import Person, assign, pairs, standing
 
 
 @pytest.fixture
@@ -107,35 +112,26 @@ def test_a_token_of_another_annotator_is_refused(store, make_app):
     assert reply.status_code == 400 and standing(store) == []
 
 
-@given(
-    form=st.dictionaries(
-        st.sampled_from(["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected"]), st.text()
-    )
-)
-@settings(max_examples=40, deadline=None)
-def test_wild_forms_never_fail(form, tmp_path_factory):
-    person = _person_of_modes(tmp_path_factory)
-    reply = person.send(**form)
-    assert reply.status_code in (200, 400)
-    person.look()
+@pytest.fixture(scope="module")
+def person_of_all_modes(tmp_path_factory):
+    """Somebody with many tasks of every mode."""
+    folder = tmp_path_factory.mktemp("modes")
+    modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
+    rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Store(folder / "labels.db", create=True)
+    store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
+    return Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", "")))
 
 
-def _person_of_modes(tmp_path_factory, cache=[]):  # noqa: B006
-    """Return a person with many tasks of every mode, the same one for every example."""
-    if not cache:
-        from mmrlhf.labeling.pages import Pages
-        from mmrlhf.labeling.sessions import Sessions
-        from mmrlhf.labeling.store import Store
-        from tests.labeling.conftest import assign, create_app
+FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
 
-        folder = tmp_path_factory.mktemp("modes")
-        modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
-        rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        store = Store(folder / "labels.db", create=True)
-        store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
-        cache.append(Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", ""))))
-    return cache[0]
+
+@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(["label", "skip", "1", "[]", "[{}]", "nan"])))
+@settings(max_examples=60, deadline=None)
+def test_wild_forms_never_fail(form, person_of_all_modes):
+    assert person_of_all_modes.send(**form).status_code in (200, 400)
+    person_of_all_modes.look()
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
@@ -390,9 +386,6 @@ def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
 
 
 def test_files_of_others_are_refused(tmp_path):
-    from mmrlhf.labeling.store import Store
-    from mmrlhf.records import InputError
-
     with pytest.raises(InputError, match="does not exist"):
         Store(tmp_path / "none.db")
     (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)

@@ -152,6 +152,10 @@ def test_tasks_by_keyboard_alone(mode, tmp_path, open_page):
                     press(page, "e")
             press(page, "Control+Enter" if mode == "claims" else "Enter")
         page.wait_for_selector("text=Nothing is left")
+        press(page, "u")  # the last one again, as it was
+        is_at(page, NUM_TASKS - 1)
+        press(page, "Control+Enter")
+        page.wait_for_selector("text=Nothing is left")
         found = read_labels(server.store)
     assert [label.task.name for label in found.labels] == [f"row {i}" for i in range(NUM_TASKS)]
     for number, label in enumerate(found.labels):
