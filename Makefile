@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-real test-engine lint clean
+.PHONY: demo test test-real test-browser test-engine lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
@@ -18,6 +18,15 @@ test: $(INSTALLED)
 # Published tokenizers and chat templates, fetched once into the user's cache folder.
 test-real: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m real tests/real
+
+# The annotators' page in Chromium, 50 tasks of each mode, with axe-core's rules of accessibility. Needs chromium and npm.
+AXE := build/axe/node_modules/axe-core/axe.min.js
+
+test-browser: $(INSTALLED) $(AXE)
+	MMRLHF_BROWSER_TASKS=50 $(BIN)/python -m pytest tests/labeling/test_browser.py
+
+$(AXE):
+	npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4
 
 # vLLM, in an environment of its own: 4 GB, and some minutes when it is made.
 ENGINE_ENV ?= .venv-engine

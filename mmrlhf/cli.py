@@ -31,6 +31,10 @@ from mmrlhf.cli_commands import (
     run_env,
     run_eval,
     run_export,
+    run_label_add,
+    run_label_export,
+    run_label_report,
+    run_label_serve,
     run_plan,
     run_replay,
     run_report,
@@ -217,6 +221,23 @@ CALIBRATE_COMMANDS = _by_last_word(
     ),
 )
 
+LABEL_COMMANDS = _by_last_word(
+    Command(
+        "label serve",
+        "serve the annotators' page",
+        "answers.jsonl --output_file labels.db --overlap 2",
+        run_label_serve,
+    ),
+    Command("label add", "add tasks, also while people work", "more.jsonl --output_file labels.db", run_label_add),
+    Command(
+        "label export",
+        "write the labels as preferences, claims or facts",
+        "labels.db --to trl --output_file pairs.jsonl",
+        run_label_export,
+    ),
+    Command("label report", "show agreement, gold questions, sides and speed", "labels.db --out labels.html", run_label_report),
+)
+
 COMMANDS = _by_last_word(
     Command("demo", "run the whole pipeline in minutes, on a CPU", "", run_demo),
     _config_command(
@@ -329,6 +350,13 @@ COMMANDS = _by_last_word(
         "extract the claims in answers, and verify them against facts",
         "answers.jsonl --facts facts.jsonl --out claims.jsonl",
         run_claims,
+    ),
+    _command_group(
+        "label",
+        LABEL_COMMANDS,
+        "Label answers about images on a web page, and use the labels.",
+        "label answers about images on a web page, and use the labels",
+        "serve answers.jsonl --output_file labels.db",
     ),
     _command_group(
         "calibrate",

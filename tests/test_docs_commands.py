@@ -52,7 +52,9 @@ def parse_command(command: str) -> None:
     argv = shlex.split(command)
     name = "mmrlhf"
     commands = cli.COMMANDS
-    while (group := {"data": cli.DATA_COMMANDS, "calibrate": cli.CALIBRATE_COMMANDS}.get(argv[0])) and commands is cli.COMMANDS:
+    while (
+        group := {"data": cli.DATA_COMMANDS, "calibrate": cli.CALIBRATE_COMMANDS, "label": cli.LABEL_COMMANDS}.get(argv[0])
+    ) and commands is cli.COMMANDS:
         name, argv, commands = f"{name} {argv[0]}", argv[1:], group
     if argv[0] not in commands:
         raise InputError(f"{name} has no command {argv[0]}")

@@ -45,13 +45,8 @@ def convert(
     does not read are dropped.
     Raises InputError if the file or a row cannot be read, or no row is left to write.
     """
-    all_formats = FORMATS | EXAMPLE_FORMATS
-    if target_format not in all_formats:
-        raise InputError(f"there is no format {target_format}: {suggestion(target_format, all_formats)}")
     output_path = Path(output_file)
-    if output_path.suffix not in WRITERS:
-        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: the ending decides the format of the file")
-    refuse_output_file(output_path)
+    check_target(target_format, output_path)
     facts = read_facts(facts_file) if facts_file else None
     records: Any
     if has_preferences(path, split):
@@ -63,7 +58,29 @@ def convert(
     if should_balance and target_format in EXAMPLE_FORMATS:
         raise InputError(f"balance_lengths balances pairs, and {target_format} has none: convert to a format of pairs first")
     image_root = row_context(path, image_folder).image_folder
-    row_format: Any = all_formats[target_format]
+    write_records(records, path, target_format, output_path, image_root, should_balance, seed)
+
+
+def check_target(target_format: str, output_path: Path) -> None:
+    """Check a format's name and an output file's before any work. Raises InputError."""
+    all_formats = FORMATS | EXAMPLE_FORMATS
+    if target_format not in all_formats:
+        raise InputError(f"there is no format {target_format}: {suggestion(target_format, all_formats)}")
+    if output_path.suffix not in WRITERS:
+        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: the ending decides the format of the file")
+    refuse_output_file(output_path)
+
+
+def write_records(
+    records: Any, name: str, target_format: str, output_path: Path, image_root: str | None, should_balance: bool = False,
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Write records in a format whole or not at all, and print what was left out.
+
+    name: what messages call the records' file. image_root: the folder that paths of images start
+    from. Raises InputError if no row is left to write, or the file cannot be written.
+    """
+    row_format: Any = (FORMATS | EXAMPLE_FORMATS)[target_format]
     skipped = Counter[str]()
 
     def candidates() -> Iterator[Any]:
@@ -91,8 +108,8 @@ def convert(
         fields |= row.keys()
         num_written += 1
     if not num_written:
-        raise InputError(f"{path} has no rows left to write: {_format_skipped(skipped)}")
-    column_types = {name: column_type for name, column_type in row_format.column_types.items() if name in fields}
+        raise InputError(f"{name} has no rows left to write: {_format_skipped(skipped)}")
+    column_types = {column: column_type for column, column_type in row_format.column_types.items() if column in fields}
     try:
         with atomic(output_path) as temp_path:
             WRITERS[output_path.suffix](temp_path, iter_rows(), column_types)

@@ -30,6 +30,7 @@ from mmrlhf.config.commands import (
     ServeConfig,
 )
 from mmrlhf.config.dpo import DPOConfig
+from mmrlhf.config.labeling import LabelConfig
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.ppo import PPOConfig
 from mmrlhf.config.rewards import RewardTermsConfig
@@ -58,6 +59,7 @@ __all__ = [
     "FactsConfig",
     "FactsPosition",
     "GenerateConfig",
+    "LabelConfig",
     "PPOConfig",
     "PixelConfig",
     "PolicyEvalConfig",

@@ -22,6 +22,7 @@ OTHER_COMMANDS = {
     "infer": "use `mmrlhf generate`",
     "predict": "use `mmrlhf generate`",
     "chat": "there is no chat: `mmrlhf generate` answers the rows of a file",
+    "annotate": "use `mmrlhf label serve`",
     "webui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
     "web-ui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
     "api": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",

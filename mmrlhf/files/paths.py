@@ -30,6 +30,9 @@ PATH_FIELDS = {
     "vlm_calibration": _FILE,
     "answers": _FILE,
     "recorded_judgments": _FILE,
+    "guidelines_file": _FILE,
+    "gold_file": _FILE,
+    "scores_file": _FILE,
 }
 """Fields that name a file or a folder to read, and what to do if it does not exist."""
 HUB_FIELDS = (
@@ -42,6 +45,9 @@ HUB_FIELDS = (
 )
 """Fields that may be a Hub id instead."""
 
+LIST_FIELDS = ("reward_model_path", "scores_file")
+"""Fields that may name several, with commas between."""
+
 
 def require_paths(config: Any) -> None:
     """Raise one InputError that names all files and folders of a configuration that do not exist.
@@ -53,7 +59,7 @@ def require_paths(config: Any) -> None:
         value = getattr(config, field.name)
         if field.name not in PATH_FIELDS or value is None or re.match(r"https?://", value):
             continue
-        names = value.split(",") if field.name == "reward_model_path" else [value]
+        names = value.split(",") if field.name in LIST_FIELDS else [value]
         missing = [name.strip() for name in names if not _exists(name.strip(), field.name in HUB_FIELDS)]
         problems += [f"{field.name} {name} does not exist: {PATH_FIELDS[field.name]}" for name in missing]
     if problems:

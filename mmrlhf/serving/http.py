@@ -55,7 +55,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _names_this_machine(host_header: str) -> bool:
+def names_this_machine(host_header: str) -> bool:
+    """Return whether a request's Host header names this machine."""
     try:
         return is_loopback(urlsplit(f"//{host_header}").hostname or "")
     except ValueError:  # half an IPv6 address
@@ -135,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Raises RequestError without the token, or, if there is none, for another host's name."""
         token = self.server.service.token
         if token is None:
-            if not _names_this_machine(self.headers.get("Host", "")):
+            if not names_this_machine(self.headers.get("Host", "")):
                 raise RequestError(403, "this server answers requests to localhost only")
         elif not hmac.compare_digest((self.headers.get("Authorization") or "").encode(), f"Bearer {token}".encode()):
             raise RequestError(

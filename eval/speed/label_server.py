@@ -1,0 +1,209 @@
+"""Time the annotators' page with many at once, and kill the server to see what is lost.
+
+    python eval/speed/label_server.py [--tasks 10000] [--annotators 8] [--labels 200] [--kills 50]
+
+The server is `mmrlhf label serve` in a process of its own, the annotators are threads of this one,
+without pauses between labels. `save` is the time from sending a label until it is acknowledged,
+`round_trip` until the next task's page has come too, in milliseconds. With `--kills`, the server is
+then killed (SIGKILL) at random moments while annotators work, and started again: every acknowledged
+label must be in the file exactly once. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+from PIL import Image
+
+from mmrlhf.labeling.results import read_labels
+from mmrlhf.labeling.store import Store
+
+
+def write_tasks(folder: Path, num_tasks: int) -> Path:
+    """Write pairs of answers about a few images, and return the file's path."""
+    for index in range(8):
+        Image.new("RGB", (640, 480), (30 * index, 90, 160)).save(folder / f"{index}.png")
+    rows = (
+        {
+            "id": f"row {index}",
+            "images": [f"{index % 8}.png"],
+            "prompt": f"Describe the picture ({index}).",
+            "answers": [f"A red cup stands on a table ({index}).", f"Two dogs run on a beach with a ball ({index})."],
+        }
+        for index in range(num_tasks)
+    )
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class ServerProcess:
+    """`mmrlhf label serve` on a port that stays the same when it is started again."""
+
+    def __init__(self, tasks: Path, labels: Path) -> None:
+        self._command = [sys.executable, "-m", "mmrlhf", "label", "serve", "--output_file", str(labels)]
+        self._tasks = [str(tasks)]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        self._command += ["--port", str(port)]
+        self.url = f"http://127.0.0.1:{port}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start, and return once the server listens."""
+        self._process = subprocess.Popen(self._command + self._tasks, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("labelling at"):
+                self._tasks = []  # they are in the file of labels now
+                return
+        raise RuntimeError("the server did not start")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait()
+
+
+class Annotator:
+    """Labels one task after the other, and notes what was acknowledged."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._client = httpx.Client(base_url=url, follow_redirects=True, timeout=20)
+        self.name = name
+        self.acknowledged: list[str] = []
+        self.save_ms: list[float] = []
+        self.round_trip_ms: list[float] = []
+        self._page = ""
+
+    def join(self) -> None:
+        self._page = self._client.post("/join", data={"name": self.name, "consent": "yes"}).text
+
+    def label(self) -> bool:
+        """Label a task; return whether there was one."""
+        if not self._page:
+            self._page = self._client.get("/").text
+        fields = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', self._page))
+        if "token" not in fields:
+            return False
+        row = re.search(r"Describe the picture \((\d+)\)", self._page)
+        assert row is not None
+        start = time.perf_counter()
+        form = {**fields, "kind": "label", "choice": random.choice(("left", "right", "tie")), "strength": "2", "seconds": "1"}
+        reply = self._client.post("/answer", data=form, headers={"Accept": "application/json"})
+        reply.raise_for_status()
+        self.acknowledged.append(f"row {row[1]}")
+        saved = time.perf_counter()
+        self._page = ""
+        self._page = self._client.get("/").text
+        self.save_ms.append(1000 * (saved - start))
+        self.round_trip_ms.append(1000 * (time.perf_counter() - start))
+        return True
+
+    def work(self, num_labels: int) -> None:
+        for _ in range(num_labels):
+            if not self.label():
+                return
+
+    def work_through_crashes(self, stop: threading.Event) -> None:
+        """Label until told to stop; ask again for the page while the server is away."""
+        while not stop.is_set():
+            try:
+                if not self.label():
+                    return
+            except httpx.HTTPError:
+                self._page = ""
+                time.sleep(0.02)
+
+
+def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float]:
+    for annotator in annotators:
+        annotator.join()
+    threads = [threading.Thread(target=annotator.work, args=(num_labels,)) for annotator in annotators]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passed = time.perf_counter() - start
+    save = np.concatenate([annotator.save_ms for annotator in annotators])
+    round_trip = np.concatenate([annotator.round_trip_ms for annotator in annotators])
+    return {
+        "labels": len(save),
+        "labels_per_s": len(save) / passed,
+        "save_median_ms": float(np.median(save)),
+        "save_p95_ms": float(np.percentile(save, 95)),
+        "round_trip_median_ms": float(np.median(round_trip)),
+        "round_trip_p95_ms": float(np.percentile(round_trip, 95)),
+    }
+
+
+def crash(server: ServerProcess, annotators: list[Annotator], num_kills: int, seed: int) -> None:
+    """Kill the server at random moments while annotators work."""
+    rng, stop = random.Random(seed), threading.Event()
+    threads = [threading.Thread(target=annotator.work_through_crashes, args=(stop,)) for annotator in annotators]
+    for thread in threads:
+        thread.start()
+    for kill in range(num_kills):
+        time.sleep(rng.uniform(0.05, 0.6))
+        server.stop(signal.SIGKILL)
+        server.start()
+        print(f"\rkilled {kill + 1} times", end="", file=sys.stderr, flush=True)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(file=sys.stderr)
+
+
+def count_losses(labels: Path, annotators: list[Annotator]) -> dict[str, int]:
+    """Compare what was acknowledged with what is in the file."""
+    found = read_labels(Store(labels))
+    in_file = Counter((found.names[label.annotator], label.task.name) for label in found.labels)
+    acknowledged = {(annotator.name, name) for annotator in annotators for name in annotator.acknowledged}
+    return {
+        "acknowledged": len(acknowledged),
+        "in_file": in_file.total(),
+        "lost": sum(key not in in_file for key in acknowledged),
+        "doubled": sum(count > 1 for count in in_file.values()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--annotators", type=int, default=8)
+    parser.add_argument("--labels", type=int, default=200, help="labels of each annotator that are timed")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        labels = Path(folder) / "labels.db"
+        server = ServerProcess(write_tasks(Path(folder), args.tasks), labels)
+        start = time.perf_counter()
+        server.start()
+        result: dict[str, float] = {"start_s": time.perf_counter() - start}
+        annotators = [Annotator(server.url, f"annotator {number}") for number in range(args.annotators)]
+        result |= measure(annotators, args.labels)
+        if args.kills:
+            crash(server, annotators, args.kills, args.seed)
+        server.stop()
+        result |= count_losses(labels, annotators) | {"kills": args.kills}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Configuration of `mmrlhf label serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmrlhf.config.base import Count, DatasetConfig, NonNegativeInt, settings
+
+CONSENT = (
+    "My labels, when I gave them and how long I took may be stored under the name that I choose here, and used to train and "
+    "measure models."
+)
+
+
+@settings
+class LabelConfig(DatasetConfig):
+    """Serve a web page on which annotators label answers about images."""
+
+    output_file: str
+    """SQLite file of tasks and labels. One that exists is continued: tasks that are new are
+    added."""
+    dataset_name: str | None = None
+    """Rows with a prompt, images and answers, in any format, or a JSON export of Label Studio or
+    Argilla; several files with commas between. May be left out if output_file has tasks."""
+    mode: Literal["pairwise", "ranking", "claims", "facts"] | None = None
+    """What annotators do. By default a row's field `mode` decides, or its number of answers: none
+    is facts, one claims, two pairwise, more a ranking."""
+    gold_file: str | None = None
+    """Preferences whose right answer is known, to mix in as gold questions."""
+    gold_every: NonNegativeInt = 10
+    """Every which task of an annotator is a gold question, as long as there are new ones."""
+    overlap: Count = 1
+    """Annotators who label each task; agreement needs 2 or more."""
+    order: Literal["file", "random", "uncertainty"] = "file"
+    """Which tasks come first: those first in the file, any, or those of the highest uncertainty (a
+    row's field `uncertainty`, or what `scores_file` says)."""
+    scores_file: str | None = None
+    """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. Of several files,
+    with commas between, the disagreement of their margins."""
+    title: str = "Labelling"
+    """Title of the page."""
+    guidelines_file: str | None = None
+    """Text that annotators can read beside each task."""
+    consent: str = CONSENT
+    """The line that annotators agree to before they start."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Away from this machine (0.0.0.0 for all networks), annotators need a
+    token, which the command prints."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8010
+    """Port to listen on; 0 takes a free one."""
+    seed: NonNegativeInt = 0
+    """Random seed of order random."""

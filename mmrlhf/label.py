@@ -1,0 +1,184 @@
+"""`mmrlhf label serve` and `add`: the annotators' page, and more tasks while they work.
+
+Everything is in one SQLite file. Its events are only appended, so that `serve` continues wherever
+it was stopped, and `add`, `export` and `report` may run beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from mmrlhf.config.labeling import LabelConfig
+from mmrlhf.files import lock
+from mmrlhf.files.atomic import refuse_output_file
+from mmrlhf.labeling.app import create_app
+from mmrlhf.labeling.assignments import Assignments
+from mmrlhf.labeling.guard import Guard
+from mmrlhf.labeling.pages import Pages
+from mmrlhf.labeling.schedule import Schedule
+from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.store import StorageError, Store
+from mmrlhf.labeling.tasks import Mode, read_margins, read_tasks
+from mmrlhf.records import InputError
+from mmrlhf.serving.http import is_loopback
+
+MAX_CONNECTIONS = 512
+STOP_SECONDS = 5
+"""How long requests in progress may take once the server is stopped."""
+
+
+def serve_labels(config: LabelConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM. What was acknowledged is on disk whenever it ends.
+
+    Raises InputError if a row cannot be used, or the address or the output cannot.
+    """
+    with serving_labels(config) as running, contextlib.suppress(KeyboardInterrupt):
+        print(f"labelling at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
+        if running.access_token is not None:
+            print(f"token: {running.access_token} (annotators open {running.url}/?token={running.access_token})", flush=True)
+        running.has_ended.wait()  # not `join`: once interrupted, it takes the thread for ended
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers: its address, what annotators need to come in, and whether it has
+    ended."""
+
+    url: str
+    access_token: str | None
+    has_ended: threading.Event
+    store: Store
+
+
+@contextlib.contextmanager
+def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
+    """Serve in the background while the block runs. Raises InputError as `serve_labels` does."""
+    output = Path(config.output_file)
+    guidelines = _read_guidelines(config.guidelines_file)
+    refuse_output_file(output)
+    if output.parent != Path():
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with lock.released_after():
+        lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
+        listener = _listen(config.host, config.port)
+        store = Store(output, create=True)
+        try:
+            with _storage_errors_explained():
+                _add_tasks_of(config, store)
+                app, access_token = _create_app(config, store, guidelines)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="warning",
+                    access_log=False,  # addresses may hold the token
+                    server_header=False,
+                    lifespan="off",
+                    limit_concurrency=MAX_CONNECTIONS,
+                    timeout_graceful_shutdown=STOP_SECONDS,
+                )
+            )
+            has_ended = threading.Event()
+
+            def run() -> None:
+                try:
+                    server.run(sockets=[listener])
+                finally:
+                    has_ended.set()
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            try:
+                yield RunningServer(_address_of(listener), access_token, has_ended, store)
+            finally:
+                server.should_exit = True
+                thread.join()
+        finally:
+            listener.close()
+            store.close()
+
+
+def _create_app(config: LabelConfig, store: Store, guidelines: str) -> tuple[Guard, str | None]:
+    access_token = None
+    if not is_loopback(config.host):
+        # It stays the same from one start to the next, so that links that were sent stay valid.
+        access_token = store.setting("access_token") or secrets.token_urlsafe(18)
+        store.set_setting("access_token", access_token)
+    schedule = Schedule(config.overlap, config.gold_every, config.order, config.seed)
+    sessions = Sessions(store, access_token, config.consent)
+    return create_app(Assignments(store, schedule), sessions, Pages(config.title, guidelines, config.consent)), access_token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}, port {port} ({error.strerror}): give another --host or --port") from None
+
+
+def _address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _read_guidelines(path: str | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"guidelines_file {path} cannot be read as text ({error}): correct the path") from None
+
+
+@contextlib.contextmanager
+def _storage_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise InputError(f"{error}: make room, or give another --output_file") from None
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+def _add_tasks_of(config: LabelConfig, store: Store) -> None:
+    if config.dataset_name is not None:
+        added = _read_and_add(
+            store, config.dataset_name, config.mode, config.image_folder, config.dataset_train_split, config.scores_file
+        )
+        print(f"{config.dataset_name}: {added} new tasks")
+    if config.gold_file is not None:
+        gold = read_tasks(config.gold_file.split(","), config.mode, config.image_folder, config.dataset_train_split, is_gold=True)
+        print(f"{config.gold_file}: {store.add_tasks(gold)} new gold questions")
+    if not store.task_entries():
+        raise InputError(
+            f"{config.output_file} has no tasks: give rows, `mmrlhf label serve ROWS --output_file {config.output_file}`"
+        )
+
+
+def _read_and_add(
+    store: Store, dataset_names: str, mode: Mode | None, image_folder: str | None, split: str, scores_file: str | None = None
+) -> int:
+    scores = [read_margins(path.strip()) for path in scores_file.split(",")] if scores_file else []
+    names = [name.strip() for name in dataset_names.split(",")]
+    return store.add_tasks(read_tasks(names, mode, image_folder, split, scores))
+
+
+def add_tasks(
+    dataset_names: Sequence[str], output_file: str, mode: Mode | None = None, image_folder: str | None = None,
+    split: str = "train", scores_file: str | None = None,
+) -> None:  # fmt: skip
+    """Add the tasks of files that a store does not have yet, also while it is served.
+
+    Raises InputError if a row cannot be used; then nothing is added.
+    """
+    with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
+        added = _read_and_add(store, ",".join(dataset_names), mode, image_folder, split, scores_file)
+    print(f"{output_file}: {added} new tasks")

@@ -1,0 +1,203 @@
+"""How far annotators agree, and what their sides, gold questions and times say about each.
+
+Krippendorff's alpha (Content Analysis, 4th ed. 2018, chapter 12) is 1 for perfect agreement and 0
+for that of chance; the package `krippendorff` computes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import statistics
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import krippendorff
+import numpy as np
+
+from mmrlhf.labeling.results import Label, Labels, claim_key, signed_strength
+from mmrlhf.metrics.intervals import wilson
+
+Interval = tuple[float, float]
+NUM_RESAMPLES = 500
+MIN_SIDE_LABELS = 20
+"""Decided pairs from which an annotator's side bias is called one."""
+
+Unit = tuple[int, Any]
+"""A task, and what of it is judged."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Alpha of one kind of judgement with its 95% interval; None where it is not defined."""
+
+    name: str
+    level: str
+    alpha: float | None
+    interval: Interval | None
+    num_tasks: int
+    """Tasks that two annotators or more have judged."""
+
+
+@dataclass(frozen=True)
+class AnnotatorSummary:
+    """One annotator: counts, median seconds of a label, labels per hour of work, how many of the
+    decided pairs went to the answer on the left (shown as A), and right gold questions."""
+
+    name: str
+    num_labels: int
+    num_skips: int
+    num_flags: int
+    median_seconds: float | None
+    per_hour: float | None
+    num_left: int
+    num_decided: int
+    num_gold_right: int
+    num_gold: int
+
+    @property
+    def left_interval(self) -> Interval:
+        return wilson(self.num_left, self.num_decided)
+
+    @property
+    def gold_interval(self) -> Interval:
+        return wilson(self.num_gold_right, self.num_gold)
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Return whether the share of left answers differs from a half by more than chance."""
+        low, high = self.left_interval
+        return self.num_decided >= MIN_SIDE_LABELS and not low <= 0.5 <= high
+
+
+# ---- agreement -----------------------------------------------------------------------------------
+
+
+def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
+    """Return how far annotators agree on each kind of judgement that there is.
+
+    Intervals are percentiles over resampled tasks.
+    """
+    by_mode: dict[str, list[Label]] = defaultdict(list)
+    for label in labels.labels:
+        if not label.task.gold:
+            by_mode[label.task.mode].append(label)
+    kinds: list[tuple[str, str, Literal["nominal", "ordinal"], Callable[[Label], Iterable[tuple[Any, float]]]]] = [
+        ("pairwise", "pairs: one, the other, tie or both bad", "nominal", _choice),
+        (
+            "pairwise",
+            "pairs: how much better one is",
+            "ordinal",
+            lambda label: [("", _direction(label, 0, 1) * signed_strength(label))],
+        ),
+        ("ranking", "rankings: each two of their answers", "nominal", _comparisons),
+        ("claims", "claims: verdicts", "nominal", _verdicts),
+        ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(bool(label.content["spans"])))]),
+    ]
+    results = []
+    for mode, name, level, values in kinds:
+        if by_mode[mode]:
+            judged: dict[Unit, list[float]] = defaultdict(list)
+            for label in by_mode[mode]:
+                for key, value in values(label):
+                    judged[label.task_id, key].append(value)
+            results.append(_agreement(name, level, judged, seed))
+    return results
+
+
+def _direction(label: Label, i: int, j: int) -> int:
+    """Return 1 or -1 for two answers, by their texts alone.
+
+    Rows often have the better answer first. Then nearly all labels would say "first", which chance
+    alone would explain.
+    """
+    first, second = (hashlib.sha256(f"{label.task.name} {label.task.answers[index]}".encode()).digest() for index in (i, j))
+    return 1 if first < second else -1
+
+
+def _choice(label: Label) -> list[tuple[Any, float]]:
+    return [("", 3.0 if label.content.get("both_bad") else float(_direction(label, 0, 1) * np.sign(signed_strength(label))))]
+
+
+def _comparisons(label: Label) -> list[tuple[Any, float]]:
+    ranks = label.content["ranks"]
+    return [
+        ((i, j), float(_direction(label, i, j) * np.sign(ranks[j] - ranks[i])))
+        for i, j in itertools.combinations(range(len(ranks)), 2)
+    ]
+
+
+def _verdicts(label: Label) -> list[tuple[Any, float]]:
+    numbers = {"contradicted": 0.0, "supported": 1.0, "unknown": 2.0}
+    return [(claim_key(claim), numbers[claim["verdict"]]) for claim in label.content["claims"]]
+
+
+def _agreement(name: str, level: Literal["nominal", "ordinal"], judged: Mapping[Unit, Sequence[float]], seed: int) -> Agreement:
+    judged = {unit: values for unit, values in judged.items() if len(values) > 1}
+    tasks = sorted({task for task, _ in judged})
+    domain = sorted({value for values in judged.values() for value in values})
+    counts_by_task: dict[int, list[list[int]]] = defaultdict(list)
+    for (task, _), values in judged.items():
+        counts = Counter(values)
+        counts_by_task[task].append([counts[value] for value in domain])
+    blocks = [np.array(counts_by_task[task]) for task in tasks]
+    alpha = _alpha(blocks, domain, level)
+    interval = None
+    if alpha is not None and len(tasks) > 1:
+        rng = np.random.default_rng([seed, 61])
+        draws = (rng.integers(len(blocks), size=len(blocks)) for _ in range(NUM_RESAMPLES))
+        alphas = [_alpha([blocks[i] for i in draw], domain, level) for draw in draws]
+        defined = [value for value in alphas if value is not None]
+        low, high = np.percentile(defined, [2.5, 97.5])
+        interval = float(low), float(high)
+    return Agreement(name, level, alpha, interval, len(tasks))
+
+
+def _alpha(blocks: Sequence[np.ndarray], domain: Sequence[float], level: Literal["nominal", "ordinal"]) -> float | None:
+    """Return alpha of counts [units, values], None without two annotators, or two values."""
+    if not blocks or len(domain) < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw may have one value only
+        alpha = krippendorff.alpha(value_counts=np.concatenate(blocks), value_domain=np.array(domain), level_of_measurement=level)
+    return float(alpha) if math.isfinite(alpha) else None
+
+
+# ---- annotators ----------------------------------------------------------------------------------
+
+
+def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
+    """Return a summary of each annotator, in the order of their names."""
+    summaries = []
+    for annotator, name in labels.names.items():
+        own = [label for label in labels.labels if label.annotator == annotator]
+        kinds = Counter(event.kind for event in labels.others if event.annotator == annotator)
+        seconds = [label.seconds for label in own if label.seconds is not None]
+        decided = [label for label in own if label.task.mode == "pairwise" and signed_strength(label)]
+        left = sum(label.content["ranks"][label.order[0]] == 1 for label in decided)
+        gold = [is_right(label) for label in own if label.task.gold]
+        summary = AnnotatorSummary(
+            name,
+            len(own),
+            kinds["skip"],
+            kinds["flag"],
+            statistics.median(seconds) if seconds else None,
+            3600 * len(seconds) / sum(seconds) if sum(seconds) > 0 else None,
+            left,
+            len(decided),
+            sum(gold),
+            len(gold),
+        )
+        summaries.append(summary)
+    return sorted(summaries, key=lambda summary: summary.name)
+
+
+def is_right(label: Label) -> bool:
+    """Return whether a label agrees with its gold question on each two of the answers."""
+    ranks, gold = label.content["ranks"], label.task.gold
+    pairs = itertools.combinations(range(len(gold)), 2)
+    return all(np.sign(ranks[i] - ranks[j]) == np.sign(gold[i] - gold[j]) for i, j in pairs)

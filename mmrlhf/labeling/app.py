@@ -1,0 +1,229 @@
+"""The routes of the annotators' page.
+
+A form comes from the page's script, which asks for JSON and keeps the form until it is saved, or
+from a browser without scripts, which is sent on to the next page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from mmrlhf.labeling.assignments import ANSWERS, Assignments
+from mmrlhf.labeling.guard import TOO_LARGE, BodyTooLargeError, Guard
+from mmrlhf.labeling.images import displayable
+from mmrlhf.labeling.labels import parse_label, parse_note
+from mmrlhf.labeling.pages import FOLDER, Pages, person_context
+from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
+from mmrlhf.labeling.store import StorageError
+from mmrlhf.labeling.typed_facts import facts_from_sentence
+from mmrlhf.records import InputError
+
+MAX_FIELDS = 500
+MAX_SENTENCE = 2000
+
+
+class Refusal(Exception):
+    """A request that is answered with a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Guard:
+    """Return the app, guarded: what a server runs."""
+    desk = _Desk(assignments, sessions, pages)
+    routes = [
+        Route("/", partial(_get, desk.task_page)),
+        Route("/join", partial(_post, desk.join), methods=["POST"]),
+        Route("/answer", partial(_post, desk.answer), methods=["POST"]),
+        Route("/undo", partial(_post, desk.undo), methods=["POST"]),
+        Route("/leave", partial(_post, desk.leave), methods=["POST"]),
+        Route("/facts", partial(_post, desk.facts), methods=["POST"]),
+        Route("/images/{sha256}", partial(_get, desk.image)),
+        Mount("/static", _CachedFiles(directory=FOLDER / "static")),
+    ]
+    return Guard(Starlette(routes=routes), loopback_only=sessions.access_token is None)
+
+
+class _CachedFiles(StaticFiles):
+    """The package's own files, which browsers need not ask for again with each task."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "max-age=600"
+        return response
+
+
+async def _get(handle: Callable[[Request], Response], request: Request) -> Response:
+    try:
+        return await run_in_threadpool(handle, request)
+    except Refusal as refusal:
+        return _refused(request, refusal)
+
+
+async def _post(handle: Callable[[Request, Mapping[str, str]], Response], request: Request) -> Response:
+    try:
+        form = _parse_form(await request.body(), request.headers.get("content-type", ""))
+        return await run_in_threadpool(handle, request, form)
+    except Refusal as refusal:
+        return _refused(request, refusal)
+    except BodyTooLargeError:
+        return _refused(request, Refusal(413, TOO_LARGE))
+    except InputError as error:
+        return _refused(request, Refusal(400, str(error)))
+    except StorageError as error:
+        print(f"error: {error}: make room", flush=True)
+        return _refused(
+            request, Refusal(507, "nothing was saved, because the server cannot write: tell whoever runs it, and save again")
+        )
+
+
+def _parse_form(body: bytes, content_type: str) -> dict[str, str]:
+    """Return the fields of a form. Raises Refusal if it is not one."""
+    if content_type.partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise Refusal(415, "the body must be a form")
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
+    except ValueError:
+        raise Refusal(400, "the form cannot be read: load the page again") from None
+    return {name: value.replace("\r\n", "\n") for name, value in pairs}
+
+
+def _wants_json(request: Request) -> bool:
+    return request.headers.get("accept", "").startswith("application/json")
+
+
+def _refused(request: Request, refusal: Refusal) -> Response:
+    if _wants_json(request):
+        return JSONResponse({"error": refusal.sentence}, refusal.status)
+    pages: Pages = Pages("Labelling", "", "")
+    return HTMLResponse(pages.message("That did not work", refusal.sentence), refusal.status)
+
+
+def _done(request: Request, note: str = "") -> Response:
+    return JSONResponse({"next": "/", "note": note}) if _wants_json(request) else RedirectResponse("/", 303)
+
+
+@dataclass(frozen=True)
+class _Desk:
+    assignments: Assignments
+    sessions: Sessions
+    pages: Pages
+
+    # ---- pages ---------------------------------------------------------------------------------
+
+    def task_page(self, request: Request) -> Response:
+        annotator = self._annotator(request)
+        if annotator is None:
+            token = request.query_params.get("token", "")
+            return HTMLResponse(self.pages.join(self.sessions.access_token is not None, token))
+        try:
+            shown = self.assignments.current(annotator)
+        except StorageError:
+            raise Refusal(507, "the server cannot write: tell whoever runs it, and load the page again") from None
+        person = self._person(annotator)
+        return HTMLResponse(self.pages.nothing_left(person) if shown is None else self.pages.task(shown, person))
+
+    def image(self, request: Request) -> Response:
+        """Return an image of a task, by its hash alone."""
+        if self._annotator(request) is None:
+            raise Refusal(401, "open the labelling page first")
+        source = self.assignments.store.image(request.path_params["sha256"])
+        if source is None:
+            raise Refusal(404, "there is no such picture in the tasks")
+        try:
+            content, media_type = displayable(source)
+        except InputError:
+            raise Refusal(410, "this picture has changed or is gone since the task was added: flag the task") from None
+        return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=86400, immutable"})
+
+    # ---- forms ---------------------------------------------------------------------------------
+
+    def join(self, request: Request, form: Mapping[str, str]) -> Response:
+        name = form.get("name", "")
+        try:
+            annotator = self.sessions.join(name, form.get("code", ""), form.get("token", ""), form.get("consent") == "yes")
+        except InputError as error:
+            page = self.pages.join(self.sessions.access_token is not None, form.get("token", ""), str(error), name[:80])
+            return HTMLResponse(page, 403)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            self.sessions.cookie_name,
+            self.sessions.cookie_for(annotator),
+            max_age=COOKIE_SECONDS,
+            httponly=True,
+            samesite="lax",
+            secure=request.headers.get("x-forwarded-proto") == "https",
+        )
+        return response
+
+    def leave(self, request: Request, form: Mapping[str, str]) -> Response:
+        self._require_annotator(request, form)
+        response = RedirectResponse("/", 303)
+        response.delete_cookie(self.sessions.cookie_name, httponly=True, samesite="lax")
+        return response
+
+    def answer(self, request: Request, form: Mapping[str, str]) -> Response:
+        """Record a label, a skip or a flag, once."""
+        annotator = self._require_annotator(request, form)
+        kind = form.get("kind", "label")
+        shown = self.assignments.find(annotator, form.get("token", ""))
+        if kind not in ANSWERS or shown is None:
+            raise Refusal(400, "this form is not one that you were given: load the page again")
+        content: dict[str, Any] = parse_label(shown, form) if kind == "label" else dict(parse_note(form))
+        event = self.assignments.submit(annotator, shown, kind, content, _seconds(form))
+        return _done(request, "" if event is not None else "this task has your answer already")
+
+    def undo(self, request: Request, form: Mapping[str, str]) -> Response:
+        annotator = self._require_annotator(request, form)
+        answer = form.get("answer", "")
+        shown = self.assignments.undo(annotator, int(answer)) if answer.isascii() and answer.isdecimal() else None
+        return _done(request, "" if shown is not None else "there is nothing to take back")
+
+    def facts(self, request: Request, form: Mapping[str, str]) -> Response:
+        """Return the facts of a typed sentence, for the page to show."""
+        self._require_annotator(request, form)
+        sentence = form.get("sentence", "")
+        if len(sentence) > MAX_SENTENCE:
+            raise Refusal(400, f"the sentence has {len(sentence):,} characters: shorten it to {MAX_SENTENCE:,}")
+        return JSONResponse({"facts": [{"kind": fact.kind, "text": fact.text} for fact in facts_from_sentence(sentence)]})
+
+    # ---- who asks ------------------------------------------------------------------------------
+
+    def _annotator(self, request: Request) -> int | None:
+        return self.sessions.annotator_of(request.cookies.get(self.sessions.cookie_name))
+
+    def _require_annotator(self, request: Request, form: Mapping[str, str]) -> int:
+        annotator = self._annotator(request)
+        if annotator is None:
+            raise Refusal(401, "you are not signed in here any more: open the page in another tab, come in again, and save again")
+        if not self.sessions.is_form_key(annotator, form.get("form_key", "")):
+            raise Refusal(403, "this form is not from your own page: load the page again")
+        return annotator
+
+    def _person(self, annotator: int) -> dict[str, Any]:
+        store = self.assignments.store
+        name = store.annotators()[annotator]
+        progress = self.assignments.progress(annotator)
+        return person_context(name, store.code_of(annotator) or "", self.sessions.form_key(annotator), progress)
+
+
+def _seconds(form: Mapping[str, str]) -> float | None:
+    """Return how long the task was visible, as the page measured it; None for nonsense."""
+    try:
+        seconds = float(form.get("seconds", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 1e6 else None

@@ -1,0 +1,89 @@
+"""Write labels to files: as preferences, as verdicts on claims, as facts, or as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.commands.convert import check_target, write_records
+from mmrlhf.config_loader import suggestion
+from mmrlhf.datasets import EXAMPLE_FORMATS, FORMATS
+from mmrlhf.datasets.write import facts_field
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.files.jsonl import json_line
+from mmrlhf.labeling.results import Labels, claim_rows, preferences, read_labels, typed_facts
+from mmrlhf.labeling.store import Store
+from mmrlhf.records import ImageSource, InputError
+
+OWN_FORMATS = ("labels", "claims", "facts")
+ALL_FORMATS = (*OWN_FORMATS, *FORMATS, *EXAMPLE_FORMATS)
+
+
+def export_labels(labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
+    """Write the labels of a file in a format; the file appears when it is complete.
+
+    `labels` has every label that stands, one row each; `claims` and `facts` are what `mmrlhf
+    claims` and `--facts_file` read; the others are those of `mmrlhf data convert`.
+    Raises InputError if there is nothing to write in that format, or the file cannot be written.
+    """
+    if target_format not in ALL_FORMATS:
+        raise InputError(f"there is no format {target_format}: {suggestion(target_format, ALL_FORMATS)}")
+    output = Path(output_file)
+    with contextlib.closing(Store(labels_file)) as store:
+        labels = read_labels(store, is_anonymous=is_anonymous)
+    if target_format not in OWN_FORMATS:
+        check_target(target_format, output)
+        records = list(preferences(labels))
+        if not records:
+            raise InputError(f"{labels_file} has no labels that compare answers: label pairs, rankings or claims first")
+        image_root = _common_folder(image for record in records for image in record.images)
+        write_records(records, labels_file, target_format, output, image_root)
+        return
+    if output.suffix != ".jsonl":
+        raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
+    refuse_output_file(output)
+    rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows}[target_format](labels))
+    if not rows:
+        raise InputError(f"{labels_file} has no {target_format} yet: label some first")
+    try:
+        write_atomic(output, "".join(map(json_line, rows)))
+    except OSError as error:
+        raise InputError(f"output_file {output} cannot be written ({error.strerror}): free some space or name another") from None
+    print(f"{output}: {len(rows)} rows as {target_format}")
+
+
+def _common_folder(images: Iterable[ImageSource]) -> str | None:
+    folders = {os.path.dirname(image.path) for image in images if image.path is not None}
+    return os.path.commonpath(folders) if folders else None
+
+
+def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
+    for label in labels.labels:
+        task = label.task
+        yield {
+            "id": task.name,
+            "mode": task.mode,
+            "annotator": labels.names[label.annotator],
+            "is_gold": bool(task.gold),
+            "time": label.time or None,
+            "seconds": label.seconds,
+            "images": [_name_of(image) for image in task.images],
+            "prompt": [turn.to_dict() for turn in task.prompt],
+            "answers": list(task.answers),
+            "models": list(task.models),
+            "shown_order": list(label.order),
+            **label.content,
+        }
+
+
+def _facts_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
+    for task, facts in typed_facts(labels):
+        named = {"image": _name_of(task.images[0])} if len(task.images) == 1 and _name_of(task.images[0]) else {}
+        yield {"id": task.name, **named, "facts": facts_field(facts)}
+
+
+def _name_of(image: ImageSource) -> str:
+    return image.recorded_name if image.path is None else os.path.basename(image.path)

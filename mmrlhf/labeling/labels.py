@@ -1,0 +1,190 @@
+"""The labels of each mode: checked, from the fields of a submitted form.
+
+pairwise   ranks of the two answers (equal for a tie), `strength` 1 to 3, `both_bad`
+ranking    ranks of the answers, 1 for the best; equal ones are a tie
+claims     `spans` that are wrong, with a reason and a correction; `claims` with a verdict each;
+           `corrected`, the answer as it should be
+facts      typed facts, and whether they are all there is to say
+
+Ranks are in the order of the task's answers, not in that in which they were shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mmrlhf.claims import extract_claims
+from mmrlhf.facts.parse import read_line
+from mmrlhf.files.rows import Row, parse_json
+from mmrlhf.labeling.assignments import Shown
+from mmrlhf.labeling.visible_text import visible
+from mmrlhf.records import Claim, FactKind, InputError
+
+Form = Mapping[str, str]
+REASONS = {
+    "absent": "not in the picture",
+    "attribute": "looks different",
+    "count": "another number",
+    "relation": "another place or relation",
+    "action": "another action",
+    "other": "wrong for another reason",
+}
+VERDICTS = {"true": "supported", "false": "contradicted", "unknown": "unknown"}
+FACT_KINDS: dict[FactKind, str] = {
+    "object": "object",
+    "count": "number",
+    "attribute": "attribute",
+    "relation": "relation or action",
+    "ocr": "text in the picture",
+    "absent": "not in the picture",
+    "caption": "sentence",
+}
+"""The kinds of facts that annotators type, with their names on the page."""
+MAX_CLAIMS = 60
+"""Claims of an answer that are offered to confirm or reject."""
+MAX_WORDS = 3000
+"""Words of an answer that can be marked one by one."""
+MAX_FACTS, MAX_FACT, MAX_NOTE = 200, 400, 4000
+
+
+def parse_label(shown: Shown, form: Form) -> dict[str, Any]:
+    """Return the label in a form, by the mode of its task. Raises InputError for a forged form."""
+    label = _PARSERS[shown.task.mode](shown, form)
+    return label | parse_note(form)
+
+
+def parse_note(form: Form) -> dict[str, str]:
+    """Return what an annotator wrote beside an answer. Raises InputError if it is too long."""
+    note = form.get("note", "").strip()
+    if len(note) > MAX_NOTE:
+        raise InputError(f"the note has {len(note):,} characters: shorten it to {MAX_NOTE:,}")
+    return {"note": note} if note else {}
+
+
+def _parse_pairwise(shown: Shown, form: Form) -> dict[str, Any]:
+    choice = _one_of(form, "choice", ("left", "right", "tie", "both_bad"), "choose one answer, a tie, or both bad")
+    if choice in ("tie", "both_bad"):
+        return {"ranks": [1, 1]} | ({"both_bad": True} if choice == "both_bad" else {})
+    better = shown.order[0 if choice == "left" else 1]
+    strength = int(_one_of(form, "strength", ("1", "2", "3"), "say how much better the answer is"))
+    return {"ranks": [1 if index == better else 2 for index in range(2)], "strength": strength}
+
+
+def _parse_ranking(shown: Shown, form: Form) -> dict[str, Any]:
+    number = len(shown.order)
+    allowed = [str(rank) for rank in range(1, number + 1)]
+    ranks = [0] * number
+    for position, index in enumerate(shown.order):
+        ranks[index] = int(_one_of(form, f"rank-{position}", allowed, f"give answer {chr(65 + position)} a rank"))
+    distinct = sorted(set(ranks))
+    return {"ranks": [distinct.index(rank) + 1 for rank in ranks]}
+
+
+def _parse_facts(shown: Shown, form: Form) -> dict[str, Any]:
+    row = Row("the form", 0, {})
+    values = _json_list(form, "facts")
+    if len(values) > MAX_FACTS:
+        raise InputError(f"the form has {len(values)} facts: a task takes {MAX_FACTS}")
+    facts = []
+    for number, value in enumerate(values, 1):
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in FACT_KINDS:
+            raise InputError(f"fact {number} has no known kind: add it again")
+        text = read_line(row, value.get("text"), f"facts[{number}].text")
+        if len(text) > MAX_FACT:
+            raise InputError(f"fact {number} has {len(text):,} characters: shorten it to {MAX_FACT}")
+        facts.append({"kind": kind, "text": text})
+    if not facts:
+        raise InputError("there is no fact yet: type one, or skip the task")
+    return {"facts": facts, "complete": form.get("complete") == "yes"}
+
+
+# ---- claims --------------------------------------------------------------------------------------
+
+WORD = re.compile(r"\S+")
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Return where the words of an answer that can be marked begin and end."""
+    spans: list[tuple[int, int]] = []
+    for match in WORD.finditer(text):
+        if len(spans) == MAX_WORDS:
+            break
+        spans.append(match.span())
+    return spans
+
+
+def claims_of(text: str) -> list[Claim]:
+    """Return the claims of an answer that are offered to an annotator."""
+    return extract_claims(text)[:MAX_CLAIMS]
+
+
+def _parse_claims(shown: Shown, form: Form) -> dict[str, Any]:
+    text = visible(shown.task.answers[0])
+    claims = []
+    for number, claim in enumerate(claims_of(text)):
+        if f"claim-{number}" in form:
+            verdict = VERDICTS[_one_of(form, f"claim-{number}", tuple(VERDICTS), "judge the claim again")]
+            claims.append({**asdict(claim), "span": list(claim.span), "verdict": verdict})
+    words = words_of(text)
+    spans = [_parse_span(text, words, value, number) for number, value in enumerate(_json_list(form, "spans"), 1)]
+    spans.sort(key=lambda span: span["start"])
+    for before, after in itertools.pairwise(spans):
+        if after["start"] < before["end"]:
+            raise InputError("two marks overlap: remove one of them")
+    corrected = form.get("corrected", "").strip() or apply_corrections(text, spans)
+    if len(corrected) > len(text) + 10_000:
+        raise InputError("the corrected answer is much longer than the answer: shorten it")
+    return {"spans": spans, "claims": claims, "corrected": corrected}
+
+
+def _parse_span(text: str, words: Sequence[tuple[int, int]], value: Any, number: int) -> dict[str, Any]:
+    fields = value if isinstance(value, dict) else {}
+    first, last, reason, correction = (fields.get(name) for name in ("first", "last", "reason", "correction"))
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last < len(words):
+        raise InputError(f"mark {number} is not in the answer: mark the words again")
+    if reason not in REASONS or not isinstance(correction, str) or len(correction) > MAX_NOTE:
+        raise InputError(f"mark {number} needs a reason, and a correction of at most {MAX_NOTE:,} characters")
+    start, end = words[first][0], words[last][1]
+    # A mark ends before the punctuation of its last word.
+    end -= len(text[start:end]) - len(text[start:end].rstrip(".,;:!?")) if text[start:end].rstrip(".,;:!?") else 0
+    return {"start": start, "end": end, "text": text[start:end], "reason": reason, "correction": " ".join(correction.split())}
+
+
+def apply_corrections(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
+    """Return an answer with each mark replaced by its correction, or removed if it has none.
+
+    It is what RLHF-V calls the corrected answer (Yu et al. 2024, arXiv:2312.00849).
+    """
+    for span in sorted(spans, key=lambda span: span["start"], reverse=True):
+        text = text[: span["start"]] + span["correction"] + text[span["end"] :]
+    return re.sub(r"[ \t]+([.,;:!?])", r"\1", re.sub(r"[ \t]{2,}", " ", text)).strip()
+
+
+# ---- fields --------------------------------------------------------------------------------------
+
+
+def _one_of(form: Form, name: str, allowed: Sequence[str], what_to_do: str) -> str:
+    value = form.get(name, "")
+    if value not in allowed:
+        raise InputError(f"{what_to_do}, and save again")
+    return value
+
+
+def _json_list(form: Form, name: str) -> list[Any]:
+    value = parse_json(form.get(name, "[]").encode(), f"the field {name} of the form")
+    if not isinstance(value, list):
+        raise InputError(f"the field {name} of the form must be a list: load the page again")
+    return value
+
+
+_PARSERS: dict[str, Callable[[Shown, Form], dict[str, Any]]] = {
+    "pairwise": _parse_pairwise,
+    "ranking": _parse_ranking,
+    "claims": _parse_claims,
+    "facts": _parse_facts,
+}

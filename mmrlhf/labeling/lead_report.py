@@ -1,0 +1,116 @@
+"""What whoever runs a labelling reads: a page and a table."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, summarise_annotators
+from mmrlhf.labeling.results import Labels, read_labels
+from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.visible_text import visible
+from mmrlhf.records import InputError
+from mmrlhf.report.page import jinja_environment
+from mmrlhf.report.terminal import print_whole
+
+MAX_NOTES = 500
+"""Notes on the page, the latest."""
+
+
+def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
+    """Print agreement and annotators, and write a page with them and the notes.
+
+    Raises InputError if the page cannot be written.
+    """
+    with contextlib.closing(Store(labels_file)) as store:
+        labels = read_labels(store, is_anonymous=is_anonymous)
+        entries, notes = store.task_entries(), _notes(store, labels)
+    results, summaries = agreements(labels), summarise_annotators(labels)
+    num_gold = sum(entry.is_gold for entry in entries)
+    num_labelled = len(labels.by_task())
+    title = f"{len(labels.labels)} labels of {num_labelled} of {len(entries) - num_gold} tasks by {len(summaries)} annotators"
+    print(title)
+    for result in results:
+        print(f"{result.name}: {_alpha_text(result.alpha, result.interval)} ({result.level}, {result.num_tasks} tasks)")
+    if summaries:
+        print_whole(_table(summaries))
+    if page_file is None:
+        return
+    html = (
+        jinja_environment()
+        .get_template("labels.html.j2")
+        .render(
+            title=title,
+            file=Path(labels_file).name,
+            agreements=[(result, _alpha_text(result.alpha, result.interval)) for result in results],
+            columns=COLUMNS,
+            rows=[_cells(summary) for summary in summaries],
+            one_sided=[summary.name for summary in summaries if summary.is_one_sided],
+            notes=notes,
+        )
+    )
+    try:
+        write_atomic(Path(page_file), html)
+    except OSError as error:
+        raise InputError(f"{page_file} cannot be written ({error.strerror}): give another --out") from None
+    print(f"wrote {page_file}")
+
+
+def _alpha_text(alpha: float | None, interval: Interval | None) -> str:
+    if alpha is None:
+        return "alpha is not defined: it needs two annotators of a task, and two different judgements"
+    return f"alpha {alpha:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+
+
+COLUMNS = ("annotator", "labels", "skipped", "flagged", "median time", "per hour", "answer A", "gold questions")
+
+
+def _cells(summary: AnnotatorSummary) -> list[tuple[str, str]]:
+    """Return an annotator's cells: a text, and a smaller one."""
+    return [
+        (summary.name, ""),
+        (f"{summary.num_labels:,}", ""),
+        (f"{summary.num_skips:,}", ""),
+        (f"{summary.num_flags:,}", ""),
+        ("" if summary.median_seconds is None else f"{summary.median_seconds:.1f} s", ""),
+        ("" if summary.per_hour is None else f"{summary.per_hour:,.0f}", ""),
+        _share(summary.num_left, summary.num_decided, summary.left_interval),
+        _share(summary.num_gold_right, summary.num_gold, summary.gold_interval),
+    ]
+
+
+def _share(hits: int, trials: int, interval: Interval) -> tuple[str, str]:
+    if not trials:
+        return "", ""
+    return f"{hits / trials:.0%} of {trials}", f"{interval[0]:.0%} to {interval[1]:.0%}"
+
+
+def _table(summaries: list[AnnotatorSummary]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
+    for summary in summaries:
+        table.add_row(*(f"{text}\n{small}" if small else text for text, small in _cells(summary)))
+    return table
+
+
+def _notes(store: Store, labels: Labels) -> list[dict[str, Any]]:
+    """Return what annotators wrote, the latest first, and the tasks that they flagged."""
+    noted = [(e.time, e.annotator, e.task, e.kind, e.content) for e in labels.others if e.kind == "flag" or "note" in e.content]
+    noted += [
+        (label.time, label.annotator, label.task_id, "label", label.content) for label in labels.labels if "note" in label.content
+    ]
+    return [
+        {
+            "kind": {"flag": "flagged", "skip": "skipped", "label": "labelled"}[kind],
+            "task": visible(store.task(task).name)[:200],
+            "name": labels.names[annotator],
+            "note": visible(content.get("note", "")),
+        }
+        for _, annotator, task, kind, content in sorted(noted, key=lambda entry: entry[0], reverse=True)[:MAX_NOTES]
+        if task is not None
+    ]

@@ -1,0 +1,147 @@
+"""What the pages show: texts made visible, answers in the order in which they appear."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mmrlhf.labeling.assignments import Progress, Shown
+from mmrlhf.labeling.labels import FACT_KINDS, REASONS, claims_of, words_of
+from mmrlhf.labeling.typed_facts import phrase_of_claim
+from mmrlhf.labeling.visible_text import visible
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages of one server. All share a title, guidelines and a consent line."""
+
+    title: str
+    guidelines: str
+    consent: str
+
+    @cached_property
+    def _environment(self) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["visible"] = visible
+        environment.globals |= {"title": self.title, "guidelines": self.guidelines.strip()}
+        return environment
+
+    def _render(self, template: str, /, **context: Any) -> str:
+        return self._environment.get_template(template).render(**context)
+
+    def join(self, needs_token: bool, token: str = "", problem: str = "", name: str = "") -> str:
+        """Return the page on which annotators come in."""
+        return self._render(
+            "join.html.j2", needs_token=needs_token, token=token, problem=problem, name=name, consent=self.consent, person=None
+        )
+
+    def message(self, heading: str, text: str, person: Mapping[str, Any] | None = None) -> str:
+        """Return a page with one message."""
+        return self._render("message.html.j2", heading=heading, text=text, person=person)
+
+    def nothing_left(self, person: Mapping[str, Any]) -> str:
+        """Return the page for an annotator who has no task left."""
+        return self._render("done.html.j2", person=person)
+
+    def task(self, shown: Shown, person: Mapping[str, Any]) -> str:
+        """Return the page of a task. It has nothing from which one could tell a model, or the
+        order of the answers in the file."""
+        task = shown.task
+        context: dict[str, Any] = {
+            "mode": task.mode,
+            "token": shown.token,
+            "images": [f"/images/{image.expected_sha256}" for image in task.images],
+            "turns": [{"role": turn.role, "text": turn.content} for turn in task.prompt if turn.content.strip()],
+            "answers": [{"letter": chr(65 + i), "text": task.answers[index]} for i, index in enumerate(shown.order)],
+            "previous": json.dumps(_previous(shown)),
+            "person": person,
+        }
+        if task.mode == "claims":
+            context |= _claims_context(visible(task.answers[0])) | {"reasons": REASONS}
+        elif task.mode == "facts":
+            context |= {"fact_kinds": FACT_KINDS}
+        return self._render(f"{task.mode}.html.j2", **context)
+
+
+def person_context(name: str, code: str, form_key: str, progress: Progress) -> dict[str, Any]:
+    """Return what the pages show of an annotator."""
+    total = progress.num_labels + progress.num_left
+    return {
+        "name": name,
+        "code": code,
+        "form_key": form_key,
+        "done": progress.num_labels,
+        "total": total,
+        "pace": None if progress.pace is None else round(progress.pace),
+        "last_answer": progress.last_answer,
+    }
+
+
+def _previous(shown: Shown) -> dict[str, str]:
+    """Return the annotator's own label, which they have taken back, as fields of the form."""
+    label = shown.previous
+    if label is None or label.get("kind") != "label":
+        return {}
+    fields = {"note": str(label["note"])} if "note" in label else {}
+    if shown.task.mode == "pairwise":
+        ranks = [label["ranks"][index] for index in shown.order]
+        tie = "both_bad" if label.get("both_bad") else "tie"
+        fields["choice"] = tie if ranks[0] == ranks[1] else "left" if ranks[0] < ranks[1] else "right"
+        fields["strength"] = str(label.get("strength", 2))
+    elif shown.task.mode == "ranking":
+        fields |= {f"rank-{position}": str(label["ranks"][index]) for position, index in enumerate(shown.order)}
+    elif shown.task.mode == "facts":
+        fields |= {"facts": json.dumps(label["facts"])} | ({"complete": "yes"} if label["complete"] else {})
+    else:
+        text = visible(shown.task.answers[0])
+        words = words_of(text)
+        numbers = {(claim.kind, claim.span): number for number, claim in enumerate(claims_of(text))}
+        marks = [
+            {**_word_range(words, (span["start"], span["end"])), "reason": span["reason"], "correction": span["correction"]}
+            for span in label["spans"]
+        ]
+        verdicts = {"supported": "true", "contradicted": "false", "unknown": "unknown"}
+        fields |= {"spans": json.dumps(marks), "corrected": label["corrected"]}
+        for claim in label["claims"]:
+            number = numbers.get((claim["kind"], tuple(claim["span"])))
+            if number is not None:
+                fields[f"claim-{number}"] = verdicts[claim["verdict"]]
+    return fields
+
+
+def _claims_context(text: str) -> dict[str, Any]:
+    """Return an answer as words with what is between them, and its claims with their words."""
+    spans = words_of(text)
+    words, position = [], 0
+    for start, end in spans:
+        words.append({"before": text[position:start], "text": text[start:end]})
+        position = end
+    claims: list[dict[str, Any] | None] = []
+    for claim in claims_of(text):
+        words_of_claim = _word_range(spans, claim.span)
+        if words_of_claim["last"] >= words_of_claim["first"]:
+            claims.append({"kind": claim.kind, "text": phrase_of_claim(claim), "hedged": claim.hedged, **words_of_claim})
+        else:
+            claims.append(None)  # beyond the words that can be marked; numbers stay those of the extractor
+    return {"words": words, "rest": text[position:], "claims": claims}
+
+
+def _word_range(words: list[tuple[int, int]], span: tuple[int, int]) -> dict[str, int]:
+    """Return the first and the last word that a range of characters touches; last < first if
+    none."""
+    touched = [i for i, (start, end) in enumerate(words) if start < span[1] and end > span[0]]
+    return {"first": touched[0], "last": touched[-1]} if touched else {"first": 0, "last": -1}

@@ -1,0 +1,179 @@
+"""What annotators have said: the labels that stand, and the records that follow from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from mmrlhf.labeling.assignments import ANSWERS
+from mmrlhf.labeling.store import Event, Store
+from mmrlhf.labeling.tasks import Task
+from mmrlhf.records import Fact, Preference
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label that stands. `order` has the indices of the answers as they appeared."""
+
+    annotator: int
+    task_id: int
+    task: Task
+    order: tuple[int, ...]
+    content: Mapping[str, Any]
+    time: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A store's labels that stand, in the order in which they came, and the other answers."""
+
+    labels: Sequence[Label]
+    others: Sequence[Event]
+    """Skips and flags that stand."""
+    names: Mapping[int, str]
+    """Pseudonyms by annotator."""
+
+    def by_task(self, *, is_gold: bool = False) -> dict[int, list[Label]]:
+        """Return the labels of each task, of gold questions or of all others."""
+        groups: dict[int, list[Label]] = defaultdict(list)
+        for label in self.labels:
+            if bool(label.task.gold) == is_gold:
+                groups[label.task_id].append(label)
+        return dict(groups)
+
+
+def read_labels(store: Store, *, is_anonymous: bool = False) -> Labels:
+    """Return a store's labels.
+
+    Anonymous ones have numbers for pseudonyms, and neither times of day nor notes.
+    """
+    events = list(store.events())
+    undone = {event.target for event in events if event.kind == "undo"}
+    orders = {event.token: tuple(event.content["order"]) for event in events if event.kind == "shown"}
+    tasks: dict[int, Task] = {}
+    labels, others = [], []
+    for event in events:
+        task_id = event.task
+        if event.kind not in ANSWERS or event.id in undone or task_id is None:
+            continue
+        if is_anonymous:
+            content = {name: value for name, value in event.content.items() if name != "note"}
+            event = replace(event, time=0.0, content=content)
+        if event.kind != "label":
+            others.append(event)
+            continue
+        if task_id not in tasks:
+            tasks[task_id] = store.task(task_id)
+        order = orders[event.token]
+        labels.append(Label(event.annotator, task_id, tasks[task_id], order, event.content, event.time, event.seconds))
+    names = store.annotators()
+    if is_anonymous:  # in an order that says nothing about who came first
+        names = {
+            id_: f"annotator {number}" for number, id_ in enumerate(sorted(names, key=lambda id_: store.code_of(id_) or ""), 1)
+        }
+    return Labels(labels, others, names)
+
+
+# ---- preferences ---------------------------------------------------------------------------------
+
+
+def preferences(labels: Labels) -> Iterator[Preference]:
+    """Yield what annotators prefer, a record per task; gold questions are left out.
+
+    Answers are ranked by their mean rank over annotators, which for a pair is the majority; equal
+    means are a tie. A pair's margin is the mean strength, positive for the better answer.
+    A task of claims gives pairs as in RLHF-V (Yu et al. 2024, arXiv:2312.00849): the corrected
+    answer over the answer itself, if more than half of its annotators see an error.
+    """
+    for group in labels.by_task().values():
+        task = group[0].task
+        if task.mode in ("pairwise", "ranking"):
+            yield _ranked(task, group)
+        elif task.mode == "claims":
+            yield from _corrected(task, group)
+
+
+def _ranked(task: Task, group: Sequence[Label]) -> Preference:
+    means = [fmean(label.content["ranks"][index] for label in group) for index in range(len(task.answers))]
+    distinct = sorted(set(means))
+    order = sorted(range(len(means)), key=lambda index: means[index])
+    ranks = tuple(distinct.index(means[index]) + 1 for index in order)
+    ratings: tuple[float, ...] = ()
+    if task.mode == "pairwise":
+        margin = fmean(signed_strength(label) for label in group) * (1 if order[0] == 0 else -1)
+        if (margin > 0) == (ranks[0] != ranks[1]) and margin >= 0:  # votes and strengths may disagree
+            ratings = (margin, 0.0)
+    answers = tuple(task.answers[index] for index in order)
+    return Preference(task.name, task.images, task.prompt, answers, ranks, ratings, task.facts)
+
+
+def signed_strength(label: Label) -> int:
+    """Return how much better a pair's first answer is: -3 to 3, 0 for a tie."""
+    first, second = label.content["ranks"]
+    return 0 if first == second else label.content.get("strength", 2) * (1 if first < second else -1)
+
+
+def _corrected(task: Task, group: Sequence[Label]) -> Iterator[Preference]:
+    answer = task.answers[0]
+    with_errors = [label for label in group if label.content["spans"]]
+    if 2 * len(with_errors) <= len(group):
+        return
+    corrections = dict.fromkeys(label.content["corrected"] for label in with_errors)
+    for number, corrected in enumerate((text for text in corrections if text and text != answer), 1):
+        name = task.name if len(corrections) == 1 else f"{task.name}-{number}"
+        yield Preference.from_pair(name, task.images, task.prompt, corrected, answer, task.facts, hallucinated=True)
+
+
+# ---- claims and facts ----------------------------------------------------------------------------
+
+
+def claim_rows(labels: Labels) -> Iterator[dict[str, Any]]:
+    """Yield answers with the verdicts of annotators on their claims, as `mmrlhf claims` writes
+    them: of several annotators the majority, `unknown` if there is none."""
+    for group in labels.by_task().values():
+        task = group[0].task
+        if task.mode != "claims":
+            continue
+        verdicts: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+        claims: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for label in group:
+            for claim in label.content["claims"]:
+                key = claim_key(claim)
+                verdicts[key][claim["verdict"]] += 1
+                claims[key] = claim
+        rows = [_claim_row(claims[key], verdicts[key]) for key in sorted(claims, key=lambda key: key[1])]
+        yield {"id": task.name, "text": task.answers[0], "claims": rows}
+
+
+def claim_key(claim: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a claim from the others of its answer."""
+    return claim["kind"], tuple(claim["span"]), claim["value"], claim["relation"], claim["target"]
+
+
+def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
+    (best, count), *rest = votes.most_common()
+    verdict = "unknown" if rest and rest[0][1] == count else best
+    row = {"kind": claim["kind"], "object": claim["subject"]}
+    row |= {name: claim[name] for name in ("value", "relation", "target", "category") if claim[name]}
+    row |= {"value": int(claim["value"])} if claim["kind"] == "count" else {}
+    return row | {name: claim[name] for name in ("span", "negated", "hedged")} | {"verdict": verdict}
+
+
+def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:
+    """Yield the facts that annotators typed about each task's images, each fact once.
+
+    The list is complete if every annotator of the task says that theirs is.
+    """
+    for group in labels.by_task().values():
+        task = group[0].task
+        if task.mode != "facts":
+            continue
+        entries = itertools.chain.from_iterable(label.content["facts"] for label in group)
+        facts = list(dict.fromkeys(Fact(entry["kind"], entry["text"], "annotators") for entry in entries))
+        scope = "complete" if all(label.content["complete"] for label in group) else "incomplete"
+        yield task, [Fact("scope", scope, "annotators"), *facts]

@@ -1,0 +1,92 @@
+"""Who an annotator is: a pseudonym, a code to come back with, and a signed cookie.
+
+A pseudonym belongs to whoever took it first. Their code, which only their own page shows, lets them
+in from another browser. Cookies are signed with a secret of the store, so that they outlive a
+restart of the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+import unicodedata
+
+from mmrlhf.labeling.store import DuplicateError, Store
+from mmrlhf.records import InputError
+
+COOKIE_SECONDS = 30 * 24 * 3600
+NAME = re.compile(r"[^\W_](?:[\w .-]{0,38}[\w.-])?")
+"""Letters and digits of any script, with spaces, dots and hyphens inside."""
+CODE_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+"""Those that nobody takes for one another."""
+
+
+class Sessions:
+    """Lets annotators in, and knows them again by their cookies.
+
+    access_token: what everybody needs to come in, None if the server is for this machine alone.
+    """
+
+    def __init__(self, store: Store, access_token: str | None, consent: str) -> None:
+        self._store, self.access_token, self.consent = store, access_token, consent
+        self._secret = bytes.fromhex(store.setting("secret"))
+        # Browsers share cookies between the ports of a machine, on which several servers may run.
+        self.cookie_name = f"label_{hashlib.sha256(self._secret).hexdigest()[:8]}"
+
+    def is_access_token(self, token: str) -> bool:
+        """Return whether a token lets its bearer in."""
+        return self.access_token is None or hmac.compare_digest(token.encode(), self.access_token.encode())
+
+    def join(self, name: str, code: str, token: str, has_consented: bool) -> int:
+        """Return the annotator who gives this pseudonym, a new one or one who comes back.
+
+        Raises InputError if they may not come in, StorageError if a new one cannot be written.
+        """
+        if not self.is_access_token(token):
+            raise InputError("this is not the token of this server: use the link that you were sent")
+        name = unicodedata.normalize("NFKC", " ".join(name.split()))
+        if not NAME.fullmatch(name):
+            raise InputError("choose a name of 1 to 40 letters, digits, spaces, dots or hyphens")
+        found = self._store.find_annotator(name.casefold())
+        if found is not None:
+            if not hmac.compare_digest(code.strip().lower().encode(), found[1].encode()):
+                raise InputError(f"{name} is taken: give the code of {name} to come back, or choose another name")
+            return found[0]
+        if not has_consented:
+            raise InputError("to take part, tick the box that says that your labels may be stored")
+        try:
+            return self._store.add_annotator(name.casefold(), _new_code(), time.time(), self.consent)
+        except DuplicateError:  # somebody took the name in this moment
+            raise InputError(f"{name} is taken: choose another name") from None
+
+    def cookie_for(self, annotator: int) -> str:
+        """Return the cookie's value for an annotator."""
+        return f"{annotator}.{self._sign('cookie', annotator)}"
+
+    def annotator_of(self, cookie: str | None) -> int | None:
+        """Return whose cookie it is, None for none or a forged one."""
+        number, _, signature = (cookie or "").partition(".")
+        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+            return None
+        annotator = int(number)
+        if not hmac.compare_digest(signature.encode(), self._sign("cookie", annotator).encode()):
+            return None
+        return annotator if self._store.code_of(annotator) is not None else None
+
+    def form_key(self, annotator: int) -> str:
+        """Return what an annotator's own pages put into their forms, which no other site knows."""
+        return self._sign("form", annotator)
+
+    def is_form_key(self, annotator: int, key: str) -> bool:
+        """Return whether a form came from a page of this annotator."""
+        return hmac.compare_digest(key.encode(), self.form_key(annotator).encode())
+
+    def _sign(self, purpose: str, annotator: int) -> str:
+        return hmac.new(self._secret, f"{purpose} {annotator}".encode(), hashlib.sha256).hexdigest()
+
+
+def _new_code() -> str:
+    return "-".join("".join(secrets.choice(CODE_LETTERS) for _ in range(5)) for _ in range(2))

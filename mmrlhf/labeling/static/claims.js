@@ -1,0 +1,169 @@
+// Mark wrong words with a reason and a correction, and judge the claims that were found.
+const REASONS = { object: "absent", attribute: "attribute", count: "count", relation: "relation", action: "action" };
+
+export function claims(form, { saveDraft }) {
+  const list = form.querySelector(".words");
+  const words = [...list.querySelectorAll('[role="option"]')];
+  const found = [...form.querySelectorAll(".claim")];
+  const corrected = form.elements.corrected;
+  const place = document.getElementById("marks");
+  const template = document.getElementById("mark");
+  let marks = [];
+  try { marks = JSON.parse(form.elements.spans.value); } catch { /* no marks */ }
+  let cursor = 0, anchor = 0;
+  let isEdited = corrected.value !== "" && corrected.value !== correction();
+
+  // ---- the corrected answer ----
+  function correction() {
+    let text = "";
+    let skipTo = -1;
+    for (const node of list.childNodes) {
+      const index = node.nodeType === Node.ELEMENT_NODE ? Number(node.id.slice(1)) : null;
+      if (index === null) {
+        if (skipTo < 0) text += node.textContent;
+        continue;
+      }
+      const mark = marks.find((m) => m.first === index);
+      if (mark) {
+        skipTo = mark.last;
+        text += mark.correction;
+      } else if (skipTo < 0) text += node.textContent;
+      if (index === skipTo) {
+        const whole = node.textContent;
+        text += whole.slice(whole.replace(/[.,;:!?]+$/, "").length);
+        skipTo = -1;
+      }
+    }
+    return text.replace(/[ \t]{2,}/g, " ").replace(/[ \t]+([.,;:!?])/g, "$1").trim();
+  }
+  corrected.addEventListener("input", () => { isEdited = corrected.value.trim() !== ""; });
+
+  // ---- marks ----
+  function keep() {
+    marks.sort((a, b) => a.first - b.first);
+    form.elements.spans.value = JSON.stringify(marks);
+    if (!isEdited) corrected.value = correction();
+    saveDraft();
+  }
+  function draw() {
+    words.forEach((word, index) => {
+      const isMarked = marks.some((mark) => mark.first <= index && index <= mark.last);
+      word.classList.toggle("marked", isMarked);
+      word.setAttribute("aria-selected", String(isMarked));
+    });
+    place.replaceChildren(...marks.map(row));
+  }
+  function row(mark) {
+    const element = template.content.cloneNode(true).firstElementChild;
+    element.querySelector("q").textContent = words.slice(mark.first, mark.last + 1).map((word) => word.textContent).join(" ").slice(0, 200);
+    const [reason, text, remove] = element.querySelectorAll("select, input, button");
+    reason.value = mark.reason;
+    text.value = mark.correction;
+    reason.addEventListener("input", () => { mark.reason = reason.value; keep(); });
+    text.addEventListener("input", () => { mark.correction = text.value; keep(); });
+    text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      list.focus();
+    });
+    remove.addEventListener("click", () => { unmark(mark); list.focus(); });
+    return element;
+  }
+  function unmark(mark) {
+    marks = marks.filter((other) => other !== mark);
+    keep();
+    draw();
+  }
+  function mark(first, last, reason = "absent") {
+    marks = marks.filter((other) => other.last < first || other.first > last);
+    const added = { first, last, reason, correction: "" };
+    marks.push(added);
+    keep();
+    draw();
+    return added;
+  }
+  function toggle(first, last) {
+    const same = marks.find((other) => other.first <= first && last <= other.last);
+    if (same) return unmark(same);
+    const added = mark(first, last);
+    place.children[marks.indexOf(added)].querySelector("input").focus();
+  }
+
+  // ---- the cursor among the words ----
+  function go(index, isExtending) {
+    cursor = Math.min(words.length - 1, Math.max(0, index));
+    if (!isExtending) anchor = cursor;
+    const [first, last] = [Math.min(anchor, cursor), Math.max(anchor, cursor)];
+    words.forEach((word, number) => word.classList.toggle("cursor", first <= number && number <= last));
+    list.setAttribute("aria-activedescendant", words[cursor].id);
+    words[cursor].scrollIntoView({ block: "nearest" });
+  }
+  const inList = (act) => (event) => { if (event.target === list) act(event); };
+  let pressed = null;
+  const indexOf = (event) => words.indexOf(event.target.closest?.('[role="option"]'));
+  list.addEventListener("pointerdown", (event) => {
+    pressed = indexOf(event);
+    if (pressed >= 0) go(pressed, event.shiftKey);
+  });
+  list.addEventListener("pointermove", (event) => {
+    if (pressed === null || pressed < 0 || !event.buttons) return;
+    const index = words.indexOf(document.elementFromPoint(event.clientX, event.clientY)?.closest('[role="option"]'));
+    if (index >= 0) go(index, true);
+  });
+  list.addEventListener("pointerup", () => {
+    if (pressed !== null && pressed >= 0) toggle(Math.min(anchor, cursor), Math.max(anchor, cursor));
+    pressed = null;
+  });
+
+  // ---- claims ----
+  let claim = -1;
+  const radiosOf = (fieldset) => [...fieldset.querySelectorAll("input")];
+  const isJudged = (fieldset) => radiosOf(fieldset).some((radio) => radio.checked);
+  function goToClaim(index) {
+    found[claim]?.classList.remove("current");
+    words.forEach((word) => word.classList.remove("hinted"));
+    claim = index;
+    const fieldset = found[claim];
+    if (!fieldset) return list.focus();
+    fieldset.classList.add("current");
+    for (let i = Number(fieldset.dataset.first); i <= Number(fieldset.dataset.last); i++) words[i].classList.add("hinted");
+    if (!fieldset.contains(document.activeElement)) radiosOf(fieldset)[0].focus({ preventScroll: true });
+    fieldset.scrollIntoView({ block: "nearest" });
+  }
+  function nextClaim() {
+    const order = found.map((_, i) => (claim + 1 + i) % found.length);
+    goToClaim(order.find((index) => !isJudged(found[index])) ?? -1);
+  }
+  function judged(fieldset, value) {
+    const [first, last] = [Number(fieldset.dataset.first), Number(fieldset.dataset.last)];
+    const own = marks.find((other) => other.first === first && other.last === last);
+    const isCovered = marks.some((other) => other.first <= first && last <= other.last);
+    if (value === "false" && !isCovered) mark(first, last, REASONS[fieldset.dataset.kind]);
+    else if (value !== "false" && own) unmark(own);
+    saveDraft();
+  }
+  for (const fieldset of found) {
+    fieldset.addEventListener("focusin", () => { if (found[claim] !== fieldset) goToClaim(found.indexOf(fieldset)); });
+    fieldset.addEventListener("change", (event) => judged(fieldset, event.target.value));
+  }
+  const judge = (value) => () => {
+    const fieldset = found[claim];
+    if (!fieldset) return nextClaim();
+    radiosOf(fieldset).find((radio) => radio.value === value).checked = true;
+    judged(fieldset, value);
+    nextClaim();
+  };
+
+  if (words.length) go(0);
+  draw();
+  if (!isEdited) corrected.value = correction();
+  return {
+    keys: {
+      ArrowLeft: inList((event) => go(cursor - 1, event.shiftKey)), ArrowRight: inList((event) => go(cursor + 1, event.shiftKey)),
+      Home: inList((event) => go(0, event.shiftKey)), End: inList((event) => go(words.length - 1, event.shiftKey)),
+      m: () => words.length && toggle(Math.min(anchor, cursor), Math.max(anchor, cursor)),
+      " ": inList(() => words.length && toggle(Math.min(anchor, cursor), Math.max(anchor, cursor))),
+      w: () => list.focus(), c: nextClaim, y: judge("true"), n: judge("false"), d: judge("unknown"),
+    },
+  };
+}

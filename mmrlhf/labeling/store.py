@@ -1,0 +1,262 @@
+"""One SQLite file with tasks, images, annotators, and events that are only appended.
+
+Events, in the order in which they were written:
+
+    joined   an annotator accepted the consent line
+    shown    an annotator was given a task; `token` names this one time, `content` has the order
+             in which the answers appear
+    label    an answer to what `token` names; so are
+    skip     and
+    flag
+    undo     takes back the event `target`, which is one of these three
+
+An index admits one answer for each token and one undo for each answer. `synchronous=FULL` writes
+every commit to disk before it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.labeling.tasks import Task, images_of
+from mmrlhf.records import ImageSource, InputError
+
+APPLICATION_ID = 0x6D6D4C62
+"""Marks a SQLite file as one of labels."""
+VERSION = 1
+SCHEMA = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE images (sha256 TEXT PRIMARY KEY, path TEXT, data BLOB, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT UNIQUE NOT NULL, mode TEXT NOT NULL, is_gold INTEGER NOT NULL,
+    uncertainty REAL, content TEXT NOT NULL
+);
+CREATE TABLE annotators (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE NOT NULL, code TEXT NOT NULL);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, annotator INTEGER NOT NULL REFERENCES annotators (id),
+    task INTEGER REFERENCES tasks (id), token TEXT, target INTEGER REFERENCES events (id), time REAL NOT NULL, seconds REAL,
+    content TEXT NOT NULL
+);
+CREATE UNIQUE INDEX shown_once ON events (token) WHERE kind = 'shown';
+CREATE UNIQUE INDEX answered_once ON events (token) WHERE kind IN ('label', 'skip', 'flag');
+CREATE UNIQUE INDEX undone_once ON events (target) WHERE kind = 'undo';
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
+CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
+"""
+BUSY_SECONDS = 20.0
+"""How long a write waits for another process, such as one that adds tasks."""
+
+
+class StorageError(Exception):
+    """Nothing was written: the disk is full, or the file cannot be written."""
+
+
+class DuplicateError(Exception):
+    """The token has its answer already, or the answer its undo."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One appended event. `time` is in seconds since 1970, `seconds` how long an answer took."""
+
+    id: int
+    kind: str
+    annotator: int
+    task: int | None
+    token: str | None
+    target: int | None
+    time: float
+    seconds: float | None
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """What scheduling knows of a task."""
+
+    id: int
+    is_gold: bool
+    uncertainty: float | None
+
+
+class Store:
+    """An open file of labels. Threads may share it; each call is one transaction."""
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        """Open a file. Raises InputError if it is missing, or is not a file of labels."""
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise InputError(f"{path} does not exist: give the file that `mmrlhf label serve` writes")
+        self._lock = threading.RLock()
+        try:
+            if create and not self.path.exists():
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # labels are the annotators' own
+            uri = f"{self.path.absolute().as_uri()}?mode=rw"
+            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            if create:
+                self._create_tables()
+            found = self._db.execute("PRAGMA application_id").fetchone()[0], self._db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise InputError(f"{path} cannot be opened as a file of labels ({error}): give another --output_file") from None
+        if found[0] != APPLICATION_ID:
+            raise InputError(f"{path} is a database of another program: give another --output_file")
+        if found[1] != VERSION:
+            raise InputError(
+                f"{path} was written by another version of mmrlhf ({found[1]}, this one writes {VERSION}): use that one"
+            )
+
+    def _create_tables(self) -> None:
+        with self._writing() as db:
+            is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            if is_empty:
+                for statement in _statements(SCHEMA):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
+                db.execute("INSERT INTO settings VALUES ('secret', ?)", (secrets.token_hex(32),))
+
+    def close(self) -> None:
+        """Close the file, whose content is then in it alone, not in SQLite's log beside it."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Write in the block, all of it or nothing. Raises StorageError if nothing was written."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise StorageError(f"{self.path} could not be written ({error})") from None
+                raise
+
+    def _read(self, query: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self._db.execute(query, parameters).fetchall()
+
+    # ---- settings and tasks --------------------------------------------------------------------
+
+    def setting(self, name: str, default: str = "") -> str:
+        """Return a setting's value."""
+        rows = self._read("SELECT value FROM settings WHERE name = ?", (name,))
+        return rows[0][0] if rows else default
+
+    def set_setting(self, name: str, value: str) -> None:
+        """Write a setting."""
+        with self._writing() as db:
+            db.execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+
+    def add_tasks(self, tasks: Sequence[Task]) -> int:
+        """Add the tasks that are new, with their images, and return their number."""
+        with self._writing() as db:
+            for key, image in images_of(tasks).items():
+                path = None if image.path is None else os.path.abspath(image.path)
+                name = image.recorded_name if path is None else os.path.basename(path)
+                db.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", (key, path, image.data, name))
+            before = db.total_changes
+            db.executemany(
+                "INSERT OR IGNORE INTO tasks (digest, mode, is_gold, uncertainty, content) VALUES (?, ?, ?, ?, ?)",
+                [(t.digest, t.mode, bool(t.gold), t.uncertainty, json.dumps(t.to_dict())) for t in tasks],
+            )
+            return db.total_changes - before
+
+    def task_entries(self, after: int = 0) -> list[TaskEntry]:
+        """Return the tasks whose id is larger than `after`, in the order in which they came."""
+        rows = self._read("SELECT id, is_gold, uncertainty FROM tasks WHERE id > ? ORDER BY id", (after,))
+        return [TaskEntry(id_, bool(is_gold), uncertainty) for id_, is_gold, uncertainty in rows]
+
+    def task(self, task_id: int) -> Task:
+        """Return a task."""
+        ((mode, uncertainty, content),) = self._read("SELECT mode, uncertainty, content FROM tasks WHERE id = ?", (task_id,))
+        fields = json.loads(content)
+        return Task.from_dict(mode, fields, [image for key in fields["images"] if (image := self.image(key))], uncertainty)
+
+    def image(self, sha256: str) -> ImageSource | None:
+        """Return an image of a task by its hash, None if there is no such image."""
+        rows = self._read("SELECT path, data, name FROM images WHERE sha256 = ?", (sha256,))
+        return ImageSource(rows[0][0], rows[0][1], expected_sha256=sha256, recorded_name=rows[0][2]) if rows else None
+
+    # ---- annotators and events -----------------------------------------------------------------
+
+    def annotators(self) -> dict[int, str]:
+        """Return the pseudonyms of all annotators by id."""
+        return dict(self._read("SELECT id, name FROM annotators ORDER BY id"))
+
+    def find_annotator(self, name: str) -> tuple[int, str] | None:
+        """Return the id and the code of a pseudonym, None if nobody has it."""
+        rows = self._read("SELECT id, code FROM annotators WHERE name = ?", (name,))
+        return rows[0] if rows else None
+
+    def code_of(self, annotator: int) -> str | None:
+        """Return an annotator's code, None if there is no such annotator."""
+        rows = self._read("SELECT code FROM annotators WHERE id = ?", (annotator,))
+        return rows[0][0] if rows else None
+
+    def add_annotator(self, name: str, code: str, time: float, consent: str) -> int:
+        """Add an annotator who has accepted the consent line. Raises DuplicateError."""
+        with self._writing() as db:
+            try:
+                id_ = db.execute("INSERT INTO annotators (name, code) VALUES (?, ?)", (name, code)).lastrowid
+            except sqlite3.IntegrityError:
+                raise DuplicateError(name) from None
+            assert id_ is not None
+            content = json.dumps({"consent": consent})
+            db.execute("INSERT INTO events (kind, annotator, time, content) VALUES ('joined', ?, ?, ?)", (id_, time, content))
+        return id_
+
+    def append(
+        self, kind: str, annotator: int, task: int, time: float, content: Mapping[str, Any],
+        *, token: str | None = None, target: int | None = None, seconds: float | None = None,
+    ) -> Event:  # fmt: skip
+        """Append an event, and return it once it is on disk.
+
+        Raises DuplicateError if there may be no second one, StorageError if it was not written.
+        """
+        text = json.dumps(content, ensure_ascii=False)
+        with self._writing() as db:
+            try:
+                id_ = db.execute(
+                    "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (kind, annotator, task, token, target, time, seconds, text),
+                ).lastrowid
+            except sqlite3.IntegrityError:
+                raise DuplicateError(token or str(target)) from None
+        assert id_ is not None
+        return Event(id_, kind, annotator, task, token, target, time, seconds, content)
+
+    def events(self, kind: str | None = None, token: str | None = None) -> Iterator[Event]:
+        """Yield the events in order: all, those of a kind, or those of a kind with a token."""
+        where = " AND ".join(f"{name} = ?" for name, value in (("kind", kind), ("token", token)) if value is not None)
+        parameters = [value for value in (kind, token) if value is not None]
+        columns = "id, kind, annotator, task, token, target, time, seconds, content"
+        for row in self._read(f"SELECT {columns} FROM events {'WHERE ' + where if where else ''} ORDER BY id", parameters):
+            id_, kind_, annotator, task, token_, target, time, seconds, content = row
+            yield Event(id_, kind_, annotator, task, token_, target, time, seconds, json.loads(content))
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script; one that defines a trigger has semicolons inside."""
+    pending = ""
+    for line in script.splitlines():
+        pending += line + "\n"
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""

@@ -1,0 +1,249 @@
+"""Tasks for annotators: a prompt about images, with the answers to label."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mmrlhf.datasets import is_preference, parse_example, parse_preference, row_context
+from mmrlhf.datasets.image_fields import RowContext
+from mmrlhf.datasets.write import facts_field
+from mmrlhf.files.rows import Row, preview, type_name
+from mmrlhf.files.tables import read_rows
+from mmrlhf.labeling.other_exports import unpack_other_export
+from mmrlhf.models.images import read_image_size
+from mmrlhf.records import Fact, ImageSource, InputError, Message
+
+Mode = Literal["pairwise", "ranking", "claims", "facts"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+MODE_BY_ANSWERS: tuple[Mode, ...] = ("facts", "claims", "pairwise", "ranking")
+"""The mode of a row with 0, 1, 2, and more answers, if nothing else says it."""
+MAX_ANSWERS = 9
+"""Answers of a ranking: one digit of the keyboard each."""
+MAX_TEXT = 4_000_000
+"""Characters of a task's texts together; a browser shows no more in reasonable time."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an annotator gets: images, a prompt and answers, in the order of the row.
+
+    `name` is the row's id. `models` name what gave each answer ("" if unknown); annotators never
+    see them. `gold` has the known rank of each answer, 1 for the best, and is empty for an ordinary
+    task. `facts` are the row's; they are exported with the labels, and not shown. A higher
+    `uncertainty` makes a task more urgent.
+    """
+
+    mode: Mode
+    name: str
+    images: tuple[ImageSource, ...]
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    gold: tuple[int, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    uncertainty: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of what is asked, so that a row that is added again is the same task."""
+        content: list[Any] = [self.mode, [image.key for image in self.images], [turn.to_dict() for turn in self.prompt]]
+        content += [sorted(self.answers), bool(self.gold)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task for the store; images by their hashes."""
+        return {
+            "name": self.name,
+            "images": [image.key for image in self.images],
+            "prompt": [turn.to_dict() for turn in self.prompt],
+            "answers": list(self.answers),
+            "models": list(self.models),
+            "gold": list(self.gold),
+            "facts": facts_field(self.facts) or [],
+        }
+
+    @classmethod
+    def from_dict(cls, mode: Mode, fields: Mapping[str, Any], images: Sequence[ImageSource], uncertainty: float | None) -> Task:
+        """Build a task as the store keeps it."""
+        prompt = tuple(Message(t["role"], t["content"], tuple(t.get("image_positions", ()))) for t in fields["prompt"])
+        answers, models, gold = (tuple(fields[name]) for name in ("answers", "models", "gold"))
+        facts = tuple(Fact(**{**fact, "box": fact["box"] and tuple(fact["box"])}) for fact in fields["facts"])
+        return cls(mode, fields["name"], tuple(images), prompt, answers, models, gold, facts, uncertainty)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def read_tasks(
+    dataset_names: Sequence[str],
+    mode: Mode | None,
+    image_folder: str | None,
+    split: str,
+    scores: Sequence[Mapping[str, float]] = (),
+    is_gold: bool = False,
+) -> list[Task]:
+    """Return the tasks of files, each distinct one once.
+
+    Rows with one answer to the same prompt about the same images, as `mmrlhf generate` writes them,
+    are put together. Without a `mode`, the number of answers decides: none is facts, one claims,
+    two pairwise, more a ranking. `scores` are margins of reward models by row id.
+    Raises InputError if a row cannot be used, or there is no task.
+    """
+    groups: dict[tuple[Any, ...], Task] = {}
+    for dataset_name in dataset_names:
+        context = row_context(dataset_name, image_folder)
+        for raw_row in read_rows(dataset_name, split):
+            row = unpack_other_export(raw_row.parse())
+            _check_mode(row)
+            task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
+            asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
+            # Answers that a row compares are a task of their own; single ones are gathered.
+            key = (*asked, len(groups)) if len(task.answers) > 1 or is_gold else asked
+            groups[key] = _merge(groups[key], task) if key in groups else task
+    skipped = Counter[str]()
+    tasks: dict[str, Task] = {}
+    for key, group in groups.items():
+        for task in _split(group, mode or key[2], skipped):
+            task = replace(task, uncertainty=_uncertainty(task, scores))
+            tasks.setdefault(task.digest, task)
+    for reason, count in skipped.items():
+        print(f"note: {count} {reason}")
+    if not tasks:
+        raise InputError(f"{', '.join(dataset_names)}: no row gives a task: rows need images, a prompt, and answers to label")
+    return list(tasks.values())
+
+
+def _check_mode(row: Row) -> None:
+    if "mode" in row.fields and row.fields["mode"] not in MODES:
+        row.fail(f"`mode` must be one of {', '.join(MODES)}, not {preview(row.fields['mode'])}")
+
+
+def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:
+    uncertainty = _number(row, "uncertainty")
+    if is_preference(row):
+        preference = parse_preference(row, context)
+        margins = [abs(a - b) for a, b in itertools.combinations(_scores_of(row), 2)]
+        texts, gold = preference.answers, preference.ranks if is_gold else ()
+        task = Task(
+            "pairwise", preference.id, preference.images, preference.prompt, texts, ("",) * len(texts), gold, preference.facts
+        )
+        uncertainty = -min(margins) if uncertainty is None and margins else uncertainty
+    elif is_gold:
+        row.fail("a gold question needs its right answer: give `chosen` and `rejected`, or `answers` with `ranks`")
+    else:
+        example = parse_example(row, context, require_answer=False)
+        answers = _candidate_answers(row) if "answers" in row.fields else []
+        if not answers and example.answer is not None:
+            answers = [(example.answer, str(row.fields.get("model", file_stem)))]
+        # Two policies may give the same answer, which is one to judge.
+        models = dict(reversed(answers))
+        texts, names = tuple(reversed(models)), tuple(reversed(models.values()))
+        task = Task("facts", example.id, example.images, example.prompt, texts, names, facts=example.facts)
+    if sum(map(len, (*task.answers, *(turn.content for turn in task.prompt)))) > MAX_TEXT:
+        row.fail(f"prompt and answers have more than {MAX_TEXT:,} characters: shorten them or drop the row")
+    for image in task.images:
+        read_image_size(image)  # what a browser could not show is refused here
+    return replace(task, uncertainty=uncertainty)
+
+
+def _candidate_answers(row: Row) -> list[tuple[str, str]]:
+    """Return the texts of `answers`, each text or {text, model}, with their models."""
+    values, candidates = row.fields["answers"], []
+    if not isinstance(values, list):
+        row.fail(f"`answers` must be a list, not {type_name(values)}")
+    for number, value in enumerate(values, 1):
+        name = f"answers[{number}]"
+        text, model = (value.get("text"), value.get("model", "")) if isinstance(value, dict) else (value, "")
+        if not row.require_text(text, name):
+            row.fail(f"`{name}` is empty: fill it in or drop it")
+        candidates.append((row.require_text(text, name), row.require_text(model, f"{name}.model")))
+    return candidates
+
+
+def _scores_of(row: Row) -> list[float]:
+    names = [name for name in ("score_chosen", "score_rejected") if name in row.fields]
+    return [score for name in names if (score := _number(row, name)) is not None]
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        row.fail(f"`{name}` must be a finite number, not {preview(value)}")
+    return float(value)
+
+
+def _merge(task: Task, other: Task) -> Task:
+    """Add the answers of another row about the same prompt and images."""
+    new = [(text, model) for text, model in zip(other.answers, other.models, strict=True) if text not in task.answers]
+    uncertainties = [value for value in (task.uncertainty, other.uncertainty) if value is not None]
+    return replace(
+        task,
+        answers=(*task.answers, *(text for text, _ in new)),
+        models=(*task.models, *(model for _, model in new)),
+        uncertainty=max(uncertainties, default=None),
+    )
+
+
+def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Task]:
+    """Yield the tasks of a group: a pair for each two answers, each answer's claims, or itself."""
+    number = len(group.answers)
+    mode = mode or MODE_BY_ANSWERS[min(number, 3)]
+    group = replace(group, mode=mode)
+    if mode == "facts":
+        yield replace(group, answers=(), models=())
+        return
+    if number < (1 if mode == "claims" else 2):
+        skipped[f"rows left out: {mode} needs {'an answer' if mode == 'claims' else 'two different answers'} to a prompt"] += 1
+        return
+    if mode == "ranking" and number > MAX_ANSWERS:
+        raise InputError(
+            f"row {group.name} has {number} answers: a ranking on the page takes {MAX_ANSWERS}; give --mode pairwise"
+        )
+    if mode == "ranking" or (mode == "pairwise" and number == 2):
+        yield group
+        return
+    for indices in itertools.combinations(range(number), 1 if mode == "claims" else 2):
+        texts, models = (tuple(values[i] for i in indices) for values in (group.answers, group.models))
+        name = "-".join([group.name, *(str(i + 1) for i in indices)]) if number > 1 else group.name
+        gold = tuple(group.gold[i] for i in indices) if group.gold else ()
+        yield replace(group, name=name, answers=texts, models=models, gold=gold)
+
+
+def _uncertainty(task: Task, scores: Sequence[Mapping[str, float]]) -> float | None:
+    """Return a task's own uncertainty, else what the scores of reward models say.
+
+    Of several, the standard deviation of their margins; of one, the smallness of its margin.
+    """
+    margins = [margin_by_id[task.name] for margin_by_id in scores if task.name in margin_by_id]
+    if task.uncertainty is not None or not margins:
+        return task.uncertainty
+    if len(margins) == 1:
+        return -abs(margins[0])
+    mean = sum(margins) / len(margins)
+    return (sum((margin - mean) ** 2 for margin in margins) / len(margins)) ** 0.5
+
+
+def read_margins(path: str) -> dict[str, float]:
+    """Return the margin of each pair that `mmrlhf score` wrote, by row id. Raises InputError."""
+    margins = {}
+    for raw_row in read_rows(path):
+        row = raw_row.parse()
+        chosen, rejected = (_number(row, row.require_any(name)) for name in ("score_chosen", "score_rejected"))
+        assert chosen is not None and rejected is not None
+        margins[str(row.require("id"))] = chosen - rejected
+    return margins
+
+
+def images_of(tasks: Iterable[Task]) -> dict[str, ImageSource]:
+    """Return the images of tasks by their hashes."""
+    return {image.key: image for task in tasks for image in task.images}

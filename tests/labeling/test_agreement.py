@@ -1,0 +1,86 @@
+"""Alpha, sides and gold questions, by numbers that a pencil can check."""
+
+import numpy as np
+import pytest
+
+from mmrlhf.labeling.agreement import agreements, summarise_annotators
+from mmrlhf.labeling.results import Label, Labels
+from mmrlhf.labeling.tasks import Task
+
+FIRST, SECOND, TIE = {"ranks": [1, 2], "strength": 2}, {"ranks": [2, 1], "strength": 2}, {"ranks": [1, 1]}
+
+
+def labels_of(values, mode="pairwise", gold=(), order=(0, 1), name="same"):
+    """Return labels from a table: a row per task, a column per annotator, None for no label."""
+    labels = []
+    for number, row in enumerate(values):
+        task = Task(mode, name or str(number), (), (), ("a", "b"), gold=gold)
+        for annotator, content in enumerate(row):
+            if content is not None:
+                labels.append(Label(annotator, number, task, order, content, 0.0, 10.0 * (annotator + 1)))
+    return Labels(labels, [], {0: "a", 1: "b", 2: "c"})
+
+
+def alpha_of(values, index=0):
+    return agreements(labels_of(values))[index].alpha
+
+
+def test_alpha_does_not_depend_on_which_answer_the_row_has_first():
+    rng = np.random.default_rng(0)
+    values = [[FIRST if rng.random() < 0.9 else SECOND for _ in range(2)] for _ in range(800)]  # the row's first is better
+    assert agreements(labels_of(values, name=""))[0].alpha == pytest.approx(0.64, abs=0.08)
+    ranked = [[{"ranks": label["ranks"]} for label in row] for row in values]
+    assert agreements(labels_of(ranked, "ranking", name=""))[0].alpha == pytest.approx(0.64, abs=0.08)
+
+
+def test_alpha_by_hand():
+    assert alpha_of([[FIRST, FIRST], [SECOND, SECOND]]) == 1.0
+    # Coincidences of four pairs: 2 x (1,1), 2 x (2,2), and (1,2) twice each way.
+    # Observed disagreement 4/8; expected 2 x 4 x 4 / (8 x 7) = 4/7; alpha = 1 - 1/2 / (4/7).
+    assert alpha_of([[FIRST, FIRST], [SECOND, SECOND], [FIRST, SECOND], [SECOND, FIRST]]) == pytest.approx(1 / 8)
+    # Always the opposite: observed 1, expected 2 x 2 x 2 / (4 x 3) = 2/3; alpha = -1/2.
+    assert alpha_of([[FIRST, SECOND], [SECOND, FIRST]]) == pytest.approx(-1 / 2)
+
+
+def test_tasks_with_one_label_do_not_count():
+    with_single = [[FIRST, FIRST], [SECOND, SECOND], [FIRST, None], [None, TIE]]
+    assert alpha_of(with_single) == 1.0
+    assert agreements(labels_of(with_single))[0].num_tasks == 2
+
+
+def test_alpha_that_is_not_defined():
+    for values in ([[FIRST, None]], [[FIRST, FIRST], [FIRST, FIRST]]):
+        result = agreements(labels_of(values))[0]
+        assert result.alpha is None and result.interval is None
+
+
+def test_strength_is_ordinal():
+    """A slip by one step disagrees less than one across the scale."""
+    base = [[FIRST, FIRST], [SECOND, SECOND], [TIE, TIE]] * 4
+    slight, much = {"ranks": [1, 2], "strength": 1}, {"ranks": [2, 1], "strength": 3}
+    near, far = alpha_of([*base, [FIRST, slight]], 1), alpha_of([*base, [FIRST, much]], 1)
+    assert 0 < far < near < 1
+
+
+def test_random_labels_agree_by_chance_and_noisy_ones_as_they_should():
+    rng = np.random.default_rng(0)
+    random_values = [[FIRST if rng.random() < 0.5 else SECOND for _ in range(2)] for _ in range(800)]
+    result = agreements(labels_of(random_values))[0]
+    assert abs(result.alpha) < 0.1 and result.interval[0] < result.alpha < result.interval[1]
+    # Two annotators who err in 10% of pairs agree in 0.9^2 + 0.1^2 = 82%; chance in half.
+    truth = rng.random(800) < 0.5
+    noisy = [[FIRST if t != (rng.random() < 0.1) else SECOND for _ in range(2)] for t in truth]
+    result = agreements(labels_of(noisy))[0]
+    assert result.alpha == pytest.approx(0.64, abs=0.08) and result.interval[0] < 0.64 < result.interval[1]
+
+
+def test_sides_times_and_gold():
+    values = [[FIRST, SECOND]] * 30
+    a, b, c = summarise_annotators(labels_of(values, order=(1, 0)))
+    assert (a.num_left, a.num_decided, a.is_one_sided) == (0, 30, True)  # the first answer was on the right
+    assert (b.num_left, b.num_decided) == (30, 30)
+    assert (a.median_seconds, a.per_hour, b.per_hour) == (10.0, 360.0, 180.0)
+    assert (c.num_labels, c.median_seconds, c.is_one_sided, c.left_interval) == (0, None, False, (0.0, 1.0))
+    a, b, _ = summarise_annotators(labels_of([[FIRST, SECOND], [FIRST, TIE]], gold=(1, 2)))
+    assert (a.num_gold_right, a.num_gold, b.num_gold_right, b.num_gold) == (2, 2, 0, 2)
+    assert agreements(labels_of(values, gold=(1, 2))) == []

@@ -1,0 +1,297 @@
+"""Forged and repeated forms, other sites, other annotators, full disks."""
+
+import json
+import re
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from mmrlhf.labeling.app import create_app
+from mmrlhf.labeling.guard import MAX_BODY_BYTES
+from mmrlhf.labeling.pages import Pages
+from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.tasks import read_tasks
+from mmrlhf.records import InputError
+from tests.labeling.conftest import Person, assign, pairs, standing
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store(pairs(3))
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def test_a_label_is_in_terms_of_the_row_not_of_the_page(store, make_app):
+    person = Person(make_app(store))
+    first = re.findall(r'<div class="text" dir="auto">([^<]+)</div>', person.page)[0]
+    assert person.label(choice="left", strength="3").json() == {"next": "/", "note": ""}
+    ((name, row, label),) = standing(store)
+    assert (name, row) == ("heron", "row 0")
+    assert label == {"ranks": [1, 2] if first == "First 0." else [2, 1], "strength": 3}
+
+
+@pytest.mark.parametrize(("choice", "label"), [("tie", {"ranks": [1, 1]}), ("both_bad", {"ranks": [1, 1], "both_bad": True})])
+def test_ties(store, make_app, choice, label):
+    person = Person(make_app(store))
+    person.label(choice=choice)
+    assert standing(store)[0][2] == label
+
+
+def test_a_browser_without_scripts_is_sent_on(store, make_app):
+    person = Person(make_app(store))
+    reply = person.send(json_reply=False, choice="left", strength="1", kind="label")
+    assert reply.status_code == 200 and "Question 1?" in reply.text and len(standing(store)) == 1
+
+
+def test_skip_flag_and_undo(store, make_app):
+    person = Person(make_app(store))
+    person.label(kind="skip")
+    person.label(kind="flag", note="The picture is <i>broken</i>.")
+    assert "Question 2?" in person.page and standing(store) == []
+    person.undo()
+    assert "Question 1?" in person.page
+    assert person.undo().json()["note"] == ""
+    assert "Question 0?" in person.page
+    kinds = [event.kind for event in store.events()]
+    assert kinds == ["joined", "shown", "skip", "shown", "flag", "shown", "undo", "shown", "undo", "shown"]
+
+
+def test_replayed_late_and_duplicate_forms(store, make_app):
+    person = Person(make_app(store))
+    old = person.fields
+    person.label()
+    for _ in range(3):
+        reply = person.client.post(
+            "/answer", data=old | {"choice": "right", "strength": "1"}, headers={"Accept": "application/json"}
+        )
+        assert reply.json()["note"] == "this task has your answer already"
+    assert len(standing(store)) == 1
+
+
+def test_two_tabs_of_one_annotator(store, make_app):
+    person = Person(make_app(store))
+    first_tab = person.fields
+    person.look()
+    assert person.fields == first_tab  # both show the same task under the same token
+    person.label()
+    person.client.post("/answer", data=first_tab | {"choice": "tie"})
+    assert len(standing(store)) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"token": "forged"}, 400),
+        ({"token": ""}, 400),
+        ({"form_key": "0" * 64}, 403),
+        ({"form_key": "\u00e9"}, 403),
+        ({"kind": "joined"}, 400),
+        ({"choice": "middle"}, 400),
+        ({"strength": "9"}, 400),
+        ({"note": "x" * 5000}, 400),
+    ],
+)
+def test_forged_forms_record_nothing(store, make_app, form, status):
+    person = Person(make_app(store))
+    reply = person.send(**({"choice": "left", "strength": "2"} | form))
+    assert reply.status_code == status and reply.json()["error"]
+    assert standing(store) == []
+
+
+def test_a_token_of_another_annotator_is_refused(store, make_app):
+    app = make_app(store)
+    heron, robin = Person(app), Person(app, "robin")
+    reply = robin.send(token=heron.fields["token"], choice="left", strength="2")
+    assert reply.status_code == 400 and standing(store) == []
+
+
+@pytest.fixture(scope="module")
+def person_of_all_modes(tmp_path_factory):
+    """Somebody with many tasks of every mode."""
+    folder = tmp_path_factory.mktemp("modes")
+    modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
+    rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Store(folder / "labels.db", create=True)
+    store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
+    return Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", "")))
+
+
+FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
+
+
+@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(["label", "skip", "1", "[]", "[{}]", "nan"])))
+@settings(max_examples=60, deadline=None)
+def test_wild_forms_never_fail(form, person_of_all_modes):
+    assert person_of_all_modes.send(**form).status_code in (200, 400)
+    person_of_all_modes.look()
+
+
+# ---- who may ask ---------------------------------------------------------------------------------
+
+
+def test_only_this_machine_is_answered_without_a_token(store, make_app):
+    client = TestClient(make_app(store), base_url="http://evil.example")
+    assert client.get("/").status_code == 403
+    assert TestClient(make_app(store), base_url="http://localhost:8010").get("/").status_code == 200
+
+
+def test_elsewhere_a_token_is_needed(store, make_app):
+    app = make_app(store, access_token="sesame")
+    refused = Person(app, base_url="http://192.168.0.9:8010")
+    assert refused.joined.status_code == 403 and "not the token of this server" in refused.page
+    assert refused.client.get("/images/" + "0" * 64).status_code == 401
+    person = Person(app, "robin", token="sesame", base_url="http://192.168.0.9:8010")
+    assert "Question 0?" in person.page
+    assert 'value="sesame"' in refused.client.get("/?token=sesame").text  # the link that the command prints
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://127.0.0.1:1"}],
+)
+def test_forms_of_other_sites_are_refused(store, make_app, headers):
+    person = Person(make_app(store))
+    form = person.fields | {"choice": "left", "strength": "2"}
+    for path in ("/answer", "/join", "/undo", "/leave"):
+        assert person.client.post(path, data=form, headers=headers).status_code == 403
+    assert standing(store) == []
+    same = {"Origin": "http://127.0.0.1:8010", "Sec-Fetch-Site": "same-origin", "Accept": "application/json"}
+    assert person.client.post("/answer", data=form, headers=same).status_code == 200
+
+
+def test_cookies_cannot_be_forged_and_are_hidden_from_scripts(store, make_app):
+    app = make_app(store)
+    person = Person(app)
+    cookie = person.joined.history[0].headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+    name, value = cookie.split(";")[0].split("=", 1)
+    Person(app, "robin")
+    for forged in ("2." + value.split(".")[1], "1.", "", "1", "1." + "0" * 64, "-1.x", "9" * 5000 + ".x", "²." + "0" * 64):
+        client = TestClient(app, base_url="http://127.0.0.1:8010")
+        page = client.get("/", headers=[(b"cookie", f"{name}={forged}".encode())]).text
+        assert "Your name here" in page
+
+
+def test_a_name_is_its_owners(store, make_app):
+    app = make_app(store)
+    heron = Person(app)
+    assert Person(app, "Heron").joined.status_code == 403  # the same name, in capitals
+    code = store.find_annotator("heron")[1]
+    assert code in heron.page
+    again = TestClient(app, base_url="http://127.0.0.1:8010").post("/join", data={"name": "heron", "code": code.upper()})
+    assert "Question 0?" in again.text
+
+
+@pytest.mark.parametrize("name", ["", " ", "<script>", "a\u202eb", "x" * 41, "../etc", "a\nb\x00"])
+def test_odd_names_are_refused(store, make_app, name):
+    assert Person(make_app(store), name).joined.status_code == 403
+    assert store.annotators() == {}
+
+
+def test_nobody_starts_without_consent(store, make_app):
+    client = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
+    assert "tick the box" in client.post("/join", data={"name": "heron"}).text
+    assert store.annotators() == {}
+    Person(make_app(store))
+    assert next(iter(store.events())).content == {"consent": "You may store my labels."}
+
+
+def test_large_and_odd_bodies(store, make_app):
+    person = Person(make_app(store))
+    large = person.client.post("/answer", content=b"x" * (MAX_BODY_BYTES + 1))
+    assert large.status_code == 413
+
+    def pieces():
+        for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
+            yield b"x" * (1 << 20)
+
+    form_type = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert person.client.post("/answer", content=pieces(), headers=form_type).status_code == 413  # without a length
+    assert person.client.post("/answer", json={}).status_code == 415
+    assert person.client.post("/answer", content=b"a=%ff", headers=form_type).status_code == 400
+    assert person.client.post("/answer", content="&".join(f"f{i}=1" for i in range(1000)), headers=form_type).status_code == 400
+    assert person.client.delete("/").status_code == 405
+    assert standing(store) == []
+
+
+# ---- what annotators must not learn --------------------------------------------------------------
+
+
+def test_models_gold_and_other_labels_are_not_on_the_page(make_store, make_app):
+    answers = [{"text": f"Text {i}.", "model": f"secret-model-{i}"} for i in range(2)]
+    rows = [{"id": f"secret row {n}", "prompt": f"{n}?", "answers": answers} for n in range(3)]
+    gold = [{"id": "secret gold", "prompt": "Gold?", "chosen": "Right.", "rejected": "Wrong."}]
+    store = make_store(rows, gold=gold)
+    app = make_app(store, overlap=2, gold_every=2)
+    robin = Person(app, "robin")
+    robin.label(note="secret note")
+    heron = Person(app)
+    pages = [heron.page]
+    while "Nothing is left" not in heron.page:
+        heron.label()
+        pages.append(heron.page)
+    everything = "".join(pages)
+    assert "secret" not in everything and "robin" not in everything
+    assert "Gold?" in pages[1] and "Gold?" not in pages[2]
+    # Apart from its texts, tokens and counts, a gold question's page is that of any task.
+    golden, ordinary = (
+        re.sub(r"Gold|Right|Wrong|Text \d|value=\"[^\"]*\"|data-token=\"[^\"]+\"|\d+", "", page) for page in pages[1:3]
+    )
+    assert golden == ordinary
+
+
+def test_sides_say_nothing_about_the_row(make_store, make_app):
+    store = make_store([{"id": i, "prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)])
+    person = Person(make_app(store))
+    good_left = 0
+    for _ in range(40):
+        good_left += re.findall(r'dir="auto">(good|bad)', person.page)[0] == "good"
+        person.label()
+    assert 6 < good_left < 34  # 4.4 standard deviations on either side
+
+
+# ---- what may go wrong beside the page -----------------------------------------------------------
+
+
+def test_a_full_disk_acknowledges_nothing(store, make_app, capsys):
+    person = Person(make_app(store))
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    replies = [person.send(choice="left", strength="2", note="n" * 3900) for _ in range(3)]
+    assert {reply.status_code for reply in replies} == {507}
+    assert "nothing was saved" in replies[0].json()["error"] and standing(store) == []
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    assert person.send(choice="left", strength="2").status_code == 200 and len(standing(store)) == 1
+
+
+def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
+    person = Person(make_app(store))
+    (tmp_path / "rows.jsonl").write_text('{"id": "other"}\n')
+    person.label()
+    assert "Question 1?" in person.page and standing(store)[0][1] == "row 0"
+
+
+def test_files_of_others_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        Store(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)
+    with pytest.raises(InputError, match="cannot be opened as a file of labels"):
+        Store(tmp_path / "text.db", create=True)
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE t (x)")
+    with pytest.raises(InputError, match="a database of another program"):
+        Store(tmp_path / "other.db", create=True)
+
+
+def test_a_failure_inside_says_nothing(store, make_app, monkeypatch):
+    person = Person(make_app(store))
+    monkeypatch.setattr("mmrlhf.labeling.store.Store.task", lambda *_: 1 / 0)
+    reply = person.client.get("/")
+    assert reply.status_code == 500 and "ZeroDivision" not in reply.text

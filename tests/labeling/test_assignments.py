@@ -1,0 +1,133 @@
+"""Each answer is recorded once, whatever tabs, reloads, restarts and clocks do."""
+
+import pytest
+
+from mmrlhf.labeling.store import DuplicateError, Store
+from mmrlhf.labeling.tasks import read_tasks
+from tests.labeling.conftest import Clock, assign, pairs, standing
+
+LABEL = {"ranks": [1, 2], "strength": 2}
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store(pairs(4))
+
+
+def join(store, name="heron"):
+    return store.add_annotator(name, f"{name}-code", 0.0, "yes")
+
+
+def test_a_reload_shows_the_same_task_and_order(store):
+    work, heron = assign(store), join(store)
+    assert work.current(heron) == work.current(heron)
+    assert assign(store).current(heron) == work.current(heron)  # also after a restart
+
+
+def test_a_form_that_is_sent_twice_is_recorded_once(store):
+    work, heron = assign(store), join(store)
+    shown = work.current(heron)
+    assert work.submit(heron, shown, "label", LABEL) is not None
+    assert work.submit(heron, shown, "label", LABEL | {"strength": 3}) is None
+    assert assign(store).submit(heron, shown, "label", LABEL) is None
+    assert standing(store) == [("heron", "row 0", LABEL)]
+
+
+def test_the_file_itself_refuses_a_second_answer_and_any_change(store):
+    work, heron = assign(store), join(store)
+    shown = work.current(heron)
+    work.submit(heron, shown, "label", LABEL)
+    with pytest.raises(DuplicateError):
+        store.append("skip", heron, shown.task_id, 0.0, {}, token=shown.token)
+    for statement in ("UPDATE events SET time = 0", "DELETE FROM events"):
+        with pytest.raises(Exception, match="events are only appended"):
+            store._db.execute(statement)
+
+
+def test_tokens_are_for_one_annotator(store):
+    work, heron, robin = assign(store), join(store), join(store, "robin")
+    token = work.current(heron).token
+    assert work.find(heron, token) is not None
+    assert work.find(robin, token) is None and work.find(heron, "forged") is None
+
+
+def test_undo_takes_back_the_latest_answer_and_shows_it_again(store):
+    work, heron = assign(store), join(store)
+    events = []
+    for _ in range(2):
+        shown = work.current(heron)
+        events.append(work.submit(heron, shown, "label", LABEL))
+    assert work.undo(heron, events[0].id) is None  # not the latest
+    again = work.undo(heron, events[1].id)
+    assert again.task.name == "row 1" and again.previous == {"kind": "label", **LABEL} and again.token != shown.token
+    assert work.undo(heron, events[1].id) is None  # a second click
+    assert [row for _, row, _ in standing(store)] == ["row 0"]
+    work.submit(heron, again, "label", {"ranks": [2, 1], "strength": 1})
+    assert standing(store)[-1] == ("heron", "row 1", {"ranks": [2, 1], "strength": 1})
+    assert assign(store).current(heron).task.name == "row 2"
+
+
+def test_a_form_from_before_an_undo_records_nothing(store):
+    work, heron = assign(store), join(store)
+    old = work.current(heron)
+    work.undo(heron, work.submit(heron, old, "label", LABEL).id)
+    assert work.submit(heron, old, "label", LABEL) is None
+    assert standing(store) == []
+
+
+def test_undo_reaches_back_through_skips(store):
+    work, heron = assign(store), join(store)
+    for kind in ("label", "skip"):
+        work.submit(heron, work.current(heron), kind, LABEL if kind == "label" else {})
+    assert work.undo(heron, work.progress(heron).last_answer).task.name == "row 1"
+    assert work.undo(heron, work.progress(heron).last_answer).task.name == "row 0"
+    assert work.progress(heron).num_labels == 0 and work.progress(heron).last_answer is None
+
+
+def test_times_come_from_a_clock_that_does_not_jump(store):
+    clock, now = Clock(), Clock(5e8)
+    work, heron = assign(store, clock=clock, now=now), join(store)
+    shown = work.current(heron)
+    clock.value += 30
+    now.value -= 1e6  # the time of day jumps back
+    assert work.submit(heron, shown, "label", LABEL, seconds=20.0).seconds == 20.0
+    shown = work.current(heron)
+    clock.value += 10
+    assert work.submit(heron, shown, "label", LABEL, seconds=5000.0).seconds == 10.0  # no page saw more than passed
+    shown = work.current(heron)
+    clock.value += 4
+    assert work.submit(heron, shown, "label", LABEL).seconds == 4.0
+    assert work.progress(heron).pace == 10.0
+    assert [row for _, row, _ in standing(store)] == ["row 0", "row 1", "row 2"]  # in their order, not by time
+
+
+def test_tasks_added_by_another_process_are_taken_up(store, write_rows):
+    work, heron = assign(store), join(store)
+    for _ in range(4):
+        work.submit(heron, work.current(heron), "label", LABEL)
+    assert work.current(heron) is None
+    other = Store(store.path)
+    assert other.add_tasks(read_tasks([write_rows({"id": "new", "answers": ["a", "b"]})], None, None, "train")) == 1
+    assert work.current(heron).task.name == "new"
+
+
+def test_a_restart_knows_what_everybody_did(store):
+    work, heron, robin = assign(store), join(store), join(store, "robin")
+    work.submit(heron, work.current(heron), "label", LABEL, seconds=None)
+    work.submit(robin, work.current(robin), "skip", {})
+    open_task = work.current(heron).task.name
+    again = assign(store)
+    assert again.current(heron).task.name == open_task
+    assert again.progress(heron).num_labels == 1 and again.progress(robin).num_labels == 0
+    assert open_task == "row 1" and again.current(robin).task.name == "row 2"
+
+
+def test_orders_are_drawn_anew_for_each_time(make_store):
+    store = make_store(pairs(60))
+    work, heron = assign(store), join(store)
+    orders = []
+    for _ in range(60):
+        shown = work.current(heron)
+        orders.append(shown.order)
+        work.submit(heron, shown, "label", LABEL)
+    assert 12 < orders.count((0, 1)) < 48  # 4.6 standard deviations on either side

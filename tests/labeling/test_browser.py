@@ -1,0 +1,373 @@
+"""The page in a real Chromium: tasks by keyboard alone, reloads, a server that goes away, phones,
+and axe-core's rules of accessibility (`make test-browser` fetches them)."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmrlhf.config import LabelConfig
+from mmrlhf.files.bundled import folder
+from mmrlhf.label import add_tasks, serving_labels
+from tests.labeling.conftest import standing
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = Path(os.environ.get("MMRLHF_AXE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
+NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "8"))
+"""Tasks of each mode that are labelled by keyboard; `make test-browser` labels 50."""
+MODES = ("pairwise", "ranking", "claims", "facts")
+ANSWERS = [
+    "A red mug stands on a brown table, with two grey spoons beside it.",
+    "A blue cup on a shelf.",
+    "A mug next to a saucer and a newspaper.",
+]
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs Chromium and the package playwright, which drives it: `.ci/run` installs both",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a page that fails the test on any error of a script, or of the content policy."""
+    contexts, problems = [], []
+
+    def open_(**settings):
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.problems = problems
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def write_tasks(path, mode, number=NUM_TASKS):
+    answers = {"pairwise": ANSWERS[:2], "ranking": ANSWERS, "claims": ANSWERS[:1], "facts": []}[mode]
+    rows = [
+        {"id": f"row {i}", "images": ["images/red_mug.png"], "prompt": f"Describe picture {i}.", "answers": answers, "mode": mode}
+        for i in range(number)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config_of(tmp_path, mode="pairwise", number=NUM_TASKS, **settings):
+    rows = write_tasks(tmp_path / "rows.jsonl", mode, number)
+    image_folder = str(folder("data") / "samples")
+    return LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), image_folder=image_folder, port=0, **settings)
+
+
+def come_in(page, url, name="heron"):
+    """Come in by keyboard alone."""
+    page.goto(url)
+    page.keyboard.type(name)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.focus("#name")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main[data-ready]")
+
+
+def is_at(page, number):
+    """Wait for a task. (`wait_for_function` evaluates text, which the page's policy forbids.)"""
+    page.wait_for_selector(f'main[data-ready] h1:text-is("Describe picture {number}."), h1:has-text("Nothing is left")')
+
+
+def press(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def answer(page, mode, number):
+    """Answer the task on the page, up to the key that saves it."""
+    if mode == "pairwise":
+        press(page, "abtx"[number % 4], "123"[number % 3])
+    elif mode == "ranking":
+        press(page, *"213")
+    elif mode == "claims":
+        press(page, "ArrowRight", "Shift+ArrowRight", "m")  # red mug
+        page.keyboard.type("blue cup")
+        press(page, "Enter", "c", "y", "n", "d")
+    else:
+        page.keyboard.type('A red mug is on a table. The sign says "TEA". There is no cat.')
+        press(page, "Enter")
+        page.wait_for_selector("#facts li:nth-child(4)")
+
+
+def check_label(mode, number, label, order):
+    if mode == "pairwise":
+        better = {"a": order[0], "b": order[1]}.get("abtx"[number % 4])
+        expected = (
+            {"ranks": [1, 1]} if better is None else {"ranks": [1 + (better != i) for i in range(2)], "strength": number % 3 + 1}
+        )
+        assert label == expected | ({"both_bad": True} if number % 4 == 3 else {})
+    elif mode == "ranking":
+        assert [label["ranks"][i] for i in order] == [2, 1, 3]
+    elif mode == "claims":
+        (mark, *_) = label["spans"]
+        assert (mark["text"], mark["correction"]) == ("red mug", "blue cup")
+        assert label["corrected"].startswith("A blue cup stands on")
+        assert [claim["verdict"] for claim in label["claims"]][:3] == ["supported", "contradicted", "unknown"]
+    else:
+        kinds = {fact["kind"] for fact in label["facts"]}
+        assert {"object", "attribute", "relation", "ocr", "absent"} <= kinds and not label["complete"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tasks_by_keyboard_alone(mode, tmp_path, open_page):
+    from mmrlhf.labeling.results import read_labels
+
+    with serving_labels(config_of(tmp_path, mode)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        for number in range(NUM_TASKS):
+            is_at(page, number)
+            answer(page, mode, number)
+            if number == NUM_TASKS // 2:
+                page.reload()  # in the middle of a task, whose form is kept
+                page.wait_for_selector("main[data-ready]")
+                press(page, "Escape", "g", "g")
+                if mode == "facts":
+                    press(page, "e")
+            press(page, "Control+Enter" if mode == "claims" else "Enter")
+        page.wait_for_selector("text=Nothing is left")
+        press(page, "u")  # the last one again, as it was
+        is_at(page, NUM_TASKS - 1)
+        press(page, "Control+Enter")
+        page.wait_for_selector("text=Nothing is left")
+        found = read_labels(server.store)
+    assert [label.task.name for label in found.labels] == [f"row {i}" for i in range(NUM_TASKS)]
+    for number, label in enumerate(found.labels):
+        check_label(mode, number, dict(label.content), label.order)
+        assert label.seconds is not None and 0 < label.seconds < 60
+
+
+def test_undo_brings_the_answer_back(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=3)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "b", "3", "Enter")
+        is_at(page, 1)
+        press(page, "s")
+        is_at(page, 2)
+        press(page, "u")
+        is_at(page, 1)
+        press(page, "u")
+        is_at(page, 0)
+        assert page.input_value("[name=strength]:checked") == "3"
+        chosen = page.inner_text(".answer.chosen .text")  # on whichever side it is now
+        press(page, "Enter")
+        is_at(page, 1)
+        ((_, row, label),) = standing(server.store)
+        assert row == "row 0" and ANSWERS[label["ranks"].index(1)] == chosen and label["strength"] == 3
+
+
+def test_a_server_that_goes_away_loses_nothing(tmp_path, open_page):
+    page = open_page()
+    config = config_of(tmp_path, number=2)
+    with serving_labels(config) as server:
+        come_in(page, server.url)
+        port = int(server.url.rpartition(":")[2])
+    press(page, "a", "3", "Enter")
+    page.wait_for_selector("text=Not saved: the server does not answer")
+    page.problems.clear()  # the browser reports that nobody answered
+    with serving_labels(LabelConfig(output_file=config.output_file, port=port)) as server:
+        press(page, "Enter")
+        is_at(page, 1)
+        ((_, _, label),) = standing(server.store)
+        assert label["strength"] == 3
+
+
+def test_a_full_disk_keeps_the_form(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        database = server.store._db
+        database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
+        press(page, "f")
+        page.fill("#note", "n" * 3900)
+        page.click("text=Flag and go on")
+        page.wait_for_selector("text=nothing was saved")
+        page.problems.clear()
+        assert page.input_value("#note") == "n" * 3900
+        database.execute("PRAGMA max_page_count = 1000000")
+        page.click("text=Flag and go on")
+        is_at(page, 1)
+
+
+def test_two_tabs(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=3)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        other = page.context.new_page()
+        other.goto(server.url)
+        press(page, "a", "Enter")
+        is_at(page, 1)
+        press(other, "b", "Enter")
+        is_at(other, 1)
+        assert len(standing(server.store)) == 1
+
+
+def test_the_picture_is_enlarged_and_moved(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+
+        def transform():
+            return page.eval_on_selector(".viewer img", "image => image.style.transform")
+
+        press(page, "+", "+", "p", "ArrowRight")
+        scale = float(re.search(r"scale\(([\d.]+)\)", transform())[1])
+        assert scale == pytest.approx(1.69)
+        before = transform()
+        page.mouse.move(300, 400)
+        page.mouse.down()
+        page.mouse.move(320, 420)
+        page.mouse.up()
+        assert transform() != before
+        page.mouse.wheel(0, -300)
+        page.wait_for_selector(f'.viewer img:not([style*="scale({scale})"])')
+        press(page, "0")
+        assert "scale(1)" in transform()
+
+
+def test_several_pictures(tmp_path, open_page):
+    row = {"id": "two", "images": ["images/red_mug.png", "images/sofa.png"], "prompt": "Compare.", "answers": ANSWERS[:2]}
+    (tmp_path / "two.jsonl").write_text(json.dumps(row) + "\n")
+    samples = str(folder("data") / "samples")
+    config = LabelConfig(
+        dataset_name=str(tmp_path / "two.jsonl"), output_file=str(tmp_path / "labels.db"), image_folder=samples, port=0
+    )
+    with serving_labels(config) as server:
+        page = open_page()
+        come_in(page, server.url)
+        shown = page.get_attribute(".viewer img:not([hidden])", "src")
+        for keys, which in (("]", "2 / 2"), ("]", "1 / 2"), ("[", "2 / 2")):
+            press(page, keys)
+            page.wait_for_selector(f".which:text-is('{which}')")
+        assert page.get_attribute(".viewer img:not([hidden])", "src") != shown
+        # A picture that changes on disk is not shown, and says so.
+        changed = tmp_path / "changed.png"
+        changed.write_bytes((Path(samples) / "images/apples.png").read_bytes())
+        row |= {"id": "changed", "images": [str(changed.name)], "prompt": "Changed?"}
+        (tmp_path / "changed.jsonl").write_text(json.dumps(row) + "\n")
+        add_tasks([str(tmp_path / "changed.jsonl")], config.output_file)
+        changed.write_bytes(b"no picture")
+        press(page, "s")
+        page.wait_for_selector("text=This picture cannot be shown")
+        page.problems.clear()  # the browser reports status 410
+
+
+def test_hostile_text_runs_nothing(tmp_path, open_page):
+    text = "<img src=x onerror=document.title=1><script>document.title=1</script>\u202e" + "w" * 200_000
+    row = {"id": text[:60], "images": ["images/red_mug.png"], "prompt": text, "answers": [text, "plain"]}
+    (tmp_path / "hostile.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(row | {"answers": [text], "mode": "claims"}) + "\n"
+    )
+    config = LabelConfig(
+        dataset_name=str(tmp_path / "hostile.jsonl"),
+        output_file=str(tmp_path / "labels.db"),
+        image_folder=str(folder("data") / "samples"),
+        port=0,
+        title=text[:60],
+    )
+    with serving_labels(config) as server:
+        page = open_page(viewport={"width": 390, "height": 844})
+        come_in(page, server.url)
+        for keys in (("a", "Enter"), ("m", "Control+Enter")):
+            assert page.title() != "1"
+            assert "<script>document.title=1</script>\ufffdwww" in page.inner_text("h1")
+            wide = [
+                e
+                for e in page.evaluate(
+                    "[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 200))"
+                )
+            ]
+            assert wide == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            mode = page.get_attribute("main", "data-mode")
+            press(page, *keys)
+            page.wait_for_selector(f'main:not([data-mode="{mode}"]):is([data-ready], .card)')
+        assert len(standing(server.store)) == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_phone_needs_no_keyboard(mode, tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, mode, number=1)) as server:
+        page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        page.goto(server.url)
+        page.fill("#name", "heron")
+        page.tap("[name=consent]")
+        page.tap("text=Start")
+        page.wait_for_selector("main[data-ready]")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if mode == "pairwise":
+            page.tap("[value=right]")
+        elif mode == "ranking":
+            for position in range(3):
+                page.tap(f"[name=rank-{position}][value='1']")
+        elif mode == "claims":
+            page.tap("#w1")
+            page.tap("[name=claim-0][value=true]")
+        else:
+            page.fill("#sentence", "A red mug.")
+            page.tap("#add")
+            page.wait_for_selector("#facts li")
+        page.tap("#save")
+        page.wait_for_selector("text=Nothing is left")
+        assert len(standing(server.store)) == 1
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: `make test-browser` fetches it")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("mode", MODES)
+def test_axe_finds_no_serious_fault(mode, scheme, tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, mode, number=1)) as server:
+        page = open_page(color_scheme=scheme)
+        page.goto(server.url)
+        check_with_axe(page)
+        come_in(page, server.url)
+        answer(page, mode, 0)
+        check_with_axe(page)
+        press(page, "Escape", "g")
+        for opener in ("keys", "flagging"):
+            page.click(f"button[data-opens={opener}]")
+            check_with_axe(page)
+            page.keyboard.press("Escape")
+        page.click("summary")
+        check_with_axe(page)
+        page.click("button[value=skip]")
+        page.wait_for_selector("text=Nothing is left")
+        check_with_axe(page)
+
+
+def check_with_axe(page):
+    page.evaluate(AXE.read_text())
+    violations = page.evaluate("async () => (await axe.run()).violations")
+    faults = [
+        f"{v['id']} ({v['impact']}): {v['help']}: {v['nodes'][0]['html'][:200]}"
+        for v in violations
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert faults == []

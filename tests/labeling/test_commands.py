@@ -1,0 +1,165 @@
+"""The commands as users type them, and a server that is killed while people work."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from mmrlhf.cli import main
+from mmrlhf.config import LabelConfig
+from mmrlhf.label import add_tasks, serving_labels
+from mmrlhf.labeling.store import Store
+from mmrlhf.records import InputError
+from tests.labeling.conftest import pairs, standing
+
+
+class Server:
+    """`mmrlhf label serve` in a process of its own."""
+
+    def __init__(self, *arguments):
+        command = [sys.executable, "-m", "mmrlhf", "label", "serve", *map(str, arguments), "--port", "0"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **streams)
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.search(r"labelling at (\S+)", line):
+                self.url = match[1]
+                return
+        raise AssertionError("the server did not start")
+
+    def stop(self, number):
+        """Send a signal; return the exit code once the process has ended, and keep its output."""
+        self.process.send_signal(number)
+        self.lines += self.process.stdout.readlines()
+        return self.process.wait(timeout=30)
+
+
+def test_kills_lose_no_acknowledged_label_and_double_none(write_rows, tmp_path):
+    rows, labels = write_rows(*pairs(400)), tmp_path / "labels.db"
+    acknowledged, cookies = [], {}
+    for kill in range(4):
+        server = Server(*([rows] if kill == 0 else []), "--output_file", labels)
+        client = httpx.Client(base_url=server.url, follow_redirects=True, timeout=20, cookies=cookies)
+        if kill == 0:
+            client.post("/join", data={"name": "heron", "consent": "yes"})
+        stop = threading.Timer(0.3 + 0.2 * kill, server.stop, [signal.SIGKILL])
+        stop.start()
+        try:
+            while True:
+                page = client.get("/").text
+                form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page))
+                form |= {"choice": "left", "strength": "2"}
+                client.post("/answer", data=form, headers={"Accept": "application/json"}).raise_for_status()
+                acknowledged.append("row " + re.search(r"Question (\d+)\?", page)[1])
+        except httpx.TransportError:
+            stop.join()
+        cookies = dict(client.cookies)
+    names = [row for _, row, _ in standing(Store(labels))]
+    assert len(names) == len(set(names)) and set(acknowledged) <= set(names)
+    assert len(acknowledged) > 4 and len(names) - len(acknowledged) <= 4  # one may be on its way at each kill
+
+
+def test_stopped_by_a_signal_it_ends_well_and_leaves_one_file(write_rows, tmp_path):
+    server = Server(write_rows(*pairs(2)), "--output_file", tmp_path / "labels.db")
+    httpx.get(server.url).raise_for_status()
+    assert server.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in "".join(server.lines)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.db", "red.png", "rows.jsonl"}
+    assert (tmp_path / "labels.db").stat().st_mode & 0o077 == 0  # for its owner alone
+
+
+def test_tasks_are_added_while_people_work_and_one_server_at_a_time(write_rows, tmp_path):
+    config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
+    with serving_labels(config) as server:
+        with httpx.Client(base_url=server.url, follow_redirects=True) as client:
+            page = client.post("/join", data={"name": "heron", "consent": "yes"}).text
+            form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page))
+            assert "Nothing is left" in client.post("/answer", data=form | {"kind": "skip"}).text
+            more = write_rows({"id": "more", "prompt": "More?", "answers": ["a", "b"]}, name="more.jsonl")
+            add_tasks([more, write_rows(*pairs(1))], config.output_file)
+            assert "More?" in client.get("/").text
+        command = [sys.executable, "-m", "mmrlhf", "label", "serve", "--output_file", config.output_file, "--port", "0"]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+        assert second.returncode == 2 and "is being written by another command" in second.stderr
+
+
+def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path):
+    config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0, host="0.0.0.0")
+    with serving_labels(config) as server:
+        token = server.access_token
+        assert token and len(token) > 20
+        assert httpx.post(f"{server.url}/join", data={"name": "heron", "consent": "yes"}).status_code == 403
+    with serving_labels(config) as server:
+        assert server.access_token == token
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["serve", "--output_file", "{}/l.db"], "has no tasks: give rows"),
+        (["serve", "none.jsonl", "--output_file", "{}/l.db"], "none.jsonl does not exist"),
+        (["serve", "--output_file", "{}/l.db", "--guidelines_file", "none.txt"], "guidelines_file none.txt"),
+        (["serve", "--output_file", "{}/l.db", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["serve", "--output_file", "{}/l.db", "--order", "best"], "order"),
+        (["add", "rows.jsonl", "--output_file", "{}/l.db"], "does not exist: give the file that `mmrlhf label serve` writes"),
+        (["export", "{}/l.db", "--to", "trl", "--output_file", "{}/o.jsonl"], "does not exist"),
+        (["report", "{}/l.db"], "does not exist"),
+        (["labels"], "mmrlhf label has no command labels"),
+    ],
+)
+def test_mistakes_get_a_sentence(arguments, problem, tmp_path, capsys):
+    assert main(["label", *(argument.format(tmp_path) for argument in arguments)]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_full_disk_gets_a_sentence(make_store, write_rows, monkeypatch):
+    store = make_store(pairs(1))
+    rows = write_rows(*({"id": n, "prompt": f"{n}", "answers": ["a" * 500, "b" * 500]} for n in range(200)))
+    opened = Store.__init__
+
+    def open_small(self, path, **kwargs):
+        opened(self, path, **kwargs)
+        self._db.execute(f"PRAGMA max_page_count = {self._db.execute('PRAGMA page_count').fetchone()[0]}")
+
+    monkeypatch.setattr(Store, "__init__", open_small)
+    with pytest.raises(InputError, match=r"could not be written \(database or disk is full\): make room"):
+        add_tasks([rows], str(store.path))
+    assert len(store.task_entries()) == 1
+
+
+def test_a_bad_row_adds_nothing(make_store, write_rows):
+    store = make_store(pairs(1))
+    with pytest.raises(InputError, match="line 2"):
+        add_tasks([write_rows({"id": "new", "answers": ["a", "b"]}, {"answers": 3})], str(store.path))
+    assert len(store.task_entries()) == 1
+
+
+def test_from_the_page_to_a_reward_model(tiny_vlm_path, tmp_path):
+    """Labels go into training as they are exported; the file says what the annotator said."""
+    from mmrlhf.reward_model import train_reward_model
+    from mmrlhf.scenes import export_dataset
+    from tests.helpers.stages import reward_config
+
+    export_dataset(str(tmp_path), 12)
+    config = LabelConfig(dataset_name=str(tmp_path / "pairs.jsonl"), output_file=str(tmp_path / "labels.db"), port=0)
+    chosen = []
+    with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True, timeout=60) as client:
+        page = client.post("/join", data={"name": "heron", "consent": "yes"}).text
+        while "Nothing is left" not in page:
+            chosen.append(re.findall(r'<div class="text" dir="auto">(.*?)</div>', page)[0])
+            form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page))
+            page = client.post("/answer", data=form | {"choice": "left", "strength": "3"}).text
+    output = tmp_path / "labelled.jsonl"
+    assert main(["label", "export", config.output_file, "--to", "trl", "--output_file", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["chosen"][0]["content"][0]["text"] for row in rows] == chosen and all(row["facts"] for row in rows)
+    config = reward_config(tiny_vlm_path, tmp_path / "reward", max_steps=2, image_folder=str(tmp_path / "images"))
+    assert (train_reward_model(replace(config, dataset_name=str(output))) / "reward.json").is_file()

@@ -1,0 +1,274 @@
+"""Labels of each mode from forms, and the records that follow from several annotators."""
+
+import json
+
+import pytest
+
+from mmrlhf.claims import extract_claims
+from mmrlhf.datasets import read_examples, read_preferences
+from mmrlhf.facts import read_facts
+from mmrlhf.labeling.assignments import Shown
+from mmrlhf.labeling.export import export_labels
+from mmrlhf.labeling.labels import apply_corrections, claims_of, parse_label
+from mmrlhf.labeling.lead_report import report_labels
+from mmrlhf.labeling.results import preferences, read_labels
+from mmrlhf.labeling.tasks import Task
+from mmrlhf.labeling.typed_facts import facts_from_sentence
+from mmrlhf.records import InputError, Message
+from mmrlhf.verifiers import verify_against_facts
+from tests.labeling.conftest import assign, pairs
+
+ANSWER = "A brown dog sits on a sofa, beside two cats."
+
+
+def shown(mode, answers, order=None):
+    task = Task(mode, "row", (), (Message("user", "What?"),), tuple(answers))
+    return Shown("token", 1, task, tuple(order or range(len(answers))))
+
+
+# ---- forms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "choice", "ranks"), [((0, 1), "left", [1, 2]), ((1, 0), "left", [2, 1]), ((1, 0), "right", [1, 2])]
+)
+def test_pairwise(order, choice, ranks):
+    assert parse_label(shown("pairwise", "ab", order), {"choice": choice, "strength": "1"}) == {"ranks": ranks, "strength": 1}
+
+
+def test_ranking_is_in_the_order_of_the_row_and_dense():
+    form = {"rank-0": "3", "rank-1": "1", "rank-2": "3"}
+    assert parse_label(shown("ranking", "abc", (2, 0, 1)), form) == {"ranks": [1, 2, 2]}
+    with pytest.raises(InputError, match="give answer C a rank"):
+        parse_label(shown("ranking", "abc"), {"rank-0": "1", "rank-1": "2", "rank-2": "4"})
+
+
+def test_marks_give_a_corrected_answer():
+    marks = [
+        {"first": 1, "last": 2, "reason": "attribute", "correction": "white dog"},
+        {"first": 7, "last": 9, "reason": "absent", "correction": ""},
+    ]
+    label = parse_label(shown("claims", [ANSWER]), {"spans": json.dumps(marks)})
+    assert [span["text"] for span in label["spans"]] == ["brown dog", "beside two cats"]
+    assert label["corrected"] == "A white dog sits on a sofa,."
+    label = parse_label(shown("claims", [ANSWER]), {"spans": json.dumps(marks), "corrected": "A white dog sits on a sofa."})
+    assert label["corrected"] == "A white dog sits on a sofa."
+
+
+def test_corrections_leave_no_gaps():
+    spans = [{"start": 2, "end": 5, "correction": ""}, {"start": 10, "end": 13, "correction": ""}]
+    assert apply_corrections("A red cup big.", spans) == "A cup."
+
+
+def test_verdicts_on_claims_that_were_found():
+    number = next(i for i, claim in enumerate(claims_of(ANSWER)) if claim.kind == "count")
+    label = parse_label(shown("claims", [ANSWER]), {f"claim-{number}": "false", "claim-0": "true"})
+    assert [(c["kind"], c["verdict"]) for c in label["claims"]] == [("object", "supported"), ("count", "contradicted")]
+    assert label["corrected"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("spans", "problem"),
+    [
+        ("{}", "must be a list"),
+        ("[", "not JSON"),
+        ('[{"first": 0, "last": 99, "reason": "absent", "correction": ""}]', "not in the answer"),
+        ('[{"first": true, "last": 1, "reason": "absent", "correction": ""}]', "not in the answer"),
+        ('[{"first": 0, "last": 1, "reason": "because", "correction": ""}]', "needs a reason"),
+        (json.dumps([{"first": i, "last": i + 1, "reason": "other", "correction": ""} for i in (0, 1)]), "two marks overlap"),
+    ],
+)
+def test_bad_marks(spans, problem):
+    with pytest.raises(InputError, match=problem):
+        parse_label(shown("claims", [ANSWER]), {"spans": spans})
+
+
+def test_facts():
+    facts = [{"kind": "object", "text": "  red   cup "}]
+    label = parse_label(shown("facts", []), {"facts": json.dumps(facts), "complete": "yes"})
+    assert label == {"facts": [{"kind": "object", "text": "red cup"}], "complete": True}
+    for bad in ("[]", '[{"kind": "scope", "text": "complete"}]', '[{"kind": "object", "text": ""}]', '[{"kind": "object"}]'):
+        with pytest.raises(InputError):
+            parse_label(shown("facts", []), {"facts": bad})
+
+
+@pytest.mark.parametrize(
+    ("sentence", "facts"),
+    [
+        ("Two brown dogs sit on a sofa.", {("object", "dog"), ("count", "two dogs"), ("attribute", "brown dog"), ("relation", "dog on couch"), ("object", "couch")}),
+        ("A man is riding a horse.", {("object", "man"), ("relation", "man riding horse"), ("object", "horse")}),
+        ("There are no cats.", {("absent", "cat")}),
+        ('The sign says "STOP".', {("ocr", "STOP"), ("object", "sign")}),
+        ("It might be a dog.", {("caption", "It might be a dog.")}),
+        ("The cup is not red.", {("object", "cup"), ("caption", "The cup is not red.")}),
+        ("Gorgeous!", {("caption", "Gorgeous!")}),
+        (" ", set()),
+    ],
+)  # fmt: skip
+def test_a_sentence_becomes_typed_facts(sentence, facts):
+    assert {(fact.kind, fact.text) for fact in facts_from_sentence(sentence)} == facts
+
+
+@pytest.mark.parametrize("sentence", ["Two brown dogs sit on a sofa.", "A man is riding a horse.", "There are no cats."])
+def test_the_facts_of_a_sentence_support_it(sentence):
+    verdicts = verify_against_facts(extract_claims(sentence), facts_from_sentence(sentence))
+    assert {verdict.value for verdict in verdicts} == {"supported"}
+
+
+# ---- several annotators --------------------------------------------------------------------------
+
+
+def label_all(store, labels_by_annotator):
+    """Let each annotator give their labels to the tasks in turn."""
+    work = assign(store, overlap=9)
+    for name, labels in labels_by_annotator.items():
+        annotator = store.add_annotator(name, f"{name}-code", 0.0, "yes")
+        for label in labels:
+            work.submit(annotator, work.current(annotator), "label", label, seconds=None)
+
+
+def first(strength=2):
+    return {"ranks": [1, 2], "strength": strength}
+
+
+def second(strength=2):
+    return {"ranks": [2, 1], "strength": strength}
+
+
+TIE, BAD = {"ranks": [1, 1]}, {"ranks": [1, 1], "both_bad": True}
+
+
+def test_the_majority_decides_pairs(make_store):
+    store = make_store(pairs(4))
+    label_all(
+        store,
+        {
+            "a": [first(3), first(1), second(3), TIE],
+            "b": [first(1), second(1), first(1), BAD],
+            "c": [second(1), TIE, first(1), TIE],
+        },
+    )
+    records = list(preferences(read_labels(store)))
+    assert [record.chosen[:5] for record in records] == ["First"] * 4
+    assert [record.ranks for record in records] == [(1, 2), (1, 1), (1, 2), (1, 1)]
+    # 3 + 1 - 1 over 3; 1 - 1 + 0; two votes against a stronger one, so no margin; ties.
+    assert [record.ratings for record in records] == [(1.0, 0.0), (0.0, 0.0), (), (0.0, 0.0)]
+
+
+def test_mean_ranks_decide_rankings(make_store):
+    store = make_store([{"answers": ["one", "two", "three"]}])
+    label_all(store, {"a": [{"ranks": [2, 1, 3]}], "b": [{"ranks": [3, 1, 2]}]})
+    (record,) = preferences(read_labels(store))
+    assert (record.answers, record.ranks) == (("two", "one", "three"), (1, 2, 2))
+
+
+def claim_label(spans=(), corrected=ANSWER, verdict="supported"):
+    (claim, *_) = claims_of(ANSWER)
+    row = {"kind": claim.kind, "subject": claim.subject, "value": "", "relation": "", "target": "", "category": "dog"}
+    return {
+        "spans": list(spans),
+        "corrected": corrected,
+        "claims": [row | {"span": [8, 11], "negated": False, "hedged": False, "verdict": verdict}],
+    }
+
+
+SPAN = {"start": 2, "end": 7, "text": "brown", "reason": "attribute", "correction": "white"}
+CORRECTED = "A white dog sits on a sofa, beside two cats."
+
+
+def test_corrected_pairs_need_a_majority(make_store):
+    store = make_store([{"id": "x", "answers": [ANSWER]}, {"id": "y", "prompt": "y?", "answers": [ANSWER]}])
+    wrong = claim_label([SPAN], CORRECTED, "contradicted")
+    label_all(store, {"a": [wrong, wrong], "b": [wrong, claim_label()]})
+    (record,) = preferences(read_labels(store))
+    assert (record.id, record.chosen, record.rejected, record.hallucinated) == ("x", CORRECTED, ANSWER, True)
+
+
+def test_claims_are_what_reward_eval_reads(make_store, tmp_path):
+    from mmrlhf.commands.claim_truth import _verdicts_of_labels
+    from mmrlhf.rewards.reward_model import AnswerGroup
+
+    store = make_store([{"id": "x", "answers": [ANSWER]}])
+    label_all(
+        store, {"a": [claim_label(verdict="contradicted")], "b": [claim_label(verdict="contradicted")], "c": [claim_label()]}
+    )
+    export_labels(str(store.path), "claims", str(tmp_path / "claims.jsonl"))
+    (((verdict,),),) = _verdicts_of_labels(str(tmp_path / "claims.jsonl"), [AnswerGroup((), (), (ANSWER,), (), "x")])
+    assert (verdict.value, verdict.claim.subject, verdict.claim.span) == ("contradicted", "dog", (8, 11))
+
+
+def test_facts_are_what_facts_file_reads(make_store, tmp_path):
+    store = make_store([{"id": "x", "answers": []}])
+    dog, cat = {"kind": "object", "text": "dog"}, {"kind": "absent", "text": "cat"}
+    label_all(store, {"a": [{"facts": [dog], "complete": True}], "b": [{"facts": [dog, cat], "complete": False}]})
+    export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
+    facts = read_facts(tmp_path / "facts.jsonl")["red.png"]
+    assert [(fact.kind, fact.text) for fact in facts] == [("scope", "incomplete"), ("object", "dog"), ("absent", "cat")]
+
+
+@pytest.mark.parametrize("target", ["trl", "llava-rlhf", "rlhf-v", "rlaif-v", "mm-rlhf", "vlfeedback", "rankings"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_every_format_is_read_again(make_store, tmp_path, target, suffix):
+    store = make_store(pairs(3))
+    label_all(store, {"a": [first(), second(), first(1)]})
+    path = tmp_path / f"out.{suffix}"
+    export_labels(str(store.path), target, str(path))
+    records = read_preferences(str(path), image_folder=str(tmp_path))
+    assert [record.chosen for record in records] == ["First 0.", "Second 1.", "First 2."]
+    assert all(image.read() for record in records for image in record.images)
+
+
+def test_rows_for_sft(make_store, tmp_path):
+    store = make_store(pairs(2))
+    label_all(store, {"a": [second(), TIE]})
+    export_labels(str(store.path), "sft", str(tmp_path / "sft.jsonl"))
+    assert [row.answer for row in read_examples(str(tmp_path / "sft.jsonl"), image_folder=str(tmp_path))] == ["Second 0."]
+
+
+def test_gold_questions_and_undone_labels_are_not_exported(make_store):
+    store = make_store(pairs(1), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
+    annotator = store.add_annotator("a", "code", 0.0, "yes")
+    work = assign(store, gold_every=1)
+    work.submit(annotator, work.current(annotator), "label", first())
+    event = work.submit(annotator, work.current(annotator), "label", second())
+    assert [record.id for record in preferences(read_labels(store))] == ["row 0"]
+    work.undo(annotator, event.id)
+    assert list(preferences(read_labels(store))) == []
+
+
+def test_anonymous_labels(make_store, tmp_path):
+    store = make_store(pairs(1))
+    label_all(store, {"robin": [first() | {"note": "robin was here"}]})
+    export_labels(str(store.path), "labels", str(tmp_path / "named.jsonl"))
+    export_labels(str(store.path), "labels", str(tmp_path / "anonymous.jsonl"), is_anonymous=True)
+    named, anonymous = (json.loads((tmp_path / f"{name}.jsonl").read_text()) for name in ("named", "anonymous"))
+    assert named["annotator"] == "robin" and named["time"] > 0 and named["note"] == "robin was here"
+    assert anonymous["annotator"] == "annotator 1" and anonymous["time"] is None and "robin" not in json.dumps(anonymous)
+    assert anonymous["ranks"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "problem"),
+    [
+        ("trll", "o.jsonl", "there is no format trll: did you mean trl"),
+        ("trl", "o.txt", "must end in"),
+        ("labels", "o.parquet", "must end in .jsonl"),
+        ("trl", "o.jsonl", "no labels that compare answers"),
+        ("facts", "o.jsonl", "has no facts yet"),
+    ],
+)
+def test_exports_that_cannot_be(make_store, tmp_path, target, output, problem):
+    store = make_store(pairs(1))
+    with pytest.raises(InputError, match=problem):
+        export_labels(str(store.path), target, str(tmp_path / output))
+    assert not (tmp_path / output).exists()
+
+
+def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
+    store = make_store(pairs(2))
+    label_all(store, {"a": [first() | {"note": "<script>x</script>\u202e"}], "b": [second(), TIE]})
+    report_labels(str(store.path), str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;x" in page and "<script>x" not in page and "\u202e" not in page
+    out = capsys.readouterr().out
+    assert "3 labels of 2 of 2 tasks by 2 annotators" in out and "alpha" in out

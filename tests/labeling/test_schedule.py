@@ -1,0 +1,75 @@
+"""Who gets which task, with pencil and paper."""
+
+from mmrlhf.labeling.schedule import LEASE_SECONDS, Schedule
+from mmrlhf.labeling.store import TaskEntry
+
+
+def schedule_of(number=3, overlap=1, gold_every=0, order="file", num_gold=0, uncertainties=()):
+    schedule = Schedule(overlap, gold_every, order, seed=0)
+    for i in range(1, number + 1):
+        schedule.add(TaskEntry(i, False, uncertainties[i - 1] if uncertainties else None))
+    for i in range(num_gold):
+        schedule.add(TaskEntry(100 + i, True, None))
+    return schedule
+
+
+def work(schedule, annotator, now=0.0, kind="label"):
+    task = schedule.next(annotator, now)
+    if task is not None:
+        schedule.lease(annotator, task, now)
+        schedule.answer(annotator, task, kind)
+    return task
+
+
+def test_two_annotators_get_different_tasks_without_overlap():
+    schedule = schedule_of()
+    schedule.lease(1, schedule.next(1, 0), 0)
+    schedule.lease(2, schedule.next(2, 0), 0)
+    assert schedule.next(1, 0) == 1 and schedule.next(2, 0) == 2 and schedule.next(3, 0) == 3
+
+
+def test_overlap_gives_each_task_to_that_many():
+    schedule = schedule_of(number=2, overlap=2)
+    assert [work(schedule, annotator) for annotator in (1, 1, 1, 2, 3, 2, 3)] == [1, 2, None, 1, 2, None, None]
+
+
+def test_a_task_that_waits_too_long_is_given_to_others_too():
+    schedule = schedule_of(number=1)
+    schedule.lease(1, 1, 0.0)
+    assert schedule.next(2, LEASE_SECONDS - 1) is None
+    assert schedule.next(2, LEASE_SECONDS) == 1
+    schedule.lease(2, 1, LEASE_SECONDS)
+    schedule.answer(2, 1, "label")
+    schedule.answer(1, 1, "label")  # the late one counts as well
+    assert schedule.num_labels(1) == schedule.num_labels(2) == 1
+
+
+def test_a_skipped_task_is_for_others():
+    schedule = schedule_of(number=1)
+    assert work(schedule, 1, kind="skip") == 1
+    assert schedule.next(1, 0) is None and schedule.next(2, 0) == 1
+    assert schedule.num_left(1) == 0 and schedule.num_left(2) == 1
+
+
+def test_an_answer_taken_back_opens_the_task_again():
+    schedule = schedule_of(number=2)
+    work(schedule, 1)
+    assert schedule.num_left(1) == 1
+    schedule.take_back(1, 1, "label")
+    assert schedule.next(2, 0) == 1 and schedule.num_labels(1) == 0 and schedule.num_left(1) == 2
+
+
+def test_every_third_task_is_a_gold_question():
+    schedule = schedule_of(number=6, gold_every=3, num_gold=2)
+    assert [work(schedule, 1) for _ in range(9)] == [1, 2, 100, 3, 4, 101, 5, 6, None]
+    assert [work(schedule, 2) for _ in range(1)] == [None]  # gold alone is no work
+
+
+def test_order_by_uncertainty_and_at_random():
+    schedule = schedule_of(number=3, order="uncertainty", uncertainties=(0.1, None, 0.7))
+    assert [work(schedule, 1) for _ in range(3)] == [3, 1, 2]
+    drawn = [work(schedule_of(number=50, order="random"), 1) for _ in range(2)]
+    schedule = schedule_of(number=50, order="random")
+    everything = [work(schedule, 1) for _ in range(50)]
+    assert drawn[0] == drawn[1] == everything[0]
+    assert sorted(everything) == list(range(1, 51)) and everything != sorted(everything)

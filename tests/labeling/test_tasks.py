@@ -1,0 +1,161 @@
+"""Rows of any format become tasks."""
+
+import json
+
+import pytest
+
+from mmrlhf.labeling.other_exports import unpack_other_export
+from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.tasks import read_margins, read_tasks
+from mmrlhf.records import InputError
+
+
+def tasks_of(path, mode=None, **kwargs):
+    return read_tasks([path] if isinstance(path, str) else path, mode, None, "train", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("answers", "mode"), [([], "facts"), (["a"], "claims"), (["a", "b"], "pairwise"), (["a", "b", "c"], "ranking")]
+)
+def test_the_number_of_answers_decides_the_mode(write_rows, answers, mode):
+    (task,) = tasks_of(write_rows({"answers": answers}))
+    assert task.mode == mode and set(task.answers) == set(answers)
+
+
+def test_a_row_may_name_its_mode(write_rows):
+    modes = [task.mode for task in tasks_of(write_rows({"answers": ["a"], "mode": "facts"}, {"id": 2, "answers": ["b", "c"]}))]
+    assert modes == ["facts", "pairwise"]
+    with pytest.raises(InputError, match="`mode` must be one of pairwise, ranking, claims, facts, not 'pairs'"):
+        tasks_of(write_rows({"answers": ["a"], "mode": "pairs"}))
+
+
+def test_answers_of_several_policies_to_a_prompt_are_put_together(write_rows):
+    row = {"id": "7", "prompt": [{"role": "user", "content": "What?"}]}
+    sft, ppo = write_rows(row | {"answer": "A cup."}, name="sft.jsonl"), write_rows(row | {"answer": "A dog."}, name="ppo.jsonl")
+    (task,) = tasks_of([sft, ppo])
+    assert (task.mode, task.answers, task.models) == ("pairwise", ("A cup.", "A dog."), ("sft", "ppo"))
+
+
+def test_equal_answers_are_one(write_rows, capsys):
+    rows = [{"id": 1, "answers": ["same", "same", "other"]}, {"id": 2, "prompt": "Else?", "answers": ["same", "same"]}]
+    (task,) = tasks_of(write_rows(*rows), "pairwise")
+    assert sorted(task.answers) == ["other", "same"]
+    assert "1 rows left out: pairwise needs two different answers" in capsys.readouterr().out
+
+
+def test_more_answers_give_every_pair_or_each_answer(write_rows):
+    path = write_rows({"id": "r", "answers": ["a", "b", "c"]})
+    assert [(task.name, task.answers) for task in tasks_of(path, "pairwise")] == [
+        ("r-1-2", ("a", "b")),
+        ("r-1-3", ("a", "c")),
+        ("r-2-3", ("b", "c")),
+    ]
+    assert [task.answers for task in tasks_of(path, "claims")] == [("a",), ("b",), ("c",)]
+
+
+def test_preferences_are_pairs_and_gold_keeps_the_right_answer(write_rows):
+    path = write_rows({"id": "g", "chosen": "right", "rejected": "wrong"})
+    assert tasks_of(path)[0].gold == ()
+    (gold,) = tasks_of(path, is_gold=True)
+    assert (gold.answers, gold.gold) == (("right", "wrong"), (1, 2))
+    with pytest.raises(InputError, match="a gold question needs its right answer"):
+        tasks_of(write_rows({"answers": ["a", "b"]}), is_gold=True)
+
+
+def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
+    facts = [{"kind": "object", "text": "red cup", "box": [0.1, 0.2, 0.3, 0.4]}]
+    (task,) = tasks_of(write_rows({"answers": ["a", "b"], "facts": facts, "uncertainty": 0.5}))
+    store = Store(tmp_path / "l.db", create=True)
+    assert store.add_tasks([task]) == 1 and store.add_tasks([task]) == 0
+    stored = store.task(1)
+    assert stored.facts == task.facts and stored.answers == task.answers and stored.uncertainty == 0.5
+    assert stored.images[0].read() == task.images[0].read()
+
+
+def test_uncertainty_of_margins(write_rows, tmp_path):
+    path = write_rows({"id": "a", "chosen": "x", "rejected": "y"}, {"id": "b", "chosen": "x", "rejected": "z"})
+    for name, margins in (("one", (2.0, -0.5)), ("two", (2.0, 1.5))):
+        lines = [{"id": i, "score_chosen": m, "score_rejected": 0.0} for i, m in zip("ab", margins, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one, two = (read_margins(str(tmp_path / f"{name}.jsonl")) for name in ("one", "two"))
+    assert [task.uncertainty for task in tasks_of(path, scores=[one])] == [-2.0, -0.5]
+    # Standard deviations of (2, 2) and (-0.5, 1.5).
+    assert [task.uncertainty for task in tasks_of(path, scores=[one, two])] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"answers": "a"}, "`answers` must be a list"),
+        ({"answers": ["a"], "mode": ["claims"]}, "`mode` must be one of"),
+        ({"answers": ["a", ""]}, r"`answers\[2\]` is empty"),
+        ({"answers": [{"text": 3}]}, r"`answers\[1\]` must be text"),
+        ({"answers": ["a", "b"], "uncertainty": "much"}, "`uncertainty` must be a finite number"),
+        ({"answers": ["a"], "images": ["../secret.png"]}, "outside the image folder"),
+        ({"answers": ["a"], "images": ["rows.jsonl"]}, "is damaged, or not a"),
+        ({"answers": ["x" * 4_000_001]}, "more than 4,000,000 characters"),
+        ({"answers": [str(i) for i in range(10)]}, "a ranking on the page takes 9"),
+    ],
+)
+def test_bad_rows(write_rows, row, problem):
+    with pytest.raises(InputError, match=problem):
+        tasks_of(write_rows(row))
+
+
+# ---- Label Studio and Argilla --------------------------------------------------------------------
+
+LABEL_STUDIO = {
+    "id": 12,
+    "data": {"image": "/data/local-files/?d=photos/1.png", "prompt": "What is it?", "answer1": "A cup.", "answer2": "A dog."},
+    "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}],
+}
+ARGILLA = {
+    "id": "a-1",
+    "fields": {"image": "red.png", "prompt": "What is it?", "response_a": "A cup.", "response_b": "A dog."},
+    "responses": {"preference": [{"value": "response_a", "user_id": "u"}]},
+    "status": "completed",
+}
+
+
+def row_of(fields):
+    from mmrlhf.files.rows import Row
+
+    return Row("export.json, row 1", 1, fields)
+
+
+def test_rows_of_other_tools():
+    fields = unpack_other_export(row_of(LABEL_STUDIO)).fields
+    assert fields == {"images": ["photos/1.png"], "prompt": "What is it?", "answers": ["A cup.", "A dog."], "id": 12}
+    fields = unpack_other_export(row_of(ARGILLA)).fields
+    assert fields == {"images": ["red.png"], "prompt": "What is it?", "answers": ["A cup.", "A dog."], "id": "a-1"}
+    flat = {"id": "a-1", "status": "completed", **ARGILLA["fields"], "preference.responses": ["response_a"]}
+    assert unpack_other_export(row_of(flat)).fields == fields
+
+
+@pytest.mark.parametrize(
+    ("data", "answers"),
+    [
+        ({"items": [{"id": 1, "title": "one", "body": "first"}, {"id": 2, "body": "second"}]}, ["first", "second"]),
+        ({"left": "l", "right": "r"}, ["l", "r"]),
+        ({"responses": ["a", "b", "c"]}, ["a", "b", "c"]),
+        ({"Response 2": "b", "Response 1": "a"}, ["a", "b"]),
+        ({"caption": "only"}, ["only"]),
+    ],
+)
+def test_answers_of_other_tools(data, answers):
+    row = row_of({"data": {"img": "/data/upload/3/ab-1.png", "question": "?"} | data, "annotations": []})
+    fields = unpack_other_export(row).fields
+    assert fields["answers"] == answers and fields["images"] == ["ab-1.png"]
+
+
+def test_an_export_without_a_picture_is_refused():
+    with pytest.raises(InputError, match=r"no field called image, .* \(it has text\)"):
+        unpack_other_export(row_of({"data": {"text": "a"}, "annotations": []}))
+
+
+def test_exports_give_tasks(tmp_path, write_rows):
+    write_rows({})
+    exported = LABEL_STUDIO | {"data": LABEL_STUDIO["data"] | {"image": "/data/upload/1/red.png"}}
+    (tmp_path / "export.json").write_text(json.dumps([exported, ARGILLA]))
+    tasks = tasks_of(str(tmp_path / "export.json"))
+    assert [(task.name, task.mode, task.answers) for task in tasks] == [("12", "pairwise", ("A cup.", "A dog."))]
