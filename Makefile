@@ -26,7 +26,7 @@ test-browser: $(INSTALLED) $(AXE)
 	MMRLHF_BROWSER_TASKS=50 $(BIN)/python -m pytest tests/labeling/test_browser.py
 
 $(AXE):
-	npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4
+	npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4 || echo "note: no axe-core, so its tests skip"
 
 # vLLM, in an environment of its own: 4 GB, and some minutes when it is made.
 ENGINE_ENV ?= .venv-engine
