@@ -30,9 +30,10 @@ from mmrlhf.config.commands import (
     ServeConfig,
 )
 from mmrlhf.config.dpo import DPOConfig
-from mmrlhf.config.policy_eval import PolicyEvalConfig
+from mmrlhf.config.feedback import FeedbackConfig
+from mmrlhf.config.policy_eval import PolicyEvalConfig, SelectionConfig
 from mmrlhf.config.ppo import PPOConfig
-from mmrlhf.config.rewards import RewardTermsConfig
+from mmrlhf.config.rewards import RewardTermsConfig, VerifierConfig
 from mmrlhf.config.rft import RFTConfig
 from mmrlhf.config.scenes import ScenesConfig
 from mmrlhf.config.sft import SFTConfig
@@ -40,6 +41,8 @@ from mmrlhf.config.training import RewardConfig, TrainConfig
 
 RewardedConfig = PPOConfig | RFTConfig
 """The configuration of a stage that samples answers and rewards them."""
+VerifyingConfig = RewardedConfig | FeedbackConfig
+"""The configuration of a stage that verifies the claims of answers with a model of its own."""
 
 __all__ = [
     "STRICT",
@@ -56,6 +59,7 @@ __all__ = [
     "ExportConfig",
     "FactsConfig",
     "FactsPosition",
+    "FeedbackConfig",
     "GenerateConfig",
     "PPOConfig",
     "PixelConfig",
@@ -71,6 +75,9 @@ __all__ = [
     "SamplingConfig",
     "ScenesConfig",
     "ScoreConfig",
+    "SelectionConfig",
     "ServeConfig",
     "TrainConfig",
+    "VerifierConfig",
+    "VerifyingConfig",
 ]
