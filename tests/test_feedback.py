@@ -350,9 +350,10 @@ def test_a_judge_labels_and_is_asked_nothing_twice(tiny_vlm_path, examples, tmp_
     assert read_jsonl(tmp_path / "run" / "judgments.jsonl")[0]["model"] == FAKE_MODEL
 
 
-def test_a_judge_that_cannot_be_reached_stops_the_run_and_the_answers_are_kept(tiny_vlm_path, examples, tmp_path):
+def test_a_judge_that_cannot_be_reached_stops_the_run_and_the_answers_are_kept(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrlhf.evaluation.openai_client.time.sleep", lambda seconds: None)  # between retries
     config = feedback_config(tiny_vlm_path, tmp_path, verifier="judge", judge="http://127.0.0.1:9/v1", judge_model="m")
-    with pytest.raises(InputError, match="m at http://127.0.0.1:9/v1 cannot be reached"):
+    with pytest.raises(InputError, match=r"m at http://127\.0\.0\.1:9/v1 cannot be reached"):
         feedback(config, examples[:1])
     assert (tmp_path / "round_1" / "answers.jsonl").is_file() and not (tmp_path / "round_1" / "pairs.jsonl").exists()
 

@@ -24,7 +24,7 @@ def labelled(
 
 
 def comparison(gap: float, length_gap: int = 0, true_gap: float | None = None, first_better: bool = True) -> Comparison:
-    """Return a comparison of answers whose utilities, lengths and true utilities differ by these."""
+    """Return a comparison of answers that differ in utility, length and true utility by these."""
     true = None if true_gap is None else 0.0
     better = labelled(gap, 10 + length_gap, true_gap, number=0 if first_better else 1)
     return Comparison(better, labelled(0.0, 10, true, number=1 if first_better else 0))

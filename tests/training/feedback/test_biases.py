@@ -14,12 +14,12 @@ def test_the_longer_answer_is_labelled_better_in_three_of_four():
 
 
 def test_length_bias_against_the_truth():
-    """The truly better answer is the longer one in two of four, and labels say three."""
+    """The truly better answer is the longer one in one of four, and labels say three."""
     rows = [comparison(1, 3, true_gap=2), comparison(1, -3, true_gap=1), comparison(1, 3, -1), comparison(1, 2, -2)]
     rows += [comparison(1, 3, 0), comparison(1, 4, 0), comparison(1, -1, 0)]
     length = label_biases(rows)["length"]
     assert length["labelled_where_untied"]["value"] == 0.75
-    # The label is wrong in the last two of the first four: there the shorter answer is truly better.
+    # The label is wrong in the last two of the first four: there the shorter one is truly better.
     assert length["true_where_untied"]["value"] == 0.25
     assert (length["agreement_if_true"]["value"], length["agreement_if_true"]["n"]) == (1.0, 1)
     assert (length["agreement_if_not"]["value"], length["agreement_if_not"]["n"]) == (pytest.approx(1 / 3), 3)

@@ -1,4 +1,4 @@
-"""The page of a round: claims coloured by verdict, reasons, and nothing that a model wrote as HTML."""
+"""The page of a round: claims coloured by verdict, reasons, and nothing of a model as HTML."""
 
 from collections import Counter
 
