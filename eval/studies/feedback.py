@@ -1,7 +1,7 @@
 """Do labels by verified claims agree with the truth, and do rounds of them remove a habit?
 
     python eval/studies/feedback.py --out runs/feedback --base data/tiny_vlm --seeds 5
-    python eval/studies/feedback.py --out runs/feedback --base data/tiny_vlm --seeds 5 --parts rounds
+    python eval/studies/feedback.py --out runs/feedback --base data/tiny_vlm --parts rounds
     python eval/studies/feedback.py --out runs/feedback --analyse
 
 `labels`: the SFT model's own answers (8 to a prompt) are labelled by each verifier, and kept pairs
@@ -18,8 +18,8 @@ file, and a killed run continues.
 
 Predictions, written down before the first cell was run:
 
-1. `facts`: labels agree with the truth in 85 to 90% of the kept pairs whose true utilities differ by
-   at least 1. It misses the 90% because an invented object is unknown to a list that is not
+1. `facts`: labels agree with the truth in 85 to 90% of the kept pairs whose true utilities differ
+   by at least 1. It misses the 90% because an invented object is unknown to a list that is not
    complete, not false. At least 60% of the prompts give a pair.
 2. `facts_costs`: above 90%.
 3. `vlm` alone: 60 to 70%, and a bias to the longer answer, as it says yes too often.
@@ -230,12 +230,12 @@ def rounds_table(cells: Cells) -> str:
         rows.append(
             (
                 " ".join(names),
-                format_mean((r[HABIT] for r in by_seed.values())),
+                format_mean(r[HABIT] for r in by_seed.values()),
                 format_mean(ratios, True),
                 format_mean((r[COVERAGE] for r in by_seed.values()), True),
                 format_mean((by_seed[s][COVERAGE] - base[s][COVERAGE] for s in seeds), True, "+"),
                 format_mean((r["claim_f1"] for r in by_seed.values()), True),
-                format_mean((r["utility"] for r in by_seed.values())),
+                format_mean(r["utility"] for r in by_seed.values()),
                 str(len(by_seed)),
             )
         )

@@ -1,4 +1,4 @@
-"""A judge as a verifier of claims: one claim at a time, every reply on file, failures kept apart."""
+"""A judge as a verifier: one claim at a time, every reply on file, failures kept apart."""
 
 import pytest
 
