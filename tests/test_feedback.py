@@ -24,6 +24,7 @@ from tests.helpers.stages import save_start_adapter
 
 LEXICON = str(Path(scenes.__file__).parent / "lexicon.txt")
 TINY = {"lora_r": 4, "max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 2e-3, "save_steps": 1}
+NO_SAMPLES = {"num_sample_generations": 0}
 ROUND_FILES = ("answers.jsonl", "verdicts.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl", "labels.json", "report.html")
 
 
@@ -41,7 +42,7 @@ def recipe(tmp_path):
 
     def write(name, **settings):
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**TINY, **settings}))
+        path.write_text(yaml.safe_dump({**TINY, **({} if name == "reward" else NO_SAMPLES), **settings}))
         return str(path)
 
     return write
@@ -238,7 +239,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "dpo.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "dpo.yaml").write_text(yaml.safe_dump(TINY | NO_SAMPLES))
     feedback(
         rounds_config(tiny_vlm_path, folder / "run", str(folder / "dpo.yaml")),
         examples[:3],
@@ -270,7 +271,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path
     config = rounds_config(tiny_vlm_path, tmp_path / "run", str(whole_run / "dpo.yaml"))
 
     def run():
-        feedback(config, examples[:3], true_utility, lambda vlm: {"utility": 1.0})
+        feedback(config, examples[:2], true_utility, lambda vlm: {"utility": 1.0})
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, name, killed)
