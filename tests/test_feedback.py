@@ -236,16 +236,21 @@ class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
+def trained_weights(vlm):
+    """Prefer a policy that has moved from where it started, whatever was killed before."""
+    weights = [p for name, p in vlm.model.named_parameters() if "lora_B" in name]
+    return {"utility": sum(float(p.detach().abs().sum()) for p in weights)}
+
+
+def run_two_rounds(model, rows, output_dir, recipe_path):
+    feedback(rounds_config(model, output_dir, recipe_path, batch_size=1), rows[:2], true_utility, trained_weights)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "dpo.yaml").write_text(yaml.safe_dump(TINY | NO_SAMPLES))
-    feedback(
-        rounds_config(tiny_vlm_path, folder / "run", str(folder / "dpo.yaml")),
-        examples[:3],
-        true_utility,
-        lambda vlm: {"utility": 1.0},
-    )
+    run_two_rounds(tiny_vlm_path, examples, folder / "run", str(folder / "dpo.yaml"))
     return folder
 
 
@@ -253,7 +258,7 @@ def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     ("owner", "name", "call"),
     [
         (ResumableWriter, "append", 2),  # among the first round's answers
-        (ResumableWriter, "append", 4),  # among its verdicts
+        (ResumableWriter, "append", 5),  # among its verdicts: two batches of answers, and `finish`
         (stage, "write_round", 2),
         (stage, "dpo", 2),
         (Run, "finish", 3),  # the two of dpo, and its own
@@ -268,18 +273,18 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path
             raise Killed
         return real(*args, **kwargs)
 
-    config = rounds_config(tiny_vlm_path, tmp_path / "run", str(whole_run / "dpo.yaml"))
-
-    def run():
-        feedback(config, examples[:2], true_utility, lambda vlm: {"utility": 1.0})
-
+    arguments = tiny_vlm_path, examples, tmp_path / "run", str(whole_run / "dpo.yaml")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, name, killed)
-        run()
-    run()
+        run_two_rounds(*arguments)
+    run_two_rounds(*arguments)
     names = [f"round_{number}/{file}" for number in (1, 2) for file in ROUND_FILES]
     for path in ("policy/adapter_model.safetensors", *names):
         assert (tmp_path / "run" / path).read_bytes() == (whole_run / "run" / path).read_bytes(), path
+    policies = [
+        (tmp_path / "run" / name / "policy/adapter_model.safetensors").read_bytes() for name in ("round_1/dpo", "round_2/dpo")
+    ]
+    assert policies[0] != policies[1]
     without_time = [[{**row, "time": 0} for row in read_jsonl(p / "run/metrics.jsonl")] for p in (tmp_path, whole_run)]
     assert without_time[0] == without_time[1]
 

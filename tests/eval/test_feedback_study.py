@@ -26,7 +26,7 @@ def write_round(folder, *verdicts_of_answers):
 
 
 def test_unknown_costs_are_what_the_recall_of_the_facts_does_not_explain(study, tmp_path):
-    """Four supported objects at recall 0.8 come with one true unknown one: half of two are false."""
+    """Four supported objects at recall 0.8 come with one true unknown one: one of two is false."""
     names = ("ring", "star", "moon", "heart")
     write_round(tmp_path, [verdict(SUPPORTED, name) for name in names], [verdict(UNKNOWN, "cross"), verdict(UNKNOWN, "arrow")])
     assert study.unknown_costs(tmp_path, 0.8) == "object=0.500"
