@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -77,7 +78,8 @@ def unknown_costs(round_folder: Path, recall: float) -> str | None:
 
     A true claim is supported with probability r if r is the share of facts that are listed (r * r
     for two objects). So S supported claims come with S (1 - r) / r true unknown ones, and the other
-    unknown ones are false. Repeated and hedged claims, and denials, are left out.
+    unknown ones are false. Repeated and hedged claims, and denials, are left out. A kind that the
+    facts never support costs nothing, as nothing follows about it.
     """
     supported, unknown = Counter[str](), Counter[str]()
     pairs = zip(read_sampled(round_folder / "answers.jsonl"), read_verdicts(round_folder / "verdicts.jsonl"), strict=True)
@@ -88,7 +90,7 @@ def unknown_costs(round_folder: Path, recall: float) -> str | None:
     costs = {}
     for kind in CLAIM_KINDS:
         listed = recall ** LISTED_OBJECTS[kind]
-        if unknown[kind]:
+        if unknown[kind] and supported[kind]:
             costs[kind] = min(1.0, max(0.0, 1 - supported[kind] * (1 - listed) / listed / unknown[kind]))
     return ", ".join(f"{kind}={cost:.3f}" for kind, cost in costs.items() if cost > 0.0005) or None
 
@@ -131,6 +133,21 @@ def arm_settings(experiment: Experiment, arm: str, args: argparse.Namespace) -> 
     return {"verifier": "facts", "unknown_claim_costs": unknown_costs(folder / "round_1", experiment.fact_recall)}
 
 
+def reuse_labels(experiment: Experiment, arm: str) -> None:
+    """Copy the answers that all verifiers label, and the verdicts that differ in costs alone.
+
+    The stage refuses them if they are of other inputs.
+    """
+    source, target = (experiment.directory / f"feedback_labels_{name}" / "round_1" for name in ("facts", arm))
+    names = ("answers", "verdicts") if arm == "facts_costs" else ("answers",)
+    if arm == "facts" or target.exists() or not source.exists():
+        return
+    target.mkdir(parents=True)
+    for name in names:
+        for file in (f"{name}.jsonl", f".{name}.jsonl.inputs.json"):
+            shutil.copy2(source / file, target / file)
+
+
 # ---- cells ---------------------------------------------------------------------------------------
 
 
@@ -138,6 +155,7 @@ def measure_labels(experiment: Experiment, arm: str, args: argparse.Namespace) -
     """Return what labels.json says of the labels of a verifier."""
     prompts = data.build_rl_prompts(experiment.data_config)[: args.prompts]
     settings = arm_settings(experiment, arm, args)
+    reuse_labels(experiment, arm)
     folder = run_feedback(experiment, f"labels_{arm}", prompts, args, **settings)
     return {**json.loads((folder / "round_1" / "labels.json").read_text()), "costs": settings.get("unknown_claim_costs")}
 

@@ -34,6 +34,11 @@ def test_unknown_costs_are_what_the_recall_of_the_facts_does_not_explain(study, 
     assert study.unknown_costs(tmp_path, 0.5) is None  # more true ones than there are unknown
 
 
+def test_a_kind_that_facts_never_support_costs_nothing(study, tmp_path):
+    write_round(tmp_path, [verdict(UNKNOWN, "ring", kind="relation", relation="left of", target="star")])
+    assert study.unknown_costs(tmp_path, 0.8) is None
+
+
 def test_unknown_costs_count_neither_denials_nor_repetitions(study, tmp_path):
     repeated = [verdict(UNKNOWN, "cross")] * 3
     write_round(tmp_path, [*repeated, verdict(UNKNOWN, "star", negated=True), verdict(CONTRADICTED, "moon"), verdict(SUPPORTED)])
