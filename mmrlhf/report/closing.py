@@ -98,15 +98,8 @@ def _feedback(config: Any) -> Closing:
         run / "metrics.jsonl": "every round's metrics",
     }
     if config.algorithm != "none":
-        return written, [
-            "generate",
-            "--model",
-            config.model_name_or_path,
-            "--adapter_path",
-            run / "policy",
-            "--data",
-            "HELD_OUT_PROMPTS",
-        ]
+        policy = ["--model", config.model_name_or_path, "--adapter_path", run / "policy"]
+        return written, ["generate", *policy, "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
     images = config.image_folder or Path(config.dataset_name).parent
     dpo = ["dpo", "--model", config.model_name_or_path, "--data", last / "pairs.jsonl", "--image_folder", images]
     return written, [*dpo, "--out", run.parent / "dpo"]
