@@ -388,7 +388,10 @@ def test_a_judge_that_cannot_be_reached_stops_the_run_and_the_answers_are_kept(t
         ({"algorithm": "dpo", "dpo_config": "demo/dpoo"}, "there is no demo/dpoo in configs: did you mean demo/dpo"),
         ({"algorithm": "dpo", "dpo_config": "demo/ppo"}, "cliprange_value"),
         ({"algorithm": "dpo", "metric_for_best_model": "scenes/utility"}, "metric_for_best_model"),
-        ({"algorithm": "dpo", "eval_benchmarks": "scenes", "metric_for_best_model": "scenes/nice"}, "scenes does not give it"),
+        (
+            {"algorithm": "dpo", "eval_benchmarks": "scenes", "eval_limit": 1, "metric_for_best_model": "scenes/nice"},
+            "scenes does not give it",
+        ),
         ({"human_weight": 2.0}, "human_weight is about pairs labelled by people: give human_dataset_name"),
         ({"human_dataset_name": "h"}, "algorithm none learns nothing: give dpo or ppo"),
         ({"adapter_path": "absent"}, "absent"),
