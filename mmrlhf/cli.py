@@ -46,6 +46,7 @@ from mmrlhf.config import (
     CalibrateVLMConfig,
     DPOConfig,
     EncodeConfig,
+    FeedbackConfig,
     GenerateConfig,
     PPOConfig,
     RewardConfig,
@@ -274,6 +275,13 @@ COMMANDS = _by_last_word(
         "mmrlhf.rft:rft",
         "fine-tune a model on the best of its own answers (best-of-n), in rounds",
         "--model runs/sft/model --data prompts.jsonl --reward_model_path runs/reward --num_rounds 3 --output_dir runs/rft",
+    ),
+    _config_command(
+        "feedback",
+        FeedbackConfig,
+        "mmrlhf.feedback:feedback",
+        "label pairs of a model's own answers by verifying their claims, and learn them, in rounds",
+        "--model runs/sft/model --data prompts.jsonl --facts_file facts.jsonl --out runs/feedback",
     ),
     _config_command(
         "generate",

@@ -51,11 +51,11 @@ from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
-from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
+from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, with_breakdowns
 from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
-from mmrlhf.training.sampled_answers import build_samples, sample_rows
+from mmrlhf.training.sampled_answers import build_samples, sample_rows, why_unusable
 
 
 @writes("output_dir")

@@ -15,8 +15,8 @@ from mmrlhf.records import ImageSource, InputError, Message
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
-from mmrlhf.training.rft.scored_answers import why_unusable
 from mmrlhf.training.run import Run
+from mmrlhf.training.sampled_answers import why_unusable
 
 
 def rft_config(model, output_dir, **settings):

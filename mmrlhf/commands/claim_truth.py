@@ -12,7 +12,7 @@ from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.rows import Row
 from mmrlhf.files.tables import read_rows
-from mmrlhf.records import CLAIM_KINDS, Claim, Fact, InputError, Verdict
+from mmrlhf.records import CLAIM_KINDS, Claim, Example, Fact, InputError, Verdict
 from mmrlhf.rewards.detection import GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import AnswerClaims, verify_against_facts
@@ -71,7 +71,7 @@ def _verdicts_of_facts(
 ) -> GroupVerdicts:
     path = str(config.truth_file)
     truth_file = read_facts(path)
-    true_facts = [_facts_of_group(truth_file, group) for group in groups]
+    true_facts = [facts_of_row(truth_file, group) for group in groups]
     if not any(true_facts):
         raise InputError(f"truth_file {path} has no facts about the images of {config.answers}: name images or ids as it does")
     same_file = config.facts_file is not None and content_digest(path) == content_digest(config.facts_file)
@@ -87,11 +87,11 @@ def _verdicts_of_facts(
     ]
 
 
-def _facts_of_group(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
-    """Return the facts about a group's row or images; none if there are none."""
-    if group.id in facts:
-        return facts[group.id]
-    names = [image.path or image.recorded_name for image in group.images]
+def facts_of_row(facts: FactsByImage, row: AnswerGroup | Example) -> tuple[Fact, ...]:
+    """Return the facts about a row or its images; none if there are none."""
+    if row.id in facts:
+        return facts[row.id]
+    names = [image.path or image.recorded_name for image in row.images]
     return tuple(dict.fromkeys(fact for name in names if name for fact in facts_for_image(facts, name)))
 
 

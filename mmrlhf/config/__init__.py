@@ -30,10 +30,11 @@ from mmrlhf.config.commands import (
     ServeConfig,
 )
 from mmrlhf.config.dpo import DPOConfig
+from mmrlhf.config.feedback import FeedbackConfig
 from mmrlhf.config.labeling import LabelConfig
-from mmrlhf.config.policy_eval import PolicyEvalConfig
+from mmrlhf.config.policy_eval import PolicyEvalConfig, SelectionConfig
 from mmrlhf.config.ppo import PPOConfig
-from mmrlhf.config.rewards import RewardTermsConfig
+from mmrlhf.config.rewards import RewardTermsConfig, VerifierConfig
 from mmrlhf.config.rft import RFTConfig
 from mmrlhf.config.rollout_engine import RolloutEngineConfig
 from mmrlhf.config.scenes import ScenesConfig
@@ -42,6 +43,8 @@ from mmrlhf.config.training import RewardConfig, TrainConfig
 
 RewardedConfig = PPOConfig | RFTConfig
 """The configuration of a stage that samples answers and rewards them."""
+VerifyingConfig = RewardedConfig | FeedbackConfig
+"""The configuration of a stage that verifies the claims of answers with a model of its own."""
 
 __all__ = [
     "STRICT",
@@ -58,6 +61,7 @@ __all__ = [
     "ExportConfig",
     "FactsConfig",
     "FactsPosition",
+    "FeedbackConfig",
     "GenerateConfig",
     "LabelConfig",
     "PPOConfig",
@@ -75,6 +79,9 @@ __all__ = [
     "SamplingConfig",
     "ScenesConfig",
     "ScoreConfig",
+    "SelectionConfig",
     "ServeConfig",
     "TrainConfig",
+    "VerifierConfig",
+    "VerifyingConfig",
 ]

@@ -7,8 +7,8 @@ from mmrlhf.config.training import TrainConfig
 
 
 @settings
-class PolicyEvalConfig(TrainConfig):
-    """Training with evaluation along the way, and the choice of the best policy."""
+class SelectionConfig:
+    """What a policy is evaluated on along the way, and the metric that chooses the best one."""
 
     eval_benchmarks: str | None = None
     """Benchmarks to evaluate the policy on before the first step, every eval_steps and after the
@@ -28,6 +28,12 @@ class PolicyEvalConfig(TrainConfig):
     (`scenes/claim_f1`); the best policy so far is kept in `best`."""
     greater_is_better: bool | None = None
     """Whether a higher metric_for_best_model is better; by default as is known of the metric."""
+
+
+@settings
+class PolicyEvalConfig(SelectionConfig, TrainConfig):
+    """Training with evaluation along the way, and the choice of the best policy."""
+
     load_best_model_at_end: bool = False
     """Write the best policy at the end, not the last one."""
     num_sample_generations: NonNegativeInt = 4

@@ -8,7 +8,24 @@ from mmrlhf.config.base import Fraction, NonNegative, settings
 
 
 @settings
-class RewardTermsConfig:
+class VerifierConfig:
+    """What verifiers of claims are built from."""
+
+    clip_model: str | None = None
+    """Model of the verifier clip: a directory that open_clip saved, or a pretrained model as
+    NAME:TAG."""
+    clip_calibration: str | None = None
+    """Calibration of the verifier clip (`mmrlhf calibrate clip`); by default calibration.json in
+    the model's directory."""
+    vlm_calibration: str | None = None
+    """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used as
+    they are."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that claims are extracted with."""
+
+
+@settings
+class RewardTermsConfig(VerifierConfig):
     """The reward functions of sampled answers, and what verifies and monitors their claims."""
 
     reward_model_path: str | None = None
@@ -32,20 +49,9 @@ class RewardTermsConfig:
     bounds, a positive sum of rewards is cut to 0."""
     reward_clip_range: str | None = None
     """Lowest and highest reward of an answer, such as `-5,5`; sums of rewards are clipped to it."""
-    clip_model: str | None = None
-    """Model of the verifier clip: a directory that open_clip saved, or a pretrained model as
-    NAME:TAG."""
-    clip_calibration: str | None = None
-    """Calibration of the verifier clip (`mmrlhf calibrate clip`); by default calibration.json in
-    the model's directory."""
-    vlm_calibration: str | None = None
-    """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used as
-    they are."""
     unknown_claim_costs: str | None = None
     """What an unknown claim counts in `hallucination`, by kind, such as `object=0.1, count=0.3`:
     the kind's false rate, which `mmrlhf claims` prints for training pairs. By default 0."""
-    lexicon_file: str | None = None
-    """Nouns and other words to add to the lexicon that claims are extracted with."""
     monitor_verifiers: str | None = None
     """Verifiers, separated by commas, that measure the answers of each step without affecting the
     reward."""

@@ -25,6 +25,7 @@ CONTENT_FIELDS = (
     "dataset_name",
     "eval_dataset_name",
     "ptx_dataset_name",
+    "human_dataset_name",
     "facts_file",
     "facts_template",
     "reward_model_path",
@@ -34,6 +35,9 @@ CONTENT_FIELDS = (
     "vlm_calibration",
     "answers",
     "truth_file",
+    "dpo_config",
+    "reward_config",
+    "ppo_config",
 )
 """Settings that name files, directories or Hub ids, whose content is compared."""
 ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)

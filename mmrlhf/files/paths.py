@@ -20,9 +20,11 @@ PATH_FIELDS = {
     "dataset_name": _DATASET,
     "eval_dataset_name": _DATASET,
     "ptx_dataset_name": _DATASET,
+    "human_dataset_name": _DATASET,
     "reward_model_path": _RUN,
     "adapter_path": "give the policy folder of a finished ppo run",
     "image_folder": "give the folder that the rows' image paths start from",
+    "human_image_folder": "give the folder that the image paths of human_dataset_name start from",
     "facts_file": _FILE,
     "truth_file": _FILE,
     "lexicon_file": _FILE,
@@ -41,6 +43,7 @@ HUB_FIELDS = (
     "dataset_name",
     "eval_dataset_name",
     "ptx_dataset_name",
+    "human_dataset_name",
     "adapter_path",
 )
 """Fields that may be a Hub id instead."""

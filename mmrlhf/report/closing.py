@@ -85,6 +85,26 @@ def _rft(config: Any) -> Closing:
     return written, ["generate", "--model", run / "model", "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
 
 
+def _feedback(config: Any) -> Closing:
+    run = Path(config.output_dir)
+    last = run / f"round_{config.num_rounds}"
+    written = {
+        last / "report.html": "pairs with the verdicts on their claims, what was dropped, biases; it opens offline",
+        last / "pairs.jsonl": "the pairs, which reward and dpo read as they are",
+        last / "dropped.jsonl": "every comparison that is no pair, with the reason",
+        last / "scores.jsonl": "supported and contradicted claims, precision, coverage and utility of every answer",
+        last / "labels.json": "counts, biases and, where there is truth, agreement",
+        run / "policy": f"the best policy of the last round, a LoRA adapter on {config.model_name_or_path}",
+        run / "metrics.jsonl": "every round's metrics",
+    }
+    if config.algorithm != "none":
+        policy = ["--model", config.model_name_or_path, "--adapter_path", run / "policy"]
+        return written, ["generate", *policy, "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
+    images = config.image_folder or Path(config.dataset_name).parent
+    dpo = ["dpo", "--model", config.model_name_or_path, "--data", last / "pairs.jsonl", "--image_folder", images]
+    return written, [*dpo, "--out", run.parent / "dpo"]
+
+
 def _generate(config: Any) -> Closing:
     images = Path(config.image_folder or Path(config.dataset_name).parent)
     score = ["score", "--reward_model_path", "REWARD_MODEL", "--data", config.output_file, "--image_folder", images]
@@ -108,6 +128,7 @@ CLOSINGS: dict[str, Callable[[Any], Closing]] = {
     "dpo": _dpo,
     "ppo": _ppo,
     "rft": _rft,
+    "feedback": _feedback,
     "generate": _generate,
     "score": _score,
     "reward-eval": _reward_eval,

@@ -120,7 +120,9 @@ def write_runs_page(paths: Sequence[str], out: str | None = None, *, main_curves
 def read_run(path: Path, name: str) -> TrainingRun:
     """Read a run directory. Raises InputError if it is none."""
     if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
-        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo, rft or ppo")
+        raise InputError(
+            f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo, rft, feedback or ppo"
+        )
     settings = read_yaml(path / "config.yaml")
     metrics = list(_iter_rows(path / "metrics.jsonl"))
     if not any(row["step"] for row in metrics):
@@ -138,7 +140,7 @@ def read_run(path: Path, name: str) -> TrainingRun:
 def stage_of(settings: Mapping[str, Any]) -> str:
     """Return the command that settings are of: each has one that those after it lack."""
     own_settings = {
-        "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
+        "feedback": "false_claim_penalty", "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
     }  # fmt: skip
     return next((stage for stage, name in own_settings.items() if name in settings), "sft")
 
@@ -209,7 +211,10 @@ def describe_run(run: TrainingRun) -> str:
         changes.append(f"{run.best['metric']} best at step {run.best['step']} ({run.best['value']:.3g})")
     state = "finished" if run.finished else "not finished"
     name = run.name if run.name == run.stage else f"{run.name} ({run.stage})"
-    steps, warnings = _count(last_step, "round" if run.stage == "rft" else "step"), _count(len(run.warnings), "warning")
+    steps, warnings = (
+        _count(last_step, "round" if run.stage in ("feedback", "rft") else "step"),
+        _count(len(run.warnings), "warning"),
+    )
     return f"{name}: {steps}, {state}; {', '.join(changes) or 'no metrics'}; {warnings}."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from mmrlhf.config import TrainConfig
+from mmrlhf.config import FeedbackConfig, TrainConfig
 from mmrlhf.datasets import Records
 from mmrlhf.facts import read_facts
 from mmrlhf.records import Example, Preference
@@ -16,7 +16,7 @@ Record = TypeVar("Record", Example, Preference)
 
 
 def open_rows(
-    config: TrainConfig, run: Run, rows: Sequence[Record] | None, read: Callable[..., Records[Record]]
+    config: TrainConfig | FeedbackConfig, run: Run, rows: Sequence[Record] | None, read: Callable[..., Records[Record]]
 ) -> tuple[Sequence[Record], KeptChecks | None]:
     """Return a run's rows, of its dataset unless given, and the file that keeps their checks.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmrlhf.datasets.conversations import PLACEHOLDER, is_blank
 from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.records import Example
 from mmrlhf.rewards.types import Sample
@@ -30,6 +31,21 @@ def build_samples(rows: Sequence[Example], completions: SampledCompletions, grou
         )
         for n, row in enumerate(row_of_answer)
     ]
+
+
+def why_unusable(sample: Sample, escape: Callable[[str], str]) -> str:
+    """Return why an answer cannot be learnt, or "" if it can.
+
+    An answer that was cut off would teach to stop in mid-sentence, and one that spells a control
+    token (`escape` breaks those up) would be read as a turn's end or as an image.
+    """
+    if not sample.finished:
+        return "cut off at response_length"
+    if is_blank(sample.answer):
+        return "empty"
+    if escape(sample.answer) != sample.answer or PLACEHOLDER in sample.answer:
+        return "with a control token"
+    return ""
 
 
 def sample_rows(

@@ -1,12 +1,12 @@
-"""Verifiers by name, built from the settings of a PPO run."""
+"""Verifiers by name, built from the settings of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mmrlhf.claims import Lexicon
-from mmrlhf.config import RewardedConfig
+from mmrlhf.config import VerifyingConfig
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import InputError
 from mmrlhf.verifiers.base import Verifier, load_calibration
@@ -14,16 +14,16 @@ from mmrlhf.verifiers.cascade import cached, facts_verifier
 from mmrlhf.verifiers.clip import load_clip
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
-VerifierBuilder = Callable[[RewardedConfig, Adapters, Lexicon], Verifier]
+VerifierBuilder = Callable[[VerifyingConfig, Adapters, Lexicon], Verifier]
 """Builds a verifier from a run's settings, its model with adapters, and its lexicon."""
 
 
-def build_facts_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_facts_verifier(config: VerifyingConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the verifier that compares claims with each row's facts."""
     return facts_verifier(lexicon)
 
 
-def build_clip_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_clip_verifier(config: VerifyingConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the open_clip verifier. Raises InputError without --clip_model or a calibration."""
     if config.clip_model is None:
         raise InputError("the verifier clip needs an open_clip model: give --clip_model, or use facts or vlm")
@@ -36,7 +36,7 @@ def build_clip_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lex
     return cached(clip_verifier)
 
 
-def build_vlm_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_vlm_verifier(config: VerifyingConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the verifier that asks the base model. Raises InputError for a bad calibration."""
     calibration = load_calibration(Path(config.vlm_calibration))[0] if config.vlm_calibration else UNCALIBRATED
     return cached(VLMVerifier(Role(adapters, None), lexicon, calibration, config.max_length))
@@ -54,15 +54,16 @@ own, write a builder above, and list it here. Wrap it in `cached` if it reads no
 """
 
 
-def validate_verifier(verifier_name: str, location: str) -> str:
+def validate_verifier(verifier_name: str, location: str, names: Collection[str] = VERIFIERS) -> str:
     """Return the name of a verifier, or of several joined by `+`, without spaces.
 
-    Raises InputError for an unknown or repeated name. The message begins with `location`.
+    Raises InputError for one that is not in `names`, or is repeated. The message begins with
+    `location`.
     """
     parts = [part.strip() for part in verifier_name.split("+")]
     for part in parts:
-        if part not in VERIFIERS:
-            raise InputError(f"{location}: there is no verifier {part!r}; use {', '.join(VERIFIERS)}, or several joined by +")
+        if part not in names:
+            raise InputError(f"{location}: there is no verifier {part!r}; use {', '.join(names)}, or several joined by +")
     if len(set(parts)) < len(parts):
         raise InputError(f"{location}: a verifier is named twice; name each once")
     return "+".join(parts)

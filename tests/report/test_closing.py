@@ -6,7 +6,17 @@ import pytest
 
 from mmrlhf.cli import COMMANDS
 from mmrlhf.cli_parser import make_config_parser
-from mmrlhf.config import DPOConfig, GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, RFTConfig, ScoreConfig, SFTConfig
+from mmrlhf.config import (
+    DPOConfig,
+    FeedbackConfig,
+    GenerateConfig,
+    PPOConfig,
+    RewardConfig,
+    RewardEvalConfig,
+    RFTConfig,
+    ScoreConfig,
+    SFTConfig,
+)
 from mmrlhf.report.closing import CLOSINGS, closing_text
 
 CLASSES = {
@@ -15,6 +25,7 @@ CLASSES = {
     "dpo": DPOConfig,
     "ppo": PPOConfig,
     "rft": RFTConfig,
+    "feedback": FeedbackConfig,
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "reward-eval": RewardEvalConfig,

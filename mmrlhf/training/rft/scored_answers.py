@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.datasets.conversations import PLACEHOLDER, is_blank
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
@@ -57,21 +56,6 @@ def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, 
         breakdown = RewardBreakdown(fields["terms"], spans, fields["values"], weights)
         answers.append(ScoredAnswer(row, sample, breakdown, fields["claims"], fields["unusable"]))
     return answers
-
-
-def why_unusable(sample: Sample, escape: Callable[[str], str]) -> str:
-    """Return why an answer cannot be learnt, or "" if it can.
-
-    An answer that was cut off would teach to stop in mid-sentence, and one that spells a control
-    token (`escape` breaks those up) would be read as a turn's end or as an image.
-    """
-    if not sample.finished:
-        return "cut off at response_length"
-    if is_blank(sample.answer):
-        return "empty"
-    if escape(sample.answer) != sample.answer or PLACEHOLDER in sample.answer:
-        return "with a control token"
-    return ""
 
 
 def with_breakdowns(answers: Sequence[ScoredAnswer], breakdowns: Sequence[RewardBreakdown]) -> list[ScoredAnswer]:

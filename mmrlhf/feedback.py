@@ -1,0 +1,389 @@
+"""Preference pairs labelled by verifying claims, and training on them, in rounds.
+
+A round samples several answers to every prompt from one policy, splits each answer into claims,
+verifies these one by one (divide and conquer: Yu et al. 2024, RLAIF-V), and compares the answers to
+a prompt by their utility, which counts supported claims as well as contradicted ones. Pairs with a
+clear gap and balanced lengths train the policy by dpo, or a reward model and the policy by ppo. The
+next round samples from the best policy of this one, by a metric on held-out prompts, and has it as
+the reference.
+
+A round is a folder of the run: `answers.jsonl`, `verdicts.jsonl`, `scores.jsonl`, `pairs.jsonl`,
+`dropped.jsonl`, `labels.json`, `report.html`, and the runs of its training. All of them resume
+after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrlhf.claims import extract_claims, load_lexicon
+from mmrlhf.commands.claim_truth import facts_of_row
+from mmrlhf.config import FeedbackConfig
+from mmrlhf.datasets import read_examples, read_preferences
+from mmrlhf.dpo import dpo
+from mmrlhf.engine.rollout import LocalEngine, numbered_ids, prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.evaluation.claim_judge import ClaimJudge
+from mmrlhf.evaluation.openai_client import Endpoint
+from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
+from mmrlhf.facts import read_facts
+from mmrlhf.files.inputs import content_digest, inputs_of
+from mmrlhf.files.jsonl import json_line
+from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.writing import writes
+from mmrlhf.models import sharding
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load
+from mmrlhf.models.policy import check_adapter_setting, check_same_base
+from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
+from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.ppo import ppo
+from mmrlhf.records import Example, InputError
+from mmrlhf.reward_model import train_reward_model
+from mmrlhf.rewards.claim_rewards import parse_unknown_costs
+from mmrlhf.training.feedback.labels import (
+    LabelledAnswer,
+    SampledAnswer,
+    label_group,
+    read_sampled,
+    read_verdicts,
+    utility,
+    verdicts_row,
+)
+from mmrlhf.training.feedback.pairs import select_pairs
+from mmrlhf.training.feedback.recipes import dpo_config, ppo_config, reward_config
+from mmrlhf.training.feedback.round_files import (
+    describe_round,
+    round_metrics,
+    summarise,
+    why_nothing_is_kept,
+    write_round,
+)
+from mmrlhf.training.feedback.settings import check_rows, check_settings
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
+from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import open_rows
+from mmrlhf.training.sampled_answers import build_samples, why_unusable
+from mmrlhf.verifiers import AnswerClaims, Verifier, verify_against_facts
+from mmrlhf.verifiers.build import VERIFIERS
+from mmrlhf.verifiers.cascade import cascade, facts_verifier
+
+TrueUtility = Callable[[Example, str], float | None]
+"""Returns the true utility of an answer to an example; None where it is not known."""
+
+
+@writes("output_dir")
+def feedback(
+    config: FeedbackConfig,
+    examples: Sequence[Example] | None = None,
+    true_utility: TrueUtility | None = None,
+    eval_function: EvalFunction | None = None,
+) -> Path:
+    """Label pairs of answers to `examples`, or to the configured dataset, and learn from them.
+
+    Return the adapter folder of the best policy or, if nothing is learnt, the file of pairs. Labels
+    are compared with `true_utility`, or with truth_file. `eval_function` measures policies beside
+    eval_benchmarks. Raises InputError if settings, data or models are unusable, or if a round keeps
+    no pair.
+    """
+    check_settings(config)
+    check_adapter_setting(config.adapter_path, "lora")
+    _check_training(config, eval_function)
+    accelerator = Accelerator()
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
+    examples, _ = open_rows(config, run, examples, read_examples)
+    examples = examples[: config.limit]
+    human = None
+    if config.human_dataset_name is not None:
+        human = read_preferences(config.human_dataset_name, image_folder=config.human_image_folder)
+        run.claim_rows(human, "human")
+    result = run.path / "policy" if config.algorithm != "none" else _folder(run, config.num_rounds) / "pairs.jsonl"
+    if run.is_finished:
+        run.print_finished(result)
+        return result
+    check_rows(config, examples)
+    true_utility = true_utility or _truth_of_file(config)
+    run.resume()
+
+    policy, best = config.adapter_path, list[Any]()
+    for number in range(1, config.num_rounds + 1):
+        folder = _folder(run, number)
+
+        # 1. Sample answers with the newest policy, and verify their claims
+        _sample(config, accelerator, run, examples, policy, number, folder / "answers.jsonl")
+        accelerator.wait_for_everyone()
+        _verify(config, accelerator, run, examples, number, folder)
+        accelerator.wait_for_everyone()
+        _free_memory()
+
+        # 2. Score them by supported and contradicted claims
+        groups = _label(config, examples, folder, true_utility)
+
+        # 3. Choose pairs, and write them with what was dropped and why
+        selection = select_pairs(groups, config.min_gap, config.max_pairs_per_prompt, config.balance_lengths, config.seed)
+        if not selection.kept:
+            raise InputError(
+                f"round {number} keeps none of {len(selection.comparisons)} comparisons: {why_nothing_is_kept(selection)}"
+            )
+        summary = summarise(number, config.verifier, groups, selection)
+        if accelerator.is_main_process:
+            write_round(config, run, folder, examples, groups, selection, summary, human)
+        run.print(describe_round(summary))
+        accelerator.wait_for_everyone()
+
+        # 4. Learn them; the best policy is that of the next round
+        metrics = round_metrics(summary)
+        if config.algorithm != "none":
+            policy = str(_train(config, folder, examples, policy, eval_function))
+            finished = json.loads((Path(policy).parent / "finished.json").read_text(encoding="utf-8"))
+            best.append(finished.get("best"))
+            if best[-1]:
+                metrics[f"eval/{best[-1]['metric']}"] = best[-1]["value"]
+            _free_memory()
+        run.log(number, metrics)
+
+    if accelerator.is_main_process:
+        if policy is not None and config.algorithm != "none":
+            _copy_folder(Path(policy), result)
+        run.finish({"rounds": config.num_rounds, "best_by_round": best})
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _folder(run: Run, number: int) -> Path:
+    return run.path / f"round_{number}"
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder, which appears whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+# ---- 1. sample and verify ------------------------------------------------------------------------
+
+SAMPLING_SETTINGS = (
+    "dataset_name", "dataset_train_split", "limit", "num_generations", "temperature", "top_p", "top_k", "min_new_tokens",
+    "response_length", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed",
+)  # fmt: skip
+"""Settings that a round's answers depend on, besides the policy."""
+VERIFIER_SETTINGS = (
+    "model_name_or_path", "facts_file", "verifier", "clip_model", "clip_calibration", "vlm_calibration", "lexicon_file", "judge",
+    "judge_model", "judge_max_tokens", "max_length", "min_pixels", "max_pixels", "dtype",
+)  # fmt: skip
+"""Settings that the verdicts depend on, besides the answers."""
+
+
+def _sample(
+    config: FeedbackConfig,
+    accelerator: Accelerator,
+    run: Run,
+    examples: Sequence[Example],
+    policy: str | None,
+    number: int,
+    path: Path,
+) -> None:
+    """Write the answers of the policy to all prompts to `path`; the answers to one share a prefill.
+
+    A killed call resumes after the last whole prompt. Raises InputError if the file holds answers
+    that were made from other inputs.
+    """
+    writer, state = None, [False, 0]
+    if accelerator.is_main_process:
+        inputs = _inputs(config, SAMPLING_SETTINGS)
+        inputs["policy"] = {"path": policy, "sha256": content_digest(policy) if policy else None}
+        inputs["model_name_or_path"] = _inputs(config, ("model_name_or_path",))["model_name_or_path"]
+        writer = ResumableWriter(path, inputs, config.num_generations, "output_dir")
+        state = [writer.is_finished, writer.num_done // config.num_generations]
+    is_finished, num_done = broadcast_object_list(state)
+    if is_finished:
+        return
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    adapters = Adapters(vlm)
+    if policy is not None:
+        check_same_base(Path(policy), vlm)
+        adapters.load("policy", Path(policy), trainable=False)
+    lengths = PromptLengths(vlm, config.max_pixels)
+
+    def lengths_of(example: Example) -> list[Length]:
+        num_tokens = lengths.count(example.prompt, example.images) + config.response_length
+        return [Length(num_tokens, lengths.limit(config.max_length))]
+
+    kept_checks = KeptChecks(run.path / "rows.json", run.add_file)
+    rows = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks)
+    prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
+    params = SamplingParams(
+        config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens,
+        seed=step_seed(config.seed, number),
+    )  # fmt: skip
+    engine = LocalEngine(Role(adapters, "policy" if policy is not None else None))
+    batch_size = config.batch_size * accelerator.num_processes
+    with run.progress(len(rows), num_done, f"round {number}: sample") as progress_bar:
+        for start in range(num_done, len(rows), batch_size):
+            batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
+            answers: list[SampledAnswer] = []
+            if local := batch[accelerator.process_index :: accelerator.num_processes]:
+                local_examples = [examples[row] for row, _ in local]
+                prompts = prompts_from_examples(vlm, local_examples, config.max_length - config.response_length)
+                prompts = [replace(prompt, id=prompt_id) for prompt, (_, prompt_id) in zip(prompts, local, strict=True)]
+                completions = engine.sample(prompts, config.num_generations, params)
+                samples = build_samples(local_examples, completions, config.num_generations, config.response_length)
+                answers = [
+                    SampledAnswer(
+                        local[index // config.num_generations][0],
+                        index % config.num_generations,
+                        sample.answer,
+                        sample.num_tokens,
+                        why_unusable(sample, vlm.escape_control_tokens),
+                    )
+                    for index, sample in enumerate(samples)
+                ]
+            answers = sorted(gather_object(answers), key=lambda answer: (answer.row, answer.number))
+            if writer is not None:
+                run.begin()
+                writer.append([json_line(dataclasses.asdict(answer)) for answer in answers])
+            progress_bar.advance(len(batch))
+    if writer is not None:
+        writer.finish()
+
+
+def _verify(
+    config: FeedbackConfig, accelerator: Accelerator, run: Run, examples: Sequence[Example], number: int, folder: Path
+) -> None:
+    """Write the verdicts on the claims of all answers that may be in a pair.
+
+    A killed call resumes after the last whole answer. Raises InputError as the verifiers do.
+    """
+    answers = read_sampled(folder / "answers.jsonl")
+    writer, state = None, [False, 0]
+    if accelerator.is_main_process:
+        path = folder / "answers.jsonl"
+        inputs = _inputs(config, VERIFIER_SETTINGS) | {"answers": {"path": str(path), "sha256": content_digest(str(path))}}
+        writer = ResumableWriter(folder / "verdicts.jsonl", inputs, setting="output_dir")
+        state = [writer.is_finished, writer.num_done]
+    is_finished, num_done = broadcast_object_list(state)
+    if is_finished:
+        return
+    lexicon = load_lexicon(config.lexicon_file)
+    verify = _build_verifier(config, accelerator, run.path)
+    batch_size = config.batch_size * config.num_generations * accelerator.num_processes
+    with run.progress(len(answers), num_done, f"round {number}: verify") as progress_bar:
+        for start in range(num_done, len(answers), batch_size):
+            batch = list(range(start, min(start + batch_size, len(answers))))
+            local = batch[accelerator.process_index :: accelerator.num_processes]
+            claims = [
+                AnswerClaims(
+                    examples[answers[i].row].images,
+                    examples[answers[i].row].facts,
+                    tuple(extract_claims(answers[i].answer, lexicon)) if not answers[i].unusable else (),
+                )
+                for i in local
+            ]
+            verdicts = dict(gather_object(list(zip(local, verify(claims), strict=True))))
+            if writer is not None:
+                run.begin()
+                writer.append([json_line(verdicts_row(answers[i], verdicts[i])) for i in batch])
+            progress_bar.advance(len(batch))
+    if writer is not None:
+        writer.finish()
+
+
+def _build_verifier(config: FeedbackConfig, accelerator: Accelerator, run_dir: Path) -> Verifier:
+    """Return the verifier of the settings, or a cascade of several."""
+    lexicon, names = load_lexicon(config.lexicon_file), [name.strip() for name in config.verifier.split("+")]
+    verifiers = dict[str, Verifier]()
+    adapters = None
+    if {"clip", "vlm"} & set(names):
+        sharded = sharding.is_wanted(config)
+        adapters = Adapters(load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharded))
+    for name in names:
+        if name == "judge":
+            endpoint = Endpoint(str(config.judge), config.judge_model or "", concurrency=config.judge_concurrency)
+            suffix = f"-{accelerator.process_index}" if accelerator.process_index else ""
+            verifiers[name] = ClaimJudge(endpoint, lexicon, run_dir / f"judgments{suffix}.jsonl", config.judge_max_tokens)
+        elif adapters is None:
+            verifiers[name] = facts_verifier(lexicon)
+        else:
+            verifiers[name] = VERIFIERS[name](config, adapters, lexicon)
+    return cascade(list(verifiers.values()))
+
+
+def _inputs(config: FeedbackConfig, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in inputs_of(config).items() if name in names}
+
+
+# ---- 2. score, 3. choose and write ---------------------------------------------------------------
+
+
+def _label(
+    config: FeedbackConfig, examples: Sequence[Example], folder: Path, true_utility: TrueUtility | None
+) -> list[list[LabelledAnswer]]:
+    """Return the answers to each prompt with their labels, from the round's files."""
+    answers, verdicts = read_sampled(folder / "answers.jsonl"), read_verdicts(folder / "verdicts.jsonl")
+    costs, groups = parse_unknown_costs(config.unknown_claim_costs), []
+    for start in range(0, len(answers), config.num_generations):
+        group = slice(start, start + config.num_generations)
+        truth = None
+        if true_utility is not None:
+            example = examples[answers[start].row]
+            truth = [None if answer.unusable else true_utility(example, answer.answer) for answer in answers[group]]
+        labelled = list(zip(answers[group], verdicts[group], strict=True))
+        groups.append(label_group(labelled, config.false_claim_penalty, costs, truth))
+    return groups
+
+
+def _truth_of_file(config: FeedbackConfig) -> TrueUtility | None:
+    """Return the utility by the facts that are kept apart, None without any."""
+    if config.truth_file is None:
+        return None
+    facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
+
+    def true_utility(example: Example, answer: str) -> float | None:
+        if not (true_facts := facts_of_row(facts, example)):
+            return None
+        verdicts = verify_against_facts(extract_claims(answer, lexicon), true_facts, lexicon)
+        return utility(verdicts, config.false_claim_penalty)
+
+    return true_utility
+
+
+# ---- 4. learn ------------------------------------------------------------------------------------
+
+
+def _train(
+    config: FeedbackConfig, folder: Path, examples: Sequence[Example], policy: str | None, eval_function: EvalFunction | None
+) -> Path:
+    """Train on a round's pairs, starting from its policy; return the folder of the best one."""
+    if config.algorithm == "dpo":
+        return dpo(dpo_config(config, folder, policy), None, eval_function)
+    reward_model = train_reward_model(reward_config(config, folder))
+    _free_memory()
+    return ppo(ppo_config(config, folder, policy, str(reward_model)), examples, eval_function)
+
+
+def _check_training(config: FeedbackConfig, eval_function: EvalFunction | None) -> None:
+    """Raise InputError, before a model is loaded, for bad recipes and evaluations."""
+    folder = Path(config.output_dir) / "round_1"
+    if config.algorithm == "dpo":
+        PolicyEvaluation(dpo_config(config, folder, None), eval_function)
+    elif config.algorithm == "ppo":
+        reward_config(config, folder)
+        PolicyEvaluation(ppo_config(config, folder, None, "reward"), eval_function)

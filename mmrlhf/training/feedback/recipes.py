@@ -1,0 +1,70 @@
+"""The configurations of the stages that learn a round's pairs: recipes, and what a run of feedback
+sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, SelectionConfig
+from mmrlhf.config_loader import Config, load_config
+from mmrlhf.files import bundled
+from mmrlhf.training.feedback.round_files import image_root
+
+SHARED_SETTINGS = (
+    "model_name_or_path", "max_length", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
+    "share_prefix", "micro_batch_tokens", "activation_checkpointing", "feature_memory_gib", "feature_cache_dir", "feature_disk_gib",
+)  # fmt: skip
+"""Settings that a stage has from the run, if it has them at all."""
+
+
+def dpo_config(config: FeedbackConfig, folder: Path, policy: str | None) -> DPOConfig:
+    """Return the settings of a round's dpo, which starts from the adapter `policy`, also its
+    reference."""
+    return _stage_config(DPOConfig, config.dpo_config, config, folder / "dpo", _pairs(config, folder) | _policy(config, policy))
+
+
+def reward_config(config: FeedbackConfig, folder: Path) -> RewardConfig:
+    """Return the settings of a round's reward model."""
+    return _stage_config(RewardConfig, config.reward_config, config, folder / "reward", _pairs(config, folder))
+
+
+def ppo_config(config: FeedbackConfig, folder: Path, policy: str | None, reward_model: str) -> PPOConfig:
+    """Return the settings of a round's ppo against its reward model, on the same prompts."""
+    prompts = {
+        "dataset_name": config.dataset_name,
+        "dataset_train_split": config.dataset_train_split,
+        "image_folder": config.image_folder,
+        "facts_file": config.facts_file,
+        "reward_model_path": reward_model,
+    }
+    return _stage_config(PPOConfig, config.ppo_config, config, folder / "ppo", prompts | _policy(config, policy))
+
+
+def _pairs(config: FeedbackConfig, folder: Path) -> dict[str, Any]:
+    """Return the settings of the pairs that a round learns, whose rows have their facts."""
+    name = "pairs.jsonl" if config.human_dataset_name is None else "train.jsonl"
+    return {"dataset_name": str(folder / name), "dataset_train_split": "train", "image_folder": image_root(config)}
+
+
+def _policy(config: FeedbackConfig, policy: str | None) -> dict[str, Any]:
+    """Return the settings of the policy that a round trains, and of how its best one is chosen."""
+    selection = {field.name: getattr(config, field.name) for field in dataclasses.fields(SelectionConfig)}
+    best = {"load_best_model_at_end": True} if config.metric_for_best_model is not None else {}
+    return {**selection, **best, "adapter_path": policy, "response_length": config.response_length}
+
+
+def _stage_config(
+    cls: type[Config], recipe: str | None, config: FeedbackConfig, output_dir: Path, values: dict[str, Any]
+) -> Config:
+    """Return a recipe of a stage with the settings that it shares with this run, and `values`.
+
+    Raises InputError for a recipe that does not exist, or is of another stage.
+    """
+    file = None if recipe is None else Path(recipe) if Path(recipe).exists() else bundled.find("configs", recipe)
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    settings = {name: getattr(config, name) for name in SHARED_SETTINGS if name in names} | values
+    # What is not set here is the recipe's to say.
+    given = {name: value for name, value in settings.items() if value is not None}
+    return load_config(cls, file, given | {"output_dir": str(output_dir)})

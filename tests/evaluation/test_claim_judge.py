@@ -1,0 +1,83 @@
+"""A judge as a verifier: one claim at a time, every reply on file, failures kept apart."""
+
+import pytest
+
+from mmrlhf.claims import load_lexicon
+from mmrlhf.evaluation.claim_judge import INSTRUCTION, ClaimJudge
+from mmrlhf.evaluation.openai_client import Endpoint
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.records import Claim, InputError
+from mmrlhf.verifiers import AnswerClaims
+from tests.helpers.fake_server import FAKE_MODEL, chat_completion, scripted_server
+
+RING, MOON = Claim("object", "ring"), Claim("object", "moon")
+NO_MOON = Claim("object", "moon", negated=True)
+
+
+def reply_to(request):
+    """Say yes to rings, nothing clear to stars, and no to everything else."""
+    question = request["messages"][0]["content"][-1]["text"]
+    text = "Yes, there is." if "ring" in question else "Who knows?" if "star" in question else "No."
+    return 200, chat_completion(text)
+
+
+def judge(server, path, **settings):
+    return ClaimJudge(Endpoint(server.url, settings.pop("model", ""), **settings), load_lexicon(), path / "judgments.jsonl")
+
+
+def values(verdicts):
+    return [[verdict.value for verdict in row] for row in verdicts]
+
+
+def test_each_claim_is_a_question_with_the_image(examples, tmp_path):
+    with scripted_server(reply_to) as server:
+        claims = (RING, MOON, NO_MOON, Claim("object", "star"))
+        verdicts = judge(server, tmp_path)([AnswerClaims(examples[0].images, (), claims)])
+    # "No moon" is asked as "a moon", whose reply is turned round.
+    assert values(verdicts) == [["supported", "contradicted", "supported", "unknown"]]
+    assert [verdict.claim for verdict in verdicts[0]] == list(claims)
+    assert len(server.requests) == 3
+    image, text = server.requests[0]["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/") and text["text"].endswith(f"in the picture? {INSTRUCTION}")
+    assert server.requests[0]["temperature"] == 0
+    assert "says 'Yes, there is.' to 'Is there a ring in the picture?'" in verdicts[0][0].evidence
+
+
+def test_replies_are_kept_and_only_new_questions_asked(examples, tmp_path):
+    with scripted_server(reply_to) as server:
+        first = judge(server, tmp_path)([AnswerClaims(examples[0].images, (), (RING,))])
+        path = tmp_path / "judgments.jsonl"
+        path.write_bytes(path.read_bytes() + b'{"key": "torn')  # as a kill leaves it
+        again = judge(server, tmp_path)([AnswerClaims(examples[0].images, (), (RING, MOON))])
+        other = judge(server, tmp_path)([AnswerClaims(examples[1].images, (), (RING,))])
+        assert len(server.requests) == 3
+    assert first[0] == again[0][:1] and values(other) == [["supported"]]
+    assert [row["question"].split()[3] for row in read_jsonl(path)] == ["ring", "moon", "ring"]
+    assert {row["model"] for row in read_jsonl(path)} == {FAKE_MODEL}
+
+
+def test_claims_without_an_image_are_unknown_and_nothing_is_asked(tmp_path):
+    with scripted_server(reply_to) as server:
+        assert values(judge(server, tmp_path)([AnswerClaims((), (), (RING,)), AnswerClaims((), (), ())])) == [["unknown"], []]
+        assert not server.requests and not (tmp_path / "judgments.jsonl").exists()
+
+
+def test_failed_questions_stop_the_call_and_are_asked_again(examples, tmp_path):
+    def fails_on_moons(request):
+        return (400, {"error": "no moons"}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
+
+    answer = AnswerClaims(examples[0].images, (), (RING, MOON))
+    with scripted_server(fails_on_moons) as server:
+        with pytest.raises(
+            InputError, match=r"gave no usable reply to 1 of 2 questions \(the last: HTTP 400.*run the same command again"
+        ):
+            judge(server, tmp_path)([answer])
+        server.script[:] = [reply_to]
+        assert values(judge(server, tmp_path)([answer])) == [["supported", "contradicted"]]
+        assert len(server.requests) == 3  # the ring is on file
+
+
+def test_a_server_that_cannot_be_reached_is_one_sentence(examples, tmp_path):
+    unreachable = Endpoint("http://127.0.0.1:9/v1", "m", max_retries=0)
+    with pytest.raises(InputError, match=r"m at http://127\.0\.0\.1:9/v1 cannot be reached"):
+        ClaimJudge(unreachable, load_lexicon(), tmp_path / "j.jsonl")([AnswerClaims(examples[0].images, (), (RING,))])
