@@ -173,7 +173,7 @@ def _train(
                     updates = update_roles(config, accelerator, state.optimizer, roles, rollout, batch, ptx_rows, step, attempt)
 
                 # 7. Log
-                metrics = step_metrics(config, accelerator, roles, batch, updates, step) | rollout.metrics
+                metrics = step_metrics(config, accelerator, roles, batch, updates, engine.policy_version) | rollout.metrics
                 state.kl = metrics["objective/kl"]
                 state.kl_controller.update(state.kl)
             metrics = ({} if attempt.is_skipped else metrics) | state.skipped_steps.metrics()

@@ -201,6 +201,8 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
 def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
     """Sample and score, with what fails in a folder of its own: the run's stays as it is."""
     numbered = [(row, row.id) for row in cast(Sequence[Example], saved.rows)]
+    if not config.has_own_engine:
+        print(f"note: the run's answers were of rollout_engine {config.rollout_engine}; these are the trainer's own, and others")
     with tempfile.TemporaryDirectory() as folder:
         failure_file, of_run = Path(folder) / FAILURE_FILE, Path(config.output_dir) / FAILURE_FILE
         try:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run a stage on two nodes of 8 GPUs under Slurm; the arguments are those of `mmrlhf`:
 #   sbatch configs/2x8x80gb/slurm.sh ppo --config 2x8x80gb/ppo --dataset_name prompts.jsonl ...
-# Ten minutes before its time ends, or when it is cancelled, the run saves after the step and stops. Submit it again to continue.
+# Ten minutes before its time ends, the run saves after the step and stops; so it does on `scancel --signal=TERM JOB`. Submit it
+# again to continue.
 #SBATCH --job-name=mmrlhf
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from mmrlhf.commands.hub import check_repo_id, push_folder
-from mmrlhf.commands.model_card import CardFacts, Kind, model_card
+from mmrlhf.commands.model_card import AdapterFacts, CardFacts, Kind, model_card
 from mmrlhf.commands.training_record import (
     Evaluation,
     TrainingRecord,
@@ -30,6 +30,7 @@ from mmrlhf.files.writing import is_disk_full
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.export import merge, save_checkpoint, save_policy
 from mmrlhf.models.loading import load
+from mmrlhf.models.lora_layers import LANGUAGE_MODEL
 from mmrlhf.models.policy import check_is_adapter, check_same_base
 from mmrlhf.records import InputError
 from mmrlhf.rewards.checkpoint import copy_reward_model, load_reward_model
@@ -58,8 +59,9 @@ def export(config: ExportConfig) -> Path:
     try:
         with atomic_folder(output_dir) as folder:
             write = _write_reward_model if kind == "reward model" else _write_policy
-            rank = write(config, folder)
-            facts = CardFacts(kind, config.output_dir, config.hub_model_id, config.model_name_or_path, records, evaluations, rank)
+            adapter = write(config, folder)
+            model = config.model_name_or_path
+            facts = CardFacts(kind, config.output_dir, config.hub_model_id, model, records, evaluations, adapter)
             write_atomic(folder / "README.md", model_card(facts))
     except Exception as error:
         if is_disk_full(error):
@@ -127,8 +129,8 @@ def _check_hub_settings(config: ExportConfig, kind: Kind) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _write_policy(config: ExportConfig, folder: Path) -> int | None:
-    """Write a whole model or an adapter; return the rank of an adapter."""
+def _write_policy(config: ExportConfig, folder: Path) -> AdapterFacts | None:
+    """Write a whole model or an adapter; return what a card says of an adapter."""
     vlm = load(config.model_name_or_path, config.dtype or _stored_dtype(config.model_name_or_path), "cpu")
     if config.adapter_path is None:
         save_checkpoint(vlm, folder)
@@ -141,25 +143,30 @@ def _write_policy(config: ExportConfig, folder: Path) -> int | None:
         save_checkpoint(vlm, folder)
         return None
     save_policy(adapters, "policy", folder, final_directory=Path(config.output_dir))
-    return _rank(folder)
+    return _adapter_facts(adapters, "policy", folder)
 
 
-def _write_reward_model(config: ExportConfig, folder: Path) -> int | None:
-    """Write a reward model that scores as it did in training; return the rank of its adapter."""
+def _write_reward_model(config: ExportConfig, folder: Path) -> AdapterFacts | None:
+    """Write a reward model that scores as it did in training; return what a card says of its
+    adapter."""
     path = str(config.adapter_path)
     model = load_reward_model(path, device="cpu", base_model_name_or_path=config.model_name_or_path)
     copy_reward_model(model, Path(path), folder)
-    return _rank(folder) if model.role.adapter else None
+    role = model.role
+    return _adapter_facts(role.adapters, role.adapter, folder) if role.adapter else None
 
 
 def _is_whole_reward_model(path: Path) -> bool:
     return (path / "model" / "config.json").is_file()
 
 
-def _rank(folder: Path) -> int:
-    """Return the highest rank of an adapter's layers."""
+def _adapter_facts(adapters: Adapters, name: str, folder: Path) -> AdapterFacts:
+    """Return the rank of an adapter's layers, and whether vLLM applies it: it ignores layers beside
+    the language model, and takes no DoRA."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+    rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+    num_beside = sum(n for part, n in adapters.count_weights(name).items() if part != LANGUAGE_MODEL)
+    return AdapterFacts(rank, not num_beside and not settings.get("use_dora"))
 
 
 def _stored_dtype(name: str) -> str:

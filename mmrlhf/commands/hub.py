@@ -50,8 +50,11 @@ def push_folder(folder: Path, repo_id: str, private: bool | None) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
+        is_private = bool(api.repo_info(repo_id).private)
         others = sorted(set(api.list_repo_files(repo_id)) - set(OTHERS_FILES))
-        if others:
+        if private is not None and is_private != private:
+            problem = f"it exists and is {'private' if is_private else 'public'}, not as --hub_private_repo says: change either"
+        elif others:
             problem = f"it holds {len(others)} files already, {others[0]} first: give another --hub_model_id"
         else:
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a model trained with mmrlhf")

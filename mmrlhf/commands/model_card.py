@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import mmrlhf
 from mmrlhf.commands.training_record import Evaluation, Figure, TrainingRecord, hub_base
+from mmrlhf.engine.vllm_requests import LORA_RANKS
 from mmrlhf.models.export import ADAPTER_LINES, MODEL_LINES
 from mmrlhf.text.markdown import escape_markdown, table
 
@@ -23,8 +24,14 @@ MAX_FIGURES = 12
 """Figures of a benchmark that are shown."""
 Kind = Literal["model", "adapter", "reward model"]
 WHAT = {"model": "A vision-language model", "adapter": "A LoRA adapter", "reward model": "A reward model"}
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank takes."""
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """The highest rank of an adapter's layers, and whether vLLM applies all of it."""
+
+    rank: int
+    is_for_vllm: bool
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class CardFacts:
     """What a card is about.
 
     folder: where it is written. hub_id: where it will be on the Hub, if it will. model: the base of
-    an adapter, or the model that was written. lora_rank: of an adapter.
+    an adapter, or the model that was written.
     """
 
     kind: Kind
@@ -41,7 +48,7 @@ class CardFacts:
     model: str
     records: Sequence[TrainingRecord]
     evaluations: Sequence[Evaluation]
-    lora_rank: int | None = None
+    adapter: AdapterFacts | None = None
 
     @property
     def title(self) -> str:
@@ -51,7 +58,7 @@ class CardFacts:
     @property
     def base(self) -> str | None:
         """Return the Hub id of what it was made from; None if that is not on the Hub."""
-        records = () if self.lora_rank is not None else self.records  # an adapter fits its own base only
+        records = () if self.adapter is not None else self.records  # an adapter fits its own base only
         return hub_base(self.model, records)
 
 
@@ -69,7 +76,7 @@ def model_card(facts: CardFacts) -> str:
 
 def _metadata(facts: CardFacts) -> ModelCardData:
     """Return the head. The licence is left to the user, who alone knows that of the data."""
-    is_adapter = facts.lora_rank is not None
+    is_adapter = facts.adapter is not None
     tags = ["mmrlhf", *(["lora"] if is_adapter else []), *(["reward-model"] if facts.kind == "reward model" else [])]
     results = [
         EvalResult(
@@ -94,7 +101,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _what_it_is(facts: CardFacts) -> str:
-    on = "on" if facts.lora_rank is not None else "made from"
+    on = "on" if facts.adapter is not None else "made from"
     base = (
         f"[{escape_markdown(facts.base)}](https://huggingface.co/{facts.base})"
         if facts.base
@@ -127,8 +134,11 @@ def _how_to_load(facts: CardFacts) -> str:
         )
     if facts.kind == "reward model":
         return _code("", f"{download}mmrlhf serve {folder}    # POST /score\n")
-    rank = next((rank for rank in VLLM_RANKS if rank >= (facts.lora_rank or 0)), VLLM_RANKS[-1])
+    assert facts.adapter is not None
+    rank = next((rank for rank in LORA_RANKS if rank >= facts.adapter.rank), None)
     vllm = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules policy={quoted}\n"
+    if not facts.adapter.is_for_vllm or rank is None:
+        vllm = "# vLLM does not apply all of this adapter: export the model with --merge for it\n"
     mmrlhf_serve = f"mmrlhf serve {base} --adapter_path {folder}\n"
     placeholder = "" if facts.base else "\n`WHERE_THE_BASE_IS` stands for the model that it was trained on.\n"
     return _code("python", ADAPTER_LINES.format(directory=name)) + "\n" + _code("", vllm + download + mmrlhf_serve) + placeholder

@@ -32,8 +32,8 @@ STAGE_CONFIGS: Mapping[str, type] = {
 }
 DATA_FIELDS = ("dataset_name", "eval_dataset_name", "ptx_dataset_name", "facts_file", "reward_model_path")
 """Settings that name what a run learns from."""
-OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file")
-"""Settings that name places on this machine and nothing that is learnt from."""
+OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file", "rollout_engine", "judge")
+"""Settings that name places, here or on servers, and nothing that is learnt from."""
 
 RUN_FILES = ("config.yaml", "metrics.jsonl")
 """Files by which a run's directory is known: other programs have a config.yaml, too."""
@@ -156,6 +156,7 @@ def _changed_settings(settings: Mapping[str, Any], config: type) -> dict[str, st
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     left_out = {*CONTENT_FIELDS, *DATA_FIELDS, *OTHER_PATHS, *RESUMABLE_CHANGES} - {"max_length"}
     changed = {k: v for k, v in settings.items() if k not in left_out and v is not None and v != defaults.get(k)}
+    changed = {k: v for k, v in changed.items() if "://" not in str(v)}  # addresses may hold passwords
     return {name: without_folders(str(value)) for name, value in changed.items()}
 
 

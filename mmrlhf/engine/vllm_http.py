@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -34,6 +34,8 @@ API_KEY_ENV = "VLLM_API_KEY"
 """Environment variable that may hold the servers' API key."""
 UNAVAILABLE_STATUS = {408, 429, 502, 503, 504}
 """HTTP statuses of a server that may answer later."""
+MALFORMED_STATUS = {400, 422}
+"""HTTP statuses of a request that the server does not understand."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before the first retry, and at most; each pause is twice the one before."""
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 10.0, 3600.0
@@ -56,16 +58,24 @@ class Server:
     """One vLLM server, or one replica of several. Methods may be called from several threads."""
 
     def __init__(self, url: str, patience: float) -> None:
-        """Speak with the server at `url`; wait up to `patience` seconds for one that is gone."""
+        """Speak with the server at `url`; wait up to `patience` seconds for one that is gone.
+
+        Raises EngineError for what is no address, and for a key that no header may hold.
+        """
         self.url, self.patience = url, patience
-        key = os.environ.get(API_KEY_ENV, "")
-        self._client = httpx2.Client(
-            base_url=url,
-            timeout=httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx2.Limits(max_connections=REQUESTS_PER_SERVER),
-            trust_env=not _is_local(url),
-        )
+        key = os.environ.get(API_KEY_ENV, "").strip()
+        if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
+            raise EngineError(f"{API_KEY_ENV} holds characters that no key has: set it again")
+        try:
+            self._client = httpx2.Client(
+                base_url=url,
+                timeout=httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx2.Limits(max_connections=REQUESTS_PER_SERVER),
+                trust_env=not _is_local(url),
+            )
+        except httpx2.InvalidURL:
+            raise EngineError(f"rollout_engine {url} is no address: give http://HOST:PORT") from None
 
     def check(self, max_length: int) -> None:
         """Raise EngineError if the server lacks what sampling needs, up to `max_length` tokens."""
@@ -130,7 +140,7 @@ class Server:
         Raises Refused for a status that repeating does not change, and EngineError if the server
         cannot be reached, or is about to stop, for `patience` seconds.
         """
-        deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        deadline, pause = None, FIRST_PAUSE
         while True:
             try:
                 response = self._client.request(method, path, json=body)
@@ -141,7 +151,9 @@ class Server:
                     raise Refused(response.status_code, self.url, problem)
             except httpx2.HTTPError as error:
                 problem = str(error) or type(error).__name__
-            if time.monotonic() + pause > deadline:
+            now = time.monotonic()
+            deadline = now + self.patience if deadline is None else deadline  # from the first failure on
+            if now + pause > deadline:
                 if not self.patience:
                     raise EngineError(
                         f"rollout_engine: {self.url} cannot be reached ({problem}): start the server, or correct the address"
@@ -187,16 +199,15 @@ class VLLMServers:
         """Make the servers load a version, and unload the one before. Raises EngineError."""
         if version == self.policy_version:
             return
-        old_model, old_adapter = self._model, self._adapter
-        self._adapter = adapter.resolve() if adapter is not None else None
-        self._model = f"{self.name}-v{version}" if adapter is not None else self.servers[0].base_model()
+        new_adapter = adapter.resolve() if adapter is not None else None
+        new_model = f"{self.name}-v{version}" if adapter is not None else self.servers[0].base_model()
         if self.rank == 0:
             for server in self.servers:
+                if new_adapter is not None:
+                    server.load(new_model, new_adapter)
                 if self._adapter is not None:
-                    server.load(self._model, self._adapter)
-                if old_adapter is not None:
-                    server.unload(old_model)
-        self.policy_version = version
+                    server.unload(self._model)
+        self._model, self._adapter, self.policy_version = new_model, new_adapter, version
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
         """Sample `n` answers per prompt from the version of `set_policy`. Raises EngineError."""
@@ -217,19 +228,25 @@ class VLLMServers:
             answers |= zip(indices, pool.map(answers_to, indices), strict=True)
         return vllm_requests.build_completions(self.vlm, prompts, [answers[i] for i in range(len(prompts))], params)
 
-    def _try_features(self, ask: Any) -> list[EngineAnswer]:
+    def _try_features(self, ask: Callable[[], list[EngineAnswer]]) -> list[EngineAnswer]:
         """Return the answers to the first prompt with a picture; decide how pictures are sent."""
         reason = f"vLLM takes no features of {self.vlm.model.config.model_type}"
         if self._sends_features:
             try:
-                answers: list[EngineAnswer] = ask()
+                answers = ask()
                 self._note("pictures go to the servers as features, and their towers do not run")
                 return answers
             except Refused as refusal:
+                if refusal.status not in MALFORMED_STATUS:
+                    raise
                 reason = f"{refusal.url} takes no features: {refusal.reason}"
         self._sends_features = False
+        try:
+            answers = ask()
+        except Refused as refusal:
+            raise EngineError(f"{refusal}; before, {reason}") from None
         self._note(f"pictures go to the servers as pixels, which their towers encode again ({reason})")
-        return list(ask())
+        return answers
 
     def _note(self, text: str) -> None:
         if self.rank == 0:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from mmrlhf.engine.vllm_requests import EngineAnswer, EngineError
 from mmrlhf.models.images import open_image
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import printable
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM can make room for."""
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"}
 """vLLM's settings on a CPU, if they are not set: a small cache (GiB), and the process's threads."""
 
@@ -59,7 +59,7 @@ class VLLMEngine:
             dtype="float32" if vlm.dtype == "float32" else "bfloat16",
             max_model_len=max_length,
             enable_lora=True,
-            max_lora_rank=next((rank for rank in LORA_RANKS if rank >= lora_rank), lora_rank),
+            max_lora_rank=next((rank for rank in vllm_requests.LORA_RANKS if rank >= lora_rank), lora_rank),
             max_loras=2,
             logprobs_mode="processed_logprobs",
             enforce_eager=is_cpu,
@@ -93,7 +93,8 @@ class VLLMEngine:
         self._adapter = None
         if adapter is not None:  # ids begin with 1
             self._adapter = LoRARequest(f"{self.name}-v{version}", version + 1, str(adapter.resolve()))
-            self.llm.llm_engine.add_lora(self._adapter)
+            with _refusals():
+                self.llm.llm_engine.add_lora(self._adapter)
         if old is not None:
             self.llm.llm_engine.remove_lora(old.lora_int_id)
         self.policy_version = version
@@ -109,7 +110,8 @@ class VLLMEngine:
         for option in options:
             option.logit_bias = {int(token): bias for token, bias in option.logit_bias.items()}
         inputs = [self._input(prompt) for prompt in prompts]
-        outputs = self.llm.generate(inputs, options, lora_request=self._adapter, use_tqdm=False)
+        with _refusals():
+            outputs = self.llm.generate(inputs, options, lora_request=self._adapter, use_tqdm=False)
         for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids) != prompt.token_ids.tolist():
                 raise EngineError(
@@ -138,6 +140,16 @@ class VLLMEngine:
         """Release vLLM's memory."""
         self.llm = None
         gc.collect()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise EngineError for what vLLM refuses, such as a kind of adapter that it does not know."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise EngineError(f"rollout_engine vllm: vLLM refuses ({printable(reason)}): use rollout_engine local") from None
 
 
 def _answer(output: Any) -> EngineAnswer:

@@ -15,6 +15,8 @@ from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import InputError
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM can make room for (--max-lora-rank)."""
 BANNED_BIAS = -100.0
 """Added to the logit of a suppressed token: the least that the protocol allows. It leaves less than
 1e-30 of the probability for most logits."""
@@ -74,8 +76,8 @@ def build_completions(
 ) -> SampledCompletions:
     """Return the answers to each prompt as tensors.
 
-    The engine does not report entropies. Minus a sampled token's log-prob estimates that of its
-    distribution without bias, and takes its place.
+    The engine does not report entropies. The negative log-prob of a sampled token is an unbiased
+    estimate of it, and is used instead.
     """
     flat = [answer for prompt_answers in answers for answer in prompt_answers]
     pad_token_id = int(vlm.tokenizer.pad_token_id)

@@ -44,7 +44,7 @@ def answer_texts(
     """
     where = f"row {row_id}: " if row_id else ""
     turns = [answer, *following_turns]
-    chat.control_tokens.check(turns, f"{where}an answer or what follows it")
+    chat.control_tokens.check([*messages, *turns], f"{where}the prompt, an answer or what follows it")
     num_shown = num_images + len(answer.image_positions)
     prompt = chat.render(messages, num_images, generation_prompt=True, where=where)
     rendered = chat.render([*messages, *turns], num_shown, generation_prompt=bool(following_turns), where=where)

@@ -36,7 +36,7 @@ def loading_turn(name: str, dtype: torch.dtype) -> Iterator[None]:
     """
     room = min(gather_object([models_at_a_time(_model_bytes(name, dtype), psutil.virtual_memory().available)]))
     turn = int(os.environ.get("LOCAL_RANK", "0")) // room
-    num_turns = -(-int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // room)
+    num_turns = 1 + max(gather_object([turn]))
     _wait(turn)
     yield
     _wait(num_turns - turn)

@@ -10,15 +10,21 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import accelerate
 from accelerate import utils
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from mmrlhf.models import sharding
 from mmrlhf.models.lost_process import naming_lost_process
 from mmrlhf.models.zero import use_fsdp_for_zero
+
+EXCHANGE_TIMEOUT = timedelta(hours=2)
+"""How long processes wait for one another: the first one merges and writes a model of 145 GB alone.
+One that has died is noticed at once, by its connection."""
 
 
 class Accelerator(accelerate.Accelerator):
@@ -26,6 +32,7 @@ class Accelerator(accelerate.Accelerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         note = use_fsdp_for_zero(os.environ)
+        kwargs.setdefault("kwargs_handlers", [InitProcessGroupKwargs(timeout=EXCHANGE_TIMEOUT)])
         super().__init__(*args, **kwargs)
         if note and self.is_main_process:
             print(f"note: {note}")

@@ -3,7 +3,7 @@
 ZeRO splits weights, gradients and optimiser states over processes (Rajbhandari et al. 2020). The
 base is frozen, so its weights are what is worth splitting (stage 3), and `sharding` splits them.
 Gradients and states are the adapters', a few MB, and stay whole (stages 1 and 2 change nothing).
-DeepSpeed itself is neither used nor needed.
+DeepSpeed itself is not used; only accelerate's launcher wants the package.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _zero_stage(environ: Mapping[str, str]) -> int:
     for name, instead in _STAGE_SETTINGS.items():
         if settings.get(name, "auto") != "auto":
             raise InputError(f'{path}: `{name}` has to be "auto", because {instead} of the stage decides')
-    if (settings.get("fp16") or {}).get("enabled") is True:
+    half = settings.get("fp16")
+    if (half.get("enabled") if isinstance(half, dict) else half) not in (None, False, "auto"):
         raise InputError(f"{path}: `fp16` overflows here: disable it, and use --dtype bfloat16")
     return _checked_stage(zero, path)
 

@@ -47,8 +47,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
 SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
-"""By precision, how far a saved row's score may move on another device or kernel, in standard
-deviations."""
+"""How many standard deviations a saved row's score may move on another device, by precision."""
 
 
 # ---- saving ------------------------------------------------------------------------------------
@@ -107,11 +106,15 @@ def copy_reward_model(model: RewardModel, source: Path, directory: Path) -> None
     write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
 
 
+def _image_bytes(group: AnswerGroup) -> int:
+    in_answers = [placed.source for images in group.answer_images for placed in images]
+    return sum(len(image.read()) for image in (*group.images, *in_answers))
+
+
 def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
     """Of the first few rows, write those with the smallest images, with their scores."""
     candidates = groups[: 4 * NUM_REFERENCE_ROWS]
-    by_image_bytes = sorted(candidates, key=lambda g: sum(len(image.read()) for image in g.images))
-    reference_groups = by_image_bytes[:NUM_REFERENCE_ROWS]
+    reference_groups = sorted(candidates, key=_image_bytes)[:NUM_REFERENCE_ROWS]
     lines = [
         json_line(_group_to_json(group, scores))
         for group, scores in zip(reference_groups, model.score(reference_groups), strict=True)

@@ -15,9 +15,9 @@ def escape_markdown(text: str) -> str:
     """Return a text as one line that Markdown shows literally, in a table too; its end is cut."""
     line = " ".join(printable(text, keep="\n\t").split())
     line = line if len(line) <= MAX_CHARS else line[:MAX_CHARS] + "…"
-    return re.sub(r"([\\`*~\[\]<>&|$]|(?<!\w)_|_(?!\w))", r"\\\1", line).replace(
-        "://", ":\\/\\/"
-    )  # a bare address becomes a link
+    escaped = re.sub(r"([\\`*~\[\]<>&|$]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+    # Bare addresses become links.
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped.replace("://", ":\\/\\/"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -97,9 +97,12 @@ def optimizer_step(
     passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises
     NotFiniteError if the gradient is not finite, before it changes anything.
     """
-    if accelerator.num_processes > 1:
-        for p in parameters:
-            p.grad = accelerator.reduce(p.grad if p.grad is not None else torch.zeros_like(p), "sum")
+    for p in parameters:
+        # None, of an adapter in the vision tower in a step without images, is 0 on any number of
+        # processes: AdamW would leave such a parameter as it is, but move one with a gradient of 0.
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if accelerator.num_processes > 1:
+            p.grad = accelerator.reduce(p.grad, "sum")
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(grad_norm):
         optimizer.zero_grad(set_to_none=True)

@@ -174,7 +174,9 @@ def together(attempt: Attempt) -> Iterator[None]:
         yield
     except (NotFiniteError, EngineError) as error:
         problem, attempt.is_cause = error, isinstance(error, NotFiniteError)
-    problems = [(type(other), str(other)) for other in gather_object([problem]) if other is not None]
+    # Not the exceptions themselves, which may take other arguments than a text.
+    own = None if problem is None else (isinstance(problem, EngineError), str(problem))
+    problems = [other for other in gather_object([own]) if other is not None]
     if problems:
-        kind, text = next((other for other in problems if other[0] is EngineError), problems[0])
-        raise kind(text)
+        is_of_engine, text = max(problems, key=lambda other: other[0])
+        raise (EngineError if is_of_engine else NotFiniteError)(text)

@@ -42,6 +42,16 @@ def test_a_repository_with_another_model_is_left_alone(folder, monkeypatch):
         assert hub.repos["me/empty"]["README.md"] != b"old" and hub.repos["me/empty"]["LICENSE"] == b"mine"
 
 
+def test_a_repository_that_is_not_as_private_as_asked_is_left_alone(folder, monkeypatch):
+    """Its README.md alone would not keep it from getting rows with images."""
+    with fake_hub(monkeypatch) as hub:
+        hub.repos["me/mine"] = {"README.md": b"old"}
+        hub.visibility["me/mine"] = "public"
+        with pytest.raises(InputError, match="it exists and is public, not as --hub_private_repo says"):
+            push_folder(folder, "me/mine", private=True)
+        assert hub.repos["me/mine"] == {"README.md": b"old"}
+
+
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
 def test_a_refused_token_is_one_sentence_without_it(folder, monkeypatch, token):
     with fake_hub(monkeypatch, token) as hub:

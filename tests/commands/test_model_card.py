@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrlhf.commands.model_card import CardFacts, model_card
+from mmrlhf.commands.model_card import AdapterFacts, CardFacts, model_card
 from mmrlhf.commands.training_record import DataFile, Evaluation, Figure, TrainingRecord
 from mmrlhf.text.markdown import escape_markdown, table
 
@@ -52,18 +52,24 @@ def test_it_says_what_it_is_and_how_to_load_it():
 
 
 def test_an_adapter_is_loaded_on_its_own_base():
-    text = card_of(kind="adapter", model="them/llava", lora_rank=20)
+    text = card_of(kind="adapter", model="them/llava", adapter=AdapterFacts(20, True))
     assert ModelCard(text).data.library_name == "peft" and ModelCard(text).data.base_model == "them/llava"
     assert "vllm serve them/llava --enable-lora --max-lora-rank 32 --lora-modules policy=me/mine\n" in text
     assert "hf download me/mine --local-dir mine\nmmrlhf serve them/llava --adapter_path mine\n" in text
     # The model at the beginning of it all is not the one that the adapter fits.
-    text = card_of(kind="adapter", lora_rank=8)
+    text = card_of(kind="adapter", adapter=AdapterFacts(8, True))
     assert ModelCard(text).data.base_model is None and "on a model that is not on the Hub" in text
     assert "`WHERE_THE_BASE_IS` stands for" in text
 
 
+def test_an_adapter_that_vllm_does_not_apply_has_no_line_for_it():
+    for adapter in (AdapterFacts(8, False), AdapterFacts(1024, True)):
+        text = card_of(kind="adapter", adapter=adapter)
+        assert "vllm serve" not in text and "export the model with --merge" in text
+
+
 def test_a_reward_model_says_that_it_holds_rows():
-    text = card_of(kind="reward model", lora_rank=8)
+    text = card_of(kind="reward model", adapter=AdapterFacts(8, True))
     assert "pipeline_tag" not in text and "reward-model" in ModelCard(text).data.tags
     assert "`reference.jsonl` holds a few rows of its training data with their images" in text
     assert "mmrlhf serve mine    # POST /score" in text and "AutoPeftModel" not in text

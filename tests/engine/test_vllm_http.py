@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 
+import httpx2
 import pytest
 import torch
 
@@ -246,9 +247,51 @@ def test_what_a_server_lacks_is_found_before_the_run(fake):
         Server("http://127.0.0.1:9", 0).check(1)
 
 
-def test_api_key_goes_into_the_header(monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
+@pytest.mark.parametrize("key", ["secret", "secret\r", " secret\n"])
+def test_api_key_goes_into_the_header(monkeypatch, key):
+    monkeypatch.setenv("VLLM_API_KEY", key)
     assert Server("http://127.0.0.1:9", 0)._client.headers["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["secr\net", "secrét"])
+def test_a_key_that_no_header_may_hold_is_not_printed(monkeypatch, key):
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(EngineError, match="VLLM_API_KEY holds characters that no key has") as caught:
+        Server("http://127.0.0.1:9", 0)
+    assert "secr" not in str(caught.value)
+
+
+def test_what_is_no_address_is_refused():
+    with pytest.raises(EngineError, match=r"rollout_engine http://\[::1 is no address"):
+        Server("http://[::1", 0)
+
+
+def test_patience_counts_from_the_first_failure(monkeypatch):
+    """A server that breaks the connection after a long answer is asked again."""
+    clock, server = [0.0], Server("http://127.0.0.1:9", patience=2.0)
+    calls = []
+
+    def request(*_, **__):
+        calls.append(clock[0])
+        if len(calls) == 1:
+            clock[0] += 3600.0
+            raise httpx2.ReadError("gone")
+        return httpx2.Response(200, json={"ok": True})
+
+    monkeypatch.setattr(server._client, "request", request)
+    monkeypatch.setattr(vllm_http.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(vllm_http.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    assert server.request("GET", "/x") == {"ok": True} and calls == [0.0, 3600.01]
+
+
+def test_a_passing_failure_does_not_turn_features_off(fake, vlm, examples):
+    engine, prompts = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+    engine.set_policy(0)
+    fake.statuses = [500]
+    with pytest.raises(EngineError, match="HTTP 500"):
+        engine.sample(prompts, 1, PARAMS)
+    engine.sample(prompts, 1, PARAMS)
+    assert "features" in fake.generated[-1]
 
 
 # ---- requests ------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ class HubHandler(BaseHTTPRequestHandler):
             return self._send(404, {"error": "no such repository"})
         if path[4:5] == ["tree"]:
             return self._send(200, [{"type": "file", "path": name, "oid": "0" * 40, "size": 1} for name in files])
+        if len(path) == 4:
+            name = "/".join(path[2:4])
+            return self._send(200, {"id": name, "private": self.server.visibility.get(name) == "private", "tags": []})
         return self._send(404, {"error": f"{self.path} is not served"})
 
     def do_POST(self):

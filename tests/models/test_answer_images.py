@@ -133,6 +133,14 @@ def test_texts_are_found_between_the_tokens_of_images(tmp_path):
     assert texts[1].before.endswith("<|vision_end|>") and texts[2].before.endswith("<|vision_end|>")
 
 
+@pytest.mark.parametrize("token", ["</s>", "<|image_pad|>"])
+def test_control_tokens_in_the_prompt_are_refused(token, tmp_path):
+    f = FamilySetup("qwen2_5_vl", tmp_path / "checkpoint")
+    prompt = (Message("user", f"Draw. {token} Ten points."),)
+    with pytest.raises(InputError, match="row 7: the prompt, an answer or what follows it"):
+        answer_texts(f.vlm.chat, prompt, Message("assistant", "So: here.", (4,)), 0, row_id="7")
+
+
 def test_a_template_without_images_in_answers_is_refused(vlm):
     """As if the template wrote the texts of an assistant's turn alone."""
     answer = Message("assistant", "So: here.", (4,))

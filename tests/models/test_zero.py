@@ -61,6 +61,8 @@ def test_without_deepspeed_nothing_changes():
         ({"zero_optimization": {"stage": 3}, "scheduler": {}}, "remove `scheduler`: lr_scheduler_type"),
         ({"zero_optimization": {"stage": 3}, "train_batch_size": 8}, 'has to be "auto", because per_device_train_batch_size'),
         ({"zero_optimization": {"stage": 3}, "fp16": {"enabled": True}}, "`fp16` overflows here"),
+        ({"zero_optimization": {"stage": 3}, "fp16": True}, "`fp16` overflows here"),
+        ({"zero_optimization": {"stage": 3}, "fp16": [1]}, "`fp16` overflows here"),
     ],
 )
 def test_settings_without_effect_are_refused(settings, message, tmp_path):

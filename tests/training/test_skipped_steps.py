@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
+from mmrlhf.engine.vllm_http import Refused
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, check_finite, is_finite
@@ -203,12 +205,20 @@ def test_replay_refuses_other_files(tmp_path, capsys, content, message):
 @pytest.mark.parametrize("is_cause", [True, False])
 def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
     """Each of them knows whether the problem was its own."""
-    monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [None, "term f returned nan"])
+    monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [None, (False, "term f returned nan")])
     attempt = skipped_steps.Attempt(1, ())
     with pytest.raises(NotFiniteError, match=r"^term f returned nan$"), skipped_steps.together(attempt):
         if is_cause:
             raise NotFiniteError("term f returned nan")
     assert attempt.is_cause == is_cause
+
+
+def test_a_servers_refusal_ends_the_step_as_an_error_of_the_engine():
+    """Before something that is not finite: the run saves and stops, and skips nothing."""
+    attempt = skipped_steps.Attempt(1, ())
+    with pytest.raises(EngineError, match=r"http://x refuses a request \(HTTP 400: y\)"), skipped_steps.together(attempt):
+        raise Refused(400, "http://x", "y")
+    assert not attempt.is_cause
 
 
 def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +53,7 @@ def step_metrics(
     roles: PPORoles,
     batch: PPOBatch,
     updates: Sequence[Mapping[str, float]],
-    step: int,
+    policy_version: int,
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
     metrics = rollout_metrics(batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
@@ -70,7 +69,7 @@ def step_metrics(
         **metrics,
         "val/num_eos_tokens": num_finished,
         "objective/kl_coef": batch.kl_coef,
-        **({} if config.has_own_engine else sampling_metrics(batch, step)),
+        **({} if config.has_own_engine else sampling_metrics(batch, policy_version)),
         **critic_metrics.advantage_metrics(accelerator, batch),
         **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
         **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
@@ -125,17 +124,18 @@ def sampling_metrics(batch: PPOBatch, version: int) -> dict[str, float]:
     """
     log_ratio_NT = batch.old_logps_NT - batch.completions.logps_NT
     is_token_NT = batch.mask_NT.bool()
-    log_ratios = [ratio for part in gather_object([log_ratio_NT[is_token_NT].tolist()]) for ratio in part]
-    if not log_ratios:
+    log_ratios = log_ratio_NT[is_token_NT].double()
+    differences, ratios = log_ratios.abs(), log_ratios.clamp(max=policy_losses.MAX_LOG_RATIO).exp()
+    own = (len(log_ratios), *((float(v.sum()), float(v.max())) if len(v) else (0.0, 0.0) for v in (differences, ratios)))
+    counts, of_differences, of_ratios = zip(*gather_object([own]), strict=True)
+    if not (num_tokens := sum(counts)):
         return {}
-    differences = [abs(ratio) for ratio in log_ratios]
-    ratios = [math.exp(min(ratio, policy_losses.MAX_LOG_RATIO)) for ratio in log_ratios]
     return {
         "sampling/policy_version": float(version),
-        LOGP_DIFFERENCE_KEY: fmean(differences),
-        "sampling/logp_difference/max": max(differences),
-        "sampling/importance_sampling_ratio/mean": fmean(ratios),
-        "sampling/importance_sampling_ratio/max": max(ratios),
+        LOGP_DIFFERENCE_KEY: sum(total for total, _ in of_differences) / num_tokens,
+        "sampling/logp_difference/max": max(largest for _, largest in of_differences),
+        "sampling/importance_sampling_ratio/mean": sum(total for total, _ in of_ratios) / num_tokens,
+        "sampling/importance_sampling_ratio/max": max(largest for _, largest in of_ratios),
     }
 
 
