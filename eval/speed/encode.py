@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = make_photographs(Path(folder), args.images, width, height)
         baseline_loop(vlm, sources[:4], 2)  # warm-up
-        prepared = [vlm.encoder._preprocess(vlm.encoder._key(source, 1), (source, 1)) for source in sources]
+        prepared = [vlm.encoder._preprocess(vlm.encoder.feature_key(source, 1), (source, 1)) for source in sources]
         tower_batch_size = 16 if vlm.device.type == "cuda" else 4
         batches = [prepared[start : start + tower_batch_size] for start in range(0, len(prepared), tower_batch_size)]
 

@@ -101,7 +101,7 @@ def measure_encoding(setup: Setup) -> dict[str, float]:
     image_rows = [(example.images[0],) for example in noise_examples(num_images + 8, setup.image_size)]
     encoder.get_features(image_rows[:8])  # warm-up
     seconds, _ = time_call(lambda: encoder.get_features(image_rows[8:]))
-    prepared = [encoder._preprocess(encoder._key(source, 1), (source, 1)) for (source,) in image_rows[8:]]
+    prepared = [encoder._preprocess(encoder.feature_key(source, 1), (source, 1)) for (source,) in image_rows[8:]]
     tower_seconds, _ = time_call(lambda: encoder.run_tower(prepared))
     flops = count_flops(setup.vlm, lambda: encoder.run_tower(prepared))
     return {
@@ -197,7 +197,7 @@ def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops:
 
     encoder, num_generations = setup.vlm.encoder, setup.args.generations
     rows = [(example.images[0], 1) for example in examples]
-    phase("encode", lambda: encoder.encode({encoder._key(*row): row for row in rows}), has_flops=False)
+    phase("encode", lambda: encoder.encode({encoder.feature_key(*row): row for row in rows}), has_flops=False)
     completions = phase("rollout", lambda: sample_rollout(setup, roles.policy, examples))
     groups = []
     for index, example in enumerate(examples):
