@@ -5,6 +5,7 @@ fills it from a YAML file and then from the command line. The docstring of a fie
 """
 
 from mmrlhf.config.algorithm import AlgorithmConfig
+from mmrlhf.config.arena import ArenaConfig, ArenaJudgeConfig, PairsConfig
 from mmrlhf.config.base import (
     STRICT,
     DatasetConfig,
@@ -45,6 +46,8 @@ RewardedConfig = PPOConfig | RFTConfig
 __all__ = [
     "STRICT",
     "AlgorithmConfig",
+    "ArenaConfig",
+    "ArenaJudgeConfig",
     "CalibrateClipConfig",
     "CalibrateConfig",
     "CalibrateVLMConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "GenerateConfig",
     "LabelConfig",
     "PPOConfig",
+    "PairsConfig",
     "PixelConfig",
     "PolicyEvalConfig",
     "RFTConfig",
