@@ -19,14 +19,15 @@ from mmrlhf.arena.ratings import Vote, rate
 
 SKILLS = {"a": 0.7, "b": 0.3, "c": 0.0, "d": -0.2, "e": -0.8}
 """True ratings, with mean 0."""
-NUM_VOTES = 750
 LIKES_LENGTH = 1.0
 """Log-odds that voters of the setting `style` give for a whole unit of length."""
 SETTINGS = {
-    "decided": "every vote is decided",
-    "ties": "two impressions that may differ: then a tie",
-    "repeated": "three voters a question, who half of the time repeat the first",
-    "style": "voters like length; models write more or less; style is controlled",
+    "decided": (750, "750 votes, all decided"),
+    "few": (60, "60 votes, all decided"),
+    "ties": (750, "750 votes: two impressions that may differ, then a tie"),
+    "repeated": (750, "250 questions, three voters each, who half of the time repeat the first"),
+    "style": (750, "750 votes that like length, of which models have more or less; style is controlled"),
+    "equal": (750, "750 votes on five equal models"),
 }
 
 
@@ -34,12 +35,13 @@ def draw_votes(setting: str, rng: np.random.Generator) -> list[Vote]:
     """Return the votes of one simulation."""
     names = list(SKILLS)
     repeats = 3 if setting == "repeated" else 1
+    impressions = 2 if setting == "ties" else 1
     votes: list[Vote] = []
-    for question in range(NUM_VOTES // repeats):
+    for question in range(SETTINGS[setting][0] // repeats):
         a, b = rng.choice(len(names), 2, replace=False)
         length = float(np.clip(rng.normal(0.1 * (b - a), 0.3), -1, 1)) if setting == "style" else 0.0
-        chance = expit(SKILLS[names[a]] - SKILLS[names[b]] + LIKES_LENGTH * length)
-        impressions = 2 if setting == "ties" else 1
+        advantage = 0.0 if setting == "equal" else SKILLS[names[a]] - SKILLS[names[b]]
+        chance = expit(advantage + LIKES_LENGTH * length)
         first = rng.binomial(impressions, chance) / impressions
         for voter in range(repeats):
             score = first if voter == 0 or rng.random() < 0.5 else rng.binomial(impressions, chance) / impressions
@@ -55,15 +57,12 @@ def measure(setting: str, num_simulations: int) -> dict[str, float]:
     for simulation in range(num_simulations):
         votes = draw_votes(setting, np.random.default_rng([simulation, list(SETTINGS).index(setting)]))
         ratings = rate(votes, control_style=setting == "style", seed=simulation)
-        true_M = np.array([SKILLS[model] for model in ratings.models])
+        true_M = np.array([0.0 if setting == "equal" else SKILLS[model] for model in ratings.models])
         covered += list((ratings.low_M <= true_M) & (true_M <= ratings.high_M))
         is_ordered.append(ratings.models == tuple(SKILLS))
-        is_wrong.append(bool((ratings.is_real_MM & (ratings.difference_MM * (true_M[:, None] - true_M) < 0)).any()))
-    return {
-        "coverage": float(np.mean(covered)),
-        "true_order": float(np.mean(is_ordered)),
-        "a_real_difference_of_the_wrong_sign": float(np.mean(is_wrong)),
-    }
+        is_upside_down = ratings.difference_MM * (true_M[:, None] - true_M) <= 0
+        is_wrong.append(bool((ratings.is_real_MM & is_upside_down).any()))
+    return {"coverage": np.mean(covered), "true_order": np.mean(is_ordered), "wrong_difference": np.mean(is_wrong)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulations", type=int, default=200)
     num_simulations = parser.parse_args(argv).simulations
     results = {setting: measure(setting, num_simulations) for setting in SETTINGS}
-    print(
-        f"| {NUM_VOTES} votes on {len(SKILLS)} models, {num_simulations} simulations | coverage | true order | wrong sign called real |"
-    )
+    columns = "coverage of centred ratings | whole order right | a wrong difference called real"
+    print(f"| {len(SKILLS)} models, {num_simulations} simulations | {columns} |")
     print("|---|---|---|---|")
-    for setting, text in SETTINGS.items():
+    for setting, (_, text) in SETTINGS.items():
         print(f"| {text} | {' | '.join(f'{value:.1%}' for value in results[setting].values())} |")
     print(json.dumps(results))
 

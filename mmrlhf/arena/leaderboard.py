@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def difference_sentences(ratings: Ratings) -> list[str]:
     for i, model in enumerate(ratings.models[:-1]):
         below = range(i + 1, len(ratings.models))
         worse = [describe(ratings, i, j) for j in below if ratings.is_real_MM[i, j]]
-        tied = [describe(ratings, i, j) for j in below if not ratings.is_real_MM[i, j]]
+        tied = [ratings.models[j] for j in below if not ratings.is_real_MM[i, j]]
         parts = [f"is better than {joined(worse)}"] if worse else []
         parts += [f"is not told apart from {joined(tied)}"] if tied else []
         sentences.append(f"{model} {', and '.join(parts)}.")
@@ -94,9 +95,28 @@ def difference_sentences(ratings: Ratings) -> list[str]:
 
 
 def describe(ratings: Ratings, i: int, j: int) -> str:
-    """Return the name of model j with how far model i is ahead of it, in points."""
-    low, high = sorted((ratings.low_MM[i, j], ratings.high_MM[i, j]))
-    return f"{ratings.models[j]} ({points(ratings.difference_MM[i, j])}, {points(low)} to {points(high)})"
+    """Return the name of model j, and by how many points model i is ahead of it."""
+    ahead, low, high = (points(table[i, j]).lstrip("+") for table in (ratings.difference_MM, ratings.low_MM, ratings.high_MM))
+    return f"{ratings.models[j]} (by {ahead} points, {low} to {high})"
+
+
+def style_sentences(board: Board) -> list[str]:
+    """Return what style control changes about which differences are real."""
+    plain, controlled = board.plain, board.controlled
+    if not controlled.style:
+        return []
+    lost, found = (
+        [f"{a} over {b}" for a, b in sorted(one - other)]
+        for one, other in itertools.permutations(map(_real_pairs, (plain, controlled)))
+    )
+    sentences = [f"Once length and markdown are controlled, the lead of {joined(lost)} is not shown any more."] if lost else []
+    sentences += [f"Once length and markdown are controlled, the lead of {joined(found)} is real, too."] if found else []
+    return sentences or ["Controlling length and markdown changes none of this."]
+
+
+def _real_pairs(ratings: Ratings) -> set[tuple[str, str]]:
+    """Return (better, worse) of each real difference."""
+    return {(ratings.models[i], ratings.models[j]) for i, j in zip(*np.triu(ratings.is_real_MM, 1).nonzero(), strict=True)}
 
 
 def points(value: float) -> str:

@@ -18,6 +18,7 @@ from mmrlhf.arena.leaderboard import (
     judge_agreements,
     make_boards,
     points,
+    style_sentences,
 )
 from mmrlhf.arena.ledger import Void
 from mmrlhf.arena.ratings import ELO_PER_UNIT, NUM_RESAMPLES, Ratings, score_tables
@@ -47,7 +48,11 @@ def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -
     for board in boards:
         print(printable(f"{title_of(board)}: {headline(board)} ({_extent(board)})"))
         print_whole(_table(board))
-        for sentence in (*difference_sentences(board.plain), *board.plain.notes):
+        for sentence in (
+            *difference_sentences(board.plain),
+            *style_sentences(board),
+            *dict.fromkeys((*board.plain.notes, *board.controlled.notes)),
+        ):
             print(printable(sentence))
     for agreement in agreements:
         print(printable(agreement_sentence(agreement)))
@@ -108,7 +113,7 @@ def _section(board: Board, number: int) -> dict[str, Any]:
     return {
         "title": title_of(board),
         "extent": _extent(board),
-        "sentences": difference_sentences(ratings),
+        "sentences": [*difference_sentences(ratings), *style_sentences(board)],
         "controlled_sentences": difference_sentences(board.controlled) if board.controlled.style else [],
         "notes": [*dict.fromkeys((*ratings.notes, *board.controlled.notes))],
         "unusable": board.num_unusable,

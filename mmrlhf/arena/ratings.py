@@ -103,7 +103,7 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     for clusters in _cluster_kinds(votes, notes):
         counts = rng.multinomial(clusters.max() + 1, np.full(clusters.max() + 1, 1 / (clusters.max() + 1)), num_resamples)
         chunks = (counts[start : start + CHUNK, clusters] for start in range(0, num_resamples, CHUNK))
-        draws.append(np.concatenate([regression.fit(chunk)[0] for chunk in chunks]))
+        draws.append(np.concatenate([regression.fit(chunk, rng)[0] for chunk in chunks]))
 
     order = np.argsort(-weights[0, : len(models)], kind="stable")
     value_M = weights[0, order]
@@ -112,7 +112,7 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     difference_MM = value_M[:, None] - value_M
     differences = [draw[:, :, None] - draw[:, None, :] for draw in sampled]
     low_MM, high_MM = _interval(differences)
-    is_real_MM = np.logical_and.reduce([real_differences(difference_MM, draw) for draw in differences])
+    is_real_MM = np.logical_and.reduce([real_differences(draw) for draw in differences])
     style_draws = _interval([draw[:, len(models) :] for draw in draws])
     style = {
         name: (float(weight), float(low), float(high))
@@ -125,16 +125,22 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     )
 
 
-def real_differences(difference_MM: np.ndarray, draws_BMM: np.ndarray) -> np.ndarray:
+def real_differences(draws_BMM: np.ndarray) -> np.ndarray:
     """Return which differences are real at 5% for all pairs together.
 
-    The bound is the 95% point of the largest studentised deviation over all pairs (single-step
-    max-t, Westfall and Young 1993): in 95% of repetitions no pair of equal models is called real.
+    Of B resampled differences, 95% lie within the simultaneous band of all pairs (Besag et al.
+    1995, section 6.3): between the k-th smallest and the k-th largest of each. A difference is real
+    if its band leaves 0 out. In 95% of repetitions, no pair of equal models is called real.
     """
-    deviation_MM = draws_BMM.std(0)
-    varies_MM = deviation_MM > 1e-9
-    largest_B = (np.abs(draws_BMM - difference_MM) / np.where(varies_MM, deviation_MM, np.inf)).max((1, 2))
-    return np.asarray(varies_MM & (np.abs(difference_MM) > np.quantile(largest_B, 0.95) * deviation_MM))
+    num_draws, num_models, _ = draws_BMM.shape
+    first_P, second_P = np.triu_indices(num_models, 1)
+    sorted_BP = np.sort(draws_BMM[:, first_P, second_P], axis=0)
+    ranks_BP = draws_BMM[:, first_P, second_P].argsort(0, kind="stable").argsort(0)
+    outermost_B = np.maximum(ranks_BP, num_draws - 1 - ranks_BP).max(1)
+    bound = int(np.quantile(outermost_B, 0.95, method="higher"))
+    is_real_MM = np.zeros((num_models, num_models), dtype=bool)
+    is_real_MM[first_P, second_P] = (sorted_BP[num_draws - 1 - bound] > 0) | (sorted_BP[bound] < 0)
+    return is_real_MM | is_real_MM.T
 
 
 def _interval(draws: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -180,29 +186,45 @@ class _Regression:
         self._to_pairs = csr_array((ones, (num_votes, self._pair_V)), shape=(len(votes), len(pairs)))
 
     def _style(self, votes: Sequence[Vote], is_turned: np.ndarray, pair_columns: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Return the columns of style that differ at all, in standard deviations, and their names.
+        """Return the columns of style that can be controlled, in standard deviations, and names.
 
-        There are none if the models themselves explain a column: then nothing can tell whether a
-        model or its style won.
+        A column that follows from the models and the columns before is left out: nothing can tell
+        whether it won, or they did.
         """
         style_VS = np.array([vote.style for vote in votes]) * np.where(is_turned, -1.0, 1.0)[:, None]
-        size_S = np.sqrt((style_VS**2).mean(0))
-        kept = np.flatnonzero(size_S > 1e-9)
-        style_VS = style_VS[:, kept] / size_S[kept]
-        models_VM = pair_columns[self._pair_V]
-        if np.linalg.matrix_rank(np.concatenate([models_VM, style_VS], 1)) < np.linalg.matrix_rank(models_VM) + len(kept):
-            self.notes.append("Style is not controlled: which model answered says all about length and markdown here.")
-            return np.zeros((len(votes), 0)), []
-        return style_VS, [STYLE_NAMES[index] for index in kept]
+        columns = pair_columns[self._pair_V]
+        names, dependent = [], []
+        for name, column in zip(STYLE_NAMES, style_VS.T, strict=True):
+            size = np.sqrt((column**2).mean())
+            if size < 1e-9:  # no answers differ in it
+                continue
+            extended = np.column_stack([columns, column / size])
+            if np.linalg.matrix_rank(extended) > np.linalg.matrix_rank(columns):
+                columns, names = extended, [*names, name]
+            else:
+                dependent.append(name)
+        if dependent:
+            self.notes.append(
+                f"Style control leaves out {joined(dependent)}, which models and the rest of the style explain here."
+            )
+        return columns[:, pair_columns.shape[1] :], names
 
-    def fit(self, weight_BV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fit(self, weight_BV: np.ndarray, rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the ratings and style weights [B, K] of B weightings of the votes, and for each
-        whether the maximum was missing."""
+        whether the maximum was missing.
+
+        Where it was, HALF_VOTE goes to both sides of each pair. With an `rng` it is the mean of a
+        gamma distribution, from which each side draws, as in the Bayesian bootstrap (Rubin 1981).
+        For n votes that all went one way, resampling votes would give n wins each time; this gives
+        the share of wins Jeffreys' posterior, Beta(n + 1/2, 1/2).
+        """
         wins_BV, losses_BV = weight_BV * self._score_V, weight_BV * (1 - self._score_V)
         is_anchored_B = ~self._has_maximum(wins_BV @ self._to_pairs > 0, losses_BV @ self._to_pairs > 0)
-        anchor_BP = np.where(is_anchored_B, HALF_VOTE, 0.0)[:, None] * np.ones(len(self._first_P))
-        wins_BR = np.concatenate([wins_BV @ self._to_rows, anchor_BP], 1)
-        losses_BR = np.concatenate([losses_BV @ self._to_rows, anchor_BP], 1)
+        shape = (2, len(weight_BV), len(self._first_P))
+        anchors = np.full(shape, HALF_VOTE) if rng is None else rng.gamma(HALF_VOTE, size=shape)
+        anchors *= is_anchored_B[:, None]
+        wins_BR = np.concatenate([wins_BV @ self._to_rows, anchors[0]], 1)
+        losses_BR = np.concatenate([losses_BV @ self._to_rows, anchors[1]], 1)
         weights_BK = maximise(self._design_RK, wins_BR, losses_BR)
         weights_BK[:, : self._num_models] -= weights_BK[:, : self._num_models].mean(1, keepdims=True)
         return weights_BK, is_anchored_B

@@ -91,8 +91,17 @@ def test_style_control_removes_what_length_bought():
 def test_style_that_is_the_model_is_not_controlled():
     votes = [Vote("a", "b", number % 3 > 0, f"q{number}", style=(0.5, 0, 0, 0)) for number in range(60)]
     ratings = rate(votes, control_style=True, num_resamples=50)
-    assert ratings.style == {} and "Style is not controlled" in ratings.notes[0]
+    assert ratings.style == {} and "Style control leaves out length" in ratings.notes[0]
     assert ratings.value_M[0] == pytest.approx(math.log(2) / 2, abs=1e-5)
+
+
+def test_style_that_follows_from_other_style_is_left_out():
+    """Answers with markdown have all of it, so that one column says it all."""
+    rng = np.random.default_rng(6)
+    marked = rng.choice([-1.0, 0.0, 1.0], 200)
+    votes = [Vote("a", "b", float(rng.random() < 0.5), f"q{i}", style=(0, mark, mark, mark)) for i, mark in enumerate(marked)]
+    ratings = rate(votes, control_style=True, num_resamples=50)
+    assert list(ratings.style) == ["headings"] and "leaves out list items and bold" in ratings.notes[0]
 
 
 def test_intervals_cover_and_the_order_comes_out():
@@ -141,6 +150,14 @@ def test_a_model_that_is_never_beaten_has_a_finite_rating_and_a_note():
     assert ratings.models[0] == "gold" and np.isfinite([ratings.value_M, ratings.low_M, ratings.high_M]).all()
     assert ratings.notes[0] == "gold won every vote against the others (5): how far ahead is not known, only that it is."
     assert "half a win" in ratings.notes[-1]
+
+
+def test_votes_that_all_went_one_way_are_not_certain():
+    """Of 12 wins in 12 votes, Jeffreys' interval of the chance to win is 0.816 to 1.000."""
+    ratings = rate([Vote("a", "b", 1, f"q{i}") for i in range(12)], num_resamples=4000)
+    assert 1 / (1 + math.exp(-ratings.low_MM[0, 1])) == pytest.approx(0.816, abs=0.02)
+    assert ratings.high_MM[0, 1] > 7 and ratings.is_real_MM[0, 1]
+    assert not rate([Vote("a", "b", 1, f"q{i}") for i in range(2)]).is_real_MM[0, 1]
 
 
 def test_models_that_nothing_connects_are_left_out_with_a_note():
