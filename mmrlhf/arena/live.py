@@ -155,13 +155,13 @@ def opened(contestants: Sequence[Contestant], config: ArenaConfig) -> Iterator[d
     """Yield a function for each contestant that asks it. Raises InputError if one is unusable."""
     with contextlib.ExitStack() as stack:
         asks: dict[str, Ask] = {}
-        for contestant in contestants:
+        for number, contestant in enumerate(contestants):
             if contestant.is_kept:
                 asks[contestant.name] = _ask_file(contestant, config)
             elif is_url(contestant.source):
                 asks[contestant.name] = _ask_server(contestant, config)
             else:
-                asks[contestant.name] = stack.enter_context(_policy(contestant, config))
+                asks[contestant.name] = stack.enter_context(_policy(contestant, config, config.seed + number))
         yield asks
 
 
@@ -194,7 +194,7 @@ def _ask_server(contestant: Contestant, config: ArenaConfig) -> Ask:
 
 
 @contextlib.contextmanager
-def _policy(contestant: Contestant, config: ArenaConfig) -> Iterator[Ask]:
+def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[Ask]:
     from mmrlhf.engine.rollout import generate_batches
     from mmrlhf.engine.sampling import SamplingParams
     from mmrlhf.models.policy import load_policy
@@ -203,7 +203,7 @@ def _policy(contestant: Contestant, config: ArenaConfig) -> Iterator[Ask]:
     base, adapter_path, _ = resolve_run(contestant.source)
     if base is None:
         raise InputError(f"{contestant.source} is a reward model, which answers nothing: give a policy")
-    params = SamplingParams(config.response_length, config.temperature, seed=config.seed)
+    params = SamplingParams(config.response_length, config.temperature, seed=seed)
     with load_policy(base, adapter_path, config.dtype) as vlm:
 
         def ask(question: Example) -> str:

@@ -51,13 +51,14 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         asks = stack.enter_context(opened(contestants, config)) if is_live else {}
-        with opened_votes(output, create=True) as (store, ledger):
+        store, ledger = stack.enter_context(opened_votes(output, create=True))
+        if contestants and not is_live:
             print(f"{output}: {ledger.add_pairs(store, *kept)} new pairs")
-            if is_live:
-                producer = Producer(store, ledger, questions, asks, config)
-                stack.callback(producer.close)
-                producer.wait_for_a_pair()
-            yield stack.enter_context(serving_labels(label_config))
+        if is_live:
+            producer = Producer(store, ledger, questions, asks, config)
+            stack.callback(producer.close)
+            producer.wait_for_a_pair()
+        yield stack.enter_context(serving_labels(label_config))
 
 
 def read_questions(config: ArenaConfig) -> dict[str, Example]:
