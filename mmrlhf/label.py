@@ -44,16 +44,17 @@ def serve_labels(config: LabelConfig) -> None:
         print(f"labelling at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
         if running.access_token is not None:
             print(f"token: {running.access_token} (annotators open {running.url}/?token={running.access_token})", flush=True)
-        running.thread.join()
+        running.has_ended.wait()  # not `join`: once interrupted, it takes the thread for ended
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers: its address, what annotators need to come in, and its thread."""
+    """A server that answers: its address, what annotators need to come in, and whether it has
+    ended."""
 
     url: str
     access_token: str | None
-    thread: threading.Thread
+    has_ended: threading.Event
     store: Store
 
 
@@ -84,10 +85,18 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
                     timeout_graceful_shutdown=STOP_SECONDS,
                 )
             )
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            has_ended = threading.Event()
+
+            def run() -> None:
+                try:
+                    server.run(sockets=[listener])
+                finally:
+                    has_ended.set()
+
+            thread = threading.Thread(target=run)
             thread.start()
             try:
-                yield RunningServer(_address_of(listener), access_token, thread, store)
+                yield RunningServer(_address_of(listener), access_token, has_ended, store)
             finally:
                 server.should_exit = True
                 thread.join()

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import mmrlhf
-from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, main
+from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config.other_commands import OTHER_COMMANDS
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, SAME_SETTINGS
@@ -280,7 +280,9 @@ def test_main_turns_stage_errors_into_exit_codes(stub_stage, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS.values(), *DATA_COMMANDS.values(), *CALIBRATE_COMMANDS.values()], ids=lambda command: command.name
+    "command",
+    [*COMMANDS.values(), *DATA_COMMANDS.values(), *CALIBRATE_COMMANDS.values(), *LABEL_COMMANDS.values()],
+    ids=lambda command: command.name,
 )
 def test_help_shows_example_with_existing_flags(command, capsys):
     flags = {word for word in shlex.split(command.example) if word.startswith("--")}
@@ -290,7 +292,7 @@ def test_help_shows_example_with_existing_flags(command, capsys):
         assert exit_.code == 0
     output = capsys.readouterr().out
     assert command.example in output
-    if command.name not in ("data", "calibrate"):  # these list commands, not flags
+    if command.name not in ("data", "calibrate", "label"):  # these list commands, not flags
         usage, _ = output.split("example:")
         assert all(f"{flag} " in usage for flag in flags)
 

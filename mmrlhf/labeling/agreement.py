@@ -45,8 +45,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class AnnotatorSummary:
-    """One annotator: counts, median seconds of a label, labels per hour of work, the share of left
-    answers among decided pairs, and right gold questions, each with a Wilson interval."""
+    """One annotator: counts, median seconds of a label, labels per hour of work, how many of the
+    decided pairs went to the answer on the left (shown as A), and right gold questions."""
 
     name: str
     num_labels: int

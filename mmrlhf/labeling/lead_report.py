@@ -66,7 +66,7 @@ def _alpha_text(alpha: float | None, interval: Interval | None) -> str:
     return f"alpha {alpha:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
 
 
-COLUMNS = ("annotator", "labels", "skipped", "flagged", "median time", "per hour", "left answer", "gold questions")
+COLUMNS = ("annotator", "labels", "skipped", "flagged", "median time", "per hour", "answer A", "gold questions")
 
 
 def _cells(summary: AnnotatorSummary) -> list[tuple[str, str]]:

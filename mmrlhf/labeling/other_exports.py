@@ -36,6 +36,8 @@ def unpack_other_export(row: Row) -> Row:
         source = fields["data"]
     elif isinstance(fields.get("fields"), dict):
         source = fields["fields"]
+    elif any(name.endswith((".responses", ".suggestion")) for name in fields):  # Argilla's records as a flat table
+        source = {name: value for name, value in fields.items() if "." not in name}
     else:
         return row
     lowered = {str(name).lower(): value for name, value in source.items() if value is not None}

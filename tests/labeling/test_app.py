@@ -1,4 +1,4 @@
-"""Hostile text, forged and repeated forms, other sites, other annotators, full disks."""
+"""Forged and repeated forms, other sites, other annotators, full disks."""
 
 import json
 import re
@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.guard import MAX_BODY_BYTES
+from mmrlhf.labeling.pages import Pages
+from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import read_tasks
-from mmrlhf.labeling.visible_text import visible
-from tests.labeling.conftest import Person, pairs, standing
+from mmrlhf.records import InputError
+from tests.labeling.conftest import Person, assign, pairs, standing
 
 
 @pytest.fixture
@@ -107,35 +111,26 @@ def test_a_token_of_another_annotator_is_refused(store, make_app):
     assert reply.status_code == 400 and standing(store) == []
 
 
-@given(
-    form=st.dictionaries(
-        st.sampled_from(["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected"]), st.text()
-    )
-)
-@settings(max_examples=40, deadline=None)
-def test_wild_forms_never_fail(form, tmp_path_factory):
-    person = _person_of_modes(tmp_path_factory)
-    reply = person.send(**form)
-    assert reply.status_code in (200, 400)
-    person.look()
+@pytest.fixture(scope="module")
+def person_of_all_modes(tmp_path_factory):
+    """Somebody with many tasks of every mode."""
+    folder = tmp_path_factory.mktemp("modes")
+    modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
+    rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Store(folder / "labels.db", create=True)
+    store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
+    return Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", "")))
 
 
-def _person_of_modes(tmp_path_factory, cache=[]):  # noqa: B006
-    """Return a person with many tasks of every mode, the same one for every example."""
-    if not cache:
-        from mmrlhf.labeling.pages import Pages
-        from mmrlhf.labeling.sessions import Sessions
-        from mmrlhf.labeling.store import Store
-        from tests.labeling.conftest import assign, create_app
+FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
 
-        folder = tmp_path_factory.mktemp("modes")
-        modes = {"claims": ["A red cup."], "facts": [], "pairwise": ["a", "b"], "ranking": ["a", "b", "c"]}
-        rows = [{"images": [], "prompt": f"{n}?", "answers": a, "mode": m} for n in range(60) for m, a in modes.items()]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        store = Store(folder / "labels.db", create=True)
-        store.add_tasks(read_tasks([str(folder / "rows.jsonl")], None, None, "train"))
-        cache.append(Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", ""))))
-    return cache[0]
+
+@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(["label", "skip", "1", "[]", "[{}]", "nan"])))
+@settings(max_examples=60, deadline=None)
+def test_wild_forms_never_fail(form, person_of_all_modes):
+    assert person_of_all_modes.send(**form).status_code in (200, 400)
+    person_of_all_modes.look()
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
@@ -226,112 +221,6 @@ def test_large_and_odd_bodies(store, make_app):
     assert standing(store) == []
 
 
-# ---- text and pictures ---------------------------------------------------------------------------
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "{{ 7 * 7 }}{% raw %}",
-    "</textarea></template></div>",
-    "\u202egnp.exe\u2066 \u200f",
-    "\x1b[31mred\x00",
-    "javascript:alert(1)",
-]
-
-
-def test_hostile_text_appears_as_text(make_store, make_app):
-    modes = {"pairwise": 2, "ranking": 3, "claims": 1, "facts": 0}
-    rows = [
-        {"id": text, "prompt": text + mode, "answers": [f"{text}{i}" for i in range(number)], "mode": mode}
-        for text in HOSTILE
-        for mode, number in modes.items()
-    ]
-    store = make_store(rows)
-    person = Person(make_app(store, guidelines="<script>guide</script>"))
-    for _ in range(len(rows)):
-        page = person.page
-        assert "<img src=x" not in page and "<script>alert" not in page and "<script>guide" not in page
-        assert "{{ 7 * 7 }}" in page or "7 * 7" not in page
-        assert not set(page) & set("\u202e\u2066\u200f\x1b\x00")
-        assert len(re.findall("<script", page)) == 1 and page.count("</template>") <= 1
-        assert re.search('<script type="module" src="/static/task.js">', page)
-        assert not re.search(r"\son\w+=|style=|javascript:[^a]", page.replace("onerror=alert", ""))
-        person.label(kind="skip")
-    assert "Nothing is left" in person.page
-
-
-def test_a_word_of_a_megabyte(make_store, make_app):
-    store = make_store([{"answers": ["x" * 1_000_000, "short"]}, {"id": 2, "answers": ["y" * 1_000_000], "mode": "claims"}])
-    person = Person(make_app(store))
-    assert "x" * 1_000_000 in person.page
-    person.label()
-    assert "y" * 1_000_000 in person.page
-    mark = json.dumps([{"first": 0, "last": 0, "reason": "absent", "correction": "z"}])
-    assert person.label(spans=mark).status_code == 200
-    assert standing(store)[1][2]["corrected"] == "z"
-
-
-@given(text=st.text())
-def test_visible_text_keeps_offsets_and_has_no_controls(text):
-    shown = visible(text)
-    assert len(shown) == len(text)
-    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown) and "\u202e" not in shown
-
-
-def test_joiners_of_emoji_and_scripts_stay():
-    assert visible("👩\u200d👧 می\u200cخواهم\n\t") == "👩\u200d👧 می\u200cخواهم\n\t"
-    assert visible("\u202ea\x1b") == "\ufffda\u241b"
-
-
-def test_every_response_has_the_headers(store, make_app):
-    person = Person(make_app(store))
-    for path in ("/", "/static/label.css", "/static/task.js", "/nowhere", "/images/x"):
-        headers = person.client.get(path).headers
-        policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy and "http" not in policy
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
-
-
-def test_pages_fetch_nothing_from_elsewhere(store, make_app):
-    person = Person(make_app(store))
-    for address in re.findall(r'(?:src|href|action)="([^"]+)"', person.page):
-        assert address.startswith("/") and not address.startswith("//")
-        if address.startswith(("/static", "/images")):
-            assert person.client.get(address).status_code == 200
-
-
-def test_only_pictures_of_tasks_are_served(store, make_app, tmp_path):
-    person = Person(make_app(store))
-    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
-    reply = person.client.get(address)
-    assert reply.headers["content-type"] == "image/png" and reply.content == (tmp_path / "red.png").read_bytes()
-    for path in ("red.png", "..%2fred.png", "%2fetc%2fpasswd", "0" * 64, str(tmp_path / "red.png").replace("/", "%2f")):
-        assert person.client.get(f"/images/{path}").status_code == 404
-    for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", ""):
-        assert person.client.get(f"/static/{path}").status_code in (404, 405)
-    stranger = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
-    assert stranger.get(address).status_code == 401
-
-
-def test_a_picture_that_has_changed_is_not_shown(store, make_app, tmp_path):
-    person = Person(make_app(store))
-    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
-    (tmp_path / "red.png").write_bytes(b"<script>")
-    assert person.client.get(address).status_code == 410
-    (tmp_path / "red.png").unlink()
-    assert person.client.get(address).status_code == 410
-
-
-def test_formats_that_browsers_do_not_show_are_converted(make_store, make_app, tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (4, 4), "blue").save(tmp_path / "blue.tiff")
-    person = Person(make_app(make_store([{"images": ["blue.tiff"], "answers": ["a", "b"]}])))
-    (address,) = re.findall(r'<img src="([^"]+)"', person.page)
-    reply = person.client.get(address)
-    assert reply.headers["content-type"] == "image/png" and reply.content.startswith(b"\x89PNG")
-
-
 # ---- what annotators must not learn --------------------------------------------------------------
 
 
@@ -390,9 +279,6 @@ def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
 
 
 def test_files_of_others_are_refused(tmp_path):
-    from mmrlhf.labeling.store import Store
-    from mmrlhf.records import InputError
-
     with pytest.raises(InputError, match="does not exist"):
         Store(tmp_path / "none.db")
     (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)

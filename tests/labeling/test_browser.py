@@ -17,7 +17,7 @@ from tests.labeling.conftest import standing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("MMRLHF_AXE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
-NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "12"))
+NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "8"))
 """Tasks of each mode that are labelled by keyboard; `make test-browser` labels 50."""
 MODES = ("pairwise", "ranking", "claims", "facts")
 ANSWERS = [
@@ -151,6 +151,10 @@ def test_tasks_by_keyboard_alone(mode, tmp_path, open_page):
                 if mode == "facts":
                     press(page, "e")
             press(page, "Control+Enter" if mode == "claims" else "Enter")
+        page.wait_for_selector("text=Nothing is left")
+        press(page, "u")  # the last one again, as it was
+        is_at(page, NUM_TASKS - 1)
+        press(page, "Control+Enter")
         page.wait_for_selector("text=Nothing is left")
         found = read_labels(server.store)
     assert [label.task.name for label in found.labels] == [f"row {i}" for i in range(NUM_TASKS)]

@@ -25,7 +25,8 @@ class Server:
 
     def __init__(self, *arguments):
         command = [sys.executable, "-m", "mmrlhf", "label", "serve", *map(str, arguments), "--port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **streams)
         self.lines = []
         for line in self.process.stdout:
             self.lines.append(line)
@@ -35,8 +36,9 @@ class Server:
         raise AssertionError("the server did not start")
 
     def stop(self, number):
+        """Send a signal; return the exit code once the process has ended, and keep its output."""
         self.process.send_signal(number)
-        self.process.stdout.close()
+        self.lines += self.process.stdout.readlines()
         return self.process.wait(timeout=30)
 
 
@@ -67,7 +69,9 @@ def test_kills_lose_no_acknowledged_label_and_double_none(write_rows, tmp_path):
 
 def test_stopped_by_a_signal_it_ends_well_and_leaves_one_file(write_rows, tmp_path):
     server = Server(write_rows(*pairs(2)), "--output_file", tmp_path / "labels.db")
+    httpx.get(server.url).raise_for_status()
     assert server.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in "".join(server.lines)
     assert {path.name for path in tmp_path.iterdir()} == {"labels.db", "red.png", "rows.jsonl"}
     assert (tmp_path / "labels.db").stat().st_mode & 0o077 == 0  # for its owner alone
 

@@ -128,6 +128,8 @@ def test_rows_of_other_tools():
     assert fields == {"images": ["photos/1.png"], "prompt": "What is it?", "answers": ["A cup.", "A dog."], "id": 12}
     fields = unpack_other_export(row_of(ARGILLA)).fields
     assert fields == {"images": ["red.png"], "prompt": "What is it?", "answers": ["A cup.", "A dog."], "id": "a-1"}
+    flat = {"id": "a-1", "status": "completed", **ARGILLA["fields"], "preference.responses": ["response_a"]}
+    assert unpack_other_export(row_of(flat)).fields == fields
 
 
 @pytest.mark.parametrize(

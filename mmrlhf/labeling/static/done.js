@@ -1,2 +1,5 @@
-// Look again for tasks.
+// Look again for tasks, and let the last answer be taken back by its key here, too.
 setTimeout(() => location.reload(), 30000);
+document.addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() === "u" && !event.ctrlKey && !event.metaKey && !event.altKey) document.getElementById("undo")?.requestSubmit();
+});
