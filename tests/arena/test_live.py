@@ -184,3 +184,29 @@ def test_questions_that_have_pairs_are_not_asked_again(produce, questions):
     time.sleep(0.3)
     again.close()
     assert asked == []
+
+
+def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
+    """The same model twice: each samples with a seed of its own."""
+    config = ArenaConfig(
+        output_file=str(tmp_path / "votes.db"), models=f"one={tiny_vlm_path},two={tiny_vlm_path}", dataset_name=questions[1],
+        temperature=1.0, response_length=8, ahead=1, port=0,
+    )  # fmt: skip
+    with serving_arena(config) as running:
+        task = running.store.task(1)
+    assert set(task.models) == {"one", "two"} and len(set(task.answers)) == 2 and all(task.answers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": "a=http://127.0.0.1:1/v1,b=http://127.0.0.1:1/v1"}, "127.0.0.1:1/v1 cannot be reached"),
+        ({"models": "a=no/such/model,b=no/such/model"}, "no/such/model"),
+        ({"models": "a=http://127.0.0.1:1/v1,b=x.jsonl", "dataset_name": None}, "live models need questions"),
+        ({"models": "a=http://127.0.0.1:1/v1#m,b=http://127.0.0.1:1/v1#m"}, "gave no answer"),
+    ],
+)
+def test_models_that_cannot_be_used_are_named(questions, tmp_path, settings, message):
+    config = {"output_file": str(tmp_path / "votes.db"), "dataset_name": questions[1], "port": 0} | settings
+    with pytest.raises(InputError, match=re.escape(message)), serving_arena(ArenaConfig(**config)):
+        pass
