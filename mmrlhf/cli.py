@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmrlhf
-from mmrlhf.cli_arena import run_arena_export, run_arena_judge, run_arena_report, run_arena_serve
+from mmrlhf.cli_arena import ARENA_COMMANDS
 from mmrlhf.cli_commands import (
     print_closing,
     run_claims,
@@ -237,30 +237,6 @@ LABEL_COMMANDS = _by_last_word(
         run_label_export,
     ),
     Command("label report", "show agreement, gold questions, sides and speed", "labels.db --out labels.html", run_label_report),
-)
-
-ARENA_COMMANDS = _by_last_word(
-    Command(
-        "arena serve",
-        "serve the page on which people choose between two models' answers",
-        "sft=sft.jsonl dpo=dpo.jsonl --output_file votes.db",
-        run_arena_serve,
-    ),
-    Command(
-        "arena judge",
-        "have a judge vote in place of people, or beside them",
-        "sft=sft.jsonl dpo=dpo.jsonl --output_file votes.db --judge http://localhost:8000/v1",
-        run_arena_judge,
-    ),
-    Command(
-        "arena report", "write the leaderboard, and which differences are real", "votes.db --out arena.html", run_arena_report
-    ),
-    Command(
-        "arena export",
-        "write the votes as preferences",
-        "votes.db --to trl --output_file pairs.jsonl",
-        run_arena_export,
-    ),
 )
 
 COMMANDS = _by_last_word(

@@ -1,4 +1,4 @@
-"""Run the commands of `mmrlhf arena`; `cli_commands` has the other commands of this kind."""
+"""The commands of `mmrlhf arena`; `cli_commands` runs the others of this kind."""
 
 from __future__ import annotations
 
@@ -56,3 +56,25 @@ def run_arena_export(command: Command, argv: list[str]) -> None:
     from mmrlhf.arena.export import export_arena
 
     export_arena(args["file"], args["to"], args["output_file"], args.get("judge"), args.get("anonymous", False))
+
+
+ARENA_COMMANDS = {
+    "serve": Command(
+        "arena serve",
+        "serve the page on which people choose between two models' answers",
+        "sft=sft.jsonl dpo=dpo.jsonl --output_file votes.db",
+        run_arena_serve,
+    ),
+    "judge": Command(
+        "arena judge",
+        "have a judge vote in place of people, or beside them",
+        "sft=sft.jsonl dpo=dpo.jsonl --output_file votes.db --judge http://localhost:8000/v1",
+        run_arena_judge,
+    ),
+    "report": Command(
+        "arena report", "write the leaderboard, and which differences are real", "votes.db --out arena.html", run_arena_report
+    ),
+    "export": Command(
+        "arena export", "write the votes as preferences", "votes.db --to trl --output_file pairs.jsonl", run_arena_export
+    ),
+}

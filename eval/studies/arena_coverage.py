@@ -23,6 +23,7 @@ LIKES_LENGTH = 1.0
 """Log-odds that voters of the setting `style` give for a whole unit of length."""
 SETTINGS = {
     "decided": (750, "750 votes, all decided"),
+    "many": (5000, "5000 votes, all decided"),
     "few": (60, "60 votes, all decided"),
     "ties": (750, "750 votes: two impressions that may differ, then a tie"),
     "repeated": (750, "250 questions, three voters each, who half of the time repeat the first"),

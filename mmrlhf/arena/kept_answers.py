@@ -31,7 +31,7 @@ class Contestant:
     @property
     def is_kept(self) -> bool:
         """Whether the source is a file of answers, not a model."""
-        return self.source.endswith((".jsonl", ".json", ".parquet"))
+        return self.source.endswith((".jsonl", ".json", ".parquet")) or Path(self.source).is_file()
 
 
 def parse_contestants(models: str) -> list[Contestant]:

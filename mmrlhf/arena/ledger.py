@@ -159,15 +159,16 @@ class Ledger:
 
 
 _FEWEST_LEFT = """
-WITH standing AS (
+WITH standing AS MATERIALIZED (
     SELECT annotator, task, kind FROM events WHERE kind IN ('label', 'skip', 'flag')
     AND id NOT IN (SELECT target FROM events WHERE kind = 'undo')
-), open_tasks AS (
-    SELECT id FROM tasks WHERE NOT is_gold
-    AND (SELECT count(DISTINCT annotator) FROM standing WHERE task = tasks.id AND kind = 'label') < ?
+), done AS MATERIALIZED (
+    SELECT task FROM standing WHERE kind = 'label' GROUP BY task HAVING count(*) >= ?
+), open_tasks AS MATERIALIZED (
+    SELECT id FROM tasks WHERE NOT is_gold AND id NOT IN (SELECT task FROM done)
+), answered AS (
+    SELECT annotator, count(*) AS number FROM standing WHERE task IN (SELECT id FROM open_tasks) GROUP BY annotator
 )
-SELECT coalesce(min(number), (SELECT count(*) FROM open_tasks)) FROM (
-    SELECT (SELECT count(*) FROM open_tasks WHERE id NOT IN (SELECT task FROM standing WHERE annotator = annotators.id))
-    - (SELECT count(*) - 1 FROM annotators) AS number FROM annotators
-)
+SELECT (SELECT count(*) FROM open_tasks) - coalesce(max(coalesce(answered.number, 0)) + count(*) - 1, 0)
+FROM annotators LEFT JOIN answered ON answered.annotator = annotators.id
 """

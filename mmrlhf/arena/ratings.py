@@ -193,7 +193,8 @@ class _Regression:
         """
         style_VS = np.array([vote.style for vote in votes]) * np.where(is_turned, -1.0, 1.0)[:, None]
         columns = pair_columns[self._pair_V]
-        names, dependent = [], []
+        names: list[str] = []
+        dependent: list[str] = []
         for name, column in zip(STYLE_NAMES, style_VS.T, strict=True):
             size = np.sqrt((column**2).mean())
             if size < 1e-9:  # no answers differ in it

@@ -29,7 +29,7 @@ def serve_arena(config: ArenaConfig) -> None:
         print(f"voting at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
         if running.access_token is not None:
             print(f"token: {running.access_token} (voters open {running.url}/?token={running.access_token})", flush=True)
-        running.thread.join()
+        running.has_ended.wait()
 
 
 @contextlib.contextmanager
@@ -103,6 +103,8 @@ def judge_arena(config: ArenaJudgeConfig) -> None:
 @contextlib.contextmanager
 def opened_votes(path: Path, *, create: bool = False) -> Iterator[tuple[Store, Ledger]]:
     """Yield the tables of a file of votes. Raises InputError if it cannot be opened or written."""
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.closing(Store(path, create=create)) as store, contextlib.closing(Ledger(path)) as ledger:
             yield store, ledger

@@ -210,3 +210,22 @@ def test_models_that_cannot_be_used_are_named(questions, tmp_path, settings, mes
     config = {"output_file": str(tmp_path / "votes.db"), "dataset_name": questions[1], "port": 0} | settings
     with pytest.raises(InputError, match=re.escape(message)), serving_arena(ArenaConfig(**config)):
         pass
+
+
+def test_the_pairs_left_are_those_of_the_voter_with_the_fewest(write_answers, make_arena):
+    store, ledger = make_arena(*(write_answers(name, kept(name, 5)) for name in ("one", "two")))
+    assert ledger.fewest_left(overlap=1) == 5  # nobody votes yet
+    app = app_of(store, overlap=2)
+    heron = voter_at(app, "heron")
+    assert ledger.fewest_left(2) == 5
+    heron.vote("left")
+    heron.vote("tie", kind="skip")
+    assert ledger.fewest_left(2) == 3 and ledger.fewest_left(1) == 3  # its vote, and its skip
+    crane = voter_at(app, "crane")
+    assert ledger.fewest_left(2) == 2  # crane may have one of them open
+    crane.vote("right")
+    assert ledger.fewest_left(2) == 2  # the first pair is full; heron has three, as before
+    event = heron.client.get("/").text
+    answer = re.search(r'name="answer" value="(\d+)"', event)[1]
+    heron.client.post("/undo", data=heron.fields | {"answer": answer})
+    assert ledger.fewest_left(2) == 3  # the skip is taken back

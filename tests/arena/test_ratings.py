@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from mmrlhf.arena.ratings import ELO_PER_UNIT, Vote, rate, score_tables
@@ -185,3 +187,30 @@ def test_style_counts_words_and_markdown():
     assert style_counts(text) == (19, 1, 3, 2)
     assert style_difference("a b c", "a") == (0.5, 0, 0, 0)
     assert style_difference("# x", "x") == (pytest.approx(1 / 3), 1, 0, 0)
+
+
+MODELS = st.sampled_from("abcd")
+SCORES = st.sampled_from([0.0, 0.5, 1.0])
+STYLES = st.tuples(*[st.sampled_from([-1.0, -0.3, 0.0, 0.5])] * 4)
+WILD_VOTES = st.lists(
+    st.builds(
+        Vote, MODELS, MODELS, SCORES, st.sampled_from(["q1", "q2", "q3"]), st.sampled_from(["v1", "v2"]), st.just(""), STYLES
+    ).filter(lambda vote: vote.first != vote.second),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WILD_VOTES, st.booleans())
+def test_any_votes_have_ratings(votes, control_style):
+    """However few and lopsided: finite, with mean 0, ordered, and the same from either side."""
+    ratings = rate(votes, control_style=control_style, num_resamples=20)
+    numbers = np.concatenate([ratings.value_M, ratings.low_M, ratings.high_M, ratings.low_MM.ravel()])
+    assert np.isfinite(numbers).all() and ratings.value_M.mean() == pytest.approx(0, abs=1e-6)
+    assert list(ratings.value_M) == sorted(ratings.value_M, reverse=True)
+    assert not ratings.is_real_MM.diagonal().any() and (ratings.is_real_MM == ratings.is_real_MM.T).all()
+    turned = [Vote(v.second, v.first, 1 - v.score, v.question, v.voter, "", tuple(-s for s in v.style)) for v in votes]
+    assert np.sort(rate(turned, control_style=control_style, num_resamples=20).value_M) == pytest.approx(
+        np.sort(ratings.value_M), abs=1e-4
+    )
