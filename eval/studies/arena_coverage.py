@@ -50,7 +50,7 @@ def draw_votes(setting: str, rng: np.random.Generator) -> list[Vote]:
     return votes
 
 
-def measure(setting: str, num_simulations: int) -> dict[str, float]:
+def measure(setting: str, num_simulations: int) -> dict[str, float | None]:
     """Return the share of intervals that cover, of right orders, and of wrong real differences."""
     covered: list[bool] = []
     is_ordered: list[bool] = []
@@ -63,7 +63,8 @@ def measure(setting: str, num_simulations: int) -> dict[str, float]:
         is_ordered.append(ratings.models == tuple(SKILLS))
         is_upside_down = ratings.difference_MM * (true_M[:, None] - true_M) <= 0
         is_wrong.append(bool((ratings.is_real_MM & is_upside_down).any()))
-    return {"coverage": np.mean(covered), "true_order": np.mean(is_ordered), "wrong_difference": np.mean(is_wrong)}
+    right_order = None if setting == "equal" else float(np.mean(is_ordered))
+    return {"coverage": float(np.mean(covered)), "right_order": right_order, "wrong_difference": float(np.mean(is_wrong))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"| {len(SKILLS)} models, {num_simulations} simulations | {columns} |")
     print("|---|---|---|---|")
     for setting, (_, text) in SETTINGS.items():
-        print(f"| {text} | {' | '.join(f'{value:.1%}' for value in results[setting].values())} |")
+        print(f"| {text} | {' | '.join('' if value is None else f'{value:.1%}' for value in results[setting].values())} |")
     print(json.dumps(results))
 
 

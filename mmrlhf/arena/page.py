@@ -196,7 +196,7 @@ def forest_plot(board: Board, id_prefix: str) -> Plot:
     if board.controlled.style:
         kinds.append(("style controlled", board.controlled, CONTROLLED_COLOUR, "s", 0.14))
     with style_context():
-        figure = Figure(figsize=(6.4, 1.0 + 0.42 * len(models)), layout="constrained")
+        figure = Figure(figsize=(4.4, 0.9 + 0.36 * len(models)), layout="constrained")
         axes = figure.subplots()
         for label, ratings, colour, marker, offset in kinds:
             for number, model in enumerate(ratings.models):
@@ -207,7 +207,7 @@ def forest_plot(board: Board, id_prefix: str) -> Plot:
                     ELO_PER_UNIT * ratings.value_M[number], y, marker, color=colour, markersize=5, label="" if number else label
                 )
         axes.axvline(0, color=ZERO_COLOUR, linewidth=0.8)
-        axes.set_yticks(range(len(models)), [visible(model)[:40] for model in models], parse_math=False)
+        axes.set_yticks(range(len(models)), [visible(model)[:24] for model in models], parse_math=False)
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_xlabel("rating in points, mean 0, with its 95% interval")
         axes.grid(axis="x", linewidth=0.4, alpha=0.3)
