@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
@@ -33,7 +34,7 @@ MIN_CLUSTERS = 8
 RIDGE = 1e-6
 """Penalty on squared weights: too small to see, it fixes what the likelihood leaves open."""
 HALF_VOTE = 0.5
-"""What is added to both sides of a compared pair where the likelihood has no maximum."""
+"""What the side of a pair that never won gets where the likelihood has no maximum."""
 CHUNK = 64
 """Resamples that are fitted together."""
 
@@ -99,21 +100,22 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     if is_anchored[0]:
         notes += _one_sided_notes(votes, models)
     rng = np.random.default_rng([seed, 83])
-    draws = []  # one set of resampled weights [B, K] for each kind of cluster
+    draws, tails = [], []  # resampled weights [B, K] for each kind of cluster
     for clusters in _cluster_kinds(votes, notes):
         counts = rng.multinomial(clusters.max() + 1, np.full(clusters.max() + 1, 1 / (clusters.max() + 1)), num_resamples)
         chunks = (counts[start : start + CHUNK, clusters] for start in range(0, num_resamples, CHUNK))
         draws.append(np.concatenate([regression.fit(chunk, rng)[0] for chunk in chunks]))
+        tails.append(expanded_tail(clusters.max() + 1))
 
     order = np.argsort(-weights[0, : len(models)], kind="stable")
     value_M = weights[0, order]
     sampled = [draw[:, order] for draw in draws]
-    low_M, high_M = _interval(sampled)
+    low_M, high_M = _interval(sampled, tails)
     difference_MM = value_M[:, None] - value_M
     differences = [draw[:, :, None] - draw[:, None, :] for draw in sampled]
-    low_MM, high_MM = _interval(differences)
-    is_real_MM = np.logical_and.reduce([real_differences(draw) for draw in differences])
-    style_draws = _interval([draw[:, len(models) :] for draw in draws])
+    low_MM, high_MM = _interval(differences, tails)
+    is_real_MM = np.logical_and.reduce([real_differences(*draw) for draw in zip(differences, tails, strict=True)])
+    style_draws = _interval([draw[:, len(models) :] for draw in draws], tails)
     style = {
         name: (float(weight), float(low), float(high))
         for name, weight, low, high in zip(regression.style_names, weights[0, len(models) :], *style_draws, strict=True)
@@ -125,27 +127,39 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     )
 
 
-def real_differences(draws_BMM: np.ndarray) -> np.ndarray:
+def expanded_tail(num_clusters: int) -> float:
+    """Return the share of resamples to leave out on each side of a 95% interval.
+
+    It is 2.5% for many clusters, and less for few, of which resamples vary too little: then the
+    interval is as wide as Student's (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
+    """
+    if num_clusters < 2:
+        return 0.0
+    width = math.sqrt(num_clusters / (num_clusters - 1)) * stats.t.ppf(0.975, num_clusters - 1)
+    return float(stats.norm.cdf(-width))
+
+
+def real_differences(draws_BMM: np.ndarray, tail: float) -> np.ndarray:
     """Return which differences are real at 5% for all pairs together.
 
-    Of B resampled differences, 95% lie within the simultaneous band of all pairs (Besag et al.
-    1995, section 6.3): between the k-th smallest and the k-th largest of each. A difference is real
-    if its band leaves 0 out. In 95% of repetitions, no pair of equal models is called real.
+    Of all resamples, 1 - 2 `tail` lie within the simultaneous band of all pairs (Besag et al. 1995,
+    section 6.3): between the k-th smallest and the k-th largest of each difference. One whose band
+    leaves 0 out is real. In 95% of repetitions, no pair of equal models is called real.
     """
     num_draws, num_models, _ = draws_BMM.shape
     first_P, second_P = np.triu_indices(num_models, 1)
     sorted_BP = np.sort(draws_BMM[:, first_P, second_P], axis=0)
     ranks_BP = draws_BMM[:, first_P, second_P].argsort(0, kind="stable").argsort(0)
     outermost_B = np.maximum(ranks_BP, num_draws - 1 - ranks_BP).max(1)
-    bound = int(np.quantile(outermost_B, 0.95, method="higher"))
+    bound = int(np.quantile(outermost_B, 1 - 2 * tail, method="higher"))
     is_real_MM = np.zeros((num_models, num_models), dtype=bool)
     is_real_MM[first_P, second_P] = (sorted_BP[num_draws - 1 - bound] > 0) | (sorted_BP[bound] < 0)
     return is_real_MM | is_real_MM.T
 
 
-def _interval(draws: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _interval(draws: Sequence[np.ndarray], tails: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Return percentile intervals over the first axis; of several sets of draws, the wider one."""
-    bounds = [np.percentile(draw, [2.5, 97.5], axis=0) for draw in draws]
+    bounds = [np.quantile(draw, [tail, 1 - tail], axis=0) for draw, tail in zip(draws, tails, strict=True)]
     low, high = bounds[0]
     for other_low, other_high in bounds[1:]:
         is_wider = other_high - other_low > high - low
@@ -157,7 +171,7 @@ class _Regression:
     """Votes as rows of a logistic regression whose columns are the models, then the style.
 
     Votes on a pair with equal style share a row. The last rows, one for each pair that was
-    compared, have no votes: they take HALF_VOTE on each side where a maximum is missing.
+    compared, have no votes: they take what `fit` adds where a maximum is missing.
     """
 
     def __init__(self, votes: Sequence[Vote], models: Sequence[str], control_style: bool) -> None:
@@ -214,16 +228,21 @@ class _Regression:
         """Return the ratings and style weights [B, K] of B weightings of the votes, and for each
         whether the maximum was missing.
 
-        Where it was, HALF_VOTE goes to both sides of each pair. With an `rng` it is the mean of a
-        gamma distribution, from which each side draws, as in the Bayesian bootstrap (Rubin 1981).
-        For n votes that all went one way, resampling votes would give n wins each time; this gives
-        the share of wins Jeffreys' posterior, Beta(n + 1/2, 1/2).
+        Where it was, the side of a pair that never won gets HALF_VOTE. Resampling n votes that all
+        went one way gives n wins each time; with an `rng`, the share of wins of such a pair is
+        drawn from Beta(n, 1) instead, whose 2.5% point is Clopper and Pearson's bound (1934).
         """
         wins_BV, losses_BV = weight_BV * self._score_V, weight_BV * (1 - self._score_V)
-        is_anchored_B = ~self._has_maximum(wins_BV @ self._to_pairs > 0, losses_BV @ self._to_pairs > 0)
-        shape = (2, len(weight_BV), len(self._first_P))
-        anchors = np.full(shape, HALF_VOTE) if rng is None else rng.gamma(HALF_VOTE, size=shape)
-        anchors *= is_anchored_B[:, None]
+        wins_BP, losses_BP = wins_BV @ self._to_pairs, losses_BV @ self._to_pairs
+        is_anchored_B = ~self._has_maximum(wins_BP > 0, losses_BP > 0)
+        never_won = np.stack([wins_BP == 0, losses_BP == 0]) & is_anchored_B[:, None]
+        if rng is None:
+            anchors = HALF_VOTE * never_won
+        else:
+            anchors = rng.exponential(size=never_won.shape) * never_won
+            total_BP = np.maximum(wins_BP + losses_BP, HALF_VOTE)
+            factor_BP = np.where(never_won.any(0), rng.gamma(total_BP) / total_BP, 1.0)
+            wins_BV, losses_BV = (votes * factor_BP[:, self._pair_V] for votes in (wins_BV, losses_BV))
         wins_BR = np.concatenate([wins_BV @ self._to_rows, anchors[0]], 1)
         losses_BR = np.concatenate([losses_BV @ self._to_rows, anchors[1]], 1)
         weights_BK = maximise(self._design_RK, wins_BR, losses_BR)
@@ -307,7 +326,7 @@ def _one_sided_notes(votes: Sequence[Vote], models: Sequence[str]) -> list[str]:
             notes.append(f"{names} won every vote against the others ({won:g}): how far ahead is not known, only that it is.")
         elif lost and not won and num_groups > 2:  # of two groups, one sentence says it
             notes.append(f"{names} lost every vote against the others ({lost:g}): how far behind is not known, only that it is.")
-    return [*notes, "So that ratings are finite, half a win and half a loss were added to each pair that was compared."]
+    return [*notes, "So that ratings are finite, each model got half a win against those it never won against."]
 
 
 def _cluster_kinds(votes: Sequence[Vote], notes: list[str]) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """People vote: nothing gives a model away, votes count once, and become ratings and preferences."""
 
+import json
 import re
 
 import pytest
@@ -17,6 +18,8 @@ from mmrlhf.labeling.assignments import Assignments
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.tasks import read_tasks
 from mmrlhf.records import InputError
 from tests.arena.conftest import kept, voter_at
 
@@ -184,3 +187,19 @@ def test_a_picture_that_is_none_is_refused(write_answers, tmp_path):
     ):
         pass
     Image.new("RGB", (1, 1)).save(tmp_path / "0.png")
+
+
+def test_pairs_of_the_labelling_page_count_if_their_models_are_known(tmp_path, capsys):
+    """A file of `mmrlhf label serve` whose rows name the models of their answers."""
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    rows = [
+        {"id": f"r{i}", "images": ["a.png"], "prompt": f"Question {i}?", "answers": [{"text": f"good {i}", "model": "one"}, {"text": f"poor {i}", "model": "two"}]}
+        for i in range(10)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Store(tmp_path / "labels.db", create=True)
+    store.add_tasks(read_tasks([str(tmp_path / "rows.jsonl")], None, None, "train"))
+    assert voter_at(app_of(store)).vote_for(by_quality) == 10
+    store.close()
+    report_arena(str(tmp_path / "labels.db"))
+    assert "one is the best of 2 models (10 votes on 10 questions by 1 person)" in capsys.readouterr().out
