@@ -98,7 +98,7 @@ def read_categories(path: str) -> dict[str, str]:
 
 
 def make_pairs(
-    answers_by_model: Mapping[str, Answers], categories: Mapping[str, str], identity_words: Sequence[str], seed: int
+    answers_by_model: Mapping[str, Answers], categories: Mapping[str, str], identity_words: Sequence[str], rng: random.Random
 ) -> tuple[list[Task], list[Pair]]:
     """Return a task and a pair for each two models on each question that both answered.
 
@@ -109,7 +109,7 @@ def make_pairs(
     questions = _questions(answers_by_model)
     models = list(answers_by_model)
     tasks, pairs, left_out = [], [], Counter[str]()
-    for id_, (i, j) in draw_order(list(questions), len(models), seed):
+    for id_, (i, j) in draw_order(list(questions), len(models), rng):
         first, second = (answers_by_model[models[index]].get(id_) for index in (i, j))
         if first is None or second is None:
             left_out["which only one of the models answered"] += 1
@@ -144,23 +144,21 @@ def why_unfit(task: Task, identity_words: Sequence[str]) -> str:
     return ""
 
 
-def draw_order(question_ids: Sequence[str], num_models: int, seed: int) -> Iterator[tuple[str, tuple[int, int]]]:
+def draw_order(question_ids: Sequence[str], num_models: int, rng: random.Random) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield each question with each two models, questions and models evenly spread.
 
     All questions come once before any comes again, and among P questions in a row each of the P
-    pairs of models comes once, in an order that nobody can foresee from those before.
+    pairs of models comes once. Without a seed (`random.SystemRandom`) nobody can foresee which.
     """
-    rng = random.Random(seed)
     ids = list(question_ids)
     rng.shuffle(ids)
     pairs = list(itertools.combinations(range(num_models), 2))
-    orders = []
-    for _ in range(0, len(ids), len(pairs)):
-        orders.append(rng.sample(pairs, len(pairs)))
-    for shift in range(len(pairs)):
+    # A Latin square for each P questions, its rows and columns shuffled.
+    squares = [(rng.sample(pairs, len(pairs)), rng.sample(range(len(pairs)), len(pairs))) for _ in range(0, len(ids), len(pairs))]
+    for turn in range(len(pairs)):
         for number, id_ in enumerate(ids):
-            order = orders[number // len(pairs)]
-            yield id_, order[(number + shift) % len(pairs)]
+            order, shifts = squares[number // len(pairs)]
+            yield id_, order[(number + shifts[turn]) % len(pairs)]
 
 
 def _questions(answers_by_model: Mapping[str, Answers]) -> dict[str, Example]:

@@ -9,6 +9,7 @@ nobody.
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 import threading
 import time
@@ -65,7 +66,7 @@ class Producer:
         self._thread.start()
 
     def _all_pairs(self) -> Iterator[tuple[str, str, str]]:
-        for id_, (i, j) in draw_order(list(self._questions), len(self._models), self._config.seed):
+        for id_, (i, j) in draw_order(list(self._questions), len(self._models), random.SystemRandom()):
             yield id_, self._models[i], self._models[j]
 
     def wait_for_a_pair(self) -> None:

@@ -6,6 +6,7 @@ Voters use the labelling page (`mmrlhf.label`), and everything is in one file of
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def kept_pairs(contestants: Sequence[Contestant], config: PairsConfig) -> tuple[
     answers = {c.name: read_answers(c.source, config.image_folder, config.dataset_train_split) for c in contestants}
     categories = read_categories(config.categories_file) if config.categories_file is not None else {}
     words = [word.strip() for word in (config.identity_words or "").split(",") if word.strip()]
-    return make_pairs(answers, categories, words, config.seed)
+    return make_pairs(answers, categories, words, random.SystemRandom())
 
 
 def judge_arena(config: ArenaJudgeConfig) -> None:

@@ -27,8 +27,6 @@ class PairsConfig(DatasetConfig):
     identity_words: str | None = None
     """Words, with commas between, that give a model away; pairs in which an answer has one are left
     out."""
-    seed: NonNegativeInt = 0
-    """Random seed of the order of pairs, and of sampling."""
 
 
 @settings
@@ -44,6 +42,8 @@ class ArenaConfig(PairsConfig):
     """Maximum tokens of a live model's answer."""
     temperature: NonNegative = 0.0
     """Sampling temperature of live models; 0 is greedy."""
+    seed: NonNegativeInt = 0
+    """Random seed of live models in this process."""
     answer_timeout: Positive = 60.0
     """Seconds that a live model has for an answer; after that the vote is void."""
     ahead: Count = 4

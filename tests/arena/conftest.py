@@ -1,6 +1,7 @@
 """Files of answers, an arena that is served, and voters without a browser."""
 
 import json
+import random
 import re
 
 import pytest
@@ -50,7 +51,7 @@ def make_arena(tmp_path):
         opened.extend([store, ledger])
         if paths:
             answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers(path, None, "train") for path in paths}
-            tasks, pairs = make_pairs(answers, {}, identity_words, seed=0)
+            tasks, pairs = make_pairs(answers, {}, identity_words, random.Random(0))
             ledger.add_pairs(store, tasks, pairs)
         return store, ledger
 

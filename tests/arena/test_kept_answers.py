@@ -1,6 +1,7 @@
 """Pairs from files of answers: joined by id, fit to be shown, evenly spread."""
 
 import itertools
+import random
 from collections import Counter
 
 import pytest
@@ -13,7 +14,7 @@ from tests.arena.conftest import kept
 
 def pairs_of(*paths, **settings):
     answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers(path, None, "train") for path in paths}
-    return make_pairs(answers, **({"categories": {}, "identity_words": (), "seed": 0} | settings))
+    return make_pairs(answers, **({"categories": {}, "identity_words": (), "rng": random.Random(0)} | settings))
 
 
 def test_contestants_have_names_of_their_own():
@@ -48,7 +49,7 @@ def test_each_two_models_meet_on_each_question(write_answers):
 
 def test_questions_and_models_are_evenly_spread():
     ids = [f"q{i}" for i in range(30)]
-    order = list(draw_order(ids, 4, seed=1))
+    order = list(draw_order(ids, 4, random.Random(1)))
     assert len(set(order)) == 30 * 6
     for start in range(0, 180, 30):
         assert {id_ for id_, _ in order[start : start + 30]} == set(ids)
