@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmrlhf
+from mmrlhf.cli_arena import ARENA_COMMANDS
 from mmrlhf.cli_commands import (
     print_closing,
     run_claims,
@@ -31,15 +32,12 @@ from mmrlhf.cli_commands import (
     run_env,
     run_eval,
     run_export,
-    run_label_add,
-    run_label_export,
-    run_label_report,
-    run_label_serve,
     run_plan,
     run_replay,
     run_report,
     run_serve,
 )
+from mmrlhf.cli_label import run_label_add, run_label_export, run_label_report, run_label_serve
 from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
     CalibrateClipConfig,
@@ -365,6 +363,13 @@ COMMANDS = _by_last_word(
         "Label answers about images on a web page, and use the labels.",
         "label answers about images on a web page, and use the labels",
         "serve answers.jsonl --output_file labels.db",
+    ),
+    _command_group(
+        "arena",
+        ARENA_COMMANDS,
+        "Rank models by blind votes of people, or of a judge.",
+        "rank models by blind votes of people, or of a judge",
+        "serve sft=sft.jsonl dpo=dpo.jsonl --output_file votes.db",
     ),
     _command_group(
         "calibrate",

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import mmrlhf
-from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
+from mmrlhf.cli import ARENA_COMMANDS, CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config.other_commands import OTHER_COMMANDS
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, SAME_SETTINGS
@@ -187,7 +187,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("dpo --rpo_alpha 0.2", "--rpo_alpha: `mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft"),
         ("simpo --beta 2", "mmrlhf has no command simpo: `mmrlhf dpo` learns from the same pairs"),
         ("grpo", "mmrlhf has no command grpo: use `mmrlhf ppo --advantage_estimator grpo`"),
-        ("rloo_trainer", "mmrlhf has no command rloo_trainer: the choices are calibrate, claims, "),
+        ("rloo_trainer", "mmrlhf has no command rloo_trainer: the choices are arena, calibrate, claims, "),
         ("reward_eval", "mmrlhf has no command reward_eval: did you mean reward-eval?"),
         # by a part of the name
         ("ppo --vllm_tensor_parallel_size 2", "--vllm_tensor_parallel_size: answers are sampled in this process"),
@@ -281,7 +281,13 @@ def test_main_turns_stage_errors_into_exit_codes(stub_stage, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [*COMMANDS.values(), *DATA_COMMANDS.values(), *CALIBRATE_COMMANDS.values(), *LABEL_COMMANDS.values()],
+    [
+        *COMMANDS.values(),
+        *DATA_COMMANDS.values(),
+        *CALIBRATE_COMMANDS.values(),
+        *LABEL_COMMANDS.values(),
+        *ARENA_COMMANDS.values(),
+    ],
     ids=lambda command: command.name,
 )
 def test_help_shows_example_with_existing_flags(command, capsys):
@@ -292,7 +298,7 @@ def test_help_shows_example_with_existing_flags(command, capsys):
         assert exit_.code == 0
     output = capsys.readouterr().out
     assert command.example in output
-    if command.name not in ("data", "calibrate", "label"):  # these list commands, not flags
+    if command.name not in ("data", "calibrate", "label", "arena"):  # these list commands, not flags
         usage, _ = output.split("example:")
         assert all(f"{flag} " in usage for flag in flags)
 

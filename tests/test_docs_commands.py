@@ -53,7 +53,12 @@ def parse_command(command: str) -> None:
     name = "mmrlhf"
     commands = cli.COMMANDS
     while (
-        group := {"data": cli.DATA_COMMANDS, "calibrate": cli.CALIBRATE_COMMANDS, "label": cli.LABEL_COMMANDS}.get(argv[0])
+        group := {
+            "data": cli.DATA_COMMANDS,
+            "calibrate": cli.CALIBRATE_COMMANDS,
+            "label": cli.LABEL_COMMANDS,
+            "arena": cli.ARENA_COMMANDS,
+        }.get(argv[0])
     ) and commands is cli.COMMANDS:
         name, argv, commands = f"{name} {argv[0]}", argv[1:], group
     if argv[0] not in commands:

@@ -5,6 +5,7 @@ fills it from a YAML file and then from the command line. The docstring of a fie
 """
 
 from mmrlhf.config.algorithm import AlgorithmConfig
+from mmrlhf.config.arena import ArenaConfig, ArenaJudgeConfig, PairsConfig
 from mmrlhf.config.base import (
     STRICT,
     DatasetConfig,
@@ -49,6 +50,8 @@ VerifyingConfig = RewardedConfig | FeedbackConfig
 __all__ = [
     "STRICT",
     "AlgorithmConfig",
+    "ArenaConfig",
+    "ArenaJudgeConfig",
     "CalibrateClipConfig",
     "CalibrateConfig",
     "CalibrateVLMConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "GenerateConfig",
     "LabelConfig",
     "PPOConfig",
+    "PairsConfig",
     "PixelConfig",
     "PolicyEvalConfig",
     "RFTConfig",

@@ -39,7 +39,7 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
         records = list(preferences(labels))
         if not records:
             raise InputError(f"{labels_file} has no labels that compare answers: label pairs, rankings or claims first")
-        image_root = _common_folder(image for record in records for image in record.images)
+        image_root = common_folder(image for record in records for image in record.images)
         write_records(records, labels_file, target_format, output, image_root)
         return
     if output.suffix != ".jsonl":
@@ -55,7 +55,8 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
     print(f"{output}: {len(rows)} rows as {target_format}")
 
 
-def _common_folder(images: Iterable[ImageSource]) -> str | None:
+def common_folder(images: Iterable[ImageSource]) -> str | None:
+    """Return the folder that the paths of images start from, None if none has a path."""
     folders = {os.path.dirname(image.path) for image in images if image.path is not None}
     return os.path.commonpath(folders) if folders else None
 

@@ -1,0 +1,167 @@
+"""The leaderboard of one kind of voter, and how far a judge agrees with people."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from mmrlhf.arena.ratings import ELO_PER_UNIT, Ratings, Vote, joined, rate
+from mmrlhf.arena.votes import Ballots, Scores
+from mmrlhf.metrics.intervals import Interval, SufficientStats, with_intervals
+
+MAX_CATEGORIES = 12
+
+
+@dataclass(frozen=True)
+class Board:
+    """Ratings from the votes of people, or of a judge: as voted, with style controlled, and as
+    voted in each category."""
+
+    title: str
+    votes: Sequence[Vote]
+    plain: Ratings
+    controlled: Ratings
+    categories: Mapping[str, Ratings]
+    num_unusable: int = 0
+    """Pairs on which a judge said nothing that can be used."""
+
+
+@dataclass(frozen=True)
+class JudgeAgreement:
+    """How often a judge and the majority of people say the same of a pair.
+
+    agreement: the share of pairs, of three outcomes (either answer, or a tie). decided: of pairs
+    on which neither says tie. kappa: Cohen's, which is 0 for the agreement of chance. Each has its
+    95% interval over resampled questions, or is None where it is not defined.
+    """
+
+    judge: str
+    num_pairs: int
+    num_decided: int
+    agreement: Interval | None
+    decided: Interval | None
+    kappa: Interval | None
+
+
+def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
+    """Return a board of people and one for each judge, leaving out those without votes."""
+    boards = []
+    sources: list[tuple[str, Scores, int]] = [("people", ballots.people, 0)]
+    sources += [(judge, scores, ballots.num_unusable[judge]) for judge, scores in ballots.judges.items()]
+    for title, scores, num_unusable in sources:
+        votes = ballots.votes(scores)
+        if not votes:
+            continue
+        counts = Counter(vote.category for vote in votes if vote.category)
+        names = sorted(name for name, _ in counts.most_common(MAX_CATEGORIES))
+        categories = {name: rate([vote for vote in votes if vote.category == name], seed=seed) for name in names}
+        plain, controlled = rate(votes, seed=seed), rate(votes, control_style=True, seed=seed)
+        boards.append(Board(title, votes, plain, controlled, categories, num_unusable))
+    return boards
+
+
+# ---- sentences -----------------------------------------------------------------------------------
+
+
+def headline(board: Board) -> str:
+    """Return one sentence on who leads, as far as the votes say so."""
+    ratings = board.plain
+    tied = [model for model, is_real in zip(ratings.models[1:], ratings.is_real_MM[0, 1:], strict=True) if not is_real]
+    if not tied:
+        return f"{ratings.models[0]} is the best of {len(ratings.models)} models"
+    if len(tied) == len(ratings.models) - 1:
+        return (
+            f"No model is shown to be better than {ratings.models[0]}, and {ratings.models[0]} is not shown to be better than any"
+        )
+    return f"{joined([ratings.models[0], *tied])} lead, and are not distinguishable"
+
+
+def difference_sentences(ratings: Ratings) -> list[str]:
+    """Return for each model but the last which of those below it are really worse."""
+    sentences = []
+    for i, model in enumerate(ratings.models[:-1]):
+        below = range(i + 1, len(ratings.models))
+        worse = [describe(ratings, i, j) for j in below if ratings.is_real_MM[i, j]]
+        tied = [ratings.models[j] for j in below if not ratings.is_real_MM[i, j]]
+        parts = [f"is better than {joined(worse)}"] if worse else []
+        parts += [f"is not distinguishable from {joined(tied)}"] if tied else []
+        sentences.append(f"{model} {', and '.join(parts)}.")
+    return sentences
+
+
+def describe(ratings: Ratings, i: int, j: int) -> str:
+    """Return the name of model j, and by how many points model i is ahead of it."""
+    ahead, low, high = (points(table[i, j]).lstrip("+") for table in (ratings.difference_MM, ratings.low_MM, ratings.high_MM))
+    return f"{ratings.models[j]} (by {ahead} points, {low} to {high})"
+
+
+def style_sentences(board: Board) -> list[str]:
+    """Return what style control changes about which differences are real."""
+    plain, controlled = board.plain, board.controlled
+    if not controlled.style:
+        return []
+    lost, found = (
+        [f"{a} over {b}" for a, b in sorted(one - other)]
+        for one, other in itertools.permutations(map(_real_pairs, (plain, controlled)))
+    )
+    sentences = [f"Once length and markdown are controlled, the lead of {joined(lost)} is not shown any more."] if lost else []
+    sentences += [f"Once length and markdown are controlled, the lead of {joined(found)} is real, too."] if found else []
+    return sentences or ["Controlling length and markdown changes none of this."]
+
+
+def _real_pairs(ratings: Ratings) -> set[tuple[str, str]]:
+    """Return (better, worse) of each real difference."""
+    return {(ratings.models[i], ratings.models[j]) for i, j in zip(*np.triu(ratings.is_real_MM, 1).nonzero(), strict=True)}
+
+
+def points(value: float) -> str:
+    """Return a log-odds in the points of chess ratings."""
+    rounded = round(value * ELO_PER_UNIT)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded)}"
+
+
+# ---- agreement -----------------------------------------------------------------------------------
+
+
+def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
+    """Return how each judge agrees with the majority of people on the tasks that both judged."""
+    results = []
+    for judge, scores in ballots.judges.items():
+        shared = [digest for digest in scores if digest in ballots.people]
+        # By the answers' texts, not the models: a good model would raise the agreement of chance.
+        tables_N9 = np.zeros((len(shared), 9))
+        for row, digest in zip(tables_N9, shared, strict=True):
+            is_turned = ballots.tasks[digest].answers[0] > ballots.tasks[digest].answers[1]
+            row[3 * _outcome(ballots.people[digest], is_turned) + _outcome(scores[digest], is_turned)] = 1
+        questions = [ballots.pairs[digest][0].question for digest in shared]
+        num_decided = int(tables_N9[:, [0, 2, 6, 8]].sum())
+        intervals = with_intervals(SufficientStats(questions, tables_N9, _agreement), seed)[0] if shared else {}
+        results.append(
+            JudgeAgreement(judge, len(shared), num_decided, *(intervals.get(name) for name in ("agreement", "decided", "kappa")))
+        )
+    return results
+
+
+def _outcome(judged: Sequence[tuple[str, float]], is_turned: bool) -> int:
+    """Return 0, 1 or 2 for a loss, a tie and a win of the answer whose text comes first."""
+    sign = int(np.sign(fmean(score for _, score in judged) - 0.5))
+    return 1 - sign if is_turned else 1 + sign
+
+
+def _agreement(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Return metrics of tables [..., 9] of people's outcome times the judge's."""
+    table = sums.reshape(*sums.shape[:-1], 3, 3)
+    total = sums.sum(-1)
+    observed = np.trace(table, axis1=-2, axis2=-1) / total
+    expected = (table.sum(-1) * table.sum(-2)).sum(-1) / total**2
+    decided = table[..., [0, 2], :][..., [0, 2]]
+    return {
+        "agreement": observed,
+        "kappa": (observed - expected) / np.where(expected < 1, 1 - expected, np.nan),
+        "decided": np.trace(decided, axis1=-2, axis2=-1) / decided.sum((-2, -1)),
+    }

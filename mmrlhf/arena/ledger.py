@@ -1,0 +1,174 @@
+"""What the arena keeps in the file of votes, beside the tables of `mmrlhf label`.
+
+Tasks, voters and votes are those of the labelling page (`labeling.store`). These tables add which
+models a pair compares, votes that are void because a model did not answer, and a judge's replies.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from mmrlhf.labeling.store import BUSY_SECONDS, StorageError, Store
+from mmrlhf.labeling.tasks import Task
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS arena_pairs (
+        digest TEXT NOT NULL, question TEXT NOT NULL, category TEXT NOT NULL, lower TEXT NOT NULL, upper TEXT NOT NULL,
+        PRIMARY KEY (digest, lower, upper)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS arena_voids (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, question TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, failed TEXT NOT NULL,
+        reason TEXT NOT NULL, time REAL NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS arena_judgments (
+        judge TEXT NOT NULL, template TEXT NOT NULL, digest TEXT NOT NULL, turned INTEGER NOT NULL, verdict TEXT NOT NULL,
+        reply TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (judge, template, digest, turned)) WITHOUT ROWID""",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on a question. `digest` names the task that shows their answers.
+
+    Models that give equal answers share a task, so that a vote on it counts for each of them.
+    `lower` gave the answer that comes first in the order of texts, `upper` the other.
+    """
+
+    digest: str
+    question: str
+    category: str
+    lower: str
+    upper: str
+
+
+@dataclass(frozen=True)
+class Void:
+    """A vote that did not take place: `failed` gave no answer."""
+
+    question: str
+    first: str
+    second: str
+    failed: str
+    reason: str
+    time: float
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A judge's reply about a task. `turned` says that the second answer was shown first.
+
+    `verdict` is of the task's own order, whichever was shown: first, second, tie, or "" for a reply
+    that cannot be used.
+    """
+
+    judge: str
+    template: str
+    """Hash of the prompt's template."""
+    digest: str
+    turned: bool
+    verdict: str
+    reply: str
+    reason: str
+
+
+def pair_of(task: Task, question: str, category: str) -> Pair:
+    """Return the pair that a task of two models shows."""
+    (_, lower), (_, upper) = sorted(zip(task.answers, task.models, strict=True))
+    return Pair(task.digest, question, category, lower, upper)
+
+
+class Ledger:
+    """The arena's tables in a file of votes. Threads may share it; each call is one transaction."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the tables, which are created if they are missing. Raises StorageError."""
+        self.path, self._lock = Path(path), threading.Lock()
+        try:
+            uri = f"{self.path.absolute().as_uri()}?mode=rw"
+            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            self._db.execute("PRAGMA synchronous = FULL")
+            for statement in SCHEMA:
+                self._db.execute(statement)
+        except sqlite3.Error as error:
+            raise StorageError(f"{path} could not be written ({error})") from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(statement, rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise StorageError(f"{self.path} could not be written ({error})") from None
+
+    def add_pairs(self, store: Store, tasks: Sequence[Task], pairs: Sequence[Pair]) -> int:
+        """Add pairs and their tasks, and return how many tasks are new.
+
+        The pairs come first, so that no vote can come before it is known what it compares.
+        """
+        self._write("INSERT OR IGNORE INTO arena_pairs VALUES (?, ?, ?, ?, ?)", map(astuple, pairs))
+        return store.add_tasks(tasks)
+
+    def pairs(self) -> dict[str, list[Pair]]:
+        """Return the pairs of each task, by its digest."""
+        groups: dict[str, list[Pair]] = defaultdict(list)
+        with self._lock:
+            rows = self._db.execute("SELECT digest, question, category, lower, upper FROM arena_pairs").fetchall()
+        for row in rows:
+            groups[row[0]].append(Pair(*row))
+        return dict(groups)
+
+    def add_void(self, void: Void) -> None:
+        self._write(
+            "INSERT INTO arena_voids (question, first, second, failed, reason, time) VALUES (?, ?, ?, ?, ?, ?)", [astuple(void)]
+        )
+
+    def voids(self) -> list[Void]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT question, first, second, failed, reason, time FROM arena_voids ORDER BY id"
+            ).fetchall()
+        return [Void(*row) for row in rows]
+
+    def add_judgment(self, judgment: Judgment) -> None:
+        """Add a judgment, in place of an earlier one that could not be used."""
+        self._write("INSERT OR REPLACE INTO arena_judgments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(judgment)])
+
+    def judgments(self) -> list[Judgment]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT judge, template, digest, turned, verdict, reply, reason FROM arena_judgments ORDER BY judge, digest, turned"
+            ).fetchall()
+        return [Judgment(row[0], row[1], row[2], bool(row[3]), *row[4:]) for row in rows]
+
+    def fewest_left(self, overlap: int) -> int:
+        """Return how many tasks the voter with the fewest still has, less one for each other voter,
+        who may have it open; without voters, the number of tasks."""
+        with self._lock:
+            return int(self._db.execute(_FEWEST_LEFT, (overlap,)).fetchone()[0])
+
+
+_FEWEST_LEFT = """
+WITH standing AS MATERIALIZED (
+    SELECT annotator, task, kind FROM events WHERE kind IN ('label', 'skip', 'flag')
+    AND id NOT IN (SELECT target FROM events WHERE kind = 'undo')
+), done AS MATERIALIZED (
+    SELECT task FROM standing WHERE kind = 'label' GROUP BY task HAVING count(*) >= ?
+), open_tasks AS MATERIALIZED (
+    SELECT id FROM tasks WHERE NOT is_gold AND id NOT IN (SELECT task FROM done)
+), answered AS (
+    SELECT annotator, count(*) AS number FROM standing WHERE task IN (SELECT id FROM open_tasks) GROUP BY annotator
+)
+SELECT (SELECT count(*) FROM open_tasks) - coalesce(max(coalesce(answered.number, 0)) + count(*) - 1, 0)
+FROM annotators LEFT JOIN answered ON answered.annotator = annotators.id
+"""

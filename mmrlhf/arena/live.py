@@ -1,0 +1,214 @@
+"""Live models: pairs are answered ahead of the voters who will see them.
+
+Both models of a pair are asked at the same time, and the pair is shown only once both have
+answered. Voters never wait for one side, so that time says nothing about a model. A model that
+fails, or takes too long, makes the vote void, which is recorded with the reason and counts for
+nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from mmrlhf.arena.kept_answers import Contestant, draw_order, make_task, read_answers, why_unfit
+from mmrlhf.arena.ledger import Ledger, Void, pair_of
+from mmrlhf.config import ArenaConfig
+from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
+from mmrlhf.labeling.store import StorageError, Store
+from mmrlhf.records import Example, InputError
+from mmrlhf.text.printable import printable
+
+Ask = Callable[[Example], str]
+"""Returns a model's answer to a question. Raises InputError, or whatever a failing model raises."""
+MAX_VOIDS = 3
+"""Void votes after which a pair is not asked again."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds for which a model that failed is left alone; they double with each failure."""
+IDLE_SECONDS = 0.3
+
+
+class NoAnswerError(Exception):
+    """A model gave no answer; the text says why."""
+
+
+class Producer:
+    """Keeps pairs ready for voters, `ahead` of them, until it is closed."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, questions: Mapping[str, Example], asks: Mapping[str, Ask], config: ArenaConfig
+    ) -> None:
+        self._store, self._ledger, self._questions, self._asks, self._config = store, ledger, questions, asks, config
+        self._identity_words = config.identity_words.split(",") if config.identity_words else []
+        self._models = list(asks)
+        # A thread for each model: a model in this process answers one question at a time.
+        self._pools = {model: ThreadPoolExecutor(1) for model in asks}
+        self._is_closed = threading.Event()
+        self._failures = Counter[str]()
+        self._resting_until: dict[str, float] = defaultdict(float)
+        done = {(pair.question, *sorted((pair.lower, pair.upper))) for pairs in ledger.pairs().values() for pair in pairs}
+        earlier_voids = ledger.voids()
+        self._num_earlier_voids = len(earlier_voids)
+        voids = Counter((void.question, *sorted((void.first, void.second))) for void in earlier_voids)
+        self._waiting = [
+            (id_, first, second, voids[(id_, *sorted((first, second)))])
+            for id_, first, second in self._all_pairs()
+            if (id_, *sorted((first, second))) not in done and voids[(id_, *sorted((first, second)))] < MAX_VOIDS
+        ]
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _all_pairs(self) -> Iterator[tuple[str, str, str]]:
+        for id_, (i, j) in draw_order(list(self._questions), len(self._models), random.SystemRandom()):
+            yield id_, self._models[i], self._models[j]
+
+    def wait_for_a_pair(self) -> None:
+        """Return once there is a pair to show.
+
+        Raises InputError if there will be none, or the first MAX_VOIDS votes are void.
+        """
+        while not self._store.task_entries():
+            voids = self._ledger.voids()[self._num_earlier_voids :]
+            if len(voids) >= MAX_VOIDS or not self._thread.is_alive():
+                self.close()
+                reason = f"{voids[-1].failed} gave no answer ({voids[-1].reason})" if voids else "no pair of answers can be shown"
+                raise InputError(f"{reason}: start the models, correct their names, or give more time with --answer_timeout")
+            time.sleep(IDLE_SECONDS)
+
+    def close(self) -> None:
+        """Stop. A model that still thinks is not waited for; its answer is dropped."""
+        self._is_closed.set()
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(self._config.answer_timeout + 1)
+
+    def _work(self) -> None:
+        while not self._is_closed.is_set() and self._waiting:
+            number = self._next()
+            try:
+                if number is None or self._ledger.fewest_left(self._config.overlap) >= self._config.ahead:
+                    self._is_closed.wait(IDLE_SECONDS)
+                    continue
+                self._produce(*self._waiting.pop(number))
+            except StorageError as error:
+                print(f"error: {error}: make room", file=sys.stderr, flush=True)
+                self._is_closed.wait(LONGEST_PAUSE)
+
+    def _next(self) -> int | None:
+        """Return the next pair of models that do not rest, None if there is none now."""
+        now = time.monotonic()
+        return next(
+            (n for n, (_, *models, _) in enumerate(self._waiting) if all(self._resting_until[model] <= now for model in models)),
+            None,
+        )
+
+    def _produce(self, id_: str, first: str, second: str, num_voids: int) -> None:
+        question = self._questions[id_]
+        deadline = time.monotonic() + self._config.answer_timeout
+        futures = {model: self._pools[model].submit(self._asks[model], question) for model in (first, second)}
+        answers = {model: self._answer(model, future, deadline) for model, future in futures.items()}
+        if self._is_closed.is_set():
+            return
+        failed = [model for model, answer in answers.items() if isinstance(answer, NoAnswerError)]
+        for model in failed:
+            self._note_failure(model)
+            reason = printable(str(answers[model]))
+            self._ledger.add_void(Void(id_, first, second, model, reason, time.time()))
+            print(f"note: void vote on {printable(id_)}: {model} gave no answer ({reason})", file=sys.stderr, flush=True)
+        if failed:
+            if num_voids + 1 < MAX_VOIDS:
+                self._waiting.append((id_, first, second, num_voids + 1))  # again, after all others
+            return
+        self._failures[first] = self._failures[second] = 0
+        i, j = self._models.index(first) + 1, self._models.index(second) + 1
+        task = make_task(question, (first, second), (str(answers[first]), str(answers[second])), f"{id_}-{i}-{j}")
+        if not why_unfit(task, self._identity_words):
+            self._ledger.add_pairs(self._store, [task], [pair_of(task, id_, str(question.meta.get("category", "")))])
+
+    def _answer(self, model: str, future: Future[str], deadline: float) -> str | NoAnswerError:
+        try:
+            answer = future.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeoutError:
+            future.cancel()
+            return NoAnswerError(f"no answer in {self._config.answer_timeout:g} s")
+        except Exception as error:  # whatever happens to a model, the arena goes on
+            return NoAnswerError(str(error) or type(error).__name__)
+        return answer if answer.strip() else NoAnswerError("an empty answer")
+
+    def _note_failure(self, model: str) -> None:
+        self._failures[model] += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures[model] - 1))
+        self._resting_until[model] = time.monotonic() + pause
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(contestants: Sequence[Contestant], config: ArenaConfig) -> Iterator[dict[str, Ask]]:
+    """Yield a function for each contestant that asks it. Raises InputError if one is unusable."""
+    with contextlib.ExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for number, contestant in enumerate(contestants):
+            if contestant.is_kept:
+                asks[contestant.name] = _ask_file(contestant, config)
+            elif is_url(contestant.source):
+                asks[contestant.name] = _ask_server(contestant, config)
+            else:
+                asks[contestant.name] = stack.enter_context(_policy(contestant, config, config.seed + number))
+        yield asks
+
+
+def _ask_file(contestant: Contestant, config: ArenaConfig) -> Ask:
+    answers = read_answers(contestant.source, config.image_folder, config.dataset_train_split)
+
+    def ask(question: Example) -> str:
+        kept = answers.get(question.id)
+        if kept is None or kept.prompt != question.prompt or [i.key for i in kept.images] != [i.key for i in question.images]:
+            raise NoAnswerError(f"{contestant.source} has no answer to this row")
+        return kept.answer or ""
+
+    return ask
+
+
+def _ask_server(contestant: Contestant, config: ArenaConfig) -> Ask:
+    url, _, model = contestant.source.partition("#")
+    endpoint = resolve_model_name(Endpoint(url, model, timeout=config.answer_timeout, max_retries=0, concurrency=1))
+    params = {"temperature": config.temperature, "max_tokens": config.response_length}
+
+    def ask(question: Example) -> str:
+        replies = request_replies(endpoint, [(question.id, lambda: chat_messages(question.prompt, question.images))], params)
+        _, reply = next(replies)
+        replies.close()  # type: ignore[attr-defined]
+        if reply.status != "ok" or reply.text is None:
+            raise NoAnswerError(reply.reason or reply.status)
+        return reply.text
+
+    return ask
+
+
+@contextlib.contextmanager
+def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[Ask]:
+    from mmrlhf.engine.rollout import generate_batches
+    from mmrlhf.engine.sampling import SamplingParams
+    from mmrlhf.models.policy import load_policy
+    from mmrlhf.serve import resolve_run
+
+    base, adapter_path, _ = resolve_run(contestant.source)
+    if base is None:
+        raise InputError(f"{contestant.source} is a reward model, which answers nothing: give a policy")
+    params = SamplingParams(config.response_length, config.temperature, seed=seed)
+    with load_policy(base, adapter_path, config.dtype) as vlm:
+
+        def ask(question: Example) -> str:
+            ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)
+            return texts[0]
+
+        yield ask

@@ -1,0 +1,101 @@
+"""Votes from what the file of votes holds: people's labels, and a judge's replies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmrlhf.arena.ledger import Judgment, Ledger, Pair, pair_of
+from mmrlhf.arena.ratings import Vote
+from mmrlhf.arena.style import style_difference
+from mmrlhf.labeling.results import Labels, read_labels
+from mmrlhf.labeling.store import Store
+from mmrlhf.labeling.tasks import Task
+
+Scores = dict[str, list[tuple[str, float]]]
+"""By a task's digest, who judged it, and the score of its first answer: 1, 0.5 for a tie, or 0."""
+
+
+@dataclass(frozen=True)
+class Ballots:
+    """All that voters have judged: tasks by digest, the pairs of models that each shows, and the
+    scores from people and from each judge."""
+
+    tasks: Mapping[str, Task]
+    pairs: Mapping[str, Sequence[Pair]]
+    people: Scores
+    judges: Mapping[str, Scores]
+    num_unusable: Mapping[str, int]
+    """By judge, tasks of which a reply is missing or cannot be used."""
+
+    def votes(self, scores: Scores) -> list[Vote]:
+        """Return scores as votes on models. A task that several pairs of models share gives a vote
+        for each of them."""
+        votes = []
+        for digest, judged in scores.items():
+            task = self.tasks[digest]
+            style = style_difference(*task.answers)
+            for pair in self.pairs[digest]:
+                is_lower_first = task.answers[0] < task.answers[1]
+                first, second = (pair.lower, pair.upper) if is_lower_first else (pair.upper, pair.lower)
+                votes += [Vote(first, second, score, pair.question, voter, pair.category, style) for voter, score in judged]
+        return votes
+
+
+def read_ballots(store: Store, ledger: Ledger) -> Ballots:
+    """Return what a file holds. Pairs of `mmrlhf label` count if their models are known."""
+    tasks = pairwise_tasks(store)
+    pairs: dict[str, Sequence[Pair]] = {**ledger.pairs()}
+    for digest, task in tasks.items():
+        if digest not in pairs and all(task.models) and len(set(task.models)) == 2:
+            pairs[digest] = [pair_of(task, _asked(task), "")]
+    tasks = {digest: task for digest, task in tasks.items() if digest in pairs}
+    people = _people(read_labels(store), tasks)
+    judges, num_unusable = _judges(ledger.judgments(), tasks)
+    return Ballots(tasks, pairs, people, judges, num_unusable)
+
+
+def pairwise_tasks(store: Store) -> dict[str, Task]:
+    """Return the pairs of a file by digest, in the order in which they came; no gold questions."""
+    tasks = (store.task(entry.id) for entry in store.task_entries() if not entry.is_gold)
+    return {task.digest: task for task in tasks if task.mode == "pairwise"}
+
+
+def _asked(task: Task) -> str:
+    content = [[image.key for image in task.images], [turn.to_dict() for turn in task.prompt]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _people(labels: Labels, tasks: Mapping[str, Task]) -> Scores:
+    scores: Scores = defaultdict(list)
+    digests: dict[int, str] = {}
+    for label in labels.labels:
+        digest = digests.setdefault(label.task_id, label.task.digest)
+        if digest in tasks:
+            first, second = label.content["ranks"]
+            scores[digest].append((labels.names[label.annotator], 0.5 if first == second else float(first < second)))
+    return dict(scores)
+
+
+def _judges(judgments: Sequence[Judgment], tasks: Mapping[str, Task]) -> tuple[dict[str, Scores], dict[str, int]]:
+    """Return the scores of each judge. A judge that chooses another answer in the other order has
+    called a tie."""
+    templates: dict[str, set[str]] = defaultdict(set)
+    for judgment in judgments:
+        templates[judgment.judge].add(judgment.template)
+    verdicts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for judgment in judgments:
+        prompt = f", prompt {judgment.template[:8]}" if len(templates[judgment.judge]) > 1 else ""
+        if judgment.digest in tasks:
+            verdicts[judgment.judge + prompt, judgment.digest].append(judgment.verdict)
+    scores: dict[str, Scores] = {judge: {} for judge, _ in verdicts}
+    num_unusable = dict.fromkeys(scores, 0)
+    for (judge, digest), both in verdicts.items():
+        if len(both) != 2 or "" in both:
+            num_unusable[judge] += 1
+        else:
+            scores[judge][digest] = [(judge, {("first", "first"): 1.0, ("second", "second"): 0.0}.get((both[0], both[1]), 0.5))]
+    return scores, num_unusable

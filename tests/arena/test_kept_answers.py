@@ -1,0 +1,103 @@
+"""Pairs from files of answers: joined by id, fit to be shown, evenly spread."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+
+from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, read_answers, read_categories
+from mmrlhf.arena.votes import read_ballots
+from mmrlhf.records import InputError
+from tests.arena.conftest import kept
+
+
+def pairs_of(*paths, **settings):
+    answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers(path, None, "train") for path in paths}
+    return make_pairs(answers, **({"categories": {}, "identity_words": (), "rng": random.Random(0)} | settings))
+
+
+def test_contestants_have_names_of_their_own():
+    first, second, third = parse_contestants("runs/a/dpo.jsonl, base=Qwen/Qwen2-VL, http://localhost:1/v1#judge")
+    assert (first.name, first.is_kept) == ("dpo", True)
+    assert (second.name, second.source, second.is_kept) == ("base", "Qwen/Qwen2-VL", False)
+    assert (third.name, third.source) == ("judge", "http://localhost:1/v1#judge")
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("a.jsonl", "compares two models or more"),
+        ("a/x.jsonl,b/x.jsonl", "2 models are called x: give each a name"),
+        ("a=,b.jsonl", "a= names no model"),
+    ],
+)
+def test_contestants_that_cannot_be_told_apart_are_refused(models, message):
+    with pytest.raises(InputError, match=message):
+        parse_contestants(models)
+
+
+def test_each_two_models_meet_on_each_question(write_answers):
+    tasks, pairs = pairs_of(*(write_answers(name, kept(name)) for name in ("one", "three", "eleven")))
+    assert len(tasks) == len({task.digest for task in tasks}) == 12 * 3
+    assert {pair.category for pair in pairs} == {"count", "colour"}
+    met = Counter((pair.question, frozenset((pair.lower, pair.upper))) for pair in pairs)
+    assert set(met.values()) == {1} and len({models for _, models in met}) == 3
+    for task, pair in zip(tasks, pairs, strict=True):
+        assert task.models[task.answers.index(min(task.answers))] == pair.lower
+
+
+def test_questions_and_models_are_evenly_spread():
+    ids = [f"q{i}" for i in range(30)]
+    order = list(draw_order(ids, 4, random.Random(1)))
+    assert len(set(order)) == 30 * 6
+    for start in range(0, 180, 30):
+        assert {id_ for id_, _ in order[start : start + 30]} == set(ids)
+    for start in range(0, 180, 6):
+        assert {pair for _, pair in order[start : start + 6]} == set(itertools.combinations(range(4), 2))
+    following = Counter((order[i][1], order[i + 1][1]) for i in range(29))
+    assert max(following.values()) < 8  # what comes next does not follow from what came before
+
+
+def test_what_cannot_be_voted_on_is_left_out_with_a_note(write_answers, capsys):
+    first = write_answers("first", ["same", "a cat", "", "I am Llava, and see a dog", "a"])
+    second = write_answers("second", ["same", "a dog", "a tree", "a dog", "b"][:4])
+    tasks, _ = pairs_of(first, second, identity_words=("llava",))
+    assert [task.name for task in tasks] == ["q1-1-2"]
+    notes = capsys.readouterr().out
+    assert "first.jsonl: 1 empty answers are left out" in notes and "2 pairs left out which only one of the models" in notes
+    for reason in ("of equal answers", "in which an answer says who wrote it"):
+        assert f"1 pairs left out {reason}" in notes
+
+
+def test_a_vote_counts_for_all_models_that_gave_the_answer(write_answers, make_arena):
+    """Two of three models say the same: one task, two pairs."""
+    store, ledger = make_arena(*(write_answers(name, [text]) for name, text in (("a", "x"), ("b", "x"), ("c", "y"))))
+    assert len(store.task_entries()) == 1
+    ballots = read_ballots(store, ledger)
+    (digest,) = ballots.tasks
+    votes = ballots.votes({digest: [("heron", 1.0)]})
+    winner = {"x": {"a", "b"}, "y": {"c"}}[ballots.tasks[digest].answers[0]]
+    assert len(votes) == 2 and {vote.first if vote.score else vote.second for vote in votes} <= winner | {"c"}
+    assert all((vote.first in winner) == bool(vote.score) for vote in votes)
+
+
+def test_other_questions_under_one_id_are_refused(write_answers):
+    first = write_answers("first", kept("first"))
+    other_prompt = write_answers("second", kept("second"), prompt="Something else?")
+    with pytest.raises(
+        InputError, match="row q0 has another prompt or other images in the answers of second than in those of first"
+    ):
+        pairs_of(first, other_prompt)
+    with pytest.raises(InputError, match="no two different answers to one row"):
+        pairs_of(first, write_answers("copy", kept("first")))
+    with pytest.raises(InputError, match="`category` must be text"):
+        pairs_of(first, write_answers("second", kept("second"), category=3))
+
+
+def test_categories_may_come_from_the_questions(write_answers, tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"id": "q1", "category": "place"}\n')
+    categories = read_categories(str(tmp_path / "questions.jsonl"))
+    _, pairs = pairs_of(write_answers("a", kept("a")), write_answers("bb", kept("bb")), categories=categories)
+    assert {pair.category for pair in pairs if pair.question == "q1"} == {"place"}
+    assert {pair.category for pair in pairs if pair.question == "q2"} == {"count"}

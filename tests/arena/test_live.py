@@ -1,0 +1,231 @@
+"""Live models: pairs come only when both sides are there, and failures are void votes."""
+
+import json
+import re
+import threading
+import time
+
+import pytest
+
+from mmrlhf.arena.kept_answers import read_answers
+from mmrlhf.arena.ledger import Ledger
+from mmrlhf.arena.live import NoAnswerError, Producer
+from mmrlhf.arena.page import report_arena
+from mmrlhf.arena.serve import serving_arena
+from mmrlhf.arena.votes import read_ballots
+from mmrlhf.config import ArenaConfig
+from mmrlhf.labeling.store import Store
+from mmrlhf.records import InputError
+from tests.arena.conftest import Voter, kept, voter_at
+from tests.arena.test_voting import app_of
+from tests.helpers.fake_server import chat_completion, scripted_server
+
+
+@pytest.fixture
+def questions(write_answers):
+    """Return questions, and the path of a file that has them (with an answer that nobody reads)."""
+    path = write_answers("questions", kept("questions"))
+    return read_answers(path, None, "train"), path
+
+
+@pytest.fixture
+def produce(make_arena, questions, tmp_path):
+    """Start a producer on models that are functions; it is closed when the test ends."""
+    producers = []
+
+    def start(asks, **settings):
+        store, ledger = make_arena()
+        config = ArenaConfig(output_file=str(store.path), **({"answer_timeout": 5.0, "ahead": 3} | settings))
+        producers.append(Producer(store, ledger, questions[0], asks, config))
+        return store, ledger, producers[-1]
+
+    yield start
+    for producer in producers:
+        producer.close()
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def answering(name, seconds=0.0):
+    def ask(question):
+        time.sleep(seconds)
+        return f"{question.id} from number {sum(map(ord, name))}"
+
+    return ask
+
+
+def test_pairs_are_made_ahead_of_voters_and_no_further(produce):
+    store, _, _ = produce({"a": answering("a"), "b": answering("b")})
+    wait_until(lambda: len(store.task_entries()) == 3)
+    time.sleep(0.7)
+    assert len(store.task_entries()) == 3
+    voter = voter_at(app_of(store))
+    for _ in range(2):
+        voter.vote("left")
+    wait_until(lambda: len(store.task_entries()) == 5)
+
+
+def test_a_pair_waits_for_its_slower_side(produce):
+    """While one side thinks, nothing can be seen of the other."""
+    go = threading.Event()
+
+    def slow(question):
+        go.wait(4)
+        return "slow"
+
+    store, ledger, _ = produce({"slow": slow, "fast": answering("fast")})
+    time.sleep(0.5)
+    assert store.task_entries() == [] and ledger.pairs() == {}
+    go.set()
+    wait_until(lambda: len(store.task_entries()) >= 1)
+    assert set(store.task(1).models) == {"slow", "fast"}
+
+
+def fails(question):
+    raise RuntimeError("CUDA out of memory")
+
+
+def hangs(question):
+    time.sleep(1.0)
+    return "late"
+
+
+@pytest.mark.parametrize(
+    ("ask", "reason"),
+    [(fails, "CUDA out of memory"), (hangs, "no answer in 0.2 s"), (lambda question: " ", "an empty answer")],
+)
+def test_a_model_that_is_slow_dies_or_says_nothing_makes_void_votes(produce, ask, reason, capsys):
+    store, ledger, producer = produce({"good": answering("good"), "bad": ask}, answer_timeout=0.2)
+    wait_until(lambda: len(ledger.voids()) >= 1)
+    void = ledger.voids()[0]
+    assert void.failed == "bad" and void.reason == reason and store.task_entries() == []
+    with pytest.raises(InputError, match="bad gave no answer"):
+        producer.wait_for_a_pair()
+    assert "void vote on" in capsys.readouterr().err
+    assert read_ballots(store, ledger).people == {}  # and none counts
+
+
+def test_models_that_work_go_on_while_another_rests(produce):
+    store, ledger, _ = produce({"a": answering("a"), "dead": fails, "b": answering("b")}, ahead=6)
+    wait_until(lambda: len(store.task_entries()) >= 6)
+    assert {frozenset(store.task(entry.id).models) for entry in store.task_entries()} == {frozenset("ab")}
+    assert {void.failed for void in ledger.voids()} == {"dead"}
+    assert len(ledger.voids()) < 4  # it is left alone for longer and longer
+
+
+def test_a_late_answer_of_a_void_pair_is_dropped(produce):
+    first = threading.Event()
+
+    def late_once(question):
+        if not first.is_set():
+            first.set()
+            time.sleep(0.6)
+            return "too late"
+        return f"in time {question.id}"
+
+    store, ledger, _ = produce({"late": late_once, "b": answering("b")}, answer_timeout=0.3)
+    wait_until(lambda: len(store.task_entries()) >= 2, seconds=15)
+    assert len(ledger.voids()) >= 1
+    assert not any("too late" in answer for entry in store.task_entries() for answer in store.task(entry.id).answers)
+
+
+def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
+    """Two servers and a file of kept answers; one server refuses every third request."""
+    count = iter(range(1000))
+
+    def refusing(request):
+        if next(count) % 3 == 0:
+            return (400, {"error": {"message": "I refuse"}}, {})
+        return (200, chat_completion(f"second says {len(json.dumps(request))}"), {})
+
+    first = lambda request: (200, chat_completion(f"first says {len(json.dumps(request))}"), {})  # noqa: E731
+    with scripted_server(first) as one, scripted_server(refusing) as two:
+        models = f"alpha={one.url},beta={two.url}#stub,gamma={questions[1]}"
+        config = ArenaConfig(output_file=str(tmp_path / "votes.db"), models=models, dataset_name=questions[1], port=0)
+        with serving_arena(config) as running:
+            import httpx2
+
+            with httpx2.Client(base_url=running.url, follow_redirects=True, timeout=20) as client:
+                voter = Voter(client)
+                voted = 0
+                while voted < 6:
+                    if len(voter.answers) == 2:
+                        assert not re.search("alpha|beta|gamma", voter.page)
+                        voted += voter.vote("left").status_code == 200
+                    else:
+                        time.sleep(0.2)
+                        voter.page = client.get("/").text
+    store, ledger = Store(tmp_path / "votes.db"), Ledger(tmp_path / "votes.db")
+    assert all(void.failed == "beta" and "I refuse" in void.reason for void in ledger.voids())
+    assert len(ledger.voids()) >= 1
+    ballots = read_ballots(store, ledger)
+    assert len(ballots.votes(ballots.people)) == 6
+    assert {pair.category for pairs in ledger.pairs().values() for pair in pairs} <= {"count", "colour"}
+    report_arena(str(store.path))
+    assert "Void votes, because a model gave no answer: beta" in capsys.readouterr().out
+
+
+def test_questions_that_have_pairs_are_not_asked_again(produce, questions):
+    store, ledger, producer = produce({"a": answering("a"), "b": answering("b")}, ahead=12)
+    wait_until(lambda: len(store.task_entries()) == 12)
+    producer.close()
+    asked = []
+
+    def remember(question):
+        asked.append(question.id)
+        raise NoAnswerError("asked again")
+
+    again = Producer(store, ledger, questions[0], {"a": remember, "b": remember}, ArenaConfig(output_file="x", ahead=50))
+    time.sleep(0.3)
+    again.close()
+    assert asked == []
+
+
+def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
+    """The same model twice: each samples with a seed of its own."""
+    config = ArenaConfig(
+        output_file=str(tmp_path / "votes.db"), models=f"one={tiny_vlm_path},two={tiny_vlm_path}", dataset_name=questions[1],
+        temperature=1.0, response_length=8, ahead=1, port=0,
+    )  # fmt: skip
+    with serving_arena(config) as running:
+        task = running.store.task(1)
+    assert set(task.models) == {"one", "two"} and len(set(task.answers)) == 2 and all(task.answers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": "a=http://127.0.0.1:1/v1,b=http://127.0.0.1:1/v1"}, "127.0.0.1:1/v1 cannot be reached"),
+        ({"models": "a=no/such/model,b=no/such/model"}, "no/such/model"),
+        ({"models": "a=http://127.0.0.1:1/v1,b=x.jsonl", "dataset_name": None}, "live models need questions"),
+        ({"models": "a=http://127.0.0.1:1/v1#m,b=http://127.0.0.1:1/v1#m"}, "gave no answer"),
+    ],
+)
+def test_models_that_cannot_be_used_are_named(questions, tmp_path, settings, message):
+    config = {"output_file": str(tmp_path / "votes.db"), "dataset_name": questions[1], "port": 0} | settings
+    with pytest.raises(InputError, match=re.escape(message)), serving_arena(ArenaConfig(**config)):
+        pass
+
+
+def test_the_pairs_left_are_those_of_the_voter_with_the_fewest(write_answers, make_arena):
+    store, ledger = make_arena(*(write_answers(name, kept(name, 5)) for name in ("one", "two")))
+    assert ledger.fewest_left(overlap=1) == 5  # nobody votes yet
+    app = app_of(store, overlap=2)
+    heron = voter_at(app, "heron")
+    assert ledger.fewest_left(2) == 5
+    heron.vote("left")
+    heron.vote("tie", kind="skip")
+    assert ledger.fewest_left(2) == 3 and ledger.fewest_left(1) == 3  # its vote, and its skip
+    crane = voter_at(app, "crane")
+    assert ledger.fewest_left(2) == 2  # crane may have one of them open
+    crane.vote("right")
+    assert ledger.fewest_left(2) == 2  # the first pair is full; heron has three, as before
+    event = heron.client.get("/").text
+    answer = re.search(r'name="answer" value="(\d+)"', event)[1]
+    heron.client.post("/undo", data=heron.fields | {"answer": answer})
+    assert ledger.fewest_left(2) == 3  # the skip is taken back
