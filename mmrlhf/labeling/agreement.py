@@ -19,7 +19,7 @@ from typing import Any, Literal
 import krippendorff
 import numpy as np
 
-from mmrlhf.labeling.results import Label, Labels, claim_key, signed_strength
+from mmrlhf.labeling.results import Label, Labels, claim_key, sees_error, signed_strength
 from mmrlhf.metrics.intervals import wilson
 
 Interval = tuple[float, float]
@@ -96,7 +96,7 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
         ),
         ("ranking", "rankings: each two of their answers", "nominal", _comparisons),
         ("claims", "claims: verdicts", "nominal", _verdicts),
-        ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(bool(label.content["spans"])))]),
+        ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(sees_error(label)))]),
     ]
     results = []
     for mode, name, level, values in kinds:

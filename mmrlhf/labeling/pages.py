@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmrlhf.labeling.assignments import Progress, Shown
-from mmrlhf.labeling.labels import FACT_KINDS, REASONS, claims_of, words_of
+from mmrlhf.labeling.labels import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claims_of, words_of
 from mmrlhf.labeling.typed_facts import phrase_of_claim
 from mmrlhf.labeling.visible_text import visible
 
@@ -114,8 +114,10 @@ def _previous(shown: Shown) -> dict[str, str]:
             {**_word_range(words, (span["start"], span["end"])), "reason": span["reason"], "correction": span["correction"]}
             for span in label["spans"]
         ]
-        verdicts = {"supported": "true", "contradicted": "false", "unknown": "unknown"}
-        fields |= {"spans": json.dumps(marks), "corrected": label["corrected"]}
+        verdicts = {verdict: value for value, verdict in VERDICTS.items()}
+        fields["spans"] = json.dumps(marks)
+        if label["corrected"] != apply_corrections(shown.task.answers[0], label["spans"]):
+            fields["corrected"] = label["corrected"]
         for claim in label["claims"]:
             number = numbers.get((claim["kind"], tuple(claim["span"])))
             if number is not None:

@@ -27,8 +27,9 @@ MODE_BY_ANSWERS: tuple[Mode, ...] = ("facts", "claims", "pairwise", "ranking")
 """The mode of a row with 0, 1, 2, and more answers, if nothing else says it."""
 MAX_ANSWERS = 9
 """Answers of a ranking: one digit of the keyboard each."""
-MAX_TEXT = 4_000_000
-"""Characters of a task's texts together; a browser shows no more in reasonable time."""
+MAX_TEXT = 1_000_000
+"""Characters of a task's texts together. Percent-encoded, a form with a corrected answer of that
+length is smaller than `guard.MAX_BODY_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) ->
     uncertainty = _number(row, "uncertainty")
     if is_preference(row):
         preference = parse_preference(row, context)
+        if any(preference.answer_images):
+            row.fail("its answers contain images, which the page does not show: drop the row")
         margins = [abs(a - b) for a, b in itertools.combinations(_scores_of(row), 2)]
         texts, gold = preference.answers, preference.ranks if is_gold else ()
         task = Task(

@@ -62,6 +62,14 @@ def test_skip_flag_and_undo(store, make_app):
     assert kinds == ["joined", "shown", "skip", "shown", "flag", "shown", "undo", "shown", "undo", "shown"]
 
 
+@pytest.mark.parametrize("number", ["9" * 30, "9" * 5000, "0"])
+def test_undo_of_no_answer(store, make_app, number):
+    person = Person(make_app(store))
+    person.label()
+    assert person.send("/undo", answer=number).json()["note"] == "there is nothing to take back"
+    assert len(standing(store)) == 1
+
+
 def test_replayed_late_and_duplicate_forms(store, make_app):
     person = Person(make_app(store))
     old = person.fields

@@ -93,7 +93,16 @@ def test_uncertainty_of_margins(write_rows, tmp_path):
         ({"answers": ["a", "b"], "uncertainty": "much"}, "`uncertainty` must be a finite number"),
         ({"answers": ["a"], "images": ["../secret.png"]}, "outside the image folder"),
         ({"answers": ["a"], "images": ["rows.jsonl"]}, "is damaged, or not a"),
-        ({"answers": ["x" * 4_000_001]}, "more than 4,000,000 characters"),
+        ({"answers": ["x" * 1_000_001]}, "more than 1,000,000 characters"),
+        (
+            {
+                "images": ["red.png"] * 3,
+                "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}],
+                "chosen": [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}],
+                "rejected": [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "y"}]}],
+            },
+            "its answers contain images, which the page does not show: drop the row",
+        ),
         ({"answers": [str(i) for i in range(10)]}, "a ranking on the page takes 9"),
     ],
 )
