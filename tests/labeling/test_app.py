@@ -1,5 +1,6 @@
 """Forged and repeated forms, other sites, other annotators, full disks."""
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -292,10 +293,13 @@ def test_files_of_others_are_refused(tmp_path):
     (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)
     with pytest.raises(InputError, match="cannot be opened as a file of labels"):
         Store(tmp_path / "text.db", create=True)
-    with sqlite3.connect(tmp_path / "other.db") as other:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE t (x)")
+    before = (tmp_path / "other.db").read_bytes()
     with pytest.raises(InputError, match="a database of another program"):
         Store(tmp_path / "other.db", create=True)
+    assert (tmp_path / "other.db").read_bytes() == before  # not even its journal mode
+    assert {path.name for path in tmp_path.iterdir()} == {"text.db", "other.db"}
 
 
 def test_a_failure_inside_says_nothing(store, make_app, monkeypatch):

@@ -183,6 +183,24 @@ def test_undo_brings_the_answer_back(tmp_path, open_page):
         assert row == "row 0" and ANSWERS[label["ranks"].index(1)] == chosen and label["strength"] == 3
 
 
+def test_undo_keeps_what_was_typed_in_the_open_task(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        answer(page, "facts", 0)
+        press(page, "Enter")
+        is_at(page, 1)
+        answer(page, "facts", 1)
+        page.keyboard.type("half a sen")
+        press(page, "Escape", "u")
+        is_at(page, 0)
+        page.wait_for_selector("#facts li:nth-child(4)")
+        press(page, "Enter")
+        is_at(page, 1)
+        page.wait_for_selector("#facts li:nth-child(4)")
+        assert page.input_value("#sentence") == "half a sen"
+
+
 def test_a_server_that_goes_away_loses_nothing(tmp_path, open_page):
     page = open_page()
     config = config_of(tmp_path, number=2)
@@ -434,6 +452,7 @@ def test_a_corrected_answer_is_sent_only_if_it_was_edited(tmp_path, open_page):
         assert page.input_value("#corrected") == "A  mug. \n    Two spoons , here."
         press(page, "Control+Enter")
         page.wait_for_selector("text=Nothing is left")
+        page.wait_for_selector("main.card[data-ready]")
         assert standing(server.store)[0][2]["corrected"] == answer.replace("red ", "")
         press(page, "u")
         page.wait_for_selector("main.task[data-ready]")

@@ -72,6 +72,23 @@ def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
     assert stored.images[0].read() == task.images[0].read()
 
 
+def test_a_row_that_is_added_again_corrects_what_may_change(write_rows, tmp_path):
+    store = Store(tmp_path / "l.db", create=True)
+    gold = {"id": "g", "chosen": "wrong", "rejected": "right"}
+    store.add_tasks(tasks_of(write_rows(gold), is_gold=True))
+    store.add_tasks(tasks_of(write_rows({"answers": ["a", "b"]})))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "red.png").rename(moved / "blue.png")
+    row = {"answers": ["a", "b"], "images": ["blue.png"]}
+    corrected = [write_rows(gold | {"images": ["blue.png"], "chosen": "right", "rejected": "wrong"}, name="gold.jsonl")]
+    again = read_tasks(corrected, None, str(moved), "train", is_gold=True)
+    again += read_tasks([write_rows(row | {"uncertainty": 0.5})], None, str(moved), "train")
+    assert store.add_tasks(again) == 0
+    assert (store.task(1).answers, store.task(1).gold) == (("wrong", "right"), (2, 1))
+    assert store.task(2).uncertainty == 0.5 and store.task(2).images[0].path == str(moved / "blue.png")
+
+
 def test_uncertainty_of_margins(write_rows, tmp_path):
     path = write_rows({"id": "a", "chosen": "x", "rejected": "y"}, {"id": "b", "chosen": "x", "rejected": "z"})
     for name, margins in (("one", (2.0, -0.5)), ("two", (2.0, 1.5))):
