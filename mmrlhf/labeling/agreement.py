@@ -67,12 +67,6 @@ class AnnotatorSummary:
     def gold_interval(self) -> Interval:
         return wilson(self.num_gold_right, self.num_gold)
 
-    @property
-    def is_one_sided(self) -> bool:
-        """Return whether the share of left answers differs from a half by more than chance."""
-        low, high = self.left_interval
-        return self.num_decided >= MIN_SIDE_LABELS and not low <= 0.5 <= high
-
 
 # ---- agreement -----------------------------------------------------------------------------------
 
@@ -194,6 +188,22 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
         )
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: summary.name)
+
+
+def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
+    """Return those whose share of left answers differs from a half by more than chance.
+
+    Chance names anybody in 5% of labellings, however many annotate: each is tested at 5% divided by
+    their number (Bonferroni).
+    """
+    tested = [summary for summary in summaries if summary.num_decided >= MIN_SIDE_LABELS]
+    found = []
+    for summary in tested:
+        z = statistics.NormalDist().inv_cdf(1 - 0.05 / (2 * len(tested)))
+        low, high = wilson(summary.num_left, summary.num_decided, z)
+        if not low <= 0.5 <= high:
+            found.append(summary)
+    return found
 
 
 def is_right(label: Label) -> bool:

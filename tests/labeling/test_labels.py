@@ -9,7 +9,7 @@ from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.labeling.assignments import Shown
 from mmrlhf.labeling.export import export_labels
-from mmrlhf.labeling.labels import apply_corrections, claims_of, parse_label
+from mmrlhf.labeling.forms import apply_corrections, claims_of, parse_label
 from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.results import preferences, read_labels, typed_facts
 from mmrlhf.labeling.tasks import Task
@@ -337,4 +337,13 @@ def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;x" in page and "<script>x" not in page and "\u202e" not in page
     out = capsys.readouterr().out
-    assert "3 labels of 2 of 2 tasks by 2 annotators" in out and "alpha" in out
+    assert "3 labels of 2 of 2 tasks by 2 annotators\n" in out and "alpha" in out
+
+
+def test_the_report_counts_gold_questions_apart(make_store, capsys):
+    store = make_store(pairs(3), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
+    work, annotator = assign(store, gold_every=2), store.add_annotator("a", "code", 0.0, "yes")
+    for _ in range(3):
+        work.submit(annotator, work.current(annotator), "label", first())
+    report_labels(str(store.path))
+    assert "2 labels of 2 of 3 tasks by 1 annotators, and 1 of gold questions\n" in capsys.readouterr().out

@@ -60,6 +60,10 @@ def test_preferences_are_pairs_and_gold_keeps_the_right_answer(write_rows):
     assert (gold.answers, gold.gold) == (("right", "wrong"), (1, 2))
     with pytest.raises(InputError, match="a gold question needs its right answer"):
         tasks_of(write_rows({"answers": ["a", "b"]}), is_gold=True)
+    for mode in ("claims", "facts"):
+        for rows, argument in ((path, mode), (write_rows({"chosen": "a", "rejected": "b", "mode": mode}, name="m.jsonl"), None)):
+            with pytest.raises(InputError, match=f"cannot be of mode {mode}: leave out gold_file"):
+                tasks_of(rows, argument, is_gold=True)
 
 
 def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
@@ -89,7 +93,7 @@ def test_a_row_that_is_added_again_corrects_what_may_change(write_rows, tmp_path
     assert store.task(2).uncertainty == 0.5 and store.task(2).images[0].path == str(moved / "blue.png")
 
 
-def test_uncertainty_of_margins(write_rows, tmp_path):
+def test_uncertainty_of_margins(write_rows, tmp_path, capsys):
     path = write_rows({"id": "a", "chosen": "x", "rejected": "y"}, {"id": "b", "chosen": "x", "rejected": "z"})
     for name, margins in (("one", (2.0, -0.5)), ("two", (2.0, 1.5))):
         lines = [{"id": i, "score_chosen": m, "score_rejected": 0.0} for i, m in zip("ab", margins, strict=True)]
@@ -98,6 +102,11 @@ def test_uncertainty_of_margins(write_rows, tmp_path):
     assert [task.uncertainty for task in tasks_of(path, scores=[one])] == [-2.0, -0.5]
     # Standard deviations of (2, 2) and (-0.5, 1.5).
     assert [task.uncertainty for task in tasks_of(path, scores=[one, two])] == [0.0, 1.0]
+    # A pair without a score of each model has none: one margin is on another scale.
+    assert [task.uncertainty for task in tasks_of(path, scores=[one, {"a": 1.5}])] == [0.25, None]
+    assert "1 of 2 tasks have scores" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no scores of these rows"):
+        tasks_of(path, scores=[{"other": 1.0}])
 
 
 @pytest.mark.parametrize(

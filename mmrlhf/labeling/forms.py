@@ -1,4 +1,4 @@
-"""The labels of each mode: checked, from the fields of a submitted form.
+"""Read the label of each mode from the fields of a submitted form, and check it.
 
 pairwise   ranks of the two answers (equal for a tie), `strength` 1 to 3, `both_bad`
 ranking    ranks of the answers, 1 for the best; equal ones are a tie
