@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -152,11 +153,13 @@ def test_tasks_by_keyboard_alone(mode, tmp_path, open_page):
                     press(page, "e")
             press(page, "Control+Enter" if mode == "claims" else "Enter")
         page.wait_for_selector("main.card[data-ready]")
-        press(page, "u")  # the last one again, as it was
+        found, before = read_labels(server.store), standing(server.store)
+        press(page, "u")  # the last one again, as it was, in whichever order
         page.wait_for_selector("main.task[data-ready]")
+        assert standing(server.store) == before[:-1]
         press(page, "Control+Enter")
         page.wait_for_selector("text=Nothing is left")
-        found = read_labels(server.store)
+        assert standing(server.store) == before
     assert [label.task.name for label in found.labels] == [f"row {i}" for i in range(NUM_TASKS)]
     for number, label in enumerate(found.labels):
         check_label(mode, number, dict(label.content), label.order)
@@ -437,6 +440,18 @@ def test_control_enter_in_the_flag_dialog_flags(tmp_path, open_page):
         press(page, "Control+Enter")
         is_at(page, 1)
         assert [(e.kind, e.content) for e in server.store.events()][2] == ("flag", {"note": "broken"})
+
+
+def test_skips_send_nothing_of_the_label(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "claims", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.click(".correcting summary")
+        page.fill("#corrected", "x" * 10_000)
+        with page.expect_request("**/answer") as sent:
+            page.click("button[value=skip]")
+        assert set(parse_qs(sent.value.post_data, keep_blank_values=True)) == {"form_key", "token", "kind", "seconds", "note"}
+        is_at(page, 1)
 
 
 def test_a_corrected_answer_is_sent_only_if_it_was_edited(tmp_path, open_page):
