@@ -136,7 +136,22 @@ def person_of_all_modes(tmp_path_factory):
 FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
 
 
-@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(["label", "skip", "1", "[]", "[{}]", "nan"])))
+VALUES = [
+    "label",
+    "skip",
+    "1",
+    "[]",
+    "[{}]",
+    "nan",
+    '[{"kind": ["object"], "text": "x"}]',
+    r'[{"kind": "object", "text": "\ud800"}]',
+]
+VALUES += [
+    json.dumps([{"first": 0, "last": 0, "reason": reason, "correction": "x"}]) for reason in ("absent", ["absent"], {}, None)
+]
+
+
+@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(VALUES)))
 @settings(max_examples=60, deadline=None)
 def test_wild_forms_never_fail(form, person_of_all_modes):
     assert person_of_all_modes.send(**form).status_code in (200, 400)

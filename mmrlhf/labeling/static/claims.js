@@ -30,8 +30,9 @@ export function claims(form, { saveDraft }) {
       const mark = marks.find((m) => m.first === index);
       if (mark) {
         skipTo = mark.last;
-        if (!mark.correction.trim()) removedAt.push(text.length);
-        text += mark.correction;
+        const replacement = mark.correction.trim().replace(/\s+/g, " ");
+        if (!replacement) removedAt.push(text.length);
+        text += replacement;
       } else if (skipTo < 0) text += node.textContent;
       if (index === skipTo) {
         const whole = node.textContent;
