@@ -193,8 +193,8 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
 def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
     """Return those whose share of left answers differs from a half by more than chance.
 
-    Chance names anybody in 5% of labellings, however many annotate: each is tested at 5% divided by
-    their number (Bonferroni).
+    Each is tested at 5% divided by their number (Bonferroni), so that chance alone names somebody
+    in about 5% of labellings, however many annotate.
     """
     tested = [summary for summary in summaries if summary.num_decided >= MIN_SIDE_LABELS]
     found = []

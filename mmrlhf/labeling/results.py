@@ -191,7 +191,7 @@ def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
 def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:
     """Yield the facts about each task's images that more than half of its annotators typed.
 
-    The list is complete if every annotator says that theirs is, and all have the same facts.
+    The list is complete if every annotator says that theirs is, and no fact was left out.
     """
     for group in labels.by_task().values():
         task = group[0].task
