@@ -26,7 +26,7 @@ from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import StorageError, Store
-from mmrlhf.labeling.tasks import Mode, read_margins, read_tasks
+from mmrlhf.labeling.tasks import Mode, Task, read_margins, read_tasks
 from mmrlhf.records import InputError
 from mmrlhf.serving.http import is_loopback
 
@@ -45,6 +45,7 @@ def serve_labels(config: LabelConfig) -> None:
         if running.access_token is not None:
             print(f"token: {running.access_token} (annotators open {running.url}/?token={running.access_token})", flush=True)
         running.has_ended.wait()  # not `join`: once interrupted, it takes the thread for ended
+        raise InputError("the server has ended by itself, as the lines above say: run the same command again to continue")
 
 
 @dataclass(frozen=True)
@@ -64,45 +65,45 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     output = Path(config.output_file)
     guidelines = _read_guidelines(config.guidelines_file)
     refuse_output_file(output)
-    if output.parent != Path():
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with lock.released_after():
+    tasks = _read_tasks_of(config)  # what cannot be used leaves nothing behind
+    if not tasks and not output.exists():
+        raise _no_tasks(output)
+    with lock.released_after(), contextlib.ExitStack() as opened:
         lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
-        listener = _listen(config.host, config.port)
-        store = Store(output, create=True)
-        try:
-            with _storage_errors_explained():
-                _add_tasks_of(config, store)
-                app, access_token = _create_app(config, store, guidelines)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app,
-                    log_level="warning",
-                    access_log=False,  # addresses may hold the token
-                    server_header=False,
-                    lifespan="off",
-                    limit_concurrency=MAX_CONNECTIONS,
-                    timeout_graceful_shutdown=STOP_SECONDS,
-                )
+        listener = opened.enter_context(_listen(config.host, config.port))
+        store = opened.enter_context(contextlib.closing(Store(output, create=True)))
+        with _storage_errors_explained():
+            if tasks:
+                print(f"{output}: {store.add_tasks(tasks)} new tasks")
+            if not store.task_entries():
+                raise _no_tasks(output)
+            app, access_token = _create_app(config, store, guidelines)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,  # addresses may hold the token
+                server_header=False,
+                lifespan="off",
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=STOP_SECONDS,
             )
-            has_ended = threading.Event()
+        )
+        has_ended = threading.Event()
 
-            def run() -> None:
-                try:
-                    server.run(sockets=[listener])
-                finally:
-                    has_ended.set()
-
-            thread = threading.Thread(target=run)
-            thread.start()
+        def run() -> None:
             try:
-                yield RunningServer(_address_of(listener), access_token, has_ended, store)
+                server.run(sockets=[listener])
             finally:
-                server.should_exit = True
-                thread.join()
+                has_ended.set()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield RunningServer(_address_of(listener), access_token, has_ended, store)
         finally:
-            listener.close()
-            store.close()
+            server.should_exit = True
+            thread.join()
 
 
 def _create_app(config: LabelConfig, store: Store, guidelines: str) -> tuple[Guard, str | None]:
@@ -125,6 +126,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # all of this machine's addresses, none of which is this one
+        host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -148,27 +151,32 @@ def _storage_errors_explained() -> Iterator[None]:
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
-def _add_tasks_of(config: LabelConfig, store: Store) -> None:
+def _read_tasks_of(config: LabelConfig) -> list[Task]:
+    tasks: list[Task] = []
     if config.dataset_name is not None:
-        added = _read_and_add(
-            store, config.dataset_name, config.mode, config.image_folder, config.dataset_train_split, config.scores_file
+        tasks += _read_tasks(
+            _names(config.dataset_name), config.mode, config.image_folder, config.dataset_train_split, config.scores_file
         )
-        print(f"{config.dataset_name}: {added} new tasks")
     if config.gold_file is not None:
-        gold = read_tasks(config.gold_file.split(","), config.mode, config.image_folder, config.dataset_train_split, is_gold=True)
-        print(f"{config.gold_file}: {store.add_tasks(gold)} new gold questions")
-    if not store.task_entries():
-        raise InputError(
-            f"{config.output_file} has no tasks: give rows, `mmrlhf label serve ROWS --output_file {config.output_file}`"
-        )
+        gold_files = _names(config.gold_file)
+        tasks += read_tasks(gold_files, config.mode, config.image_folder, config.dataset_train_split, is_gold=True)
+    return tasks
 
 
-def _read_and_add(
-    store: Store, dataset_names: str, mode: Mode | None, image_folder: str | None, split: str, scores_file: str | None = None
-) -> int:
-    scores = [read_margins(path.strip()) for path in scores_file.split(",")] if scores_file else []
-    names = [name.strip() for name in dataset_names.split(",")]
-    return store.add_tasks(read_tasks(names, mode, image_folder, split, scores))
+def _read_tasks(
+    dataset_names: Sequence[str], mode: Mode | None, image_folder: str | None, split: str, scores_file: str | None
+) -> list[Task]:
+    scores = [read_margins(path) for path in _names(scores_file)] if scores_file else []
+    return read_tasks(dataset_names, mode, image_folder, split, scores)
+
+
+def _names(value: str) -> list[str]:
+    """Return names that are separated by commas."""
+    return [name.strip() for name in value.split(",")]
+
+
+def _no_tasks(output: Path) -> InputError:
+    return InputError(f"{output} has no tasks: give rows, `mmrlhf label serve ROWS --output_file {output}`")
 
 
 def add_tasks(
@@ -180,5 +188,6 @@ def add_tasks(
     Raises InputError if a row cannot be used; then nothing is added.
     """
     with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
-        added = _read_and_add(store, ",".join(dataset_names), mode, image_folder, split, scores_file)
+        names = [name for value in dataset_names for name in _names(value)]
+        added = store.add_tasks(_read_tasks(names, mode, image_folder, split, scores_file))
     print(f"{output_file}: {added} new tasks")

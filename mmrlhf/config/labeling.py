@@ -30,7 +30,7 @@ class LabelConfig(DatasetConfig):
     gold_file: str | None = None
     """Preferences whose right answer is known, to mix in as gold questions."""
     gold_every: NonNegativeInt = 10
-    """Every which task of an annotator is a gold question, as long as there are new ones."""
+    """One task in this many is a gold question, as long as there are new ones."""
     overlap: Count = 1
     """Annotators who label each task; agreement needs 2 or more."""
     order: Literal["file", "random", "uncertainty"] = "file"

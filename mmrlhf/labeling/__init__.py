@@ -8,12 +8,15 @@ store          one SQLite file: tasks, images, annotators, and events that are o
 schedule       which task an annotator gets next
 assignments    tasks shown, answers recorded once, undo: the store and the schedule together
 typed_facts    facts from a typed sentence
-labels         the labels of each mode, checked, from a submitted form
 visible_text   hostile text as text
+forms          the label in a submitted form, checked, by the mode of its task
 guard          addresses, hosts, origins, sizes and headers of requests
 sessions       who an annotator is: pseudonyms, codes and cookies
 pages          what a task's page shows
+images         images of tasks as a browser can show them
 app            the routes
 results        labels of a store as votes, preferences, claims and facts
 agreement      Krippendorff's alpha, gold questions, sides and speed
+export         labels written to files
+lead_report    the report for whoever runs a labelling
 """

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import krippendorff
 import numpy as np
 
-from mmrlhf.labeling.results import Label, Labels, claim_key, signed_strength
+from mmrlhf.labeling.results import Label, Labels, claim_key, sees_error, signed_strength
 from mmrlhf.metrics.intervals import wilson
 
 Interval = tuple[float, float]
@@ -67,12 +67,6 @@ class AnnotatorSummary:
     def gold_interval(self) -> Interval:
         return wilson(self.num_gold_right, self.num_gold)
 
-    @property
-    def is_one_sided(self) -> bool:
-        """Return whether the share of left answers differs from a half by more than chance."""
-        low, high = self.left_interval
-        return self.num_decided >= MIN_SIDE_LABELS and not low <= 0.5 <= high
-
 
 # ---- agreement -----------------------------------------------------------------------------------
 
@@ -96,7 +90,7 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
         ),
         ("ranking", "rankings: each two of their answers", "nominal", _comparisons),
         ("claims", "claims: verdicts", "nominal", _verdicts),
-        ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(bool(label.content["spans"])))]),
+        ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(sees_error(label)))]),
     ]
     results = []
     for mode, name, level, values in kinds:
@@ -194,6 +188,22 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
         )
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: summary.name)
+
+
+def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
+    """Return those whose share of left answers differs from a half by more than chance.
+
+    Each is tested at 5% divided by their number (Bonferroni), so that chance alone names somebody
+    in about 5% of labellings, however many annotate.
+    """
+    tested = [summary for summary in summaries if summary.num_decided >= MIN_SIDE_LABELS]
+    found = []
+    for summary in tested:
+        z = statistics.NormalDist().inv_cdf(1 - 0.05 / (2 * len(tested)))
+        low, high = wilson(summary.num_left, summary.num_decided, z)
+        if not low <= 0.5 <= high:
+            found.append(summary)
+    return found
 
 
 def is_right(label: Label) -> bool:

@@ -20,9 +20,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmrlhf.labeling.assignments import ANSWERS, Assignments
-from mmrlhf.labeling.guard import TOO_LARGE, BodyTooLargeError, Guard
+from mmrlhf.labeling.forms import parse_label, parse_note
+from mmrlhf.labeling.guard import BodyTooLargeError, Guard, wants_json
 from mmrlhf.labeling.images import displayable
-from mmrlhf.labeling.labels import parse_label, parse_note
 from mmrlhf.labeling.pages import FOLDER, Pages, person_context
 from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
 from mmrlhf.labeling.store import StorageError
@@ -43,18 +43,18 @@ class Refusal(Exception):
 
 def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Guard:
     """Return the app, guarded: what a server runs."""
-    desk = _Desk(assignments, sessions, pages)
+    handlers = _Handlers(assignments, sessions, pages)
     routes = [
-        Route("/", partial(_get, desk.task_page)),
-        Route("/join", partial(_post, desk.join), methods=["POST"]),
-        Route("/answer", partial(_post, desk.answer), methods=["POST"]),
-        Route("/undo", partial(_post, desk.undo), methods=["POST"]),
-        Route("/leave", partial(_post, desk.leave), methods=["POST"]),
-        Route("/facts", partial(_post, desk.facts), methods=["POST"]),
-        Route("/images/{sha256}", partial(_get, desk.image)),
+        Route("/", partial(_get, handlers.task_page)),
+        Route("/join", partial(_post, handlers.join), methods=["POST"]),
+        Route("/answer", partial(_post, handlers.answer), methods=["POST"]),
+        Route("/undo", partial(_post, handlers.undo), methods=["POST"]),
+        Route("/leave", partial(_post, handlers.leave), methods=["POST"]),
+        Route("/facts", partial(_post, handlers.facts), methods=["POST"]),
+        Route("/images/{sha256}", partial(_get, handlers.image)),
         Mount("/static", _CachedFiles(directory=FOLDER / "static")),
     ]
-    return Guard(Starlette(routes=routes), loopback_only=sessions.access_token is None)
+    return Guard(Starlette(routes=routes), loopback_only=sessions.access_token is None, is_annotator=sessions.has_cookie)
 
 
 class _CachedFiles(StaticFiles):
@@ -79,8 +79,8 @@ async def _post(handle: Callable[[Request, Mapping[str, str]], Response], reques
         return await run_in_threadpool(handle, request, form)
     except Refusal as refusal:
         return _refused(request, refusal)
-    except BodyTooLargeError:
-        return _refused(request, Refusal(413, TOO_LARGE))
+    except BodyTooLargeError as error:
+        return _refused(request, Refusal(413, str(error)))
     except InputError as error:
         return _refused(request, Refusal(400, str(error)))
     except StorageError as error:
@@ -101,23 +101,19 @@ def _parse_form(body: bytes, content_type: str) -> dict[str, str]:
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
-def _wants_json(request: Request) -> bool:
-    return request.headers.get("accept", "").startswith("application/json")
-
-
 def _refused(request: Request, refusal: Refusal) -> Response:
-    if _wants_json(request):
+    if wants_json(request.headers):
         return JSONResponse({"error": refusal.sentence}, refusal.status)
     pages: Pages = Pages("Labelling", "", "")
     return HTMLResponse(pages.message("That did not work", refusal.sentence), refusal.status)
 
 
 def _done(request: Request, note: str = "") -> Response:
-    return JSONResponse({"next": "/", "note": note}) if _wants_json(request) else RedirectResponse("/", 303)
+    return JSONResponse({"next": "/", "note": note}) if wants_json(request.headers) else RedirectResponse("/", 303)
 
 
 @dataclass(frozen=True)
-class _Desk:
+class _Handlers:
     assignments: Assignments
     sessions: Sessions
     pages: Pages
@@ -189,7 +185,8 @@ class _Desk:
     def undo(self, request: Request, form: Mapping[str, str]) -> Response:
         annotator = self._require_annotator(request, form)
         answer = form.get("answer", "")
-        shown = self.assignments.undo(annotator, int(answer)) if answer.isascii() and answer.isdecimal() else None
+        is_number = answer.isascii() and answer.isdecimal() and len(answer) < 19  # an id of SQLite
+        shown = self.assignments.undo(annotator, int(answer)) if is_number else None
         return _done(request, "" if shown is not None else "there is nothing to take back")
 
     def facts(self, request: Request, form: Mapping[str, str]) -> Response:

@@ -59,9 +59,11 @@ class Assignments:
         self.store, self._schedule, self._clock, self._now = store, schedule, clock, now
         self._lock = threading.RLock()
         self._last_task = 0
-        self._current: dict[int, Event] = {}
-        """By annotator, the event that showed them the task that they have before them."""
+        self._open: dict[int, list[Event]] = defaultdict(list)
+        """By annotator, the events that showed them the tasks that they have not answered: the last
+        is before them, and those that an undo interrupted come back after it."""
         self._shown_at: dict[str, float] = {}
+        """By token of an open task, when it was first shown, by `clock`."""
         self._answers: dict[int, list[Event]] = defaultdict(list)
         """By annotator, the answers that stand, oldest first."""
         self._paces: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=PACE_LABELS))
@@ -73,16 +75,26 @@ class Assignments:
         if event.task is None:
             return
         if event.kind == "shown":
-            self._lease(event)
+            # No process has its clock from the last: the time of day says how long ago that was.
+            self._open_task(event, self._clock() - max(0.0, self._now() - event.time))
         elif event.kind in ANSWERS:
             self._note_answer(event)
         elif event.kind == "undo":
             self._note_undo(event)
 
-    def _lease(self, event: Event) -> None:
-        assert event.task is not None
-        self._schedule.lease(event.annotator, event.task, self._clock())
-        self._current[event.annotator] = event
+    def _open_task(self, event: Event, since: float) -> None:
+        assert event.task is not None and event.token is not None
+        self._close_task(event.annotator, event.task)
+        self._schedule.lease(event.annotator, event.task, since)
+        self._open[event.annotator].append(event)
+        self._shown_at[event.token] = since
+
+    def _close_task(self, annotator: int, task_id: int) -> None:
+        events = self._open[annotator]
+        for event in [event for event in events if event.task == task_id]:
+            events.remove(event)
+            self._shown_at.pop(event.token or "", None)
+        self._schedule.release(annotator, task_id)
 
     def _shown(self, event: Event) -> Shown:
         assert event.task is not None and event.token is not None
@@ -91,22 +103,18 @@ class Assignments:
 
     def _note_answer(self, event: Event) -> None:
         assert event.task is not None
+        self._close_task(event.annotator, event.task)
         self._schedule.answer(event.annotator, event.task, event.kind)
         self._answers[event.annotator].append(event)
-        shown = self._current.get(event.annotator)
-        if shown is not None and shown.task == event.task:
-            del self._current[event.annotator]
         if event.kind == "label" and event.seconds is not None:
             self._paces[event.annotator].append(event.seconds)
 
-    def _note_undo(self, event: Event) -> Event | None:
+    def _note_undo(self, event: Event) -> None:
         answers = self._answers[event.annotator]
         target = next((answer for answer in answers if answer.id == event.target), None)
-        if target is None or target.task is None:
-            return None
-        answers.remove(target)
-        self._schedule.take_back(event.annotator, target.task, target.kind)
-        return target
+        if target is not None and target.task is not None:
+            answers.remove(target)
+            self._schedule.take_back(event.annotator, target.task, target.kind)
 
     def _add_new_tasks(self) -> None:
         """Take up tasks that another process has added to the store."""
@@ -119,30 +127,33 @@ class Assignments:
     def current(self, annotator: int) -> Shown | None:
         """Return the task that an annotator has before them, else a new one, else None.
 
-        A page that is loaded again shows the same task, in the same order, under the same token.
-        Raises StorageError.
+        A page that is loaded again shows the same task, in the same order, under the same token,
+        unless others have taken it over. Raises StorageError.
         """
         with self._lock:
-            if annotator in self._current:
-                shown = self._shown(self._current[annotator])
-                self._shown_at.setdefault(shown.token, self._clock())
-                return shown
+            now = self._clock()
+            while self._open[annotator]:
+                event = self._open[annotator][-1]
+                assert event.task is not None
+                if self._schedule.may_keep(annotator, event.task, now):
+                    return self._shown(event)
+                self._close_task(annotator, event.task)
             self._add_new_tasks()
-            task_id = self._schedule.next(annotator, self._clock())
-            return None if task_id is None else self._show(annotator, task_id)
+            task_id = self._schedule.next(annotator, now)
+            if task_id is None:
+                return None
+            (event,) = self.store.append_all([self._drawn(annotator, task_id)])
+            self._open_task(event, now)
+            return self._shown(event)
 
-    def _show(self, annotator: int, task_id: int, previous: Event | None = None) -> Shown:
-        num_answers = len(self.store.task(task_id).answers)
-        order = list(range(num_answers))
+    def _drawn(self, annotator: int, task_id: int, previous: Event | None = None) -> Event:
+        """Return an event that shows a task, its answers in an order that is drawn."""
+        order = list(range(len(self.store.task(task_id).answers)))
         secrets.SystemRandom().shuffle(order)
         content: dict[str, Any] = {"order": order}
         if previous is not None:
             content["previous"] = {"kind": previous.kind, **previous.content}
-        token = secrets.token_urlsafe(18)
-        event = self.store.append("shown", annotator, task_id, self._now(), content, token=token)
-        self._shown_at[token] = self._clock()
-        self._lease(event)
-        return self._shown(event)
+        return Event(0, "shown", annotator, task_id, secrets.token_urlsafe(18), None, self._now(), None, content)
 
     def find(self, annotator: int, token: str) -> Shown | None:
         """Return what a token stands for, None if it was not given to this annotator."""
@@ -155,15 +166,16 @@ class Assignments:
         """Record an answer, and return its event once it is on disk.
 
         A form that is sent again, or a second form about the same task, records nothing and returns
-        None. `seconds` is what the page measured; no more time can have passed than the server's
-        own clock says. Raises StorageError if nothing was written.
+        None. `seconds` is what the page measured; no more time can have passed than since the
+        server first showed the task. Of one that others had taken over, the time is not known.
+        Raises StorageError if nothing was written.
         """
         with self._lock:
             if self._schedule.has_answered(annotator, shown.task_id):
                 return None
             since = self._shown_at.get(shown.token)
             passed = None if since is None else self._clock() - since
-            if seconds is None or (passed is not None and not 0 <= seconds <= passed + 1):
+            if seconds is None or passed is None or not 0 <= seconds <= passed + 1:
                 seconds = passed
             try:
                 event = self.store.append(
@@ -171,14 +183,14 @@ class Assignments:
                 )
             except DuplicateError:
                 return None
-            self._shown_at.pop(shown.token, None)
             self._note_answer(event)
             return event
 
     def undo(self, annotator: int, answer_id: int) -> Shown | None:
         """Take back an annotator's latest answer and show its task again. Raises StorageError.
 
-        Does nothing and returns None if `answer_id` is not their latest answer that stands.
+        The task that they have before them comes back after it. Does nothing and returns None if
+        `answer_id` is not their latest answer that stands.
         """
         with self._lock:
             answers = self._answers[annotator]
@@ -186,10 +198,11 @@ class Assignments:
                 return None
             target = answers[-1]
             assert target.task is not None
-            event = self.store.append("undo", annotator, target.task, self._now(), {}, target=target.id)
-            self._note_undo(event)
-            self._current.pop(annotator, None)
-            return self._show(annotator, target.task, previous=target)
+            undo = Event(0, "undo", annotator, target.task, None, target.id, self._now(), None, {})
+            undo, shown = self.store.append_all([undo, self._drawn(annotator, target.task, previous=target)])
+            self._note_undo(undo)
+            self._open_task(shown, self._clock())
+            return self._shown(shown)
 
     def progress(self, annotator: int) -> Progress:
         """Return how far an annotator is."""

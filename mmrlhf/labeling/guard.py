@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from urllib.parse import urlsplit
+import math
+from collections.abc import Callable, Mapping
 
-from starlette.responses import PlainTextResponse
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmrlhf.serving.http import names_this_machine
 
 MAX_BODY_BYTES = 16 << 20
-"""The largest form: an answer of a megabyte, percent-encoded."""
-TOO_LARGE = f"the form is larger than {MAX_BODY_BYTES >> 20} MiB: shorten it"
+"""The largest form: an answer of a million characters, percent-encoded."""
+MAX_STRANGER_BYTES = 64 << 10
+"""The largest form of somebody who has not come in: that with which one does."""
+TOO_LARGE_FOR_STRANGER = (
+    "you are not signed in here any more, and the form is large: open the page in another tab, come in again, and save again"
+)
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -28,18 +33,19 @@ HEADERS = {
 
 
 class BodyTooLargeError(Exception):
-    """The body of a request is larger than MAX_BODY_BYTES: raised to who reads it."""
+    """The body of a request is too large, as it says: raised to who reads it."""
 
 
 class Guard:
     """Refuses requests under another machine's name, from other sites, and with large bodies.
 
     loopback_only: whether the server is for this machine alone. No page in a browser can then reach
-    it under a name of its own (DNS rebinding).
+    it under a name of its own (DNS rebinding). is_annotator: whether cookies, by name, are those of
+    somebody who has come in.
     """
 
-    def __init__(self, app: ASGIApp, loopback_only: bool) -> None:
-        self._app, self._loopback_only = app, loopback_only
+    def __init__(self, app: ASGIApp, loopback_only: bool, is_annotator: Callable[[Mapping[str, str]], bool]) -> None:
+        self._app, self._loopback_only, self._is_annotator = app, loopback_only, is_annotator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,7 +53,13 @@ class Guard:
                 await self._app(scope, receive, send)
             return  # there are no web sockets
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if self._is_annotator(cookie_parser(headers.get("cookie", ""))):
+            max_bytes, too_large = MAX_BODY_BYTES, f"the form is larger than {MAX_BODY_BYTES >> 20} MiB: shorten it"
+        else:
+            max_bytes, too_large = MAX_STRANGER_BYTES, TOO_LARGE_FOR_STRANGER
         status, problem = self._refusal(scope["method"], headers)
+        if not problem and _length(headers) > max_bytes:
+            status, problem = 413, too_large
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -65,11 +77,13 @@ class Guard:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > MAX_BODY_BYTES:
-                raise BodyTooLargeError
+            if num_bytes > max_bytes:
+                raise BodyTooLargeError(too_large)
             return message
 
-        app = PlainTextResponse(problem, status) if problem else self._app
+        app = self._app
+        if problem:
+            app = JSONResponse({"error": problem}, status) if wants_json(headers) else PlainTextResponse(problem, status)
         await app(scope, receive_bounded, send_guarded)
 
     def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -81,9 +95,17 @@ class Guard:
             return 405, "this server takes GET and POST requests"
         if method == "POST":
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-            if (origin is not None and urlsplit(origin).netloc != host) or site not in (None, "same-origin", "none"):
+            is_own = origin is None or origin in (f"http://{host}", f"https://{host}")
+            if not is_own or site not in (None, "same-origin", "none"):
                 return 403, "a page of another site sent this form: open the labelling page itself"
-            length = headers.get("content-length", "0")
-            if not (length.isascii() and length.isdecimal()) or int(length) > MAX_BODY_BYTES:
-                return 413, TOO_LARGE
         return 0, ""
+
+
+def wants_json(headers: Mapping[str, str]) -> bool:
+    """Return whether a request came from the page's script, by its headers in lower case."""
+    return headers.get("accept", "").startswith("application/json")
+
+
+def _length(headers: Mapping[str, str]) -> float:
+    length = headers.get("content-length", "0")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else math.inf

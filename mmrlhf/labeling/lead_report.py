@@ -1,4 +1,4 @@
-"""What whoever runs a labelling reads: a page and a table."""
+"""The report for whoever runs a labelling: a page and a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mmrlhf.files.atomic import write_atomic
-from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, summarise_annotators
+from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, one_sided, summarise_annotators
 from mmrlhf.labeling.results import Labels, read_labels
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.visible_text import visible
@@ -30,9 +30,11 @@ def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: 
         labels = read_labels(store, is_anonymous=is_anonymous)
         entries, notes = store.task_entries(), _notes(store, labels)
     results, summaries = agreements(labels), summarise_annotators(labels)
-    num_gold = sum(entry.is_gold for entry in entries)
-    num_labelled = len(labels.by_task())
-    title = f"{len(labels.labels)} labels of {num_labelled} of {len(entries) - num_gold} tasks by {len(summaries)} annotators"
+    num_tasks, num_labelled = sum(not entry.is_gold for entry in entries), len(labels.by_task())
+    num_labels = sum(not label.task.gold for label in labels.labels)
+    title = f"{num_labels} labels of {num_labelled} of {num_tasks} tasks by {len(summaries)} annotators"
+    if len(labels.labels) > num_labels:
+        title += f", and {len(labels.labels) - num_labels} of gold questions"
     print(title)
     for result in results:
         print(f"{result.name}: {_alpha_text(result.alpha, result.interval)} ({result.level}, {result.num_tasks} tasks)")
@@ -49,7 +51,7 @@ def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: 
             agreements=[(result, _alpha_text(result.alpha, result.interval)) for result in results],
             columns=COLUMNS,
             rows=[_cells(summary) for summary in summaries],
-            one_sided=[summary.name for summary in summaries if summary.is_one_sided],
+            one_sided=[summary.name for summary in one_sided(summaries)],
             notes=notes,
         )
     )

@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmrlhf.labeling.assignments import Progress, Shown
-from mmrlhf.labeling.labels import FACT_KINDS, REASONS, claims_of, words_of
+from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claims_of, words_of
+from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import phrase_of_claim
 from mmrlhf.labeling.visible_text import visible
+from mmrlhf.records import place_images
 
 FOLDER = Path(__file__).parent
 
@@ -65,7 +67,7 @@ class Pages:
             "mode": task.mode,
             "token": shown.token,
             "images": [f"/images/{image.expected_sha256}" for image in task.images],
-            "turns": [{"role": turn.role, "text": turn.content} for turn in task.prompt if turn.content.strip()],
+            "turns": [turn for turn in _turns(task) if turn["text"].strip()],
             "answers": [{"letter": chr(65 + i), "text": task.answers[index]} for i, index in enumerate(shown.order)],
             "previous": json.dumps(_previous(shown)),
             "person": person,
@@ -75,6 +77,24 @@ class Pages:
         elif task.mode == "facts":
             context |= {"fact_kinds": FACT_KINDS}
         return self._render(f"{task.mode}.html.j2", **context)
+
+
+def _turns(task: Task) -> list[dict[str, str]]:
+    """Return the turns of a prompt, with [picture 2] where the second image is, in the viewer's
+    count. Images before all text need no place."""
+    turns: list[dict[str, str]] = []
+    number = 0
+    for turn in place_images(task.prompt, len(task.images)):
+        text, end = "", 0
+        for position in turn.image_positions:
+            number += 1
+            text += turn.content[end:position]
+            end = position
+            if position or any(earlier["text"] for earlier in turns):
+                before = " " if text and not text[-1].isspace() else ""
+                text += f"{before}[picture {number}]{' ' if turn.content[end : end + 1].isalnum() else ''}"
+        turns.append({"role": turn.role, "text": text + turn.content[end:]})
+    return turns
 
 
 def person_context(name: str, code: str, form_key: str, progress: Progress) -> dict[str, Any]:
@@ -114,8 +134,10 @@ def _previous(shown: Shown) -> dict[str, str]:
             {**_word_range(words, (span["start"], span["end"])), "reason": span["reason"], "correction": span["correction"]}
             for span in label["spans"]
         ]
-        verdicts = {"supported": "true", "contradicted": "false", "unknown": "unknown"}
-        fields |= {"spans": json.dumps(marks), "corrected": label["corrected"]}
+        verdicts = {verdict: value for value, verdict in VERDICTS.items()}
+        fields["spans"] = json.dumps(marks)
+        if label["corrected"] != apply_corrections(shown.task.answers[0], label["spans"]):
+            fields["corrected"] = label["corrected"]
         for claim in label["claims"]:
             number = numbers.get((claim["kind"], tuple(claim["span"])))
             if number is not None:

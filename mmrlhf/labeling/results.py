@@ -85,17 +85,41 @@ def read_labels(store: Store, *, is_anonymous: bool = False) -> Labels:
 def preferences(labels: Labels) -> Iterator[Preference]:
     """Yield what annotators prefer, a record per task; gold questions are left out.
 
-    Answers are ranked by their mean rank over annotators, which for a pair is the majority; equal
-    means are a tie. A pair's margin is the mean strength, positive for the better answer.
+    Of a pair, the choice of most annotators counts; equal numbers are a tie, and a pair that most
+    call "both bad" gives no record. Its margin is the mean strength, positive for the better
+    answer. A ranking has the mean rank of each answer over annotators; equal means are a tie.
     A task of claims gives pairs as in RLHF-V (Yu et al. 2024, arXiv:2312.00849): the corrected
     answer over the answer itself, if more than half of its annotators see an error.
     """
     for group in labels.by_task().values():
         task = group[0].task
-        if task.mode in ("pairwise", "ranking"):
+        if task.mode == "pairwise":
+            yield from _pair(task, group)
+        elif task.mode == "ranking":
             yield _ranked(task, group)
         elif task.mode == "claims":
             yield from _corrected(task, group)
+
+
+def _pair(task: Task, group: Sequence[Label]) -> Iterator[Preference]:
+    votes = Counter(_vote(label) for label in group)
+    (vote, count), *rest = votes.most_common()
+    if rest and rest[0][1] == count:
+        vote = "tie"
+    if vote == "both bad":
+        return
+    better = 1 if vote == "second" else 0
+    ranks = (1, 1) if vote == "tie" else (1, 2)
+    margin = fmean(signed_strength(label) for label in group) * (-1 if better else 1)
+    # Votes and strengths may disagree.
+    ratings = (margin, 0.0) if (margin == 0 if vote == "tie" else margin > 0) else ()
+    answers = task.answers[better], task.answers[1 - better]
+    yield Preference(task.name, task.images, task.prompt, answers, ranks, ratings, task.facts)
+
+
+def _vote(label: Label) -> str:
+    strength = signed_strength(label)
+    return "both bad" if label.content.get("both_bad") else "first" if strength > 0 else "second" if strength else "tie"
 
 
 def _ranked(task: Task, group: Sequence[Label]) -> Preference:
@@ -103,13 +127,8 @@ def _ranked(task: Task, group: Sequence[Label]) -> Preference:
     distinct = sorted(set(means))
     order = sorted(range(len(means)), key=lambda index: means[index])
     ranks = tuple(distinct.index(means[index]) + 1 for index in order)
-    ratings: tuple[float, ...] = ()
-    if task.mode == "pairwise":
-        margin = fmean(signed_strength(label) for label in group) * (1 if order[0] == 0 else -1)
-        if (margin > 0) == (ranks[0] != ranks[1]) and margin >= 0:  # votes and strengths may disagree
-            ratings = (margin, 0.0)
     answers = tuple(task.answers[index] for index in order)
-    return Preference(task.name, task.images, task.prompt, answers, ranks, ratings, task.facts)
+    return Preference(task.name, task.images, task.prompt, answers, ranks, facts=task.facts)
 
 
 def signed_strength(label: Label) -> int:
@@ -118,9 +137,14 @@ def signed_strength(label: Label) -> int:
     return 0 if first == second else label.content.get("strength", 2) * (1 if first < second else -1)
 
 
+def sees_error(label: Label) -> bool:
+    """Return whether an annotator of claims marks words, or corrects the answer without marks."""
+    return bool(label.content["spans"]) or label.content["corrected"].split() != label.task.answers[0].split()
+
+
 def _corrected(task: Task, group: Sequence[Label]) -> Iterator[Preference]:
     answer = task.answers[0]
-    with_errors = [label for label in group if label.content["spans"]]
+    with_errors = [label for label in group if sees_error(label)]
     if 2 * len(with_errors) <= len(group):
         return
     corrections = dict.fromkeys(label.content["corrected"] for label in with_errors)
@@ -165,15 +189,16 @@ def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
 
 
 def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:
-    """Yield the facts that annotators typed about each task's images, each fact once.
+    """Yield the facts about each task's images that more than half of its annotators typed.
 
-    The list is complete if every annotator of the task says that theirs is.
+    The list is complete if every annotator says that theirs is, and no fact was left out.
     """
     for group in labels.by_task().values():
         task = group[0].task
         if task.mode != "facts":
             continue
-        entries = itertools.chain.from_iterable(label.content["facts"] for label in group)
-        facts = list(dict.fromkeys(Fact(entry["kind"], entry["text"], "annotators") for entry in entries))
-        scope = "complete" if all(label.content["complete"] for label in group) else "incomplete"
-        yield task, [Fact("scope", scope, "annotators"), *facts]
+        lists = [{Fact(entry["kind"], entry["text"], "annotators"): None for entry in label.content["facts"]} for label in group]
+        votes = Counter(itertools.chain.from_iterable(lists))
+        facts = [fact for fact, count in votes.items() if 2 * count > len(group)]
+        is_complete = all(label.content["complete"] for label in group) and len(facts) == len(votes)
+        yield task, [Fact("scope", "complete" if is_complete else "incomplete", "annotators"), *facts]

@@ -20,8 +20,8 @@ LEASE_SECONDS = 1800.0
 class Schedule:
     """Tasks that still need labels, most urgent first.
 
-    overlap: annotators who label each task. gold_every: every which task of an annotator is a gold
-    question, as long as there are any; 0 for none. Everyone gets all gold questions, in one order.
+    overlap: annotators who label each task. gold_every: one task in this many is a gold question,
+    as long as an annotator has new ones; 0 for none. Everyone gets all of them, in one order.
     """
 
     def __init__(self, overlap: int, gold_every: int, order: Order, seed: int) -> None:
@@ -35,9 +35,7 @@ class Schedule:
         """The tasks that each annotator has labelled, skipped or flagged."""
         self._num_labels: dict[int, int] = defaultdict(int)
         self._leases: dict[int, dict[int, float]] = defaultdict(dict)
-        """By task, the annotators who have it before them, and since when."""
-        self._leased: dict[int, int] = {}
-        """By annotator, the task that they have before them."""
+        """By task, the annotators who have it open, and since when."""
 
     def add(self, entry: TaskEntry) -> None:
         """Add a task."""
@@ -53,21 +51,27 @@ class Schedule:
         bisect.insort(self._open, (self._keys[entry.id], entry.id))
 
     def lease(self, annotator: int, task: int, now: float) -> None:
-        """Note that an annotator has a task before them, and no other."""
-        self.release(annotator)
+        """Note that an annotator has a task open since `now`."""
         self._leases[task][annotator] = now
-        self._leased[annotator] = task
 
-    def release(self, annotator: int) -> None:
-        """Note that an annotator has no task before them."""
-        task = self._leased.pop(annotator, None)
-        if task is not None:
-            self._leases[task].pop(annotator, None)
+    def release(self, annotator: int, task: int) -> None:
+        """Note that an annotator has a task open no more."""
+        self._leases[task].pop(annotator, None)
+
+    def may_keep(self, annotator: int, task: int, now: float) -> bool:
+        """Return whether an annotator who has a task open goes on with it: for LEASE_SECONDS, and
+        then again if nobody else has taken it over."""
+        since = self._leases[task].get(annotator)
+        if since is not None and now - since < LEASE_SECONDS:
+            return True
+        if task in self._keys and not self._has_room(annotator, task, now):
+            return False
+        self.lease(annotator, task, now)
+        return True
 
     def answer(self, annotator: int, task: int, kind: str) -> None:
         """Note an answer: a label, or that the annotator does not label the task."""
-        if self._leased.get(annotator) == task:
-            self.release(annotator)
+        self.release(annotator, task)
         self._answered[annotator].add(task)
         if kind == "label":
             self._num_labels[annotator] += 1
@@ -91,10 +95,8 @@ class Schedule:
     def next(self, annotator: int, now: float) -> int | None:
         """Return the task that an annotator gets now, None if there is nothing left for them."""
         answered = self._answered[annotator]
-        if annotator in self._leased:
-            return self._leased[annotator]
         task = next((task for _, task in self._open if task not in answered and self._has_room(annotator, task, now)), None)
-        if self._gold_every and task is not None and (self._num_labels[annotator] + 1) % self._gold_every == 0:
+        if self._gold_every and task is not None and (len(answered) + 1) % self._gold_every == 0:
             return next((gold for gold in self._gold if gold not in answered), task)
         return task
 
@@ -110,6 +112,19 @@ class Schedule:
         return self._num_labels[annotator]
 
     def num_left(self, annotator: int) -> int:
-        """Return how many tasks an annotator may still get, others permitting."""
-        open_ids = sum(task in self._keys and len(self._labelled_by[task]) < self._overlap for task in self._answered[annotator])
-        return len(self._open) - open_ids
+        """Return how many tasks an annotator may still get, others permitting, gold questions
+        included: a count that left them out would give them away."""
+        answered = self._answered[annotator]
+        num_answered = sum(task in self._keys and len(self._labelled_by[task]) < self._overlap for task in answered)
+        num_open = len(self._open) - num_answered
+        return num_open + self._num_gold_left(annotator, num_open)
+
+    def _num_gold_left(self, annotator: int, num_open: int) -> int:
+        """Return how many gold questions come before the last of an annotator's open tasks."""
+        answered = self._answered[annotator]
+        num_unseen = sum(gold not in answered for gold in self._gold)
+        if not self._gold_every or not num_open:
+            return 0
+        if self._gold_every == 1:
+            return num_unseen
+        return min(num_unseen, (num_open - 1 + len(answered) % self._gold_every) // (self._gold_every - 1))

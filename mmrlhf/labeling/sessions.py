@@ -13,11 +13,14 @@ import re
 import secrets
 import time
 import unicodedata
+from collections.abc import Mapping
 
 from mmrlhf.labeling.store import DuplicateError, Store
 from mmrlhf.records import InputError
 
 COOKIE_SECONDS = 30 * 24 * 3600
+COOKIE = re.compile(r"([0-9]{1,9})\.([0-9]{1,12})\.([0-9a-f]{64})")
+"""The annotator, when it was issued (seconds since 1970), and a signature of both."""
 NAME = re.compile(r"[^\W_](?:[\w .-]{0,38}[\w.-])?")
 """Letters and digits of any script, with spaces, dots and hyphens inside."""
 CODE_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -63,18 +66,27 @@ class Sessions:
             raise InputError(f"{name} is taken: choose another name") from None
 
     def cookie_for(self, annotator: int) -> str:
-        """Return the cookie's value for an annotator."""
-        return f"{annotator}.{self._sign('cookie', annotator)}"
+        """Return the cookie's value for an annotator, which is valid for COOKIE_SECONDS."""
+        issued = int(time.time())
+        return f"{annotator}.{issued}.{self._sign(f'cookie of {issued}', annotator)}"
 
     def annotator_of(self, cookie: str | None) -> int | None:
-        """Return whose cookie it is, None for none or a forged one."""
-        number, _, signature = (cookie or "").partition(".")
-        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        """Return whose cookie it is, None for none, or one that is forged or too old."""
+        annotator = self._signed_annotator(cookie or "")
+        return annotator if annotator is not None and self._store.code_of(annotator) is not None else None
+
+    def has_cookie(self, cookies: Mapping[str, str]) -> bool:
+        """Return whether there is a cookie of this server among a browser's, by its signature."""
+        return self._signed_annotator(cookies.get(self.cookie_name, "")) is not None
+
+    def _signed_annotator(self, cookie: str) -> int | None:
+        parts = COOKIE.fullmatch(cookie)
+        if parts is None:
             return None
-        annotator = int(number)
-        if not hmac.compare_digest(signature.encode(), self._sign("cookie", annotator).encode()):
+        annotator, issued = int(parts[1]), int(parts[2])
+        if not hmac.compare_digest(parts[3], self._sign(f"cookie of {issued}", annotator)):
             return None
-        return annotator if self._store.code_of(annotator) is not None else None
+        return annotator if time.time() < issued + COOKIE_SECONDS else None
 
     def form_key(self, annotator: int) -> str:
         """Return what an annotator's own pages put into their forms, which no other site knows."""

@@ -23,7 +23,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +102,41 @@ class Store:
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # labels are the annotators' own
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise self._cannot_open(error) from None
+        try:
             self._db.execute("PRAGMA trusted_schema = OFF")
+            is_new = create and self._is_empty()
+            if not is_new:
+                self._check_kind()  # before anything is changed in it
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            if create:
+            if is_new:
                 self._create_tables()
-            found = self._db.execute("PRAGMA application_id").fetchone()[0], self._db.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.Error as error:
-            raise InputError(f"{path} cannot be opened as a file of labels ({error}): give another --output_file") from None
-        if found[0] != APPLICATION_ID:
-            raise InputError(f"{path} is a database of another program: give another --output_file")
-        if found[1] != VERSION:
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._cannot_open(error) from None
+            raise
+
+    def _cannot_open(self, error: Exception) -> InputError:
+        return InputError(f"{self.path} cannot be opened as a file of labels ({error}): give another --output_file")
+
+    def _check_kind(self) -> None:
+        kind, version = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        if kind != APPLICATION_ID:
+            raise InputError(f"{self.path} is a database of another program: give another --output_file")
+        if version != VERSION:
             raise InputError(
-                f"{path} was written by another version of mmrlhf ({found[1]}, this one writes {VERSION}): use that one"
+                f"{self.path} was written by another version of mmrlhf ({version}, this one writes {VERSION}): use that one"
             )
+
+    def _is_empty(self) -> bool:
+        return not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     def _create_tables(self) -> None:
         with self._writing() as db:
-            is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-            if is_empty:
+            if self._is_empty():
                 for statement in _statements(SCHEMA):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -165,18 +181,30 @@ class Store:
             db.execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
-        """Add the tasks that are new, with their images, and return their number."""
+        """Add the tasks that are new, with their images, and return their number.
+
+        Those that are there take over the places of their images, the right answers of gold
+        questions, and an uncertainty.
+        """
         with self._writing() as db:
             for key, image in images_of(tasks).items():
                 path = None if image.path is None else os.path.abspath(image.path)
                 name = image.recorded_name if path is None else os.path.basename(path)
-                db.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", (key, path, image.data, name))
-            before = db.total_changes
-            db.executemany(
-                "INSERT OR IGNORE INTO tasks (digest, mode, is_gold, uncertainty, content) VALUES (?, ?, ?, ?, ?)",
-                [(t.digest, t.mode, bool(t.gold), t.uncertainty, json.dumps(t.to_dict())) for t in tasks],
-            )
-            return db.total_changes - before
+                db.execute(
+                    "INSERT INTO images VALUES (?, ?, ?, ?) ON CONFLICT (sha256) "
+                    "DO UPDATE SET path = excluded.path, data = excluded.data, name = excluded.name",
+                    (key, path, image.data, name),
+                )
+            num_new = 0
+            for task in tasks:
+                is_new = db.execute(
+                    "INSERT OR IGNORE INTO tasks (digest, mode, is_gold, uncertainty, content) VALUES (?, ?, ?, ?, ?)",
+                    (task.digest, task.mode, bool(task.gold), task.uncertainty, json.dumps(task.to_dict())),
+                ).rowcount
+                num_new += is_new
+                if not is_new:
+                    _update_task(db, task)
+            return num_new
 
     def task_entries(self, after: int = 0) -> list[TaskEntry]:
         """Return the tasks whose id is larger than `after`, in the order in which they came."""
@@ -226,21 +254,29 @@ class Store:
         self, kind: str, annotator: int, task: int, time: float, content: Mapping[str, Any],
         *, token: str | None = None, target: int | None = None, seconds: float | None = None,
     ) -> Event:  # fmt: skip
-        """Append an event, and return it once it is on disk.
+        """Append an event, and return it once it is on disk. Raises as `append_all` does."""
+        (event,) = self.append_all([Event(0, kind, annotator, task, token, target, time, seconds, content)])
+        return event
 
-        Raises DuplicateError if there may be no second one, StorageError if it was not written.
+    def append_all(self, events: Sequence[Event]) -> list[Event]:
+        """Append events, all or none, and return them with their ids once they are on disk.
+
+        Raises DuplicateError if there may be no second one, StorageError if none was written.
         """
-        text = json.dumps(content, ensure_ascii=False)
+        query = (
+            "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        appended = []
         with self._writing() as db:
-            try:
-                id_ = db.execute(
-                    "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (kind, annotator, task, token, target, time, seconds, text),
-                ).lastrowid
-            except sqlite3.IntegrityError:
-                raise DuplicateError(token or str(target)) from None
-        assert id_ is not None
-        return Event(id_, kind, annotator, task, token, target, time, seconds, content)
+            for e in events:
+                text = json.dumps(e.content, ensure_ascii=False)
+                try:
+                    id_ = db.execute(query, (e.kind, e.annotator, e.task, e.token, e.target, e.time, e.seconds, text)).lastrowid
+                except sqlite3.IntegrityError:
+                    raise DuplicateError(e.token or str(e.target)) from None
+                assert id_ is not None
+                appended.append(replace(e, id=id_))
+        return appended
 
     def events(self, kind: str | None = None, token: str | None = None) -> Iterator[Event]:
         """Yield the events in order: all, those of a kind, or those of a kind with a token."""
@@ -250,6 +286,17 @@ class Store:
         for row in self._read(f"SELECT {columns} FROM events {'WHERE ' + where if where else ''} ORDER BY id", parameters):
             id_, kind_, annotator, task, token_, target, time, seconds, content = row
             yield Event(id_, kind_, annotator, task, token_, target, time, seconds, json.loads(content))
+
+
+def _update_task(db: sqlite3.Connection, task: Task) -> None:
+    (id_, content) = db.execute("SELECT id, content FROM tasks WHERE digest = ?", (task.digest,)).fetchone()
+    if task.uncertainty is not None:
+        db.execute("UPDATE tasks SET uncertainty = ? WHERE id = ?", (task.uncertainty, id_))
+    if task.gold:
+        fields = json.loads(content)  # labels are in the order of these answers, whatever that of the row is now
+        rank_of = dict(zip(task.answers, task.gold, strict=True))
+        fields["gold"] = [rank_of[answer] for answer in fields["answers"]]
+        db.execute("UPDATE tasks SET content = ? WHERE id = ?", (json.dumps(fields), id_))
 
 
 def _statements(script: str) -> Iterator[str]:

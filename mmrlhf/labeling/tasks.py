@@ -27,8 +27,9 @@ MODE_BY_ANSWERS: tuple[Mode, ...] = ("facts", "claims", "pairwise", "ranking")
 """The mode of a row with 0, 1, 2, and more answers, if nothing else says it."""
 MAX_ANSWERS = 9
 """Answers of a ranking: one digit of the keyboard each."""
-MAX_TEXT = 4_000_000
-"""Characters of a task's texts together; a browser shows no more in reasonable time."""
+MAX_TEXT = 1_000_000
+"""Characters of a task's texts together. Percent-encoded, a form with a corrected answer of that
+length is smaller than `guard.MAX_BODY_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def read_tasks(
         for raw_row in read_rows(dataset_name, split):
             row = unpack_other_export(raw_row.parse())
             _check_mode(row)
+            asked_mode = mode or row.fields.get("mode")
+            if is_gold and asked_mode in ("claims", "facts"):
+                row.fail(f"a gold question compares answers, so that it cannot be of mode {asked_mode}: leave out gold_file")
             task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
             # Answers that a row compares are a task of their own; single ones are gathered.
@@ -114,6 +118,8 @@ def read_tasks(
         for task in _split(group, mode or key[2], skipped):
             task = replace(task, uncertainty=_uncertainty(task, scores))
             tasks.setdefault(task.digest, task)
+    if scores and tasks:
+        _check_scores(list(tasks.values()), scores)
     for reason, count in skipped.items():
         print(f"note: {count} {reason}")
     if not tasks:
@@ -130,6 +136,8 @@ def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) ->
     uncertainty = _number(row, "uncertainty")
     if is_preference(row):
         preference = parse_preference(row, context)
+        if any(preference.answer_images):
+            row.fail("its answers contain images, which the page does not show: drop the row")
         margins = [abs(a - b) for a, b in itertools.combinations(_scores_of(row), 2)]
         texts, gold = preference.answers, preference.ranks if is_gold else ()
         task = Task(
@@ -220,17 +228,31 @@ def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Ta
 
 
 def _uncertainty(task: Task, scores: Sequence[Mapping[str, float]]) -> float | None:
-    """Return a task's own uncertainty, else what the scores of reward models say.
+    """Return a task's own uncertainty, else what the scores of reward models say, if all have one.
 
     Of several, the standard deviation of their margins; of one, the smallness of its margin.
     """
-    margins = [margin_by_id[task.name] for margin_by_id in scores if task.name in margin_by_id]
-    if task.uncertainty is not None or not margins:
+    if task.uncertainty is not None or not scores or not _has_scores(task, scores):
         return task.uncertainty
+    margins = [margin_by_id[task.name] for margin_by_id in scores]
     if len(margins) == 1:
         return -abs(margins[0])
     mean = sum(margins) / len(margins)
     return (sum((margin - mean) ** 2 for margin in margins) / len(margins)) ** 0.5
+
+
+def _has_scores(task: Task, scores: Sequence[Mapping[str, float]]) -> bool:
+    return all(task.name in margin_by_id for margin_by_id in scores)
+
+
+def _check_scores(tasks: Sequence[Task], scores: Sequence[Mapping[str, float]]) -> None:
+    number = sum(_has_scores(task, scores) for task in tasks)
+    if not number:
+        raise InputError(
+            f"scores_file has no scores of these rows (the first is {preview(tasks[0].name)}): score the same rows, "
+            "with the same ids, by each reward model"
+        )
+    print(f"scores_file: {number} of {len(tasks)} tasks have scores")
 
 
 def read_margins(path: str) -> dict[str, float]:

@@ -11,12 +11,12 @@ BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u206
 def visible(text: str) -> str:
     """Replace control codes and marks of direction, each by one visible character.
 
-    Offsets stay those of the text. Line breaks and tabs are kept, and so are the joiners that
-    emoji and some scripts need. Jinja escapes what is markup.
+    Offsets stay those of the text. Line breaks and tabs are kept (of CR LF, the first is a space),
+    and so are the joiners that emoji and some scripts need. Jinja escapes what is markup.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_visible_character, text))
+    return "".join(map(_visible_character, text.replace("\r\n", " \n")))
 
 
 def _visible_character(character: str) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmrlhf.labeling.agreement import agreements, summarise_annotators
+from mmrlhf.labeling.agreement import AnnotatorSummary, agreements, one_sided, summarise_annotators
 from mmrlhf.labeling.results import Label, Labels
 from mmrlhf.labeling.tasks import Task
 
@@ -77,10 +77,18 @@ def test_random_labels_agree_by_chance_and_noisy_ones_as_they_should():
 def test_sides_times_and_gold():
     values = [[FIRST, SECOND]] * 30
     a, b, c = summarise_annotators(labels_of(values, order=(1, 0)))
-    assert (a.num_left, a.num_decided, a.is_one_sided) == (0, 30, True)  # the first answer was on the right
+    assert (a.num_left, a.num_decided) == (0, 30)  # the first answer was on the right
     assert (b.num_left, b.num_decided) == (30, 30)
     assert (a.median_seconds, a.per_hour, b.per_hour) == (10.0, 360.0, 180.0)
-    assert (c.num_labels, c.median_seconds, c.is_one_sided, c.left_interval) == (0, None, False, (0.0, 1.0))
+    assert one_sided([a, b, c]) == [a, b]
+    assert (c.num_labels, c.median_seconds, c.left_interval) == (0, None, (0.0, 1.0))
     a, b, _ = summarise_annotators(labels_of([[FIRST, SECOND], [FIRST, TIE]], gold=(1, 2)))
     assert (a.num_gold_right, a.num_gold, b.num_gold_right, b.num_gold) == (2, 2, 0, 2)
     assert agreements(labels_of(values, gold=(1, 2))) == []
+
+
+def test_among_many_annotators_more_is_chance():
+    """65 of 100 on one side: Wilson's interval is from 0.553 at 95%, from 0.499 at 99.75%."""
+    heron = AnnotatorSummary("heron", 100, 0, 0, None, None, 65, 100, 0, 0)
+    fair = AnnotatorSummary("robin", 100, 0, 0, None, None, 50, 100, 0, 0)
+    assert one_sided([heron]) == [heron] and one_sided([heron, *[fair] * 19]) == []

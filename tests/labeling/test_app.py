@@ -1,8 +1,10 @@
 """Forged and repeated forms, other sites, other annotators, full disks."""
 
+import contextlib
 import json
 import re
 import sqlite3
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from mmrlhf.labeling.app import create_app
-from mmrlhf.labeling.guard import MAX_BODY_BYTES
+from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_STRANGER_BYTES
 from mmrlhf.labeling.pages import Pages
-from mmrlhf.labeling.sessions import Sessions
+from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
 from mmrlhf.labeling.store import Store
-from mmrlhf.labeling.tasks import read_tasks
+from mmrlhf.labeling.tasks import MAX_TEXT, read_tasks
 from mmrlhf.records import InputError
 from tests.labeling.conftest import Person, assign, pairs, standing
 
@@ -60,6 +62,14 @@ def test_skip_flag_and_undo(store, make_app):
     assert "Question 0?" in person.page
     kinds = [event.kind for event in store.events()]
     assert kinds == ["joined", "shown", "skip", "shown", "flag", "shown", "undo", "shown", "undo", "shown"]
+
+
+@pytest.mark.parametrize("number", ["9" * 30, "9" * 5000, "0"])
+def test_undo_of_no_answer(store, make_app, number):
+    person = Person(make_app(store))
+    person.label()
+    assert person.send("/undo", answer=number).json()["note"] == "there is nothing to take back"
+    assert len(standing(store)) == 1
 
 
 def test_replayed_late_and_duplicate_forms(store, make_app):
@@ -126,7 +136,22 @@ def person_of_all_modes(tmp_path_factory):
 FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
 
 
-@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(["label", "skip", "1", "[]", "[{}]", "nan"])))
+VALUES = [
+    "label",
+    "skip",
+    "1",
+    "[]",
+    "[{}]",
+    "nan",
+    '[{"kind": ["object"], "text": "x"}]',
+    r'[{"kind": "object", "text": "\ud800"}]',
+]
+VALUES += [
+    json.dumps([{"first": 0, "last": 0, "reason": reason, "correction": "x"}]) for reason in ("absent", ["absent"], {}, None)
+]
+
+
+@given(form=st.dictionaries(st.sampled_from(FIELDS), st.text() | st.sampled_from(VALUES)))
 @settings(max_examples=60, deadline=None)
 def test_wild_forms_never_fail(form, person_of_all_modes):
     assert person_of_all_modes.send(**form).status_code in (200, 400)
@@ -154,7 +179,14 @@ def test_elsewhere_a_token_is_needed(store, make_app):
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://127.0.0.1:1"}],
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "http://["},
+        {"Origin": "http://evil.example@127.0.0.1:8010"},
+    ],
 )
 def test_forms_of_other_sites_are_refused(store, make_app, headers):
     person = Person(make_app(store))
@@ -173,10 +205,27 @@ def test_cookies_cannot_be_forged_and_are_hidden_from_scripts(store, make_app):
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie
     name, value = cookie.split(";")[0].split("=", 1)
     Person(app, "robin")
-    for forged in ("2." + value.split(".")[1], "1.", "", "1", "1." + "0" * 64, "-1.x", "9" * 5000 + ".x", "²." + "0" * 64):
+    _, issued, signature = value.split(".")
+    changed = [
+        f"2.{issued}.{signature}",
+        f"1.{int(issued) + 1}.{signature}",
+        f"1.{issued}.{'0' * 64}",
+        f"1.{signature}",
+        f"1.{issued}.",
+    ]
+    for forged in (*changed, "", "1", "-1.x.x", f"{'9' * 5000}.1.{signature}", f"²{value[1:]}"):
         client = TestClient(app, base_url="http://127.0.0.1:8010")
         page = client.get("/", headers=[(b"cookie", f"{name}={forged}".encode())]).text
         assert "Your name here" in page
+
+
+def test_cookies_end_on_the_server_too(store, make_app, monkeypatch):
+    person = Person(make_app(store))
+    ((name, value),) = person.client.cookies.items()
+    issued = int(value.split(".")[1])
+    for now, page in ((issued + COOKIE_SECONDS - 1, "Question 0?"), (issued + COOKIE_SECONDS, "Your name here")):
+        monkeypatch.setattr("mmrlhf.labeling.sessions.time.time", lambda now=now: now)
+        assert page in person.client.get("/", headers={"cookie": f"{name}={value}"}).text
 
 
 def test_a_name_is_its_owners(store, make_app):
@@ -205,8 +254,10 @@ def test_nobody_starts_without_consent(store, make_app):
 
 def test_large_and_odd_bodies(store, make_app):
     person = Person(make_app(store))
-    large = person.client.post("/answer", content=b"x" * (MAX_BODY_BYTES + 1))
-    assert large.status_code == 413
+    large = person.client.post("/answer", content=b"x" * (MAX_BODY_BYTES + 1), headers={"Accept": "application/json"})
+    assert large.status_code == 413 and large.json() == {"error": "the form is larger than 16 MiB: shorten it"}
+    odd_length = person.client.post("/answer", content=b"x", headers={"Content-Length": "9" * 5000})
+    assert odd_length.status_code == 413
 
     def pieces():
         for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
@@ -219,6 +270,25 @@ def test_large_and_odd_bodies(store, make_app):
     assert person.client.post("/answer", content="&".join(f"f{i}=1" for i in range(1000)), headers=form_type).status_code == 400
     assert person.client.delete("/").status_code == 405
     assert standing(store) == []
+
+
+def test_strangers_send_small_forms_only(store, make_app):
+    stranger = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+    whole = b"x" * (MAX_STRANGER_BYTES + 1)
+    for content in (whole, iter([whole])):  # with and without a length
+        reply = stranger.post("/join", content=content, headers=headers)
+        assert reply.status_code == 413 and "come in again" in reply.json()["error"]
+    (name,) = Person(make_app(store)).client.cookies
+    forged = headers | {"Cookie": f"{name}=1.1.{'0' * 64}"}
+    assert stranger.post("/answer", content=whole, headers=forged).status_code == 413
+    assert Person(make_app(store), "robin").client.post("/answer", content=whole, headers=headers).status_code == 403
+
+
+def test_the_longest_corrected_answer_fits_into_a_form():
+    character = "\U00020000"  # of twelve bytes, percent-encoded
+    assert len(urlencode({"corrected": character})) == len("corrected=") + 12
+    assert 12 * (MAX_TEXT + 10_000) + (1 << 20) < MAX_BODY_BYTES  # with a megabyte for all else
 
 
 # ---- what annotators must not learn --------------------------------------------------------------
@@ -257,6 +327,29 @@ def test_sides_say_nothing_about_the_row(make_store, make_app):
     assert 6 < good_left < 34  # 4.4 standard deviations on either side
 
 
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"prompt": "Compare <image> and <image>."}, "Compare [picture 1] and [picture 2]."),
+        ({"prompt": "Compare."}, "Compare."),
+        ({"prompt": "<image><image>Compare."}, "Compare."),
+        (
+            {
+                "prompt": [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "One?"}]},
+                    {"role": "assistant", "content": "Yes."},
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And?"}]},
+                ]
+            },
+            "[picture 2] And?",
+        ),
+    ],
+)
+def test_the_places_of_pictures_are_shown(make_store, make_app, row, shown):
+    person = Person(make_app(make_store([{"images": ["red.png", "red.png"], "answers": ["a", "b"], **row}])))
+    assert f'<h1 dir="auto">{shown}</h1>' in person.page
+
+
 # ---- what may go wrong beside the page -----------------------------------------------------------
 
 
@@ -284,10 +377,13 @@ def test_files_of_others_are_refused(tmp_path):
     (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)
     with pytest.raises(InputError, match="cannot be opened as a file of labels"):
         Store(tmp_path / "text.db", create=True)
-    with sqlite3.connect(tmp_path / "other.db") as other:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE t (x)")
+    before = (tmp_path / "other.db").read_bytes()
     with pytest.raises(InputError, match="a database of another program"):
         Store(tmp_path / "other.db", create=True)
+    assert (tmp_path / "other.db").read_bytes() == before  # not even its journal mode
+    assert {path.name for path in tmp_path.iterdir()} == {"text.db", "other.db"}
 
 
 def test_a_failure_inside_says_nothing(store, make_app, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmrlhf.labeling.schedule import LEASE_SECONDS
 from mmrlhf.labeling.store import DuplicateError, Store
 from mmrlhf.labeling.tasks import read_tasks
 from tests.labeling.conftest import Clock, assign, pairs, standing
@@ -67,6 +68,30 @@ def test_undo_takes_back_the_latest_answer_and_shows_it_again(store):
     assert assign(store).current(heron).task.name == "row 2"
 
 
+def test_the_task_that_an_undo_interrupts_comes_back_under_its_token(store):
+    work, heron = assign(store), join(store)
+    answers = [work.submit(heron, work.current(heron), "label", LABEL) for _ in range(2)]
+    interrupted = work.current(heron)
+    undone = [work.undo(heron, answer.id) for answer in reversed(answers)]
+    for again in (work, assign(store)):  # also after a restart
+        assert again.current(heron) == undone[1]
+    for shown, following in ((undone[1], undone[0]), (undone[0], interrupted)):
+        work.submit(heron, shown, "label", LABEL)
+        assert work.current(heron) == following == assign(store).current(heron)
+    assert len(standing(store)) == 2
+
+
+def test_an_undo_is_written_whole_or_not_at_all(store, monkeypatch):
+    work, heron = assign(store), join(store)
+    event = work.submit(heron, work.current(heron), "label", LABEL)
+    shown = work.current(heron)
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: shown.token)  # which the index refuses
+    with pytest.raises(DuplicateError):
+        work.undo(heron, event.id)
+    assert len(standing(store)) == 1 and work.current(heron) == shown == assign(store).current(heron)
+    assert [e.kind for e in store.events()][-1] == "shown"
+
+
 def test_a_form_from_before_an_undo_records_nothing(store):
     work, heron = assign(store), join(store)
     old = work.current(heron)
@@ -99,6 +124,43 @@ def test_times_come_from_a_clock_that_does_not_jump(store):
     assert work.submit(heron, shown, "label", LABEL).seconds == 4.0
     assert work.progress(heron).pace == 10.0
     assert [row for _, row, _ in standing(store)] == ["row 0", "row 1", "row 2"]  # in their order, not by time
+
+
+def test_a_restart_does_not_lengthen_times(store):
+    clock, now = Clock(), Clock(5e8)
+    heron = join(store)
+    shown = assign(store, clock=clock, now=now).current(heron)
+    now.value += 60
+    clock = Clock(7.0)  # of another process
+    work = assign(store, clock=clock, now=now)
+    clock.value += 3
+    assert work.submit(heron, shown, "label", LABEL, seconds=62.5).seconds == 62.5
+    shown = work.current(heron)
+    now.value += 5
+    assert assign(store, clock=clock, now=now).submit(heron, shown, "label", LABEL, seconds=900.0).seconds == 5.0
+
+
+def test_a_task_that_others_took_over_is_shown_no_more(make_store):
+    clock, now = Clock(), Clock(5e8)
+    store = make_store(pairs(2))
+    work, heron, robin = assign(store, clock=clock, now=now), join(store), join(store, "robin")
+    shown = work.current(heron)
+    clock.value += LEASE_SECONDS
+    now.value += LEASE_SECONDS
+    late = assign(store, clock=Clock(3.0), now=now)  # a restart knows how old it is
+    for server in (work, late):
+        assert server.current(robin).task.name == "row 0"
+    assert work.current(heron).task.name == "row 1"
+    # Late, it still counts, but nobody knows how long it took.
+    assert work.submit(heron, shown, "label", LABEL, seconds=5.0).seconds is None
+
+
+def test_a_task_that_nobody_took_over_stays(store):
+    clock = Clock()
+    work, heron, robin = assign(store, clock=clock), join(store), join(store, "robin")
+    shown = work.current(heron)
+    clock.value += LEASE_SECONDS
+    assert work.current(heron) == shown and work.current(robin).task.name == "row 1"
 
 
 def test_tasks_added_by_another_process_are_taken_up(store, write_rows):

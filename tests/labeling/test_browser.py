@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -151,12 +152,14 @@ def test_tasks_by_keyboard_alone(mode, tmp_path, open_page):
                 if mode == "facts":
                     press(page, "e")
             press(page, "Control+Enter" if mode == "claims" else "Enter")
-        page.wait_for_selector("text=Nothing is left")
-        press(page, "u")  # the last one again, as it was
-        is_at(page, NUM_TASKS - 1)
+        page.wait_for_selector("main.card[data-ready]")
+        found, before = read_labels(server.store), standing(server.store)
+        press(page, "u")  # the last one again, as it was, in whichever order
+        page.wait_for_selector("main.task[data-ready]")
+        assert standing(server.store) == before[:-1]
         press(page, "Control+Enter")
         page.wait_for_selector("text=Nothing is left")
-        found = read_labels(server.store)
+        assert standing(server.store) == before
     assert [label.task.name for label in found.labels] == [f"row {i}" for i in range(NUM_TASKS)]
     for number, label in enumerate(found.labels):
         check_label(mode, number, dict(label.content), label.order)
@@ -181,6 +184,24 @@ def test_undo_brings_the_answer_back(tmp_path, open_page):
         is_at(page, 1)
         ((_, row, label),) = standing(server.store)
         assert row == "row 0" and ANSWERS[label["ranks"].index(1)] == chosen and label["strength"] == 3
+
+
+def test_undo_keeps_what_was_typed_in_the_open_task(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        answer(page, "facts", 0)
+        press(page, "Enter")
+        is_at(page, 1)
+        answer(page, "facts", 1)
+        page.keyboard.type("half a sen")
+        press(page, "Escape", "u")
+        is_at(page, 0)
+        page.wait_for_selector("#facts li:nth-child(4)")
+        press(page, "Enter")
+        is_at(page, 1)
+        page.wait_for_selector("#facts li:nth-child(4)")
+        assert page.input_value("#sentence") == "half a sen"
 
 
 def test_a_server_that_goes_away_loses_nothing(tmp_path, open_page):
@@ -371,3 +392,89 @@ def check_with_axe(page):
         if v["impact"] in ("serious", "critical")
     ]
     assert faults == []
+
+
+def hold(page, key, times=3):
+    """Hold a key: the browser says that all but the first press are repeats."""
+    for _ in range(times):
+        page.keyboard.down(key)
+
+
+def test_a_held_key_answers_one_task(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=4)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        for number, key in enumerate(("Enter", "s")):
+            press(page, "a")
+            hold(page, key)
+            is_at(page, number + 1)
+            hold(page, key)  # on the task that nobody has read
+            page.keyboard.up(key)
+        hold(page, "u")
+        is_at(page, 1)
+        hold(page, "u")
+        assert [event.kind for event in server.store.events() if event.kind != "shown"] == ["joined", "label", "skip", "undo"]
+
+
+def test_held_keys_in_the_field_of_facts(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.keyboard.type('"TEA" "NO"')
+        hold(page, "Enter", 1)
+        page.wait_for_selector("#facts li:nth-child(2)")
+        hold(page, "Enter")  # of the same press, in the field that is now empty
+        page.keyboard.up("Enter")
+        page.keyboard.type("x")
+        hold(page, "Backspace")
+        page.keyboard.up("Backspace")
+        assert page.locator("#facts li").count() == 2 and standing(server.store) == []
+
+
+def test_control_enter_in_the_flag_dialog_flags(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "a", "f")
+        page.fill("#note", "broken")
+        press(page, "Control+Enter")
+        is_at(page, 1)
+        assert [(e.kind, e.content) for e in server.store.events()][2] == ("flag", {"note": "broken"})
+
+
+def test_skips_send_nothing_of_the_label(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "claims", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.click(".correcting summary")
+        page.fill("#corrected", "x" * 10_000)
+        with page.expect_request("**/answer") as sent:
+            page.click("button[value=skip]")
+        assert set(parse_qs(sent.value.post_data, keep_blank_values=True)) == {"form_key", "token", "kind", "seconds", "note"}
+        is_at(page, 1)
+
+
+def test_a_corrected_answer_is_sent_only_if_it_was_edited(tmp_path, open_page):
+    answer = "A  red mug.\r\n    Two spoons , here."
+    row = {"id": "x", "images": ["images/red_mug.png"], "prompt": "Describe picture 0.", "answers": [answer]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = config_of(tmp_path, "claims", number=1)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with serving_labels(config) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "ArrowRight", "m")  # red, which is removed
+        assert page.input_value("#corrected") == "A  mug. \n    Two spoons , here."
+        press(page, "Control+Enter")
+        page.wait_for_selector("text=Nothing is left")
+        page.wait_for_selector("main.card[data-ready]")
+        assert standing(server.store)[0][2]["corrected"] == answer.replace("red ", "")
+        press(page, "u")
+        page.wait_for_selector("main.task[data-ready]")
+        page.click(".correcting summary")
+        page.fill("#corrected", "A blue mug.")
+        page.reload()
+        page.wait_for_selector("main.task[data-ready]")
+        press(page, "Control+Enter")
+        page.wait_for_selector("text=Nothing is left")
+        assert standing(server.store)[0][2]["corrected"] == "A blue mug."

@@ -14,7 +14,7 @@ import pytest
 
 from mmrlhf.cli import main
 from mmrlhf.config import LabelConfig
-from mmrlhf.label import add_tasks, serving_labels
+from mmrlhf.label import add_tasks, serve_labels, serving_labels
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
 from tests.labeling.conftest import pairs, standing
@@ -91,14 +91,53 @@ def test_tasks_are_added_while_people_work_and_one_server_at_a_time(write_rows, 
         assert second.returncode == 2 and "is being written by another command" in second.stderr
 
 
-def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path):
+def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrlhf.label.socket.gethostname", lambda: "localhost")
     config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0, host="0.0.0.0")
     with serving_labels(config) as server:
         token = server.access_token
         assert token and len(token) > 20
+        assert server.url.startswith("http://localhost:")  # 0.0.0.0 is no address that others could open
         assert httpx.post(f"{server.url}/join", data={"name": "heron", "consent": "yes"}).status_code == 403
     with serving_labels(config) as server:
         assert server.access_token == token
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"gold_file": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"gold_file": "{}/gold.jsonl", "mode": "claims"}, "a gold question compares answers"),
+        ({"scores_file": "{}/scores.jsonl"}, "scores_file has no scores of these rows"),
+        ({"host": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing_behind(write_rows, tmp_path, settings, problem):
+    rows = write_rows(*pairs(1))
+    write_rows({"chosen": "a", "rejected": "b"}, name="gold.jsonl")
+    write_rows({"id": "other", "score_chosen": 1, "score_rejected": 0}, name="scores.jsonl")
+    before = set(tmp_path.iterdir())
+    settings = {name: value.format(tmp_path) for name, value in settings.items()}
+    config = LabelConfig(dataset_name=rows, output_file=str(tmp_path / "new" / "labels.db"), port=0, **settings)
+    with pytest.raises(InputError, match=problem), serving_labels(config):
+        pass
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_names_may_have_spaces_after_commas(write_rows, tmp_path, capsys):
+    rows = write_rows(*pairs(1))
+    gold = [write_rows({"prompt": name, "chosen": "a", "rejected": "b"}, name=f"{name}.jsonl") for name in "gh"]
+    config = LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), port=0, gold_file=", ".join(gold))
+    with serving_labels(config) as server:
+        assert [entry.is_gold for entry in server.store.task_entries()] == [False, True, True]
+    assert "labels.db: 3 new tasks" in capsys.readouterr().out
+
+
+def test_a_server_that_ends_by_itself_says_so(write_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
+    with pytest.raises(InputError, match="ended by itself"):
+        serve_labels(config)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +146,6 @@ def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path):
         (["serve", "--output_file", "{}/l.db"], "has no tasks: give rows"),
         (["serve", "none.jsonl", "--output_file", "{}/l.db"], "none.jsonl does not exist"),
         (["serve", "--output_file", "{}/l.db", "--guidelines_file", "none.txt"], "guidelines_file none.txt"),
-        (["serve", "--output_file", "{}/l.db", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["serve", "--output_file", "{}/l.db", "--order", "best"], "order"),
         (["add", "rows.jsonl", "--output_file", "{}/l.db"], "does not exist: give the file that `mmrlhf label serve` writes"),
         (["export", "{}/l.db", "--to", "trl", "--output_file", "{}/o.jsonl"], "does not exist"),

@@ -9,9 +9,9 @@ from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.labeling.assignments import Shown
 from mmrlhf.labeling.export import export_labels
-from mmrlhf.labeling.labels import apply_corrections, claims_of, parse_label
+from mmrlhf.labeling.forms import apply_corrections, claims_of, parse_label
 from mmrlhf.labeling.lead_report import report_labels
-from mmrlhf.labeling.results import preferences, read_labels
+from mmrlhf.labeling.results import preferences, read_labels, typed_facts
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import facts_from_sentence
 from mmrlhf.records import InputError, Message
@@ -51,6 +51,7 @@ def test_marks_give_a_corrected_answer():
     label = parse_label(shown("claims", [ANSWER]), {"spans": json.dumps(marks)})
     assert [span["text"] for span in label["spans"]] == ["brown dog", "beside two cats"]
     assert label["corrected"] == "A white dog sits on a sofa,."
+    assert parse_label(shown("claims", [ANSWER]), {"spans": json.dumps(marks), "corrected": " \n"}) == label
     label = parse_label(shown("claims", [ANSWER]), {"spans": json.dumps(marks), "corrected": "A white dog sits on a sofa."})
     assert label["corrected"] == "A white dog sits on a sofa."
 
@@ -58,6 +59,17 @@ def test_marks_give_a_corrected_answer():
 def test_corrections_leave_no_gaps():
     spans = [{"start": 2, "end": 5, "correction": ""}, {"start": 10, "end": 13, "correction": ""}]
     assert apply_corrections("A red cup big.", spans) == "A cup."
+    for text, removed, left in (("Red cup", "Red", "cup"), ("a\n  red cup", "red", "a\n  cup"), ("a cup\r\nb", "cup", "a\r\nb")):
+        start = text.index(removed)
+        assert apply_corrections(text, [{"start": start, "end": start + len(removed), "correction": ""}]) == left
+
+
+def test_what_nobody_marked_stays_as_it_is():
+    answer = " A brown dog.\r\n- one\r\n    - nested  code ,\n\u05e9\u05dc\u05d5\u05dd\u200f cat. \n"
+    marks = [{"first": 1, "last": 1, "reason": "attribute", "correction": "white"}]
+    label = parse_label(shown("claims", [answer]), {"spans": json.dumps(marks)})
+    assert label["corrected"] == answer.replace("brown", "white")
+    assert parse_label(shown("claims", [answer]), {"spans": "[]"})["corrected"] == answer
 
 
 def test_verdicts_on_claims_that_were_found():
@@ -75,6 +87,9 @@ def test_verdicts_on_claims_that_were_found():
         ('[{"first": 0, "last": 99, "reason": "absent", "correction": ""}]', "not in the answer"),
         ('[{"first": true, "last": 1, "reason": "absent", "correction": ""}]', "not in the answer"),
         ('[{"first": 0, "last": 1, "reason": "because", "correction": ""}]', "needs a reason"),
+        ('[{"first": 0, "last": 1, "reason": ["absent"], "correction": ""}]', "needs a reason"),
+        ('[{"first": 0, "last": 1, "reason": "absent", "correction": 1}]', "must be text"),
+        (r'[{"first": 0, "last": 1, "reason": "absent", "correction": "\ud800"}]', "not valid Unicode"),
         (json.dumps([{"first": i, "last": i + 1, "reason": "other", "correction": ""} for i in (0, 1)]), "two marks overlap"),
     ],
 )
@@ -87,7 +102,13 @@ def test_facts():
     facts = [{"kind": "object", "text": "  red   cup "}]
     label = parse_label(shown("facts", []), {"facts": json.dumps(facts), "complete": "yes"})
     assert label == {"facts": [{"kind": "object", "text": "red cup"}], "complete": True}
-    for bad in ("[]", '[{"kind": "scope", "text": "complete"}]', '[{"kind": "object", "text": ""}]', '[{"kind": "object"}]'):
+    for bad in (
+        '[{"kind": ["object"], "text": "x"}]',
+        "[]",
+        '[{"kind": "scope", "text": "complete"}]',
+        '[{"kind": "object", "text": ""}]',
+        '[{"kind": "object"}]',
+    ):
         with pytest.raises(InputError):
             parse_label(shown("facts", []), {"facts": bad})
 
@@ -138,7 +159,7 @@ def second(strength=2):
 TIE, BAD = {"ranks": [1, 1]}, {"ranks": [1, 1], "both_bad": True}
 
 
-def test_the_majority_decides_pairs(make_store):
+def test_the_most_frequent_choice_decides_pairs(make_store):
     store = make_store(pairs(4))
     label_all(
         store,
@@ -153,6 +174,26 @@ def test_the_majority_decides_pairs(make_store):
     assert [record.ranks for record in records] == [(1, 2), (1, 1), (1, 2), (1, 1)]
     # 3 + 1 - 1 over 3; 1 - 1 + 0; two votes against a stronger one, so no margin; ties.
     assert [record.ratings for record in records] == [(1.0, 0.0), (0.0, 0.0), (), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("votes", "answers", "ranks"),
+    [
+        ([second(1), TIE, TIE], None, (1, 1)),  # the mean rank would prefer the second
+        ([first(), BAD, BAD], None, None),
+        ([first(), first(), BAD], "First", (1, 2)),
+        ([second(), second(), first(), BAD], "Second", (1, 2)),
+        ([first(), BAD], None, (1, 1)),
+        ([first(), first(), second(), second(), TIE], None, (1, 1)),
+    ],
+)
+def test_pairs_by_plurality(make_store, votes, answers, ranks):
+    store = make_store(pairs(1))
+    label_all(store, {f"annotator {number}": [vote] for number, vote in enumerate(votes)})
+    records = list(preferences(read_labels(store)))
+    assert [record.ranks for record in records] == ([] if ranks is None else [ranks])
+    if answers:
+        assert records[0].chosen.startswith(answers)
 
 
 def test_mean_ranks_decide_rankings(make_store):
@@ -184,6 +225,13 @@ def test_corrected_pairs_need_a_majority(make_store):
     assert (record.id, record.chosen, record.rejected, record.hallucinated) == ("x", CORRECTED, ANSWER, True)
 
 
+def test_a_correction_without_marks_counts(make_store):
+    store = make_store([{"id": "x", "answers": [ANSWER]}, {"id": "y", "prompt": "y?", "answers": [ANSWER]}])
+    label_all(store, {"a": [claim_label(corrected=CORRECTED), claim_label(corrected=f"{ANSWER} ")]})
+    (record,) = preferences(read_labels(store))
+    assert (record.id, record.chosen, record.hallucinated) == ("x", CORRECTED, True)
+
+
 def test_claims_are_what_reward_eval_reads(make_store, tmp_path):
     from mmrlhf.commands.claim_truth import _verdicts_of_labels
     from mmrlhf.rewards.reward_model import AnswerGroup
@@ -203,7 +251,25 @@ def test_facts_are_what_facts_file_reads(make_store, tmp_path):
     label_all(store, {"a": [{"facts": [dog], "complete": True}], "b": [{"facts": [dog, cat], "complete": False}]})
     export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
     facts = read_facts(tmp_path / "facts.jsonl")["red.png"]
-    assert [(fact.kind, fact.text) for fact in facts] == [("scope", "incomplete"), ("object", "dog"), ("absent", "cat")]
+    assert [(fact.kind, fact.text) for fact in facts] == [("scope", "incomplete"), ("object", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ([["dog", "dog"]], ["complete", "dog"]),
+        ([["dog"], ["cat"]], ["incomplete"]),  # half are no majority
+        ([["dog"], ["dog", "cat"], ["cat"]], ["complete", "dog", "cat"]),
+        ([["dog"], ["dog"], ["dog", "cat"]], ["incomplete", "dog"]),  # a cat may be there
+        ([["dog"], ["dog"]], ["complete", "dog"]),
+    ],
+)
+def test_facts_that_most_annotators_typed(make_store, lists, expected):
+    store = make_store([{"id": "x", "answers": []}])
+    typed = [[{"facts": [{"kind": "object", "text": text} for text in texts], "complete": True}] for texts in lists]
+    label_all(store, {f"annotator {number}": labels for number, labels in enumerate(typed)})
+    ((_, facts),) = typed_facts(read_labels(store))
+    assert [fact.text for fact in facts] == expected
 
 
 @pytest.mark.parametrize("target", ["trl", "llava-rlhf", "rlhf-v", "rlaif-v", "mm-rlhf", "vlfeedback", "rankings"])
@@ -271,4 +337,13 @@ def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;x" in page and "<script>x" not in page and "\u202e" not in page
     out = capsys.readouterr().out
-    assert "3 labels of 2 of 2 tasks by 2 annotators" in out and "alpha" in out
+    assert "3 labels of 2 of 2 tasks by 2 annotators\n" in out and "alpha" in out
+
+
+def test_the_report_counts_gold_questions_apart(make_store, capsys):
+    store = make_store(pairs(3), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
+    work, annotator = assign(store, gold_every=2), store.add_annotator("a", "code", 0.0, "yes")
+    for _ in range(3):
+        work.submit(annotator, work.current(annotator), "label", first())
+    report_labels(str(store.path))
+    assert "2 labels of 2 of 3 tasks by 1 annotators, and 1 of gold questions\n" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Who gets which task, with pencil and paper."""
 
+import random
+
 from mmrlhf.labeling.schedule import LEASE_SECONDS, Schedule
 from mmrlhf.labeling.store import TaskEntry
 
@@ -63,6 +65,20 @@ def test_every_third_task_is_a_gold_question():
     schedule = schedule_of(number=6, gold_every=3, num_gold=2)
     assert [work(schedule, 1) for _ in range(9)] == [1, 2, 100, 3, 4, 101, 5, 6, None]
     assert [work(schedule, 2) for _ in range(1)] == [None]  # gold alone is no work
+
+
+def test_the_counter_does_not_give_gold_questions_away():
+    """With each answer one task less is left, whether it is a gold question or not."""
+    schedule = schedule_of(number=3, gold_every=2, num_gold=4)
+    assert schedule.num_left(1) == 5  # 1, gold, 2, gold, 3
+    for seed in range(100):
+        rng = random.Random(seed)
+        schedule = schedule_of(number=rng.randint(1, 30), gold_every=rng.randint(0, 7), num_gold=rng.randint(0, 6))
+        left = schedule.num_left(1)
+        while work(schedule, 1, kind=rng.choice(["label", "label", "skip"])) is not None:
+            left -= 1
+            assert schedule.num_left(1) == left
+        assert left == 0
 
 
 def test_order_by_uncertainty_and_at_random():

@@ -60,6 +60,10 @@ def test_preferences_are_pairs_and_gold_keeps_the_right_answer(write_rows):
     assert (gold.answers, gold.gold) == (("right", "wrong"), (1, 2))
     with pytest.raises(InputError, match="a gold question needs its right answer"):
         tasks_of(write_rows({"answers": ["a", "b"]}), is_gold=True)
+    for mode in ("claims", "facts"):
+        for rows, argument in ((path, mode), (write_rows({"chosen": "a", "rejected": "b", "mode": mode}, name="m.jsonl"), None)):
+            with pytest.raises(InputError, match=f"cannot be of mode {mode}: leave out gold_file"):
+                tasks_of(rows, argument, is_gold=True)
 
 
 def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
@@ -72,7 +76,24 @@ def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
     assert stored.images[0].read() == task.images[0].read()
 
 
-def test_uncertainty_of_margins(write_rows, tmp_path):
+def test_a_row_that_is_added_again_corrects_what_may_change(write_rows, tmp_path):
+    store = Store(tmp_path / "l.db", create=True)
+    gold = {"id": "g", "chosen": "wrong", "rejected": "right"}
+    store.add_tasks(tasks_of(write_rows(gold), is_gold=True))
+    store.add_tasks(tasks_of(write_rows({"answers": ["a", "b"]})))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "red.png").rename(moved / "blue.png")
+    row = {"answers": ["a", "b"], "images": ["blue.png"]}
+    corrected = [write_rows(gold | {"images": ["blue.png"], "chosen": "right", "rejected": "wrong"}, name="gold.jsonl")]
+    again = read_tasks(corrected, None, str(moved), "train", is_gold=True)
+    again += read_tasks([write_rows(row | {"uncertainty": 0.5})], None, str(moved), "train")
+    assert store.add_tasks(again) == 0
+    assert (store.task(1).answers, store.task(1).gold) == (("wrong", "right"), (2, 1))
+    assert store.task(2).uncertainty == 0.5 and store.task(2).images[0].path == str(moved / "blue.png")
+
+
+def test_uncertainty_of_margins(write_rows, tmp_path, capsys):
     path = write_rows({"id": "a", "chosen": "x", "rejected": "y"}, {"id": "b", "chosen": "x", "rejected": "z"})
     for name, margins in (("one", (2.0, -0.5)), ("two", (2.0, 1.5))):
         lines = [{"id": i, "score_chosen": m, "score_rejected": 0.0} for i, m in zip("ab", margins, strict=True)]
@@ -81,6 +102,11 @@ def test_uncertainty_of_margins(write_rows, tmp_path):
     assert [task.uncertainty for task in tasks_of(path, scores=[one])] == [-2.0, -0.5]
     # Standard deviations of (2, 2) and (-0.5, 1.5).
     assert [task.uncertainty for task in tasks_of(path, scores=[one, two])] == [0.0, 1.0]
+    # A pair without a score of each model has none: one margin is on another scale.
+    assert [task.uncertainty for task in tasks_of(path, scores=[one, {"a": 1.5}])] == [0.25, None]
+    assert "1 of 2 tasks have scores" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no scores of these rows"):
+        tasks_of(path, scores=[{"other": 1.0}])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +119,16 @@ def test_uncertainty_of_margins(write_rows, tmp_path):
         ({"answers": ["a", "b"], "uncertainty": "much"}, "`uncertainty` must be a finite number"),
         ({"answers": ["a"], "images": ["../secret.png"]}, "outside the image folder"),
         ({"answers": ["a"], "images": ["rows.jsonl"]}, "is damaged, or not a"),
-        ({"answers": ["x" * 4_000_001]}, "more than 4,000,000 characters"),
+        ({"answers": ["x" * 1_000_001]}, "more than 1,000,000 characters"),
+        (
+            {
+                "images": ["red.png"] * 3,
+                "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}],
+                "chosen": [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}],
+                "rejected": [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "y"}]}],
+            },
+            "its answers contain images, which the page does not show: drop the row",
+        ),
         ({"answers": [str(i) for i in range(10)]}, "a ranking on the page takes 9"),
     ],
 )

@@ -11,11 +11,15 @@ export function claims(form, { saveDraft }) {
   let marks = [];
   try { marks = JSON.parse(form.elements.spans.value); } catch { /* no marks */ }
   let cursor = 0, anchor = 0;
-  let isEdited = corrected.value !== "" && corrected.value !== correction();
 
-  // ---- the corrected answer ----
+  // ---- the corrected answer: the server applies the marks itself, and gets this only if it is edited ----
+  let isEdited = false;
+  function setEdited(value) {
+    isEdited = value;
+    corrected.name = isEdited ? "corrected" : "";
+  }
   function correction() {
-    let text = "";
+    let text = "", removedAt = [];
     let skipTo = -1;
     for (const node of list.childNodes) {
       const index = node.nodeType === Node.ELEMENT_NODE ? Number(node.id.slice(1)) : null;
@@ -26,17 +30,25 @@ export function claims(form, { saveDraft }) {
       const mark = marks.find((m) => m.first === index);
       if (mark) {
         skipTo = mark.last;
-        text += mark.correction;
+        const replacement = mark.correction.trim().replace(/\s+/g, " ");
+        if (!replacement) removedAt.push(text.length);
+        text += replacement;
       } else if (skipTo < 0) text += node.textContent;
       if (index === skipTo) {
         const whole = node.textContent;
-        text += whole.slice(whole.replace(/[.,;:!?]+$/, "").length);
+        text += whole.slice(whole.replace(/[.,;:!?]+$/, "").length || whole.length);
         skipTo = -1;
       }
     }
-    return text.replace(/[ \t]{2,}/g, " ").replace(/[ \t]+([.,;:!?])/g, "$1").trim();
+    for (const at of removedAt.reverse()) {
+      let [before, after] = [text.slice(0, at), text.slice(at)];
+      if (/^(?:[.,;:!?\n]|$)/.test(after)) before = before.replace(/[ \t]+$/, "");
+      else if (/(?:^|[ \t\n])$/.test(before)) after = after.replace(/^[ \t]+/, "");
+      text = before + after;
+    }
+    return text;
   }
-  corrected.addEventListener("input", () => { isEdited = corrected.value.trim() !== ""; });
+  corrected.addEventListener("input", () => setEdited(corrected.value.trim() !== ""));
 
   // ---- marks ----
   function keep() {
@@ -156,6 +168,7 @@ export function claims(form, { saveDraft }) {
 
   if (words.length) go(0);
   draw();
+  setEdited(corrected.value !== "");
   if (!isEdited) corrected.value = correction();
   return {
     keys: {

@@ -52,8 +52,9 @@ export function facts(form, { saveDraft, say, send, save }) {
   sentence.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
+      if (event.repeat) return;
       if (sentence.value.trim()) add(); else save();
-    } else if (event.key === "Backspace" && !sentence.value && entries.length) {
+    } else if (event.key === "Backspace" && !event.repeat && !sentence.value && entries.length) {
       event.preventDefault();
       entries.pop();
       keep();

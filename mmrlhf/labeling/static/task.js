@@ -19,9 +19,11 @@ function store(name, value) {
     if (value === null) localStorage.removeItem(name); else localStorage.setItem(name, value);
   } catch { /* a browser may refuse storage; then a reload starts the task over */ }
 }
-function dropOldDrafts() {
+const DRAFT_DAYS = 7;
+function dropOldDrafts() { // not those of other open tasks, which come back after an undo
+  const isOld = (draft) => !(JSON.parse(draft).time > Date.now() - DRAFT_DAYS * 86400e3);
   try {
-    for (const name of Object.keys(localStorage)) if (name.startsWith("draft ") && name !== draftName) localStorage.removeItem(name);
+    for (const name of Object.keys(localStorage)) if (name.startsWith("draft ") && isOld(stored(name))) localStorage.removeItem(name);
   } catch { /* as above */ }
 }
 
@@ -37,15 +39,15 @@ document.addEventListener("visibilitychange", () => {
 });
 
 // ---- draft ----
-const isOwn = (name) => !["form_key", "token", "kind"].includes(name);
+const isOwn = (name) => !["form_key", "token", "kind", "seconds"].includes(name);
 export function saveDraft() {
   const fields = Object.fromEntries([...new FormData(form)].filter(([name]) => isOwn(name)));
-  store(draftName, JSON.stringify({ ...fields, seconds: measured() }));
+  store(draftName, JSON.stringify({ ...fields, seconds: measured(), time: Date.now() }));
 }
 function fillIn(fields) {
   for (const [name, value] of Object.entries(fields)) {
     const control = form.elements[name];
-    if (!control || !isOwn(name) || name === "seconds") continue;
+    if (!control || !isOwn(name)) continue;
     if (control instanceof HTMLInputElement && control.type === "checkbox") control.checked = true;
     else control.value = value;
   }
@@ -95,7 +97,9 @@ document.addEventListener("submit", (event) => {
     const kind = event.submitter?.value ?? "label";
     body.set("kind", kind);
     if (kind === "label" && mode.problem && mode.problem()) return say(mode.problem());
-  }
+    // However large a label is, its task can be skipped and flagged.
+    if (kind !== "label") for (const name of [...body.keys()]) if (isOwn(name) && name !== "note") body.delete(name);
+  } else saveDraft();
   submit(target, body);
 });
 form.addEventListener("input", () => { say(""); saveDraft(); });
@@ -120,6 +124,8 @@ const singleKeys = document.getElementById("single-keys");
 singleKeys.checked = stored("single-keys") !== "off";
 singleKeys.addEventListener("change", () => store("single-keys", singleKeys.checked ? null : "off"));
 
+// A key that is held moves and enlarges; it does not answer tasks that nobody has read.
+const isHeld = (event) => event.repeat && !event.key.startsWith("Arrow") && !["+", "=", "-"].includes(event.key);
 function save() {
   if (mode.problem && mode.problem()) return say(mode.problem());
   if (form.reportValidity()) form.requestSubmit(document.getElementById("save"));
@@ -135,17 +141,18 @@ const keys = {
 };
 document.addEventListener("keydown", (event) => {
   const target = event.target;
+  const dialog = document.querySelector("dialog[open]");
   const isText = target.matches("textarea, select, input:not([type=radio]):not([type=checkbox])");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    return save();
+    if (isHeld(event)) return;
+    return dialog ? dialog.querySelector("[type=submit]")?.click() : save();
   }
   if (event.ctrlKey || event.metaKey || event.altKey || isText) return;
-  const dialog = document.querySelector("dialog[open]");
   const isButton = target.matches("button, summary, a");
   if (event.key === "Enter" && !dialog && !isButton) {
     event.preventDefault();
-    return save();
+    return isHeld(event) ? undefined : save();
   }
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.key.length === 1 && !singleKeys.checked) return;
@@ -154,7 +161,7 @@ document.addEventListener("keydown", (event) => {
   const act = mode.keys?.[name] ?? keys[name];
   if (act && !(isButton && event.key === " ")) {
     event.preventDefault();
-    act(event);
+    if (!isHeld(event)) act(event);
   }
 });
 

@@ -1,4 +1,4 @@
-"""The labels of each mode: checked, from the fields of a submitted form.
+"""Read the label of each mode from the fields of a submitted form, and check it.
 
 pairwise   ranks of the two answers (equal for a tie), `strength` 1 to 3, `both_bad`
 ranking    ranks of the answers, 1 for the best; equal ones are a tie
@@ -49,6 +49,8 @@ MAX_CLAIMS = 60
 MAX_WORDS = 3000
 """Words of an answer that can be marked one by one."""
 MAX_FACTS, MAX_FACT, MAX_NOTE = 200, 400, 4000
+FORM = Row("the form", 0, {})
+"""What messages about JSON in a form name as its place."""
 
 
 def parse_label(shown: Shown, form: Form) -> dict[str, Any]:
@@ -85,16 +87,15 @@ def _parse_ranking(shown: Shown, form: Form) -> dict[str, Any]:
 
 
 def _parse_facts(shown: Shown, form: Form) -> dict[str, Any]:
-    row = Row("the form", 0, {})
     values = _json_list(form, "facts")
     if len(values) > MAX_FACTS:
         raise InputError(f"the form has {len(values)} facts: a task takes {MAX_FACTS}")
     facts = []
     for number, value in enumerate(values, 1):
         kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in FACT_KINDS:
+        if not isinstance(kind, str) or kind not in FACT_KINDS:
             raise InputError(f"fact {number} has no known kind: add it again")
-        text = read_line(row, value.get("text"), f"facts[{number}].text")
+        text = read_line(FORM, value.get("text"), f"facts[{number}].text")
         if len(text) > MAX_FACT:
             raise InputError(f"fact {number} has {len(text):,} characters: shorten it to {MAX_FACT}")
         facts.append({"kind": kind, "text": text})
@@ -124,19 +125,22 @@ def claims_of(text: str) -> list[Claim]:
 
 
 def _parse_claims(shown: Shown, form: Form) -> dict[str, Any]:
-    text = visible(shown.task.answers[0])
+    text = shown.task.answers[0]
+    seen = visible(text)  # whose offsets are the same
     claims = []
-    for number, claim in enumerate(claims_of(text)):
+    for number, claim in enumerate(claims_of(seen)):
         if f"claim-{number}" in form:
             verdict = VERDICTS[_one_of(form, f"claim-{number}", tuple(VERDICTS), "judge the claim again")]
             claims.append({**asdict(claim), "span": list(claim.span), "verdict": verdict})
-    words = words_of(text)
+    words = words_of(seen)
     spans = [_parse_span(text, words, value, number) for number, value in enumerate(_json_list(form, "spans"), 1)]
     spans.sort(key=lambda span: span["start"])
     for before, after in itertools.pairwise(spans):
         if after["start"] < before["end"]:
             raise InputError("two marks overlap: remove one of them")
-    corrected = form.get("corrected", "").strip() or apply_corrections(text, spans)
+    corrected = form.get("corrected", "")  # only if it was edited
+    if not corrected.strip():
+        corrected = apply_corrections(text, spans)
     if len(corrected) > len(text) + 10_000:
         raise InputError("the corrected answer is much longer than the answer: shorten it")
     return {"spans": spans, "claims": claims, "corrected": corrected}
@@ -147,8 +151,11 @@ def _parse_span(text: str, words: Sequence[tuple[int, int]], value: Any, number:
     first, last, reason, correction = (fields.get(name) for name in ("first", "last", "reason", "correction"))
     if type(first) is not int or type(last) is not int or not 0 <= first <= last < len(words):
         raise InputError(f"mark {number} is not in the answer: mark the words again")
-    if reason not in REASONS or not isinstance(correction, str) or len(correction) > MAX_NOTE:
-        raise InputError(f"mark {number} needs a reason, and a correction of at most {MAX_NOTE:,} characters")
+    if not isinstance(reason, str) or reason not in REASONS:
+        raise InputError(f"mark {number} needs a reason: choose one")
+    correction = FORM.require_text(correction, f"spans[{number}].correction")
+    if len(correction) > MAX_NOTE:
+        raise InputError(f"the correction of mark {number} has {len(correction):,} characters: shorten it to {MAX_NOTE:,}")
     start, end = words[first][0], words[last][1]
     # A mark ends before the punctuation of its last word.
     end -= len(text[start:end]) - len(text[start:end].rstrip(".,;:!?")) if text[start:end].rstrip(".,;:!?") else 0
@@ -158,11 +165,18 @@ def _parse_span(text: str, words: Sequence[tuple[int, int]], value: Any, number:
 def apply_corrections(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
     """Return an answer with each mark replaced by its correction, or removed if it has none.
 
+    Of what nobody marked, only one of the gaps on both sides of a removed mark goes with it.
     It is what RLHF-V calls the corrected answer (Yu et al. 2024, arXiv:2312.00849).
     """
     for span in sorted(spans, key=lambda span: span["start"], reverse=True):
-        text = text[: span["start"]] + span["correction"] + text[span["end"] :]
-    return re.sub(r"[ \t]+([.,;:!?])", r"\1", re.sub(r"[ \t]{2,}", " ", text)).strip()
+        before, after = text[: span["start"]], text[span["end"] :]
+        if not span["correction"]:
+            if after[:1] in ("", *".,;:!?\r\n"):
+                before = before.rstrip(" \t")
+            elif before[-1:] in ("", *" \t\n"):
+                after = after.lstrip(" \t")
+        text = before + span["correction"] + after
+    return text
 
 
 # ---- fields --------------------------------------------------------------------------------------
