@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -112,7 +111,7 @@ def feedback(
         run.print_finished(result)
         return result
     check_rows(config, examples)
-    true_utility = true_utility or _truth_of_file(config)
+    true_utility = true_utility or _truth_of_file(config, examples)
     run.resume()
 
     policy, best = config.adapter_path, list[Any]()
@@ -171,7 +170,7 @@ def _free_memory() -> None:
 
 def _copy_folder(source: Path, target: Path) -> None:
     """Copy a folder, which appears whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
     shutil.rmtree(target, ignore_errors=True)
@@ -350,11 +349,18 @@ def _label(
     return groups
 
 
-def _truth_of_file(config: FeedbackConfig) -> TrueUtility | None:
-    """Return the utility by the facts that are kept apart, None without any."""
+def _truth_of_file(config: FeedbackConfig, examples: Sequence[Example]) -> TrueUtility | None:
+    """Return the utility by the facts that are kept apart, None without any.
+
+    Raises InputError if they are about none of the rows.
+    """
     if config.truth_file is None:
         return None
     facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
+    if not any(facts_of_row(facts, example) for example in examples):
+        raise InputError(
+            f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: name images or ids as it does"
+        )
 
     def true_utility(example: Example, answer: str) -> float | None:
         if not (true_facts := facts_of_row(facts, example)):

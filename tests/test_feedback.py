@@ -251,5 +251,13 @@ def test_a_gap_that_drops_all_pairs_stops_the_run_and_says_the_widest(tiny_vlm_p
 def test_truth_that_the_verifier_reads_is_refused(tmp_path, examples):
     (tmp_path / "facts.jsonl").write_text(json.dumps({"image": "a", "objects": ["ring"]}) + "\n")
     facts = {"facts_file": str(tmp_path / "facts.jsonl"), "truth_file": str(tmp_path / "facts.jsonl")}
-    with pytest.raises(InputError, match="has the facts that the verifier reads"):
-        feedback(feedback_config("m", tmp_path / "new", **facts), examples)
+    in_the_rows = {"dataset_name": str(tmp_path / "facts.jsonl"), "truth_file": str(tmp_path / "facts.jsonl")}
+    for settings in (facts, in_the_rows):
+        with pytest.raises(InputError, match="has the facts that the verifier reads"):
+            feedback(feedback_config("m", tmp_path / "new", **settings), examples)
+
+
+def test_truth_about_other_images_is_refused(tmp_path, examples):
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"image": "elsewhere", "objects": ["ring"]}) + "\n")
+    with pytest.raises(InputError, match="has no facts about the images of x: name images or ids"):
+        feedback(feedback_config("m", tmp_path / "new", truth_file=str(tmp_path / "facts.jsonl")), examples)

@@ -17,6 +17,7 @@ from mmrlhf.labeling.tasks import Task
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Example, InputError
 
+ANSWER_FILES = (".jsonl", ".json", ".parquet")
 Answers = Mapping[str, Example]
 """A model's answers by row id."""
 
@@ -31,7 +32,7 @@ class Contestant:
     @property
     def is_kept(self) -> bool:
         """Whether the source is a file of answers, not a model."""
-        return self.source.endswith((".jsonl", ".json", ".parquet")) or Path(self.source).is_file()
+        return self.source.endswith(ANSWER_FILES) or Path(self.source).is_file()
 
 
 def parse_contestants(models: str) -> list[Contestant]:
@@ -43,7 +44,7 @@ def parse_contestants(models: str) -> list[Contestant]:
     for text in filter(None, map(str.strip, models.split(","))):
         name, equals, source = text.partition("=")
         if not equals or "/" in name:  # a path or a URL may hold an equals sign
-            name, source = Path(text.rstrip("/")).stem if "://" not in text else text.rpartition("#")[2], text
+            name, source = _default_name(text), text
         if not (name and source):
             raise InputError(f"{text} names no model: give SOURCE, or NAME=SOURCE")
         contestants.append(Contestant(name, source))
@@ -53,6 +54,14 @@ def parse_contestants(models: str) -> list[Contestant]:
         if count > 1:
             raise InputError(f"{count} models are called {name}: give each a name, as in first={name} second={name}")
     return contestants
+
+
+def _default_name(source: str) -> str:
+    """Return the name of a file without its ending, that of a folder, or a server's model."""
+    if "://" in source:
+        return source.rpartition("#")[2]
+    path = Path(source.rstrip("/"))
+    return path.stem if path.suffix in ANSWER_FILES else path.name
 
 
 def read_answers(path: str, image_folder: str | None, split: str) -> dict[str, Example]:
@@ -122,7 +131,7 @@ def make_pairs(
             left_out[reason] += 1
             continue
         tasks.append(task)
-        pairs.append(pair_of(task, id_, categories.get(id_, str(questions[id_].meta.get("category", "")))))
+        pairs.append(pair_of(task, categories.get(id_, str(questions[id_].meta.get("category", "")))))
     for reason, count in left_out.items():
         print(f"note: {count} pairs left out {reason}")
     if not tasks:
@@ -133,6 +142,11 @@ def make_pairs(
 def make_task(question: Example, models: tuple[str, str], answers: tuple[str, str], name: str) -> Task:
     """Return the task that shows two models' answers."""
     return Task("pairwise", name, question.images, question.prompt, answers, models, facts=question.facts)
+
+
+def parse_words(text: str | None) -> list[str]:
+    """Return the words of `--identity_words`."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def why_unfit(task: Task, identity_words: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 
@@ -148,8 +147,12 @@ def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
 
 
 def _outcome(judged: Sequence[tuple[str, float]], is_turned: bool) -> int:
-    """Return 0, 1 or 2 for a loss, a tie and a win of the answer whose text comes first."""
-    sign = int(np.sign(fmean(score for _, score in judged) - 0.5))
+    """Return 0, 1 or 2 for a loss, a tie and a win of the answer whose text comes first.
+
+    It is the most frequent one, a tie if two are.
+    """
+    (sign, most), *others = Counter(int(np.sign(score - 0.5)) for _, score in judged).most_common(2)
+    sign = 0 if others and others[0][1] == most else sign
     return 1 - sign if is_turned else 1 + sign
 
 

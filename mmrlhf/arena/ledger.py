@@ -6,15 +6,19 @@ models a pair compares, votes that are void because a model did not answer, and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from mmrlhf.labeling.store import BUSY_SECONDS, StorageError, Store
 from mmrlhf.labeling.tasks import Task
+from mmrlhf.records import ImageSource, Message
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS arena_pairs (
@@ -74,10 +78,16 @@ class Judgment:
     reason: str
 
 
-def pair_of(task: Task, question: str, category: str) -> Pair:
+def question_key(images: Sequence[ImageSource], prompt: Sequence[Message]) -> str:
+    """Return a hash of what is asked; ids may be row numbers, equal for other questions."""
+    content = [[image.key for image in images], [turn.to_dict() for turn in prompt]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def pair_of(task: Task, category: str) -> Pair:
     """Return the pair that a task of two models shows."""
     (_, lower), (_, upper) = sorted(zip(task.answers, task.models, strict=True))
-    return Pair(task.digest, question, category, lower, upper)
+    return Pair(task.digest, question_key(task.images, task.prompt), category, lower, upper)
 
 
 class Ledger:
@@ -106,25 +116,30 @@ class Ledger:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.executemany(statement, rows)
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeError) as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise StorageError(f"{self.path} could not be written ({error})") from None
+
+    def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise StorageError(f"{self.path} could not be read ({error})") from None
 
     def add_pairs(self, store: Store, tasks: Sequence[Task], pairs: Sequence[Pair]) -> int:
         """Add pairs and their tasks, and return how many tasks are new.
 
         The pairs come first, so that no vote can come before it is known what it compares.
         """
-        self._write("INSERT OR IGNORE INTO arena_pairs VALUES (?, ?, ?, ?, ?)", map(astuple, pairs))
+        self._write(_ADD_PAIR, map(astuple, pairs))
         return store.add_tasks(tasks)
 
     def pairs(self) -> dict[str, list[Pair]]:
         """Return the pairs of each task, by its digest."""
         groups: dict[str, list[Pair]] = defaultdict(list)
-        with self._lock:
-            rows = self._db.execute("SELECT digest, question, category, lower, upper FROM arena_pairs").fetchall()
-        for row in rows:
+        for row in self._read("SELECT digest, question, category, lower, upper FROM arena_pairs"):
             groups[row[0]].append(Pair(*row))
         return dict(groups)
 
@@ -134,30 +149,30 @@ class Ledger:
         )
 
     def voids(self) -> list[Void]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT question, first, second, failed, reason, time FROM arena_voids ORDER BY id"
-            ).fetchall()
-        return [Void(*row) for row in rows]
+        return [
+            Void(*row) for row in self._read("SELECT question, first, second, failed, reason, time FROM arena_voids ORDER BY id")
+        ]
 
     def add_judgment(self, judgment: Judgment) -> None:
         """Add a judgment, in place of an earlier one that could not be used."""
         self._write("INSERT OR REPLACE INTO arena_judgments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(judgment)])
 
     def judgments(self) -> list[Judgment]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT judge, template, digest, turned, verdict, reply, reason FROM arena_judgments ORDER BY judge, digest, turned"
-            ).fetchall()
+        rows = self._read(
+            "SELECT judge, template, digest, turned, verdict, reply, reason FROM arena_judgments ORDER BY judge, digest, turned"
+        )
         return [Judgment(row[0], row[1], row[2], bool(row[3]), *row[4:]) for row in rows]
 
     def fewest_left(self, overlap: int) -> int:
         """Return how many tasks the voter with the fewest still has, less one for each other voter,
         who may have it open; without voters, the number of tasks."""
-        with self._lock:
-            return int(self._db.execute(_FEWEST_LEFT, (overlap,)).fetchone()[0])
+        return int(self._read(_FEWEST_LEFT, (overlap,))[0][0])
 
 
+_ADD_PAIR = """
+INSERT INTO arena_pairs VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (digest, lower, upper) DO UPDATE SET category = excluded.category WHERE excluded.category <> ''
+"""
 _FEWEST_LEFT = """
 WITH standing AS MATERIALIZED (
     SELECT annotator, task, kind FROM events WHERE kind IN ('label', 'skip', 'flag')

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from mmrlhf.arena.kept_answers import Contestant, draw_order, make_task, read_answers, why_unfit
-from mmrlhf.arena.ledger import Ledger, Void, pair_of
+from mmrlhf.arena.kept_answers import Contestant, draw_order, make_task, parse_words, read_answers, why_unfit
+from mmrlhf.arena.ledger import Ledger, Void, pair_of, question_key
 from mmrlhf.config import ArenaConfig
 from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
 from mmrlhf.labeling.store import StorageError, Store
@@ -46,7 +46,7 @@ class Producer:
         self, store: Store, ledger: Ledger, questions: Mapping[str, Example], asks: Mapping[str, Ask], config: ArenaConfig
     ) -> None:
         self._store, self._ledger, self._questions, self._asks, self._config = store, ledger, questions, asks, config
-        self._identity_words = config.identity_words.split(",") if config.identity_words else []
+        self._identity_words = parse_words(config.identity_words)
         self._models = list(asks)
         # A thread for each model: a model in this process answers one question at a time.
         self._pools = {model: ThreadPoolExecutor(1) for model in asks}
@@ -56,12 +56,15 @@ class Producer:
         done = {(pair.question, *sorted((pair.lower, pair.upper))) for pairs in ledger.pairs().values() for pair in pairs}
         earlier_voids = ledger.voids()
         self._num_earlier_voids = len(earlier_voids)
-        voids = Counter((void.question, *sorted((void.first, void.second))) for void in earlier_voids)
-        self._waiting = [
-            (id_, first, second, voids[(id_, *sorted((first, second)))])
-            for id_, first, second in self._all_pairs()
-            if (id_, *sorted((first, second))) not in done and voids[(id_, *sorted((first, second)))] < MAX_VOIDS
-        ]
+        # Both models may have failed in one void vote, at one time.
+        attempts = {(void.question, *sorted((void.first, void.second)), void.time) for void in earlier_voids}
+        voids = Counter(attempt[:-1] for attempt in attempts)
+        self._keys = {id_: question_key(example.images, example.prompt) for id_, example in questions.items()}
+        self._waiting: list[tuple[str, str, str, int]] = []
+        for id_, first, second in self._all_pairs():
+            pair = (self._keys[id_], *sorted((first, second)))
+            if pair not in done and voids[pair] < MAX_VOIDS:
+                self._waiting.append((id_, first, second, voids[pair]))
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -76,7 +79,7 @@ class Producer:
         """
         while not self._store.task_entries():
             voids = self._ledger.voids()[self._num_earlier_voids :]
-            if len(voids) >= MAX_VOIDS or not self._thread.is_alive():
+            if len({void.time for void in voids}) >= MAX_VOIDS or not self._thread.is_alive():
                 self.close()
                 reason = f"{voids[-1].failed} gave no answer ({voids[-1].reason})" if voids else "no pair of answers can be shown"
                 raise InputError(f"{reason}: start the models, correct their names, or give more time with --answer_timeout")
@@ -96,7 +99,12 @@ class Producer:
                 if number is None or self._ledger.fewest_left(self._config.overlap) >= self._config.ahead:
                     self._is_closed.wait(IDLE_SECONDS)
                     continue
-                self._produce(*self._waiting.pop(number))
+                pair = self._waiting.pop(number)
+                try:
+                    self._produce(*pair)
+                except StorageError:
+                    self._waiting.append(pair)
+                    raise
             except StorageError as error:
                 print(f"error: {error}: make room", file=sys.stderr, flush=True)
                 self._is_closed.wait(LONGEST_PAUSE)
@@ -117,10 +125,11 @@ class Producer:
         if self._is_closed.is_set():
             return
         failed = [model for model, answer in answers.items() if isinstance(answer, NoAnswerError)]
+        now = time.time()
         for model in failed:
             self._note_failure(model)
             reason = printable(str(answers[model]))
-            self._ledger.add_void(Void(id_, first, second, model, reason, time.time()))
+            self._ledger.add_void(Void(self._keys[id_], first, second, model, reason, now))
             print(f"note: void vote on {printable(id_)}: {model} gave no answer ({reason})", file=sys.stderr, flush=True)
         if failed:
             if num_voids + 1 < MAX_VOIDS:
@@ -130,7 +139,7 @@ class Producer:
         i, j = self._models.index(first) + 1, self._models.index(second) + 1
         task = make_task(question, (first, second), (str(answers[first]), str(answers[second])), f"{id_}-{i}-{j}")
         if not why_unfit(task, self._identity_words):
-            self._ledger.add_pairs(self._store, [task], [pair_of(task, id_, str(question.meta.get("category", "")))])
+            self._ledger.add_pairs(self._store, [task], [pair_of(task, str(question.meta.get("category", "")))])
 
     def _answer(self, model: str, future: Future[str], deadline: float) -> str | NoAnswerError:
         try:

@@ -213,6 +213,10 @@ class _Regression:
             size = np.sqrt((column**2).mean())
             if size < 1e-9:  # no answers differ in it
                 continue
+            lead_V = (self._score_V - 0.5) * column
+            if (lead_V[column != 0] > 0).all() or (lead_V[column != 0] < 0).all():
+                self.notes.append(f"Style control leaves out {name}, which decides every vote here: by how much is not known.")
+                continue
             extended = np.column_stack([columns, column / size])
             if np.linalg.matrix_rank(extended) > np.linalg.matrix_rank(columns):
                 columns, names = extended, [*names, name]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmrlhf.arena.judge import judge_pairs
-from mmrlhf.arena.kept_answers import Contestant, make_pairs, parse_contestants, read_answers, read_categories
+from mmrlhf.arena.kept_answers import Contestant, make_pairs, parse_contestants, parse_words, read_answers, read_categories
 from mmrlhf.arena.ledger import Ledger, Pair
 from mmrlhf.arena.live import Producer, opened
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfig
@@ -80,8 +80,7 @@ def kept_pairs(contestants: Sequence[Contestant], config: PairsConfig) -> tuple[
     """Return the pairs of files of answers. Raises InputError."""
     answers = {c.name: read_answers(c.source, config.image_folder, config.dataset_train_split) for c in contestants}
     categories = read_categories(config.categories_file) if config.categories_file is not None else {}
-    words = [word.strip() for word in (config.identity_words or "").split(",") if word.strip()]
-    return make_pairs(answers, categories, words, random.SystemRandom())
+    return make_pairs(answers, categories, parse_words(config.identity_words), random.SystemRandom())
 
 
 def judge_arena(config: ArenaJudgeConfig) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ def read_ballots(store: Store, ledger: Ledger) -> Ballots:
     pairs: dict[str, Sequence[Pair]] = {**ledger.pairs()}
     for digest, task in tasks.items():
         if digest not in pairs and all(task.models) and len(set(task.models)) == 2:
-            pairs[digest] = [pair_of(task, _asked(task), "")]
+            pairs[digest] = [pair_of(task, "")]
     tasks = {digest: task for digest, task in tasks.items() if digest in pairs}
     people = _people(read_labels(store), tasks)
     judges, num_unusable = _judges(ledger.judgments(), tasks)
@@ -62,11 +60,6 @@ def pairwise_tasks(store: Store) -> dict[str, Task]:
     """Return the pairs of a file by digest, in the order in which they came; no gold questions."""
     tasks = (store.task(entry.id) for entry in store.task_entries() if not entry.is_gold)
     return {task.digest: task for task in tasks if task.mode == "pairwise"}
-
-
-def _asked(task: Task) -> str:
-    content = [[image.key for image in task.images], [turn.to_dict() for turn in task.prompt]]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _people(labels: Labels, tasks: Mapping[str, Task]) -> Scores:

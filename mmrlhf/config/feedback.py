@@ -80,8 +80,8 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     max_pairs_per_prompt: Count = 1
     """Most pairs of a prompt, the widest gaps first."""
     balance_lengths: bool = True
-    """Drop pairs until the chosen answer is the longer one as often as the shorter one, at every
-    length gap."""
+    """Drop pairs until the chosen answer is the longer one as often as the shorter one, in bins of
+    the length difference."""
     human_dataset_name: str | None = None
     """Preferences labelled by people, which every round learns beside its own pairs."""
     human_image_folder: str | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.evaluation.openai_client import Endpoint, Reply, chat_message, request_replies, resolve_model_name
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.records import Claim, ImageSource, InputError, Verdict
 from mmrlhf.text.answer_parsing import parse_yes_no
@@ -112,7 +113,7 @@ class ClaimJudge:
         if self._replies is None:
             rows = read_jsonl(self.path) if self.path.exists() else []
             if rows and not self.path.read_bytes().endswith(b"\n"):
-                self.path.write_text("".join(map(json_line, rows)), encoding="utf-8")
+                write_atomic(self.path, "".join(map(json_line, rows)))
             self._replies = {str(row.get("key")): str(row.get("text")) for row in rows}
         return self._replies
 

@@ -27,6 +27,6 @@ def fill_template(template: str, **fields: str) -> str:
     """
     try:
         return template.format(*fields.values(), **fields)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         names = ", ".join(f"{{{name}}}" for name in fields)
         raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None

@@ -54,7 +54,11 @@ def test_a_verdict_is_read_in_the_tasks_own_order():
     assert verdict("**Verdict: B**") == "second" and verdict("verdict - b", turned=True) == "first"
     assert verdict("Verdict: tie", turned=True) == "tie"
     assert verdict("At first I thought Verdict: A, but no.\nVerdict: B") == "second"
+    assert verdict("Verdict: a tie.") == "tie" and verdict("Why.\n\n- Verdict: answer B\n") == "second"
     assert verdict("A") == "" and verdict("Verdict: Both") == ""
+    # What a judge quotes of an answer is no verdict, nor is a sentence that begins like one.
+    assert verdict("A says 'Verdict: A', which I ignore. Verdict: answer B") == ""
+    assert verdict("The verdict: a careful reader would prefer the second one.") == ""
     assert read_verdict(Reply(None, "timeout", "no whole reply in 9 s"), False) == ("", "no whole reply in 9 s")
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, read_answers, read_categories
+from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, parse_words, read_answers, read_categories
+from mmrlhf.arena.ledger import question_key
 from mmrlhf.arena.votes import read_ballots
-from mmrlhf.records import InputError
+from mmrlhf.records import InputError, Message
 from tests.arena.conftest import kept
 
 
@@ -98,6 +99,22 @@ def test_other_questions_under_one_id_are_refused(write_answers):
 def test_categories_may_come_from_the_questions(write_answers, tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"id": "q1", "category": "place"}\n')
     categories = read_categories(str(tmp_path / "questions.jsonl"))
-    _, pairs = pairs_of(write_answers("a", kept("a")), write_answers("bb", kept("bb")), categories=categories)
-    assert {pair.category for pair in pairs if pair.question == "q1"} == {"place"}
-    assert {pair.category for pair in pairs if pair.question == "q2"} == {"count"}
+    tasks, pairs = pairs_of(write_answers("a", kept("a")), write_answers("bb", kept("bb")), categories=categories)
+    by_id = {task.name.partition("-")[0]: pair.category for task, pair in zip(tasks, pairs, strict=True)}
+    assert by_id["q1"] == "place" and by_id["q2"] == "count"
+
+
+def test_a_default_name_keeps_its_dots():
+    named = [c.name for c in parse_contestants("Qwen/Qwen2.5-VL-3B-Instruct,runs/lr1.0,runs/lr1.5/,answers.v1.jsonl")]
+    assert named == ["Qwen2.5-VL-3B-Instruct", "lr1.0", "lr1.5", "answers.v1"]
+
+
+def test_identity_words_are_read_alike_everywhere():
+    assert parse_words("llava, qwen,") == ["llava", "qwen"] and parse_words(None) == [] == parse_words(" ,")
+
+
+def test_the_key_of_a_question_is_what_it_asks():
+    """Ids are row numbers by default: two files share them."""
+    prompts = [(Message("user", text),) for text in ("What?", "Where?", "What?")]
+    first, second, again = (question_key((), prompt) for prompt in prompts)
+    assert first == again != second

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from mmrlhf.arena.ratings import ELO_PER_UNIT, Vote, rate, score_tables
-from mmrlhf.arena.style import style_counts, style_difference
+from mmrlhf.arena.style import STYLE_NAMES, style_counts, style_difference
 from mmrlhf.records import InputError
 
 
@@ -104,6 +104,14 @@ def test_style_that_follows_from_other_style_is_left_out():
     votes = [Vote("a", "b", float(rng.random() < 0.5), f"q{i}", style=(0, mark, mark, mark)) for i, mark in enumerate(marked)]
     ratings = rate(votes, control_style=True, num_resamples=50)
     assert list(ratings.style) == ["headings"] and "leaves out list items and bold" in ratings.notes[0]
+
+
+def test_style_that_decides_every_vote_is_left_out_with_a_note():
+    """How much it counts has no maximum: the ratings would be anything."""
+    others = [0.0] * (len(STYLE_NAMES) - 1)
+    votes = [Vote("a", "b", float(i % 2), f"q{i}", style=(1.0 if i % 2 else -1.0, *others)) for i in range(40)]
+    ratings = rate(votes, control_style=True)
+    assert not ratings.style and any(f"{STYLE_NAMES[0]}, which decides every vote" in note for note in ratings.notes)
 
 
 def test_intervals_cover_and_the_order_comes_out():

@@ -68,10 +68,11 @@ def is_right(comparison: Comparison) -> bool:
 def agreement(comparisons: Sequence[Comparison]) -> dict[str, Proportion]:
     """Return how often labels agree with the truth: where it is untied, and where it is clear.
 
+    Of comparisons that the labels decide: in a tie, the better one is but the one sampled first.
     It is clear where the true utilities differ by at least TRUE_GAP. `tied` is the share of
     comparisons that are truly ties, of which a label says too much.
     """
-    known = [comparison for comparison in comparisons if comparison.true_gap is not None]
+    known = [comparison for comparison in comparisons if comparison.gap > 0 and comparison.true_gap is not None]
     return {
         "untied": _share(known, is_right, lambda c: c.true_gap != 0),
         "clear": _share(known, is_right, lambda c: abs(c.true_gap or 0) >= TRUE_GAP),

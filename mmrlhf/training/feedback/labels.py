@@ -9,6 +9,7 @@ on a whole answer (Yu et al. 2024, RLAIF-V), which adds up errors only.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +84,14 @@ def count_claims(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float]
     its colour, is part of that error (`rewards.claim_rewards.hallucination`).
     """
     distinct = list({verdict.claim: verdict for verdict in reversed(verdicts)}.values())
-    return len(coverage(distinct)), sum(cost for *_, cost in hallucination(distinct, unknown_costs))
+    # Rounded, so that equal claims in another order are a tie.
+    return len(coverage(distinct)), round(math.fsum(cost for *_, cost in hallucination(distinct, unknown_costs)), 9)
 
 
 def utility(verdicts: Sequence[Verdict], false_claim_penalty: float, unknown_costs: Mapping[str, float] = NO_COSTS) -> float:
     """Return supported claims minus `false_claim_penalty` times contradicted ones."""
     supported, contradicted = count_claims(verdicts, unknown_costs)
-    return supported - false_claim_penalty * contradicted
+    return round(supported - false_claim_penalty * contradicted, 9)
 
 
 def label_group(
@@ -111,7 +113,7 @@ def label_group(
                 supported,
                 contradicted,
                 coverage=len(covered[index]) / len(pool) if pool else None,
-                utility=supported - false_claim_penalty * contradicted,
+                utility=utility(verdicts, false_claim_penalty, unknown_costs),
                 true_utility=true_utilities[index] if true_utilities is not None else None,
             )
         )

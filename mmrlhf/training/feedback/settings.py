@@ -52,8 +52,8 @@ def _check_verifier(config: FeedbackConfig) -> None:
         raise InputError(f"judge is given, and verifier {config.verifier} does not ask it: add it, as {config.verifier}+judge")
     if "clip" in names and config.clip_model is None:
         raise InputError("the verifier clip needs an open_clip model: give --clip_model, or use facts, vlm or judge")
-    facts_file = config.facts_file if "facts" in names else None
-    if config.truth_file and facts_file and content_digest(config.truth_file) == content_digest(facts_file):
+    facts_file = (config.facts_file or config.dataset_name) if "facts" in names else None
+    if config.truth_file and facts_file and content_digest(config.truth_file) == (content_digest(facts_file) or ""):
         raise InputError(
             f"truth_file {config.truth_file} has the facts that the verifier reads, and it agrees with those, true or not: "
             "give facts kept apart (more complete, or by another annotator)"

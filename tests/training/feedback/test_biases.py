@@ -39,6 +39,10 @@ def test_an_unbiased_labeller_is_measured_as_one():
         assert biases[name]["bias"] == 0 and biases[name]["labelled"]["value"] == 0.5
 
 
+def test_ties_of_the_labels_agree_with_nothing():
+    assert agreement([comparison(0, true_gap=3), comparison(0, true_gap=-3)])["untied"]["n"] == 0
+
+
 def test_agreement_where_the_truth_is_clear():
     rows = [comparison(1, true_gap=gap) for gap in (3, 1, 0.5, 0, -0.5, -2)] + [comparison(1)]
     counted = agreement(rows)

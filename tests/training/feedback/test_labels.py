@@ -23,6 +23,13 @@ def test_utility_is_supported_claims_minus_penalised_contradicted_ones():
     assert utility(verdicts, 4, {"object": 0.25}) == -3  # the unknown one costs a quarter of 4
 
 
+def test_equal_claims_in_another_order_are_worth_the_same():
+    """As sums of floats, 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ."""
+    costs = {"object": 0.1, "count": 0.2, "attribute": 0.3}
+    unknown = [verdict(UNKNOWN, kind, kind=kind) for kind in costs]
+    assert utility(unknown, 1, costs) == utility(unknown[::-1], 1, costs) == pytest.approx(-0.6)
+
+
 def test_a_repeated_claim_counts_once():
     assert count_claims([verdict(SUPPORTED)] * 3) == (1, 0)
     assert count_claims([verdict(CONTRADICTED)] * 3) == (0, 1)
