@@ -27,7 +27,7 @@ SETTINGS = {
     "few": (60, "60 votes, all decided"),
     "ties": (750, "750 votes: two impressions that may differ, then a tie"),
     "repeated": (750, "250 questions, three voters each, who half of the time repeat the first"),
-    "style": (750, "750 votes that like length, of which models have more or less; style is controlled"),
+    "style": (750, "750 votes that like length, which some models have more of; style is controlled"),
     "equal": (750, "750 votes on five equal models"),
 }
 
