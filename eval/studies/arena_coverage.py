@@ -1,6 +1,6 @@
 """Do the arena's intervals cover true ratings, and does the true order come out?
 
-    python -m eval.studies.arena_coverage --simulations 200
+    python eval/studies/arena_coverage.py --simulations 200
 
 Voters of known skill vote on five models. In each setting the chance that a model wins is known, so
 that the centred true ratings are known, too. Prints a table and one line of JSON.
