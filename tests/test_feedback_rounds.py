@@ -16,6 +16,7 @@ from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.training.feedback.round_files import human_lines
 from mmrlhf.training.run import Run
 from tests.helpers.feedback_runs import feedback_config, true_utility, write_recipe
+from tests.helpers.runs import killed_at
 from tests.helpers.stages import save_start_adapter
 
 ROUND_FILES = ("answers.jsonl", "verdicts.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl", "labels.json", "report.html")
@@ -86,10 +87,6 @@ def test_a_round_may_train_a_reward_model_and_then_the_policy(tiny_vlm_path, exa
     assert saved["reward_model_path"] == str(tmp_path / "run/round_1/reward") and saved["response_length"] == 60
 
 
-class Killed(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
 def trained_weights(vlm):
     """Prefer a policy that has moved from where it started, whatever was killed before."""
     weights = [p for name, p in vlm.model.named_parameters() if "lora_B" in name]
@@ -117,18 +114,9 @@ def whole_run(tiny_vlm_path, examples, tmp_path_factory):
         (Run, "finish", 3),  # the two of dpo, and its own
     ],
 )
-def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, monkeypatch, whole_run, owner, name, call):
-    real, calls = getattr(owner, name), []
-
-    def killed(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return real(*args, **kwargs)
-
+def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run, owner, name, call):
     arguments = tiny_vlm_path, examples, tmp_path / "run", str(whole_run / "dpo.yaml")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(owner, name, killed)
+    with killed_at(owner, name, call):
         run_two_rounds(*arguments)
     run_two_rounds(*arguments)
     names = [f"round_{number}/{file}" for number in (1, 2) for file in ROUND_FILES]

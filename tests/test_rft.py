@@ -17,6 +17,7 @@ from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import why_unusable
+from tests.helpers.runs import killed_at
 
 
 def rft_config(model, output_dir, **settings):
@@ -72,10 +73,6 @@ def test_a_round_may_start_from_the_base_again(tiny_vlm_path, examples, tmp_path
     assert "round_1/sft/model" in inputs  # its answers are those of the newest policy
 
 
-class Killed(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
 @pytest.fixture(scope="module")
 def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -92,18 +89,9 @@ def whole_run(tiny_vlm_path, examples, tmp_path_factory):
         (Run, "finish", 3),  # the two of sft, and its own
     ],
 )
-def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, monkeypatch, whole_run, owner, name, call):
-    real, calls = getattr(owner, name), []
-
-    def killed(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return real(*args, **kwargs)
-
+def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run, owner, name, call):
     config = rft_config(tiny_vlm_path, tmp_path, length_bounds="auto")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(owner, name, killed)
+    with killed_at(owner, name, call):
         run_rft(config, examples[:3])
     run_rft(config, examples[:3])
     for path in (

@@ -79,7 +79,7 @@ class Judgment:
 
 
 def question_key(images: Sequence[ImageSource], prompt: Sequence[Message]) -> str:
-    """Return a hash of what is asked; ids may be row numbers, equal for other questions."""
+    """Return a hash of a question's content. Ids may be row numbers, which two files share."""
     content = [[image.key for image in images], [turn.to_dict() for turn in prompt]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -44,11 +44,13 @@ def produce(make_arena, questions, tmp_path):
         producer.close()
 
 
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+def wait_until(condition):
+    """Look until a condition holds; only one that never does fails, on a busy machine too."""
+    for _ in range(3000):
+        if condition():
+            return
         time.sleep(0.02)
+    raise AssertionError("it did not happen")
 
 
 def answering(name, seconds=0.0):
@@ -129,7 +131,7 @@ def test_a_late_answer_of_a_void_pair_is_dropped(produce):
         return f"in time {question.id}"
 
     store, ledger, _ = produce({"late": late_once, "b": answering("b")}, answer_timeout=0.3)
-    wait_until(lambda: len(store.task_entries()) >= 2, seconds=15)
+    wait_until(lambda: len(store.task_entries()) >= 2)
     assert len(ledger.voids()) >= 1
     assert not any("too late" in answer for entry in store.task_entries() for answer in store.task(entry.id).answers)
 

@@ -47,3 +47,23 @@ def stopped_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "save_checkpoint", save_and_stop)
         yield
+
+
+class Killed(Exception):
+    """What ends a run in `killed_at`; nothing in a stage catches it."""
+
+
+@contextmanager
+def killed_at(owner: object, name: str, call: int) -> Iterator[None]:
+    """End the run of the block at a call of a function or method, counted from 1."""
+    real, calls = getattr(owner, name), []
+
+    def killed(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, killed)
+        yield
