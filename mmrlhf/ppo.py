@@ -43,7 +43,7 @@ from mmrlhf.training.monitor import REWARD
 from mmrlhf.training.optim import set_learning_rate, total_steps
 from mmrlhf.training.ppo import advantages, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_policy_is_reference
-from mmrlhf.training.ppo.engine import check_engine, open_engine, publish_policy
+from mmrlhf.training.ppo.engine import check_engine, open_engine, publish_sampler
 from mmrlhf.training.ppo.kl_controller import KLController
 from mmrlhf.training.ppo.metrics import (
     log_step,
@@ -57,7 +57,7 @@ from mmrlhf.training.ppo.metrics import (
 from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
 from mmrlhf.training.ppo.roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
-from mmrlhf.training.ppo.rollout import FAILURE_FILE, Rollout, collect_rollout
+from mmrlhf.training.ppo.rollout import FAILURE_FILE, Rollout, collect_rollout, start_rollout
 from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from mmrlhf.training.ppo.state import PPOState, build_optimizer
 from mmrlhf.training.ppo.update import update_roles
@@ -145,7 +145,11 @@ def _train(
         if state.stopped:
             evaluation.num_steps = start_step
         evaluation.restore(start_step, tensors, numbers)
-    publish_policy(config, accelerator, roles, engine, run.path, start_step)
+    if state.was_started:
+        state.started = start_rollout(config, accelerator, roles, engine, state.prompt_order, run.path, start_step)
+    else:
+        roles.sync_sampler()
+        publish_sampler(config, accelerator, roles, engine, run.path, start_step)
     if start_step == 0:
         run.log(0, evaluation.evaluate(run, accelerator, policy, 0))
 
@@ -154,12 +158,16 @@ def _train(
             start_time, learning_rate = time.time(), set_learning_rate(state.optimizer, config, step, num_steps)
             with state.skipped_steps.attempt(step + 1, ()) as attempt:
                 # 1-3. Prompts, rollout, rewards
-                failure_file, position = run.path / FAILURE_FILE, state.prompt_order.position
+                position, started, state.started = state.prompt_order.position, state.started, None
                 try:
-                    publish_policy(config, accelerator, roles, engine, run.path, step)
-                    rollout = collect_rollout(config, accelerator, roles, engine, state.prompt_order, step, attempt, failure_file)
+                    if started is None:
+                        roles.sync_sampler()
+                        publish_sampler(config, accelerator, roles, engine, run.path, step)
+                    rollout = collect_rollout(
+                        config, accelerator, roles, engine, state.prompt_order, step, attempt, run.path / FAILURE_FILE, started
+                    )
                 except EngineError as error:
-                    state.prompt_order.position = position
+                    state.prompt_order.position, state.started = position, started
                     raise _save_and_stop(run, evaluation, state, step, error) from None
 
                 # 4-5. Log-probs, values, advantages
@@ -170,10 +178,13 @@ def _train(
                 # 6. Epochs of minibatches
                 updates: list[dict[str, float]] = []
                 if not state.stopped:
+                    if config.async_steps and step + 1 < num_steps:
+                        roles.sync_sampler()
+                        state.started = start_rollout(config, accelerator, roles, engine, state.prompt_order, run.path, step + 1)
                     updates = update_roles(config, accelerator, state.optimizer, roles, rollout, batch, ptx_rows, step, attempt)
 
                 # 7. Log
-                metrics = step_metrics(config, accelerator, roles, batch, updates, engine.policy_version) | rollout.metrics
+                metrics = step_metrics(config, accelerator, roles, batch, updates, rollout.policy_version) | rollout.metrics
                 state.kl = metrics["objective/kl"]
                 state.kl_controller.update(state.kl)
             metrics = ({} if attempt.is_skipped else metrics) | state.skipped_steps.metrics()
@@ -253,12 +264,12 @@ def build_batch(
     breakdowns = roles.aggregation(rollout.breakdowns, rollout.samples)
     totals_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
-    # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
+    # 4. Log-probs of sampler and reference. In float32 the sampler's are those of the rollout. In
     # bfloat16 the decoding kernels differ from the update's by hundredths of a nat, and those of
     # another engine always do: recompute.
     old_logps_NT = completions.logps_NT
     if config.dtype != "float32" or not config.has_own_engine:
-        old_logps_NT = in_micro_batches(logps, roles.policy, completions)
+        old_logps_NT = in_micro_batches(logps, roles.sampler, completions)
     ref_logps_NT = in_micro_batches(logps, roles.reference, completions)
     if step == 0:
         check_policy_is_reference(policy_losses.kl_k1(old_logps_NT, ref_logps_NT) * mask_NT, config.dtype)

@@ -1,6 +1,7 @@
 """PPO and GRPO on the answers of a server: versions, differences, servers that are gone."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import mmrlhf.ppo as ppo_stage
 from mmrlhf.engine import vllm_http
+from mmrlhf.engine.vllm_http import VLLMServers
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.training.ppo.engine import check_engine
 from tests.helpers.fake_vllm import fake_vllm
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
 
 
@@ -28,6 +32,9 @@ def fake(tiny_vlm_path, examples):
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(vllm_http, "FIRST_PAUSE", 0.01)
+
+
+CLOCKS = ("time", "eps", "memory/peak_gib", "image_encodes")
 
 
 def longer(samples):
@@ -96,9 +103,7 @@ def test_a_run_without_its_server_saves_stops_and_goes_on(tiny_vlm_path, example
     fake.is_gone_after = None
     rows = train(config, examples)
     for row, other in zip(rows, expected, strict=True):
-        for name in ("time", "eps", "memory/peak_gib", "image_encodes"):
-            del row[name], other[name]
-        assert row == other
+        assert {k: v for k, v in row.items() if k not in CLOCKS} == {k: v for k, v in other.items() if k not in CLOCKS}
     weights = [load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut")]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
@@ -133,6 +138,86 @@ def test_a_server_may_be_replaced_along_the_way(tiny_vlm_path, examples, tmp_pat
         config = config_of(tiny_vlm_path, tmp_path, other.url, allow_change="rollout_engine")
         assert len(train(config, examples)) == 2
     assert json.loads((tmp_path / "changes.jsonl").read_text())["name"] == "rollout_engine"
+
+
+# ---- sampling ahead of training ------------------------------------------------------------------
+
+
+def test_sampling_ahead_is_from_the_policy_a_step_before(tiny_vlm_path, examples, tmp_path, fake):
+    """Ratios are to the version that sampled: the engine's log-probs are those of the sampler."""
+    rows = train(config_of(tiny_vlm_path, tmp_path, fake.url, async_steps=1, max_steps=4), examples)
+    assert [row["sampling/policy_version"] for row in rows] == [0, 0, 1, 2]
+    versions = [body["model"].rpartition("-v")[2] for body in fake.generated]
+    assert versions == ["0"] * 6 + ["1"] * 3 + ["2"] * 3  # and none for a fifth step
+    for row in rows:
+        assert row["sampling/logp_difference/max"] < 1e-5
+        assert row["sampling/importance_sampling_ratio/max"] == pytest.approx(1, abs=1e-5)
+    assert [abs(row["objective/kl"]) > 1e-4 for row in rows] == [False, False, True, True]
+    assert [abs(row["val/ratio_first"] - 1) > 1e-5 for row in rows] == [False, True, True, True]
+    assert len({row["id"] for row in read_jsonl(tmp_path / "ledger.jsonl")}) == min(12, len(examples))  # the order of prompts
+    assert not fake.loaded and not (tmp_path / "engine").exists()
+
+
+def test_the_next_answers_are_asked_for_before_the_update(tiny_vlm_path, examples, tmp_path, fake, monkeypatch):
+    events = []
+
+    def noted(owner, name, event):
+        real = getattr(owner, name)
+
+        def run(*args, **kwargs):
+            events.append(event)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, run)
+
+    noted(VLLMServers, "start", "ask")
+    noted(ppo_stage, "update_roles", "update")
+    noted(ppo_stage, "build_batch", "score")
+    train(config_of(tiny_vlm_path, tmp_path, fake.url, async_steps=1, max_steps=3), examples)
+    assert events == ["ask", "score", "ask", "update", "score", "ask", "update", "score", "update"]
+
+
+@pytest.mark.parametrize("stop", ["kill", "server"])
+def test_a_run_ahead_resumes_exactly(tiny_vlm_path, examples, tmp_path, fake, stop):
+    """The answers of step 4 are of version 2, which only the checkpoint after step 3 still has."""
+    settings = {"max_steps": 5, "save_steps": 3, "async_steps": 1, "advantage_estimator": "gae"}
+    expected = train(config_of(tiny_vlm_path, tmp_path / "whole", fake.url, **settings), examples)
+    config = config_of(tiny_vlm_path, tmp_path / "cut", fake.url, **settings)
+    if stop == "kill":
+        with stopped_after(3):
+            train(config, examples)
+    else:
+        fake.is_gone_after = len(fake.generated) + 10  # one of three answers of the fourth step
+        with pytest.raises(InputError, match="is saved after step 3, and the same command goes on"):
+            train(config, examples)
+        fake.is_gone_after = None
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-000003"]
+    rows = train(config, examples)
+    for row, other in zip(rows, expected, strict=True):
+        assert {k: v for k, v in row.items() if k not in CLOCKS} == {k: v for k, v in other.items() if k not in CLOCKS}
+    weights = [load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    assert all(".policy." not in key and "sampler" not in key for key in weights[0])
+
+
+def test_a_skipped_step_leaves_the_run_ahead(tiny_vlm_path, examples, tmp_path, fake):
+    """Step 2 has no finite reward: step 3 samples when it begins, and is not ahead."""
+    seen = []
+
+    def function(samples):
+        seen.append(len(seen))
+        return [math.nan if len(seen) == 2 else value for value in longer(samples)]
+
+    ppo(
+        config_of(tiny_vlm_path, tmp_path, fake.url, async_steps=1, max_steps=4), examples,
+        extra_reward_functions={"longer": function},
+    )  # fmt: skip
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if row["step"]]
+    assert [row.get("sampling/policy_version") for row in rows] == [0, None, 2, 2]
+    assert rows[2]["val/ratio_first"] == pytest.approx(1, abs=1e-5)
+
+
+# ---- several processes ---------------------------------------------------------------------------
 
 
 TWO_PROCESSES_SCRIPT = """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from mmrlhf.config.base import Fraction, Positive, settings
 
 
@@ -12,6 +16,9 @@ class RolloutEngineConfig:
     rollout_engine: str = "local"
     """What samples answers: `local`, the trainer itself; `vllm`, vLLM in the trainer's process; or
     vLLM servers, `http://HOST:PORT`, several separated by commas, which take prompts in turn."""
+    async_steps: Annotated[int, Field(ge=0, le=1)] = 0
+    """Steps that sampling is ahead of training: with 1, servers sample the next step's answers
+    while this one trains, from a policy that is one step older."""
     vllm_importance_sampling_correction: bool | None = None
     """Weigh each token of the policy's loss by how much likelier the trainer thinks it than the
     engine that sampled it; by default for every engine but `local`."""

@@ -189,6 +189,9 @@ class VLLMServers:
     _sends_features: bool | None = field(default=None, repr=False)
     """Whether pictures go as features; None before the first one."""
 
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(REQUESTS_PER_SERVER * len(self.servers))
+
     def wake(self) -> None:
         """Do nothing: the servers keep their memory."""
 
@@ -211,22 +214,46 @@ class VLLMServers:
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
         """Sample `n` answers per prompt from the version of `set_policy`. Raises EngineError."""
+        return self.start(prompts, n, params)()
+
+    def start(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> Callable[[], SampledCompletions]:
+        """Begin to sample, and return a function that waits for the answers; it raises EngineError.
+
+        It must be called before the next `set_policy`. Until then the requests run in threads of
+        their own, which use neither model nor tokenizer. Raises EngineError if pictures go to the
+        servers for the first time, and cannot.
+        """
         seeds = vllm_requests.prompt_seeds(prompts, params.seed)
 
-        def answers_to(index: int) -> list[EngineAnswer]:
+        def answers_to(index: int, token_ids: list[int]) -> list[EngineAnswer]:
             server = self.servers[(index * self.num_processes + self.rank) % len(self.servers)]
-            return self._answers(server, prompts[index], n, params, seeds[index])
+            return self._answers(server, prompts[index], token_ids, n, params, seeds[index])
 
         indices = list(range(len(prompts)))
         answers: dict[int, list[EngineAnswer]] = {}
         first_picture = next((i for i in indices if prompts[i].images), None)
         if self._sends_features is None and first_picture is not None:
             self._sends_features = vllm_features.takes_features(self.vlm)
-            answers[first_picture] = self._try_features(lambda: answers_to(first_picture))
+            answers[first_picture] = self._try_features(
+                lambda: answers_to(first_picture, self._token_ids(prompts[first_picture]))
+            )
             indices.remove(first_picture)
-        with ThreadPoolExecutor(REQUESTS_PER_SERVER * len(self.servers)) as pool:
-            answers |= zip(indices, pool.map(answers_to, indices), strict=True)
-        return vllm_requests.build_completions(self.vlm, prompts, [answers[i] for i in range(len(prompts))], params)
+        requests = {index: self._pool.submit(answers_to, index, self._token_ids(prompts[index])) for index in indices}
+
+        def wait() -> SampledCompletions:
+            try:
+                received = answers | {index: request.result() for index, request in requests.items()}
+            finally:
+                for request in requests.values():  # after the first failure
+                    request.cancel()
+            return vllm_requests.build_completions(self.vlm, prompts, [received[i] for i in range(len(prompts))], params)
+
+        return wait
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids as they are sent: a server expands placeholders of pixels."""
+        is_expanded = self._sends_features or not prompt.images
+        return prompt.token_ids.tolist() if is_expanded else self.vlm.tokenize_expanded(prompt.text)
 
     def _try_features(self, ask: Callable[[], list[EngineAnswer]]) -> list[EngineAnswer]:
         """Return the answers to the first prompt with a picture; decide how pictures are sent."""
@@ -252,12 +279,15 @@ class VLLMServers:
         if self.rank == 0:
             print(f"note: {text}")
 
-    def _answers(self, server: Server, prompt: Prompt, n: int, params: SamplingParams, seed: int) -> list[EngineAnswer]:
+    def _answers(
+        self, server: Server, prompt: Prompt, token_ids: list[int], n: int, params: SamplingParams, seed: int
+    ) -> list[EngineAnswer]:
         body = {
             "model": self._model,
             "sampling_params": vllm_requests.sampling_params(self.vlm, params, n, seed),
             "return_token_ids": True,
-            **self._prompt_fields(prompt),
+            "token_ids": token_ids,
+            **self._picture_fields(prompt),
         }
         try:
             reply = server.request("POST", "/inference/v1/generate", body)
@@ -268,17 +298,13 @@ class VLLMServers:
             reply = server.request("POST", "/inference/v1/generate", body)
         return self._read(server, prompt, n, params, reply)
 
-    def _prompt_fields(self, prompt: Prompt) -> dict[str, Any]:
-        """Return a prompt's token ids and pictures; the server expands placeholders of pixels."""
+    def _picture_fields(self, prompt: Prompt) -> dict[str, Any]:
+        """Return a prompt's pictures, as features or as pixels."""
         if not prompt.images:
-            return {"token_ids": prompt.token_ids.tolist()}
+            return {}
         if self._sends_features:
-            pictures = vllm_features.engine_pictures(self.vlm, prompt)
-            return {"token_ids": prompt.token_ids.tolist(), "features": vllm_features.features_field(self.vlm, pictures)}
-        return {
-            "token_ids": self.vlm.tokenize_expanded(prompt.text),
-            "content_parts": [{"type": "image_url", "url": _data_url(image), "uuid": image.key} for image in prompt.images],
-        }
+            return {"features": vllm_features.features_field(self.vlm, vllm_features.engine_pictures(self.vlm, prompt))}
+        return {"content_parts": [{"type": "image_url", "url": _data_url(image), "uuid": image.key} for image in prompt.images]}
 
     def _read(self, server: Server, prompt: Prompt, n: int, params: SamplingParams, reply: Any) -> list[EngineAnswer]:
         """Return the answers in a reply. Raises EngineError for one that was not asked for."""
@@ -303,9 +329,10 @@ class VLLMServers:
 
     def close(self) -> None:
         """Unload the adapter, if its server is there, and end the connections."""
+        self._pool.shutdown(wait=False, cancel_futures=True)  # of a run that ends while its next answers are sampled
         for server in self.servers:
+            server.patience = 0
             if self.rank == 0 and self._adapter is not None:
-                server.patience = 0
                 with contextlib.suppress(EngineError):
                     server.unload(self._model)
             server.close()

@@ -78,15 +78,20 @@ def add_reference(adapters: Adapters, config: TrainConfig, *, has_adapter: bool 
     It is the base alone, or under a copy of the adapter at adapter_path. With `has_adapter` it has
     an adapter in any case, which starts as a copy of the policy's.
     """
-    if config.adapter_path is not None:
-        adapters.load("reference", Path(config.adapter_path), trainable=False)
-    elif has_adapter:
-        adapters.add("reference", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
-        for parameter in adapters.parameters("reference").values():
-            parameter.requires_grad_(False)
-    else:
+    if config.adapter_path is None and not has_adapter:
         return Role(adapters, None)
-    return Role(adapters, "reference")
+    return add_frozen_copy(adapters, "reference", config)
+
+
+def add_frozen_copy(adapters: Adapters, name: str, config: TrainConfig) -> Role:
+    """Add a frozen copy of the adapter that `add_trained_adapter` added, before it is trained."""
+    if config.adapter_path is not None:
+        adapters.load(name, Path(config.adapter_path), trainable=False)
+    else:
+        adapters.add(name, config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+        for parameter in adapters.parameters(name).values():
+            parameter.requires_grad_(False)
+    return Role(adapters, name)
 
 
 def check_is_adapter(path: Path) -> None:

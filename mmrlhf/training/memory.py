@@ -160,8 +160,8 @@ def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tup
         items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
     num_shared = len(paths) - len(separate_bases)
     rewards = [f"reward_{i}" if i else "reward" for i in range(num_shared)]
-    reference = ["reference"] if config.sync_ref_model else []
-    return ["policy", *(["value"] if config.has_critic else []), *reference, *rewards], items
+    copies = [*(["reference"] if config.sync_ref_model else []), *(["sampler"] if config.async_steps else [])]
+    return ["policy", *(["value"] if config.has_critic else []), *copies, *rewards], items
 
 
 def _trained_weights(
@@ -175,7 +175,7 @@ def _trained_weights(
     else:
         calculation = f"{', '.join(roles)}: {num_lora:,} x float32 each"
         items.append(MemoryItem("adapters", num_lora * 4 * len(roles), calculation))
-        trained_roles = [role for role in roles if not role.startswith(("reward", "reference"))] or roles
+        trained_roles = [role for role in roles if not role.startswith(("reward", "reference", "sampler"))] or roles
         num_trained, trained_part = num_lora * len(trained_roles), ", ".join(trained_roles)
     if isinstance(config, RewardConfig) and config.tuning == "head":
         num_trained, trained_part = int(model.config.get_text_config().hidden_size), "the head"

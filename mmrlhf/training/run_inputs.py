@@ -50,7 +50,7 @@ FIXED_SETTINGS = {
     ),
     **dict.fromkeys(
         ("model_name_or_path", "adapter_path", "reward_model_path", "dtype", "tuning", "lora_r", "lora_alpha",
-         "lora_target_modules", "head_init", "untrained_prior", "advantage_estimator", "use_critic"),
+         "lora_target_modules", "head_init", "untrained_prior", "advantage_estimator", "use_critic", "async_steps"),
         WEIGHTS,
     ),
 }  # fmt: skip

@@ -213,7 +213,8 @@ def test_a_server_that_stays_away_is_named(fake, vlm, examples):
 
 def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
     (prompt,) = prompts_from_examples(vlm, examples[:1])
-    engine, server = VLLMServers(vlm, [], "p", _model="m"), Server("http://127.0.0.1:9", 0)
+    server = Server("http://127.0.0.1:9", 0)
+    engine = VLLMServers(vlm, [server], "p", _model="m")
     choice = {
         "index": 0, "token_ids": [7, 3], "finish_reason": "stop",
         "logprobs": {"content": [{"token_id": 7, "logprob": -0.5}, {"token_id": 3, "logprob": -1.0}]},

@@ -25,6 +25,7 @@ from tests.helpers.vllm_models import build_vllm_checkpoint
 
 SAMPLED, GREEDY = SamplingParams(12, 0.7, seed=1, min_tokens=2), SamplingParams(12, 0.0)
 LAST_STEPS = 10
+BASE = str(bundled("data") / "tiny_vlm")
 
 
 def prepare(family: str, folder: Path) -> tuple[Role, list[Example]]:
@@ -76,7 +77,7 @@ def train(engine: str, estimator: str, seeds: int, steps: int, folder: Path) -> 
     results = []
     for seed in range(seeds):
         config = ppo_config(
-            str(bundled("data") / "tiny_vlm"), None, folder / f"{estimator}-{seed}", advantage_estimator=estimator, seed=seed,
+            BASE, None, folder / f"{estimator}-{seed}", advantage_estimator=estimator, seed=seed,
             rollout_engine=engine, max_steps=steps, reward_terms="shorter_words=1", max_length=512, response_length=16,
             num_generations=4, num_ppo_epochs=1, num_mini_batches=1, learning_rate=2e-3, lr_scheduler_type="constant",
             num_sample_generations=0, save_steps=1000, logging_steps=1000,

@@ -84,10 +84,10 @@ def check_engine(config: PPOConfig, num_processes: int) -> None:
             server.close()
 
 
-def publish_policy(
+def publish_sampler(
     config: PPOConfig, accelerator: Accelerator, roles: PPORoles, engine: RolloutEngine, run_dir: Path, version: int
 ) -> None:
-    """Make the engine sample from the policy as it is now, as `version`.
+    """Make the engine sample from the weights of the role `sampler`, as `version`.
 
     Raises EngineError, on all processes, if it cannot.
     """
@@ -98,7 +98,7 @@ def publish_policy(
     problem: str | None = None
     if accelerator.is_main_process and version != engine.policy_version:
         try:
-            roles.adapters.save(str(roles.policy.adapter), adapter)
+            roles.adapters.save(str(roles.sampler.adapter), adapter)
             engine.wake()
             engine.set_policy(version, adapter)
             for older in (path for path in adapter.parent.iterdir() if path != adapter):

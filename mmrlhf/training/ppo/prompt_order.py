@@ -1,11 +1,18 @@
-"""The order in which ppo takes prompts."""
+"""The order in which ppo takes prompts, and which of them a process gets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelerate import Accelerator
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.engine.rollout import numbered_ids
 from mmrlhf.records import Example
 from mmrlhf.training.optim import batch_indices
+
+NumberedRow = tuple[Example, str]
+"""A row, and its id in a step, in which it may occur again."""
 
 
 class PromptOrder:
@@ -24,3 +31,29 @@ class PromptOrder:
         positions = range(self.position, self.position + count)
         self.position += count
         return [self._examples[i] for p in positions for i in batch_indices(p, 1, len(self._examples), self._seed)]
+
+
+class StepPrompts:
+    """Takes the prompts of one step.
+
+    Number i belongs to process i modulo their number, and so does the prompt that replaces it.
+    """
+
+    def __init__(self, config: PPOConfig, accelerator: Accelerator, prompt_order: PromptOrder) -> None:
+        self.num_processes, self.rank = accelerator.num_processes, accelerator.process_index
+        self.num_prompts = config.per_device_train_batch_size * self.num_processes
+        self.taken: list[Example] = []
+        self._order = prompt_order
+
+    def take_all(self) -> dict[int, NumberedRow]:
+        """Return this process's prompts by their place among its own."""
+        return self.take(range(self.num_prompts))
+
+    def take(self, slots: Sequence[int]) -> dict[int, NumberedRow]:
+        """Return this process's prompts among the next ones, which take the places `slots`."""
+        self.taken.extend(self._order.take(len(slots)))
+        # A row that occurs twice in a step gets other answers the second time, also if the two are
+        # on different processes.
+        ids = numbered_ids([row.id for row in self.taken])
+        numbered = zip(slots, list(zip(self.taken, ids, strict=True))[-len(slots) :], strict=True)
+        return {slot // self.num_processes: row for slot, row in numbered if slot % self.num_processes == self.rank}

@@ -14,7 +14,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
-from mmrlhf.models.policy import add_reference, add_trained_adapter
+from mmrlhf.models.policy import add_frozen_copy, add_reference, add_trained_adapter
 from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
@@ -33,14 +33,16 @@ class PPORoles:
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
     the base without an adapter, or under the one that the policy starts from; with
-    `syncs_reference` it is an adapter that becomes a copy of the policy's. `weighted_rewards` makes
-    up the reward, and `aggregation` adds it up. `claim_scorer` extracts claims and gets
-    verdicts on them, for the reward and for the metrics.
+    `syncs_reference` it is an adapter that becomes a copy of the policy's. `sampler` is the policy
+    that samples: the policy itself, or, if sampling is ahead of training, a copy of what it was a
+    step before. `weighted_rewards` makes up the reward, and `aggregation` adds it up.
+    `claim_scorer` extracts claims and gets verdicts on them, for the reward and for the metrics.
     """
 
     adapters: Adapters
     policy: Role
     reference: Role
+    sampler: Role
     critic: Role | None
     reward_models: list[RewardModel]
     weighted_rewards: list[WeightedReward]
@@ -60,13 +62,27 @@ class PPORoles:
     @property
     def changing(self) -> list[Role]:
         """The roles whose weights change during the run, so that a checkpoint has them."""
-        return [*self.trained, self.reference] if self.syncs_reference else self.trained
+        copies = [*([self.reference] if self.syncs_reference else []), *([self.sampler] if self.has_own_sampler else [])]
+        return [*self.trained, *copies]
 
-    @torch.no_grad()
+    @property
+    def has_own_sampler(self) -> bool:
+        """Whether the sampler is a copy of the policy, with weights of its own."""
+        return self.sampler is not self.policy
+
     def sync_reference(self) -> None:
         """Copy the policy's weights into the reference."""
         assert self.syncs_reference
-        for own, policy in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+        self._copy_policy_to(self.reference)
+
+    def sync_sampler(self) -> None:
+        """Copy the policy's weights into the sampler, if that is not the policy itself."""
+        if self.has_own_sampler:
+            self._copy_policy_to(self.sampler)
+
+    @torch.no_grad()
+    def _copy_policy_to(self, role: Role) -> None:
+        for own, policy in zip(role.parameters(), self.policy.parameters(), strict=True):
             own.copy_(policy)
 
 
@@ -85,10 +101,12 @@ def load_roles(
     add_trained_adapter(adapters, "policy", config)
     reference = add_reference(adapters, config, has_adapter=config.sync_ref_model)
     critic = _add_critic(config, adapters, rewards.reward_models) if config.has_critic else None
+    policy = Role(adapters, "policy")
     return PPORoles(
         adapters=adapters,
-        policy=Role(adapters, "policy"),
+        policy=policy,
         reference=reference,
+        sampler=add_frozen_copy(adapters, "sampler", config) if config.async_steps else policy,
         critic=critic,
         reward_models=rewards.reward_models,
         weighted_rewards=rewards.weighted_rewards,

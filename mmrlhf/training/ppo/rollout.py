@@ -1,4 +1,8 @@
-"""The answers of a ppo step with their rewards, and dynamic sampling of prompts.
+"""The answers of a ppo step with their rewards; sampling ahead, and dynamic sampling of prompts.
+
+With `async_steps`, servers sample the answers of a step while the step before it trains. They are
+then of the policy before that update, whose weights the role `sampler` keeps: ratios are to its
+log-probs, and a checkpoint has it, so that a resumed run samples the same answers again.
 
 If all answers to a prompt score alike, none is better than another, and they teach nothing.
 Dynamic sampling (Yu et al. 2025, DAPO, section 3.2) replaces such prompts by the next ones.
@@ -6,9 +10,11 @@ Dynamic sampling (Yu et al. 2025, DAPO, section 3.2) replaces such prompts by th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -16,29 +22,31 @@ from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.completions import SampledCompletions, replace_prompts
-from mmrlhf.engine.rollout import RolloutEngine, numbered_ids, prompts_from_examples
+from mmrlhf.engine.rollout import RolloutEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.engine.vllm_http import VLLMServers
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.models.processes import gather_object
-from mmrlhf.models.vlm import VLM
+from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
 from mmrlhf.rewards.types import Sample
 from mmrlhf.training.ppo.batch import BATCH_TENSORS, COMPLETION_TENSORS, PPOBatch
-from mmrlhf.training.ppo.prompt_order import PromptOrder
+from mmrlhf.training.ppo.engine import publish_sampler
+from mmrlhf.training.ppo.prompt_order import NumberedRow, PromptOrder, StepPrompts
 from mmrlhf.training.ppo.roles import PPORoles, critic_prompts_with_facts
 from mmrlhf.training.sampled_answers import build_samples
 from mmrlhf.training.skipped_steps import Attempt, together
 
 FAILURE_FILE = "failed_term.json"
 """A file of the run's directory: the input on which a reward function failed."""
-NumberedRow = tuple[Example, str]
-"""A row, and its id in a step, in which it may occur again."""
 
 
 @dataclass(frozen=True)
 class Rollout:
     """This process's prompts, the answers to each in a row, and what reward functions gave them.
 
+    `policy_version` is that of the policy that sampled: the steps that it was trained for.
     `metrics` count the prompts that dynamic sampling replaced, over all processes.
     """
 
@@ -46,12 +54,54 @@ class Rollout:
     completions: SampledCompletions
     samples: list[Sample]
     breakdowns: list[RewardBreakdown]
+    policy_version: int
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def numbered_rows(self) -> list[Example]:
         """The rows with their ids in the step, which decide what is sampled."""
         return [replace(row, id=prompt.id) for row, prompt in zip(self.rows, self.completions.prompts, strict=True)]
+
+
+@dataclass(frozen=True)
+class StartedRollout:
+    """This process's prompts of a step, whose answers an engine is sampling.
+
+    `position` is that of the prompt order before them.
+    """
+
+    position: int
+    numbered: list[NumberedRow]
+    wait: Callable[[], SampledCompletions]
+    policy_version: int
+
+
+def start_rollout(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    roles: PPORoles,
+    engine: RolloutEngine,
+    prompt_order: PromptOrder,
+    run_dir: Path,
+    step: int,
+) -> StartedRollout:
+    """Let servers begin to sample the answers of a step, from the sampler as it is now.
+
+    If a server is gone, `wait` raises the EngineError, in the step that needs the answers.
+    """
+    assert isinstance(engine, VLLMServers)  # as check_settings has checked
+    position = prompt_order.position
+    numbered = list(StepPrompts(config, accelerator, prompt_order).take_all().values())
+    try:
+        publish_sampler(config, accelerator, roles, engine, run_dir, step - 1)
+        wait = engine.start(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
+    except EngineError as error:
+        wait = partial(_fail, error)
+    return StartedRollout(position, numbered, wait, step - 1)
+
+
+def _fail(error: EngineError) -> NoReturn:
+    raise error
 
 
 def collect_rollout(
@@ -63,34 +113,28 @@ def collect_rollout(
     step: int,
     attempt: Attempt,
     failure_file: Path,
+    started: StartedRollout | None = None,
 ) -> Rollout:
     """Sample answers to this process's share of a step's prompts, and reward them.
 
-    Number i of a step's prompts belongs to process i modulo their number, and so does the prompt
-    that replaces it. If a reward function fails, the run stops, and `failure_file` records the
-    failed input. Raises NotFiniteError, on all processes, if something was not finite, EngineError
-    if the engine is gone, and InputError if dynamic sampling finds no prompt that tells answers
-    apart.
+    Waits for those that `started` samples already. If a reward function fails, the run stops, and
+    `failure_file` records the failed input. Raises NotFiniteError, on all processes, if something
+    was not finite, EngineError if the engine is gone, and InputError if dynamic sampling finds no
+    prompt that tells answers apart.
     """
     num_processes, rank = accelerator.num_processes, accelerator.process_index
-    num_prompts = config.per_device_train_batch_size * num_processes
-    taken: list[Example] = []
-
-    def take(slots: Sequence[int]) -> dict[int, NumberedRow]:
-        """Return this process's prompts among the next ones, by their place among its own."""
-        taken.extend(prompt_order.take(len(slots)))
-        # A row that occurs twice in a step gets other answers the second time, also if the two are
-        # on different processes.
-        ids = numbered_ids([row.id for row in taken])
-        numbered = list(zip(taken, ids, strict=True))[-len(slots) :]
-        return {slot // num_processes: row for slot, row in zip(slots, numbered, strict=True) if slot % num_processes == rank}
+    prompts = StepPrompts(config, accelerator, prompt_order)
 
     def answer(own: Sequence[NumberedRow]) -> Rollout | None:
         attempt.rows = [replace(row, id=row_id) for row, row_id in own] or attempt.rows
         with together(attempt):
             return sample_and_score(config, roles, engine, own, step, failure_file) if own else None
 
-    rollout = answer(list(take(range(num_prompts)).values()))
+    if started is not None:
+        attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
+        with together(attempt):
+            return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
+    rollout = answer(list(prompts.take_all().values()))
     assert rollout is not None
     if not config.dynamic_sampling:
         return rollout
@@ -98,15 +142,15 @@ def collect_rollout(
     num_rollouts, num_replaced = 1, 0
     slots = _slots_alike(config, roles, rollout, num_processes, rank)
     while slots and num_rollouts < config.max_num_gen_batches:
-        own = take(slots)
+        own = prompts.take(slots)
         replacement = answer(list(own.values()))
         if replacement is not None:
             rollout = _replace(rollout, list(own), replacement, roles.vlm)
         num_rollouts, num_replaced = num_rollouts + 1, num_replaced + len(slots)
         slots = _slots_alike(config, roles, rollout, num_processes, rank)
-    if len(slots) == num_prompts:
+    if len(slots) == prompts.num_prompts:
         raise InputError(
-            f"dynamic_sampling: in step {step + 1} the answers to each of {len(taken)} prompts score alike, the last of "
+            f"dynamic_sampling: in step {step + 1} the answers to each of {len(prompts.taken)} prompts score alike, the last of "
             f"{num_rollouts} tries included: nothing can be learnt from them; change reward_terms, raise temperature or "
             "num_generations, or give other prompts"
         )
@@ -121,15 +165,30 @@ def sample_and_score(
 
     Raises NotFiniteError for logits or rewards that are not finite.
     """
-    rows = [row for row, _ in numbered]
-    prompts = prompts_from_examples(roles.vlm, rows, config.max_length - config.response_length)
-    prompts = [replace(prompt, id=row_id) for prompt, (_, row_id) in zip(prompts, numbered, strict=True)]
-    params = replace(_sampling_params(config), seed=step_seed(config.seed, step))
     engine.wake()
-    completions = engine.sample(prompts, config.num_generations, params)
+    completions = engine.sample(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
     engine.free()
+    return _score(config, roles, numbered, completions, failure_file, engine.policy_version)
+
+
+def _prompts(config: PPOConfig, roles: PPORoles, numbered: Sequence[NumberedRow]) -> list[Prompt]:
+    """Build the prompts of rows, with their ids in the step."""
+    prompts = prompts_from_examples(roles.vlm, [row for row, _ in numbered], config.max_length - config.response_length)
+    return [replace(prompt, id=row_id) for prompt, (_, row_id) in zip(prompts, numbered, strict=True)]
+
+
+def _score(
+    config: PPOConfig,
+    roles: PPORoles,
+    numbered: Sequence[NumberedRow],
+    completions: SampledCompletions,
+    failure_file: Path,
+    policy_version: int,
+) -> Rollout:
+    rows = [row for row, _ in numbered]
     samples = build_samples(rows, completions, config.num_generations, config.response_length)
-    return Rollout(rows, completions, samples, score_samples(roles.weighted_rewards, samples, failure_file))
+    breakdowns = score_samples(roles.weighted_rewards, samples, failure_file)
+    return Rollout(rows, completions, samples, breakdowns, policy_version)
 
 
 def restore_batch(
@@ -145,7 +204,7 @@ def restore_batch(
         prompt_index_N=torch.arange(len(rows), device=vlm.device).repeat_interleave(config.num_generations),
         **{name: on_device[name] for name in COMPLETION_TENSORS},
         texts=[""] * num_answers,
-        sampling_params=_sampling_params(config),
+        sampling_params=_sampling_params(config, step=0),
     )
     critic_prompts = prompts
     if config.critic_sees_facts:
@@ -162,8 +221,9 @@ def restore_batch(
     )
 
 
-def _sampling_params(config: PPOConfig) -> SamplingParams:
-    return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
+def _sampling_params(config: PPOConfig, step: int) -> SamplingParams:
+    seed = step_seed(config.seed, step)
+    return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens, seed=seed)
 
 
 def groups_alike(config: PPOConfig, roles: PPORoles, breakdowns: Sequence[RewardBreakdown]) -> list[bool]:
@@ -204,4 +264,4 @@ def _replace(rollout: Rollout, indices: list[int], replacement: Rollout, vlm: VL
         samples[old], breakdowns[old] = replacement.samples[new], replacement.breakdowns[new]
     pad_token_id = int(vlm.tokenizer.pad_token_id)
     completions = replace_prompts(rollout.completions, indices, replacement.completions, pad_token_id)
-    return Rollout(rows, completions, samples, breakdowns)
+    return Rollout(rows, completions, samples, breakdowns, rollout.policy_version)

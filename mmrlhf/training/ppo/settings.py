@@ -111,7 +111,12 @@ def _check_engine(config: PPOConfig) -> None:
     if len(set(config.server_urls)) < len(config.server_urls):
         raise InputError(f"rollout_engine {engine} names a server twice: list each replica once")
     if not config.server_urls:
-        _refuse(config, ("vllm_server_timeout",), f"is for servers, and rollout_engine is {engine}")
+        _refuse(config, ("vllm_server_timeout", "async_steps"), f"is for servers, and rollout_engine is {engine}")
+    if config.async_steps and config.dynamic_sampling:
+        raise InputError(
+            "async_steps 1 samples a step's answers before the step begins, and dynamic_sampling samples more when their rewards "
+            "are known: leave one of them out"
+        )
     if engine == "vllm" and config.dtype == "nf4":
         raise InputError(
             "dtype nf4: vLLM in this process would hold the base in bfloat16, too, and sample from those weights: use "

@@ -68,8 +68,8 @@ def update_minibatch(
 ) -> dict[str, float]:
     """Take an optimiser step on this process's share of `num_prompts`; return its metrics.
 
-    Before the first one of a step, sampling and scoring must agree. Raises NotFiniteError, on all
-    processes, before it changes anything.
+    Before the first one of a step, sampling and scoring must agree, if the policy itself sampled.
+    Raises NotFiniteError, on all processes, before it changes anything.
     """
     num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
     if not num_tokens:
@@ -89,7 +89,7 @@ def update_minibatch(
     }
     update = sum_over_processes(sums)
     check_loss(total_loss(update))
-    if is_first and config.dtype == "float32":
+    if is_first and config.dtype == "float32" and not config.async_steps:
         check_first_ratio(update["val/ratio"])
     parameters = [p for role in roles.trained for p in role.parameters()]
     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)

@@ -51,6 +51,11 @@ ADAPTIVE = {"kl_controller": "adaptive", "target_kl": 2.0}
             {"rollout_engine": "vllm", "vllm_server_timeout": 5.0},
             "vllm_server_timeout is for servers, and rollout_engine is vllm",
         ),
+        ({"async_steps": 1}, "async_steps is for servers, and rollout_engine is local; leave it out"),
+        (
+            {"rollout_engine": "http://a:1", "async_steps": 1, "dynamic_sampling": True},
+            "dynamic_sampling samples more when their rewards are known: leave one of them out",
+        ),
         (
             {"vllm_importance_sampling_correction": True},
             "corrects for an engine that is not the trainer's, and rollout_engine is",
