@@ -26,7 +26,8 @@ from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import StorageError, Store
-from mmrlhf.labeling.tasks import Mode, Task, read_margins, read_tasks
+from mmrlhf.labeling.tasks import Mode, Task, read_tasks
+from mmrlhf.labeling.uncertainty import UncertaintyOf, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError
 from mmrlhf.serving.http import is_loopback
 
@@ -154,20 +155,21 @@ def _storage_errors_explained() -> Iterator[None]:
 def _read_tasks_of(config: LabelConfig) -> list[Task]:
     tasks: list[Task] = []
     if config.dataset_name is not None:
-        tasks += _read_tasks(
-            _names(config.dataset_name), config.mode, config.image_folder, config.dataset_train_split, config.scores_file
-        )
+        uncertainty_of = _read_uncertainty(config.scores_file, config.reward_eval_file)
+        names = _names(config.dataset_name)
+        tasks += read_tasks(names, config.mode, config.image_folder, config.dataset_train_split, uncertainty_of)
     if config.gold_file is not None:
         gold_files = _names(config.gold_file)
         tasks += read_tasks(gold_files, config.mode, config.image_folder, config.dataset_train_split, is_gold=True)
     return tasks
 
 
-def _read_tasks(
-    dataset_names: Sequence[str], mode: Mode | None, image_folder: str | None, split: str, scores_file: str | None
-) -> list[Task]:
-    scores = [read_margins(path) for path in _names(scores_file)] if scores_file else []
-    return read_tasks(dataset_names, mode, image_folder, split, scores)
+def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None) -> UncertaintyOf | None:
+    if scores_file and reward_eval_file:
+        raise InputError("scores_file and reward_eval_file rank the same tasks: leave one of them out")
+    if reward_eval_file:
+        return uncertainty_of_claims(reward_eval_file)
+    return uncertainty_of_margins(_names(scores_file)) if scores_file else None
 
 
 def _names(value: str) -> list[str]:
@@ -181,7 +183,7 @@ def _no_tasks(output: Path) -> InputError:
 
 def add_tasks(
     dataset_names: Sequence[str], output_file: str, mode: Mode | None = None, image_folder: str | None = None,
-    split: str = "train", scores_file: str | None = None,
+    split: str = "train", scores_file: str | None = None, reward_eval_file: str | None = None,
 ) -> None:  # fmt: skip
     """Add the tasks of files that a store does not have yet, also while it is served.
 
@@ -189,5 +191,6 @@ def add_tasks(
     """
     with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
         names = [name for value in dataset_names for name in _names(value)]
-        added = store.add_tasks(_read_tasks(names, mode, image_folder, split, scores_file))
+        uncertainty_of = _read_uncertainty(scores_file, reward_eval_file)
+        added = store.add_tasks(read_tasks(names, mode, image_folder, split, uncertainty_of))
     print(f"{output_file}: {added} new tasks")

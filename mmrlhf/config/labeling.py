@@ -35,10 +35,13 @@ class LabelConfig(DatasetConfig):
     """Annotators who label each task; agreement needs 2 or more."""
     order: Literal["file", "random", "uncertainty"] = "file"
     """Which tasks come first: those first in the file, any, or those of the highest uncertainty (a
-    row's field `uncertainty`, or what `scores_file` says)."""
+    row's field `uncertainty`, or what `scores_file` or `reward_eval_file` says)."""
     scores_file: str | None = None
     """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. Of several files,
     with commas between, the disagreement of their margins."""
+    reward_eval_file: str | None = None
+    """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that the
+    reward model cannot tell true from false (low J) are uncertain."""
     title: str = "Labelling"
     """Title of the page."""
     guidelines_file: str | None = None

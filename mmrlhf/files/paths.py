@@ -35,6 +35,7 @@ PATH_FIELDS = {
     "guidelines_file": _FILE,
     "gold_file": _FILE,
     "scores_file": _FILE,
+    "reward_eval_file": _FILE,
 }
 """Fields that name a file or a folder to read, and what to do if it does not exist."""
 HUB_FIELDS = (

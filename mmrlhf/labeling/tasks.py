@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import read_rows
 from mmrlhf.labeling.other_exports import unpack_other_export
+from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 
@@ -88,15 +88,16 @@ def read_tasks(
     mode: Mode | None,
     image_folder: str | None,
     split: str,
-    scores: Sequence[Mapping[str, float]] = (),
+    uncertainty_of: UncertaintyOf | None = None,
     is_gold: bool = False,
 ) -> list[Task]:
     """Return the tasks of files, each distinct one once.
 
     Rows with one answer to the same prompt about the same images, as `mmrlhf generate` writes them,
     are put together. Without a `mode`, the number of answers decides: none is facts, one claims,
-    two pairwise, more a ranking. `scores` are margins of reward models by row id.
-    Raises InputError if a row cannot be used, or there is no task.
+    two pairwise, more a ranking. A row's own uncertainty comes before that of `uncertainty_of`.
+    Raises InputError if a row cannot be used, if there is no task, or none that `uncertainty_of`
+    knows anything of.
     """
     groups: dict[tuple[Any, ...], Task] = {}
     for dataset_name in dataset_names:
@@ -116,10 +117,9 @@ def read_tasks(
     tasks: dict[str, Task] = {}
     for key, group in groups.items():
         for task in _split(group, mode or key[2], skipped):
-            task = replace(task, uncertainty=_uncertainty(task, scores))
             tasks.setdefault(task.digest, task)
-    if scores and tasks:
-        _check_scores(list(tasks.values()), scores)
+    if uncertainty_of is not None:
+        tasks = _with_uncertainty(tasks, uncertainty_of)
     for reason, count in skipped.items():
         print(f"note: {count} {reason}")
     if not tasks:
@@ -133,7 +133,7 @@ def _check_mode(row: Row) -> None:
 
 
 def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:
-    uncertainty = _number(row, "uncertainty")
+    uncertainty = number_field(row, "uncertainty")
     if is_preference(row):
         preference = parse_preference(row, context)
         if any(preference.answer_images):
@@ -178,16 +178,7 @@ def _candidate_answers(row: Row) -> list[tuple[str, str]]:
 
 def _scores_of(row: Row) -> list[float]:
     names = [name for name in ("score_chosen", "score_rejected") if name in row.fields]
-    return [score for name in names if (score := _number(row, name)) is not None]
-
-
-def _number(row: Row, name: str) -> float | None:
-    value = row.fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        row.fail(f"`{name}` must be a finite number, not {preview(value)}")
-    return float(value)
+    return [score for name in names if (score := number_field(row, name)) is not None]
 
 
 def _merge(task: Task, other: Task) -> Task:
@@ -227,43 +218,19 @@ def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Ta
         yield replace(group, name=name, answers=texts, models=models, gold=gold)
 
 
-def _uncertainty(task: Task, scores: Sequence[Mapping[str, float]]) -> float | None:
-    """Return a task's own uncertainty, else what the scores of reward models say, if all have one.
-
-    Of several, the standard deviation of their margins; of one, the smallness of its margin.
-    """
-    if task.uncertainty is not None or not scores or not _has_scores(task, scores):
-        return task.uncertainty
-    margins = [margin_by_id[task.name] for margin_by_id in scores]
-    if len(margins) == 1:
-        return -abs(margins[0])
-    mean = sum(margins) / len(margins)
-    return (sum((margin - mean) ** 2 for margin in margins) / len(margins)) ** 0.5
-
-
-def _has_scores(task: Task, scores: Sequence[Mapping[str, float]]) -> bool:
-    return all(task.name in margin_by_id for margin_by_id in scores)
-
-
-def _check_scores(tasks: Sequence[Task], scores: Sequence[Mapping[str, float]]) -> None:
-    number = sum(_has_scores(task, scores) for task in tasks)
-    if not number:
+def _with_uncertainty(tasks: Mapping[str, Task], uncertainty_of: UncertaintyOf) -> dict[str, Task]:
+    known = {digest: uncertainty_of(task) for digest, task in tasks.items()}
+    number = sum(value is not None for value in known.values())
+    if tasks and not number:
         raise InputError(
-            f"scores_file has no scores of these rows (the first is {preview(tasks[0].name)}): score the same rows, "
-            "with the same ids, by each reward model"
+            f"scores_file or reward_eval_file says nothing of these rows (the first is {preview(next(iter(tasks.values())).name)}): "
+            "score the same rows, with the same ids, by each reward model, or give a report about the same kinds of claim"
         )
-    print(f"scores_file: {number} of {len(tasks)} tasks have scores")
-
-
-def read_margins(path: str) -> dict[str, float]:
-    """Return the margin of each pair that `mmrlhf score` wrote, by row id. Raises InputError."""
-    margins = {}
-    for raw_row in read_rows(path):
-        row = raw_row.parse()
-        chosen, rejected = (_number(row, row.require_any(name)) for name in ("score_chosen", "score_rejected"))
-        assert chosen is not None and rejected is not None
-        margins[str(row.require("id"))] = chosen - rejected
-    return margins
+    print(f"uncertainty: {number} of {len(tasks)} tasks have one")
+    return {
+        digest: task if task.uncertainty is not None else replace(task, uncertainty=known[digest])
+        for digest, task in tasks.items()
+    }
 
 
 def images_of(tasks: Iterable[Task]) -> dict[str, ImageSource]:

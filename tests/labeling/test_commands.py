@@ -108,7 +108,9 @@ def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatc
     [
         ({"gold_file": "none.jsonl"}, "none.jsonl does not exist"),
         ({"gold_file": "{}/gold.jsonl", "mode": "claims"}, "a gold question compares answers"),
-        ({"scores_file": "{}/scores.jsonl"}, "scores_file has no scores of these rows"),
+        ({"scores_file": "{}/scores.jsonl"}, "scores_file or reward_eval_file says nothing of these rows"),
+        ({"scores_file": "{}/scores.jsonl", "reward_eval_file": "{}/scores.jsonl"}, "leave one of them out"),
+        ({"reward_eval_file": "{}/scores.jsonl"}, "scores.jsonl has no J by kind of claim: write it with"),
         ({"host": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
     ],
 )

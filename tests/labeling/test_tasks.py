@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from mmrlhf.claims import extract_claims
+from mmrlhf.commands.policy_outlook import WITH_FACTS, WITHOUT_FACTS
 from mmrlhf.labeling.other_exports import unpack_other_export
 from mmrlhf.labeling.store import Store
-from mmrlhf.labeling.tasks import read_margins, read_tasks
+from mmrlhf.labeling.tasks import read_tasks
+from mmrlhf.labeling.uncertainty import CONDITIONS, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError
 
 
@@ -98,15 +101,48 @@ def test_uncertainty_of_margins(write_rows, tmp_path, capsys):
     for name, margins in (("one", (2.0, -0.5)), ("two", (2.0, 1.5))):
         lines = [{"id": i, "score_chosen": m, "score_rejected": 0.0} for i, m in zip("ab", margins, strict=True)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one, two = (read_margins(str(tmp_path / f"{name}.jsonl")) for name in ("one", "two"))
-    assert [task.uncertainty for task in tasks_of(path, scores=[one])] == [-2.0, -0.5]
+
+    def uncertainties(*names):
+        uncertainty_of = uncertainty_of_margins([str(tmp_path / f"{name}.jsonl") for name in names])
+        return [task.uncertainty for task in tasks_of(path, uncertainty_of=uncertainty_of)]
+
+    assert uncertainties("one") == [-2.0, -0.5]
     # Standard deviations of (2, 2) and (-0.5, 1.5).
-    assert [task.uncertainty for task in tasks_of(path, scores=[one, two])] == [0.0, 1.0]
+    assert uncertainties("one", "two") == [0.0, 1.0]
     # A pair without a score of each model has none: one margin is on another scale.
-    assert [task.uncertainty for task in tasks_of(path, scores=[one, {"a": 1.5}])] == [0.25, None]
-    assert "1 of 2 tasks have scores" in capsys.readouterr().out
-    with pytest.raises(InputError, match="no scores of these rows"):
-        tasks_of(path, scores=[{"other": 1.0}])
+    lines = (tmp_path / "two.jsonl").read_text().splitlines()
+    (tmp_path / "half.jsonl").write_text(lines[0].replace("2.0", "1.5"))
+    assert uncertainties("one", "half") == [0.25, None]
+    assert "uncertainty: 1 of 2 tasks have one" in capsys.readouterr().out
+    (tmp_path / "half.jsonl").write_text(lines[0].replace('"a"', '"other"'))
+    with pytest.raises(InputError, match="says nothing of these rows"):
+        uncertainties("half")
+
+
+def test_uncertainty_of_claims_is_the_mean_of_1_minus_j(write_rows, tmp_path):
+    """The report has J 0.8 for objects, none for counts, and 0.5 over all kinds."""
+    path = write_rows(
+        {"prompt": "1", "answers": ["There is a dog.", "There is a cat."]},
+        {"prompt": "2", "answers": ["There are two dogs.", "There is a dog."]},
+        {"prompt": "3", "answers": ["Yes.", "No."]},
+        {"prompt": "4", "answers": ["It is nice.", "Fine."], "uncertainty": 0.1},
+    )
+
+    def report(**conditions):
+        (tmp_path / "results.json").write_text(json.dumps({"policy": {"detection": conditions}}))
+        return uncertainty_of_claims(str(tmp_path / "results.json"))
+
+    rates = {"all": {"J": {"value": 0.5}}, "object": {"J": {"value": 0.8}}, "count": {"J": None}}
+    uncertainty_of = report(**{"without facts": {}, "with facts": rates})
+    values = [task.uncertainty for task in tasks_of(path, uncertainty_of=uncertainty_of)]
+    counts_and_objects = [claim.kind for text in ("There are two dogs.", "There is a dog.") for claim in extract_claims(text)]
+    assert sorted(counts_and_objects) == ["count", "object", "object"]
+    assert values == [pytest.approx(0.2), pytest.approx((0.2 + 0.2 + 0.5) / 3), None, 0.1]
+    assert CONDITIONS == (WITH_FACTS, WITHOUT_FACTS)
+    with pytest.raises(InputError, match="has no J by kind of claim"):
+        report()
+    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
+        uncertainty_of_claims(str(tmp_path / "none.json"))
 
 
 @pytest.mark.parametrize(
