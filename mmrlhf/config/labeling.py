@@ -40,8 +40,8 @@ class LabelConfig(DatasetConfig):
     """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. Of several files,
     with commas between, the disagreement of their margins."""
     reward_eval_file: str | None = None
-    """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that the
-    reward model cannot tell true from false (low J) are uncertain."""
+    """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that
+    the reward model cannot tell true from false (low J) are uncertain."""
     title: str = "Labelling"
     """Title of the page."""
     guidelines_file: str | None = None
