@@ -38,24 +38,26 @@ class ClaimJudge:
     lexicon: Lexicon
     path: Path
     max_tokens: int = 64
-    _replies: dict[str, str] | None = field(default=None, init=False, repr=False)
-    """Texts by the key of their question, once the file is read."""
+    _replies: dict[str, str | None] | None = field(default=None, init=False, repr=False)
+    """Texts by the key of their question, None for a refusal, once the file is read."""
 
     def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         """Return a verdict for each claim of each answer.
 
-        A reply that is neither yes nor no, or an answer without images, gives unknown verdicts.
-        Raises InputError if the server cannot be reached, or questions stay without a reply; what
-        it replied is kept.
+        A reply that is neither yes nor no, a question that the server refuses, or an answer without
+        images gives unknown verdicts. Raises InputError if the server cannot be reached, or
+        questions stay without a reply; what it replied is kept.
         """
         replies = self._ask(answers)
         return [[self._verdict(answer, claim, replies) for claim in answer.claims] for answer in answers]
 
-    def _verdict(self, answer: AnswerClaims, claim: Claim, replies: dict[str, str]) -> Verdict:
+    def _verdict(self, answer: AnswerClaims, claim: Claim, replies: dict[str, str | None]) -> Verdict:
         if not answer.images:
             return unknown_verdict(claim, "there is no image")
         question, is_negated = self._question(claim)
         text = replies[_key(answer.images, question, self.endpoint.model)]
+        if text is None:
+            return unknown_verdict(claim, f"{self.endpoint.model} refuses the question {question!r} about this image")
         said = parse_yes_no(text, question)
         evidence = f"{self.endpoint.model} says {' '.join(text.split())[:MAX_EVIDENCE_CHARS]!r} to {question!r}"
         if said is None:
@@ -66,7 +68,7 @@ class ClaimJudge:
         positive, is_negated = strip_negation(claim)
         return claim_question(positive, self.lexicon), is_negated
 
-    def _ask(self, answers: Sequence[AnswerClaims]) -> dict[str, str]:
+    def _ask(self, answers: Sequence[AnswerClaims]) -> dict[str, str | None]:
         """Return the replies to all questions, by their keys, after asking those that are new."""
         self.endpoint = resolve_model_name(self.endpoint)
         replies = self._read()
@@ -80,16 +82,31 @@ class ClaimJudge:
             return replies
         # A chat is built when its turn comes: its images are read then.
         chats = [(key, lambda item=item: [chat_message(f"{item[0]} {INSTRUCTION}", item[1])]) for key, item in questions.items()]
+        refusals: list[tuple[str, Reply]] = []
         failures: list[Reply] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             for key, reply in request_replies(self.endpoint, chats, {"temperature": 0, "max_tokens": self.max_tokens}):
+                if reply.is_refused:
+                    refusals.append((key, reply))
+                    continue
                 if reply.status != "ok" or reply.text is None:
                     failures.append(reply)
                     continue
                 replies[key] = reply.text
                 file.write(json_line(self._record(key, questions[key][0], reply)))
                 file.flush()
+            if replies:
+                for key, reply in refusals:
+                    replies[key] = None
+                    file.write(json_line(self._record(key, questions[key][0], reply)))
+            else:  # a server that refuses everything is the wrong one
+                failures += [reply for _, reply in refusals]
+        if replies and refusals:
+            print(
+                f"note: {self.endpoint.model} refuses {len(refusals)} of {len(questions)} questions (the last: "
+                f"{refusals[-1][1].reason}); their claims are unknown. Without their lines in {self.path} they are asked again"
+            )
         if failures:
             raise InputError(
                 f"{self.endpoint.model} at {self.endpoint.display_url} gave no usable reply to {len(failures)} of {len(questions)} "
@@ -104,17 +121,18 @@ class ClaimJudge:
             "model": self.endpoint.model,
             "question": question,
             "text": reply.text,
+            **({"refused": reply.reason} if reply.text is None else {}),
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,
         }
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, str | None]:
         """Read the replies on file, without a line that a killed run left torn."""
         if self._replies is None:
             rows = read_jsonl(self.path) if self.path.exists() else []
             if rows and not self.path.read_bytes().endswith(b"\n"):
                 write_atomic(self.path, "".join(map(json_line, rows)))
-            self._replies = {str(row.get("key")): str(row.get("text")) for row in rows}
+            self._replies = {str(row.get("key")): None if "refused" in row else str(row.get("text")) for row in rows}
         return self._replies
 
 

@@ -31,6 +31,8 @@ from mmrlhf.text.printable import printable
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that are worth a retry."""
+REFUSED_STATUS = (400, 413, 415, 422, 451)
+"""HTTP statuses of a request that the same server will refuse again."""
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
@@ -61,6 +63,11 @@ class Reply:
     output_tokens: int | None = None
     attempts: int = 1
     seconds: float = 0.0
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server refuses this very request, as a filter of images does."""
+        return self.status == "http" and self.reason.startswith(tuple(f"HTTP {status}:" for status in REFUSED_STATUS))
 
     @property
     def total_tokens(self) -> int:

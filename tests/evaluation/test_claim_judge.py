@@ -62,14 +62,31 @@ def test_claims_without_an_image_are_unknown_and_nothing_is_asked(tmp_path):
         assert not server.requests and not (tmp_path / "judgments.jsonl").exists()
 
 
+def test_refused_questions_are_unknown_and_not_asked_again(examples, tmp_path, capsys):
+    """A filter that dislikes a picture must not stop the others for good."""
+
+    def refuses_moons(request):
+        return (400, {"error": "no moons"}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
+
+    answer = AnswerClaims(examples[0].images, (), (RING, MOON))
+    with scripted_server(refuses_moons) as server:
+        for _ in range(2):
+            assert values(verdicts := judge(server, tmp_path)([answer])) == [["supported", "unknown"]]
+        assert len(server.requests) == 2 and "refuses the question 'Is there a moon" in verdicts[0][1].evidence
+        assert "refuses 1 of 2 questions (the last: HTTP 400: " in capsys.readouterr().out
+        with pytest.raises(InputError, match=r"gave no usable reply to 1 of 1 questions \(the last: HTTP 400"):
+            judge(server, tmp_path / "other")([AnswerClaims(examples[0].images, (), (MOON,))])
+        assert (tmp_path / "other" / "judgments.jsonl").read_text() == ""
+
+
 def test_failed_questions_stop_the_call_and_are_asked_again(examples, tmp_path):
     def fails_on_moons(request):
-        return (400, {"error": "no moons"}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
+        return (404, {"error": "no moons"}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
 
     answer = AnswerClaims(examples[0].images, (), (RING, MOON))
     with scripted_server(fails_on_moons) as server:
         with pytest.raises(
-            InputError, match=r"gave no usable reply to 1 of 2 questions \(the last: HTTP 400.*run the same command again"
+            InputError, match=r"gave no usable reply to 1 of 2 questions \(the last: HTTP 404.*run the same command again"
         ):
             judge(server, tmp_path)([answer])
         server.script[:] = [reply_to]
