@@ -145,7 +145,7 @@ def _train(
         if state.stopped:
             evaluation.num_steps = start_step
         evaluation.restore(start_step, tensors, numbers)
-    if state.was_started:
+    if state.was_ahead and start_step < evaluation.num_steps:
         state.started = start_rollout(config, accelerator, roles, engine, state.prompt_order, run.path, start_step)
     else:
         roles.sync_sampler()

@@ -206,7 +206,7 @@ def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
     with tempfile.TemporaryDirectory() as folder:
         failure_file, of_run = Path(folder) / FAILURE_FILE, Path(config.output_dir) / FAILURE_FILE
         try:
-            sample_and_score(config, roles, LocalEngine(roles.policy), numbered, saved.step - 1, failure_file)
+            sample_and_score(config, roles, LocalEngine(roles.sampler), numbered, saved.step - 1, failure_file)
         except NotFiniteError as error:
             raise NotFiniteError(str(error).replace(str(failure_file), str(of_run))) from None
 

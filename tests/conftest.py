@@ -65,6 +65,17 @@ def reward_dir(tiny_vlm_path, pairs, tmp_path_factory):
 
 
 @pytest.fixture
+def vllm_fake(tiny_vlm_path, examples, monkeypatch):
+    """A server with vLLM's protocol that knows `examples`; who is refused asks again at once."""
+    from mmrlhf.engine import vllm_server
+    from tests.helpers.fake_vllm import fake_vllm
+
+    monkeypatch.setattr(vllm_server, "FIRST_PAUSE", 0.01)
+    with fake_vllm(tiny_vlm_path, examples) as server:
+        yield server
+
+
+@pytest.fixture
 def live_pages():
     """Let runs write report.html, which most tests do without, because drawing takes time."""
 

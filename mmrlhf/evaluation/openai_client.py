@@ -31,13 +31,12 @@ from mmrlhf.text.printable import printable
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that are worth a retry."""
-REFUSED_STATUS = (400, 413, 415, 422, 451)
-"""HTTP statuses of a request that the same server will refuse again."""
+REFUSED = tuple(f"HTTP {status}:" for status in (400, 413, 415, 422, 451))
+"""How the reason begins of a request that the same server will refuse again."""
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
-"""Failures before the first success that end a run: then the server or the settings are wrong, not
-the questions."""
+"""Failures before the first success that end a run: the server or the settings are wrong then."""
 MAX_QUOTED_CHARS = 120
 """Characters of an unusable reply that a reason quotes."""
 MIN_SECRET_CHARS = 4
@@ -67,7 +66,7 @@ class Reply:
     @property
     def is_refused(self) -> bool:
         """Whether the server refuses this very request, as a filter of images does."""
-        return self.status == "http" and self.reason.startswith(tuple(f"HTTP {status}:" for status in REFUSED_STATUS))
+        return self.status == "http" and self.reason.startswith(REFUSED)
 
     @property
     def total_tokens(self) -> int:
@@ -250,8 +249,7 @@ def request_reply(
 
 
 def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) -> tuple[Reply, bool, float]:
-    """Return a reply, whether a retry may help, and how many seconds the server asks to wait before
-    it."""
+    """Return a reply, whether a retry may help, and the seconds to wait before it."""
     try:
         with client.stream("POST", f"{endpoint.base_url.rstrip('/')}/chat/completions", json=body) as response:
             content = _read_body(response, endpoint.timeout)

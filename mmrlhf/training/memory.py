@@ -220,6 +220,8 @@ def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBa
 
 def _image_features(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
     hidden_size, batch_size = int(model.config.get_text_config().hidden_size), config.per_device_train_batch_size
+    if isinstance(config, PPOConfig):
+        batch_size *= 1 + config.async_steps  # and the next step's
     num_bytes = batch_size * lengths.image * hidden_size * _bytes_per_value(config.dtype)
     return MemoryItem(
         "image features of a step",

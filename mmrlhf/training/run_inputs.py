@@ -135,6 +135,8 @@ class RunInputs:
         """Raise InputError if settings or inputs differ. Where contents are known, paths may."""
         if stage_of(saved) != stage_of(requested):
             raise InputError(f"{self.folder} holds a run of {stage_of(saved)}: give another --output_dir, or remove this one")
+        if "async_steps" in requested:
+            saved = {"async_steps": 0, **saved}  # which runs of version 0.3.0 lack
         saved_inputs = self._saved or {}
         known = {name for name in self.current if name in saved_inputs}
         if "images" in saved_inputs:

@@ -8,28 +8,18 @@ import httpx2
 import pytest
 import torch
 
-from mmrlhf.engine import vllm_features, vllm_http, vllm_requests
+from mmrlhf.engine import vllm_features, vllm_requests, vllm_server
 from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.scoring import in_micro_batches, logps
-from mmrlhf.engine.vllm_http import Server, VLLMServers
+from mmrlhf.engine.vllm_http import PreparedPrompt, VLLMServers
 from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.engine.vllm_server import Server
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import InputError
 from tests.helpers.fake_vllm import fake_vllm
 
 PARAMS = SamplingParams(8, 0.7, seed=3)
-
-
-@pytest.fixture
-def fake(tiny_vlm_path, examples):
-    with fake_vllm(tiny_vlm_path, examples) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(vllm_http, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -51,14 +41,14 @@ def save(policy, folder):
 
 
 def engine_of(vlm, *fakes, patience=0.2, **settings):
-    return VLLMServers(vlm, [Server(fake.url, patience) for fake in fakes], "policy-test", **settings)
+    return VLLMServers(vlm, [Server(vllm_fake.url, patience) for vllm_fake in fakes], "policy-test", **settings)
 
 
 # ---- versions ------------------------------------------------------------------------------------
 
 
-def test_each_version_has_its_name_and_the_old_one_is_unloaded(fake, policy, examples, tmp_path):
-    engine, prompts = engine_of(policy.vlm, fake), prompts_from_examples(policy.vlm, examples[:3])
+def test_each_version_has_its_name_and_the_old_one_is_unloaded(vllm_fake, policy, examples, tmp_path):
+    engine, prompts = engine_of(policy.vlm, vllm_fake), prompts_from_examples(policy.vlm, examples[:3])
     assert engine.policy_version == -1
     for version in (0, 1):
         change(policy, version)
@@ -67,48 +57,48 @@ def test_each_version_has_its_name_and_the_old_one_is_unloaded(fake, policy, exa
         sampled = engine.sample(prompts, 2, PARAMS)
         own = in_micro_batches(logps, policy, sampled)
         assert torch.allclose(own, sampled.logps_NT, atol=1e-5), version
-        assert {body["model"] for body in fake.generated[-3:]} == {f"policy-test-v{version}"} == set(fake.loaded)
+        assert {body["model"] for body in vllm_fake.generated[-3:]} == {f"policy-test-v{version}"} == set(vllm_fake.loaded)
         assert engine.sample(prompts, 2, PARAMS).texts == sampled.texts
     greedy = SamplingParams(8, 0.0)
     assert engine.sample(prompts, 1, greedy).texts == LocalEngine(policy).sample(prompts, 1, greedy).texts
     assert sampled.prompt_index_N.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(sampled.entropy_NT, -sampled.logps_NT)
     engine.close()
-    assert not fake.loaded
+    assert not vllm_fake.loaded
 
 
-def test_base_is_asked_for_without_an_adapter(fake, vlm, examples):
-    engine = engine_of(vlm, fake)
+def test_base_is_asked_for_without_an_adapter(vllm_fake, vlm, examples):
+    engine = engine_of(vlm, vllm_fake)
     engine.set_policy(0)
     engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
-    assert fake.generated[0]["model"] == "base"
+    assert vllm_fake.generated[0]["model"] == "base"
 
 
-def test_a_server_that_answers_with_another_version_is_refused(fake, policy, examples, tmp_path):
-    engine = engine_of(policy.vlm, fake)
+def test_a_server_that_answers_with_another_version_is_refused(vllm_fake, policy, examples, tmp_path):
+    engine = engine_of(policy.vlm, vllm_fake)
     engine.set_policy(4, save(policy, tmp_path / "v4"))
-    fake.answers_as = "policy-test-v3"
+    vllm_fake.answers_as = "policy-test-v3"
     with pytest.raises(EngineError, match=r"was asked for policy-test-v4 and answered as policy-test-v3: it must serve each"):
         engine.sample(prompts_from_examples(policy.vlm, examples[:1]), 1, PARAMS)
 
 
-def test_a_restarted_server_gets_the_adapter_again(fake, policy, examples, tmp_path):
-    engine, prompts = engine_of(policy.vlm, fake), prompts_from_examples(policy.vlm, examples[:3])
+def test_a_restarted_server_gets_the_adapter_again(vllm_fake, policy, examples, tmp_path):
+    engine, prompts = engine_of(policy.vlm, vllm_fake), prompts_from_examples(policy.vlm, examples[:3])
     engine.set_policy(0, save(policy, tmp_path / "v0"))
     before = engine.sample(prompts, 1, PARAMS)
-    fake.restart()
+    vllm_fake.restart()
     assert engine.sample(prompts, 1, PARAMS).texts == before.texts
-    fake.restart()
+    vllm_fake.restart()
     engine.set_policy(1, save(policy, tmp_path / "v1"))  # nothing there to unload
-    assert set(fake.loaded) == {"policy-test-v1"}
+    assert set(vllm_fake.loaded) == {"policy-test-v1"}
 
 
-def test_adapters_that_a_server_does_not_see_or_allow(fake, policy, tmp_path):
-    engine, adapter = engine_of(policy.vlm, fake), save(policy, tmp_path / "v0")
-    fake.sees_adapters = False
+def test_adapters_that_a_server_does_not_see_or_allow(vllm_fake, policy, tmp_path):
+    engine, adapter = engine_of(policy.vlm, vllm_fake), save(policy, tmp_path / "v0")
+    vllm_fake.sees_adapters = False
     with pytest.raises(EngineError, match=rf"finds no adapter at {adapter}: give an --output_dir that the server sees"):
         engine.set_policy(0, adapter)
-    fake.allows_adapters = False
+    vllm_fake.allows_adapters = False
     with pytest.raises(EngineError, match=r"HTTP 404: Not Found\): start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
         engine.set_policy(0, adapter)
 
@@ -136,11 +126,11 @@ def test_prompts_go_to_the_servers_in_turn(tiny_vlm_path, policy, examples, tmp_
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def test_pictures_go_as_features_under_the_feature_key(fake, vlm, examples, capsys):
-    engine, (prompt,) = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+def test_pictures_go_as_features_under_the_feature_key(vllm_fake, vlm, examples, capsys):
+    engine, (prompt,) = engine_of(vlm, vllm_fake), prompts_from_examples(vlm, examples[:1])
     engine.set_policy(0)
     engine.sample([prompt], 1, PARAMS)
-    (body,) = fake.generated
+    (body,) = vllm_fake.generated
     assert body["token_ids"] == prompt.token_ids.tolist() and "content_parts" not in body
     features = body["features"]
     assert features["mm_hashes"] == {"image": [f"{vlm.encoder.fingerprint}/{prompt.images[0].key}"]}
@@ -156,31 +146,31 @@ def test_pictures_go_as_features_under_the_feature_key(fake, vlm, examples, caps
     assert capsys.readouterr().out == "note: pictures go to the servers as features, and their towers do not run\n"
 
 
-def test_refused_features_become_pixels_with_one_note(fake, vlm, examples, capsys):
-    engine, prompts = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:3])
+def test_refused_features_become_pixels_with_one_note(vllm_fake, vlm, examples, capsys):
+    engine, prompts = engine_of(vlm, vllm_fake), prompts_from_examples(vlm, examples[:3])
     engine.set_policy(0)
-    fake.takes_features = False
+    vllm_fake.takes_features = False
     engine.sample(prompts, 1, PARAMS)
     engine.sample(prompts, 1, PARAMS)
     assert capsys.readouterr().out.count("note:") == 1
-    bodies = fake.generated[1:]
+    bodies = vllm_fake.generated[1:]
     assert len(bodies) == 6 and all("features" not in body for body in bodies)
     part = bodies[0]["content_parts"][0]
     image = examples[0].images[0]
     assert part["uuid"] == image.key and base64.b64decode(part["url"].partition("base64,")[2]) == image.read()
 
 
-def test_a_family_whose_features_vllm_does_not_take_sends_pixels(fake, vlm, examples, monkeypatch, capsys):
+def test_a_family_whose_features_vllm_does_not_take_sends_pixels(vllm_fake, vlm, examples, monkeypatch, capsys):
     monkeypatch.setattr(vllm_features, "FEATURE_LAYOUTS", {})
-    engine = engine_of(vlm, fake)
+    engine = engine_of(vlm, vllm_fake)
     engine.set_policy(0)
     engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
-    assert "content_parts" in fake.generated[0]
+    assert "content_parts" in vllm_fake.generated[0]
     assert "as pixels, which their towers encode again (vLLM takes no features of llava)" in capsys.readouterr().out
 
 
-def test_features_of_a_wrong_shape_are_not_sent(fake, vlm, examples):
-    engine, (prompt,) = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+def test_features_of_a_wrong_shape_are_not_sent(vllm_fake, vlm, examples):
+    engine, (prompt,) = engine_of(vlm, vllm_fake), prompts_from_examples(vlm, examples[:1])
     engine.set_policy(0)
     (features,) = prompt.image_features
     for levels in ([[features.levels[0][0][:8]]], [[features.levels[0][0][:, :64]]], [[features.levels[0][0]]] * 2):
@@ -188,26 +178,26 @@ def test_features_of_a_wrong_shape_are_not_sent(fake, vlm, examples):
             levels = [levels[0], [levels[1][0][:, :5]]]
         with pytest.raises(InputError, match=f"row {prompt.id}"):
             engine.sample([replace(prompt, image_features=(replace(features, levels=levels),))], 1, PARAMS)
-    assert not fake.generated
+    assert not vllm_fake.generated
 
 
 # ---- servers that fail ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("statuses", [[503, 502], [0], [429, 0, 504]])
-def test_a_server_that_comes_back_is_asked_again(fake, vlm, examples, statuses):
-    engine, prompts = engine_of(vlm, fake, patience=5), prompts_from_examples(vlm, examples[:2])
+def test_a_server_that_comes_back_is_asked_again(vllm_fake, vlm, examples, statuses):
+    engine, prompts = engine_of(vlm, vllm_fake, patience=5), prompts_from_examples(vlm, examples[:2])
     engine.set_policy(0)
     expected = engine.sample(prompts, 1, PARAMS)
-    fake.statuses = list(statuses)
-    assert engine.sample(prompts, 1, PARAMS).texts == expected.texts and not fake.statuses
+    vllm_fake.statuses = list(statuses)
+    assert engine.sample(prompts, 1, PARAMS).texts == expected.texts and not vllm_fake.statuses
 
 
-def test_a_server_that_stays_away_is_named(fake, vlm, examples):
-    engine = engine_of(vlm, fake)
+def test_a_server_that_stays_away_is_named(vllm_fake, vlm, examples):
+    engine = engine_of(vlm, vllm_fake)
     engine.set_policy(0)
-    fake.is_gone_after = 0
-    with pytest.raises(EngineError, match=rf"{fake.url} did not answer for 0.2 seconds \(it is gone\): start it again"):
+    vllm_fake.is_gone_after = 0
+    with pytest.raises(EngineError, match=rf"{vllm_fake.url} did not answer for 0.2 seconds \(it is gone\): start it again"):
         engine.sample(prompts_from_examples(vlm, examples[:2]), 1, PARAMS)
 
 
@@ -219,8 +209,10 @@ def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
         "index": 0, "token_ids": [7, 3], "finish_reason": "stop",
         "logprobs": {"content": [{"token_id": 7, "logprob": -0.5}, {"token_id": 3, "logprob": -1.0}]},
     }  # fmt: skip
-    reply = {"model": "m", "prompt_token_ids": prompt.token_ids.tolist(), "choices": [choice]}
-    (answer,) = engine._read(server, prompt, 1, PARAMS, reply)
+    token_ids = prompt.token_ids.tolist()
+    reply = {"model": "m", "prompt_token_ids": token_ids, "choices": [choice]}
+    prepared, params = PreparedPrompt(prompt, 0, token_ids, token_ids, None), {"n": 1, "max_tokens": 8}
+    (answer,) = engine._read(server, prepared, params, reply)
     assert (answer.token_ids, answer.logps, answer.is_finished) == ([7, 3], [-0.5, -1.0], True)
     for changes, message in (
         ({"prompt_token_ids": [1, 2]}, "reads row .* as 2 tokens"),
@@ -231,19 +223,19 @@ def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
         ({"choices": [choice | {"token_ids": [], "logprobs": {"content": []}}]}, "sends other than 1 answers"),
     ):
         with pytest.raises(EngineError, match=message):
-            engine._read(server, prompt, 1, PARAMS, reply | changes)
+            engine._read(server, prepared, params, reply | changes)
     for no_reply in ("Success", None, {"detail": "x"}):
         with pytest.raises(EngineError, match="sends no answers"):
-            engine._read(server, prompt, 1, PARAMS, no_reply)
+            engine._read(server, prepared, params, no_reply)
 
 
-def test_what_a_server_lacks_is_found_before_the_run(fake):
-    Server(fake.url, 0).check(4096)
+def test_what_a_server_lacks_is_found_before_the_run(vllm_fake):
+    Server(vllm_fake.url, 0).check(4096)
     with pytest.raises(EngineError, match="takes 4096 tokens, and max_length is 5000: start it with --max-model-len 5000"):
-        Server(fake.url, 0).check(5000)
-    fake.allows_adapters = False
+        Server(vllm_fake.url, 0).check(5000)
+    vllm_fake.allows_adapters = False
     with pytest.raises(EngineError, match="has no /v1/unload_lora_adapter: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
-        Server(fake.url, 0).check(1)
+        Server(vllm_fake.url, 0).check(1)
     with pytest.raises(EngineError, match=r"127.0.0.1:9 cannot be reached \(.*\): start the server, or correct the address"):
         Server("http://127.0.0.1:9", 0).check(1)
 
@@ -280,19 +272,19 @@ def test_patience_counts_from_the_first_failure(monkeypatch):
         return httpx2.Response(200, json={"ok": True})
 
     monkeypatch.setattr(server._client, "request", request)
-    monkeypatch.setattr(vllm_http.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(vllm_http.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(vllm_server.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(vllm_server.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     assert server.request("GET", "/x") == {"ok": True} and calls == [0.0, 3600.01]
 
 
-def test_a_passing_failure_does_not_turn_features_off(fake, vlm, examples):
-    engine, prompts = engine_of(vlm, fake), prompts_from_examples(vlm, examples[:1])
+def test_a_passing_failure_does_not_turn_features_off(vllm_fake, vlm, examples):
+    engine, prompts = engine_of(vlm, vllm_fake), prompts_from_examples(vlm, examples[:1])
     engine.set_policy(0)
-    fake.statuses = [500]
+    vllm_fake.statuses = [500]
     with pytest.raises(EngineError, match="HTTP 500"):
         engine.sample(prompts, 1, PARAMS)
     engine.sample(prompts, 1, PARAMS)
-    assert "features" in fake.generated[-1]
+    assert "features" in vllm_fake.generated[-1]
 
 
 # ---- requests ------------------------------------------------------------------------------------

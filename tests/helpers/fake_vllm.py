@@ -50,6 +50,8 @@ class FakeVLLM:
         self.max_model_len = 4096
         self.answers_as: str | None = None
         self.logp_shift = 0.0
+        self.gate: threading.Event | None = None
+        """What answers to `generate` wait for."""
 
     @property
     def generated(self) -> list[dict[str, Any]]:
@@ -62,6 +64,8 @@ class FakeVLLM:
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Return the status and the content of a reply; a status of 0 breaks the connection."""
+        if self.gate is not None and path == "/inference/v1/generate" and body:
+            self.gate.wait()
         with self.lock:
             self.requests.append((path, body))
             if path == "/v1/models":

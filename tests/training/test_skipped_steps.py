@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
-from mmrlhf.engine.vllm_http import Refused
 from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.engine.vllm_server import Refused
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, check_finite, is_finite

@@ -15,7 +15,8 @@ pytest.importorskip("vllm", reason="needs vLLM: `make test-engine` installs it i
 
 from scipy import stats
 
-from mmrlhf.engine.vllm_http import Server, VLLMServers
+from mmrlhf.engine.vllm_http import VLLMServers
+from mmrlhf.engine.vllm_server import Server
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load

@@ -12,9 +12,10 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.engine import vllm_http
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine
+from mmrlhf.engine.vllm_http import VLLMServers
 from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.engine.vllm_server import Server
 from mmrlhf.models.processes import broadcast_object_list
 from mmrlhf.records import InputError
 from mmrlhf.training.ppo.roles import PPORoles
@@ -50,8 +51,8 @@ def _start(config: PPOConfig, accelerator: Accelerator, roles: PPORoles) -> Roll
     # New in every process that trains: a server keeps the weights that it has under a name.
     name = broadcast_object_list([f"policy-{secrets.token_hex(4)}"])[0]
     if config.server_urls:
-        servers = [vllm_http.Server(url, config.vllm_server_timeout) for url in config.server_urls]
-        return vllm_http.VLLMServers(roles.vlm, servers, name, accelerator.process_index, accelerator.num_processes)
+        servers = [Server(url, config.vllm_server_timeout) for url in config.server_urls]
+        return VLLMServers(roles.vlm, servers, name, accelerator.process_index, accelerator.num_processes)
     from mmrlhf.engine.vllm_local import VLLMEngine
 
     return VLLMEngine.start(
@@ -77,7 +78,7 @@ def check_engine(config: PPOConfig, num_processes: int) -> None:
             "rollout_engine vllm: vLLM is not installed here: install it, or start a server elsewhere (docs/engines.md)"
         )
     for url in config.server_urls:
-        server = vllm_http.Server(url, patience=0)
+        server = Server(url, patience=0)
         try:
             server.check(config.max_length)
         finally:

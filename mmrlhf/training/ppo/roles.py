@@ -71,19 +71,20 @@ class PPORoles:
         return self.sampler is not self.policy
 
     def sync_reference(self) -> None:
-        """Copy the policy's weights into the reference."""
+        """Copy the sampler's weights into the reference: the next answers have a KL of 0."""
         assert self.syncs_reference
-        self._copy_policy_to(self.reference)
+        _copy_weights(self.sampler, self.reference)
 
     def sync_sampler(self) -> None:
         """Copy the policy's weights into the sampler, if that is not the policy itself."""
         if self.has_own_sampler:
-            self._copy_policy_to(self.sampler)
+            _copy_weights(self.policy, self.sampler)
 
-    @torch.no_grad()
-    def _copy_policy_to(self, role: Role) -> None:
-        for own, policy in zip(role.parameters(), self.policy.parameters(), strict=True):
-            own.copy_(policy)
+
+@torch.no_grad()
+def _copy_weights(source: Role, target: Role) -> None:
+    for own, other in zip(target.parameters(), source.parameters(), strict=True):
+        own.copy_(other)
 
 
 def load_roles(

@@ -94,7 +94,7 @@ def start_rollout(
     numbered = list(StepPrompts(config, accelerator, prompt_order).take_all().values())
     try:
         publish_sampler(config, accelerator, roles, engine, run_dir, step - 1)
-        wait = engine.start(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
+        wait = engine.start_sampling(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
     except EngineError as error:
         wait = partial(_fail, error)
     return StartedRollout(position, numbered, wait, step - 1)

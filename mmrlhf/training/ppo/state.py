@@ -23,8 +23,8 @@ class PPOState:
     """The state of a ppo run after some steps; the evaluation and the run's files have their own.
 
     `kl` is the last step's KL to the reference, in nats per answer; `stopped` says why the run ends
-    early, and is empty if it does not. `started` are the next step's answers, if they are sampled
-    already; `was_started` says that they were when the checkpoint was saved that the run resumes.
+    early, and is empty if it does not. `started` are the next step's answers, if servers sample
+    them already; `was_ahead` says that they did at the checkpoint that the run resumes.
     """
 
     roles: PPORoles
@@ -35,7 +35,7 @@ class PPOState:
     kl: float | None = None
     stopped: str = ""
     started: StartedRollout | None = None
-    was_started: bool = False
+    was_ahead: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that change and the optimiser's state, for a checkpoint."""
@@ -49,7 +49,7 @@ class PPOState:
             "kl_controller": self.kl_controller.state(),
             "rewards": self.roles.aggregation.state(),
             "position": self.prompt_order.position if self.started is None else self.started.position,
-            "was_started": self.started is not None,
+            "is_ahead": self.started is not None,
             "stopped": self.stopped,
             **self.skipped_steps.state(),
         }
@@ -64,7 +64,7 @@ class PPOState:
         self.kl_controller.load_state(numbers.get("kl_controller", {}))
         self.prompt_order.position = numbers.get("position", position)
         self.stopped = numbers.get("stopped", "")
-        self.was_started = numbers.get("was_started", False)
+        self.was_ahead = numbers.get("is_ahead", False)
         self.skipped_steps.restore(numbers)
         for role in self.roles.changing:
             role.load_state_dict(tensors)

@@ -48,8 +48,9 @@ def update_roles(
             attempt.batch["minibatch"] = torch.tensor(own, dtype=torch.long)
             attempt.rows = [*rollout.numbered_rows, *(ptx.rows if ptx is not None else ())]
             update = update_minibatch(
-                config, accelerator, optimizer, roles, batch.select(own), len(group), ptx, attempt, is_first=not updates
-            )
+                config, accelerator, optimizer, roles, batch.select(own), len(group), ptx, attempt,
+                has_sampled=not updates and rollout.policy_version == step,
+            )  # fmt: skip
             updates.append(update)
     return updates
 
@@ -64,12 +65,12 @@ def update_minibatch(
     ptx: PTXBatch | None,
     attempt: Attempt,
     *,
-    is_first: bool,
+    has_sampled: bool,
 ) -> dict[str, float]:
     """Take an optimiser step on this process's share of `num_prompts`; return its metrics.
 
-    Before the first one of a step, sampling and scoring must agree, if the policy itself sampled.
-    Raises NotFiniteError, on all processes, before it changes anything.
+    `has_sampled` says that the answers are from the policy as it is, so that sampling and scoring
+    must agree. Raises NotFiniteError, on all processes, before it changes anything.
     """
     num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
     if not num_tokens:
@@ -89,7 +90,7 @@ def update_minibatch(
     }
     update = sum_over_processes(sums)
     check_loss(total_loss(update))
-    if is_first and config.dtype == "float32" and not config.async_steps:
+    if has_sampled and config.dtype == "float32":
         check_first_ratio(update["val/ratio"])
     parameters = [p for role in roles.trained for p in role.parameters()]
     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
