@@ -272,6 +272,7 @@ def test_patience_counts_from_the_first_failure(monkeypatch):
         return httpx2.Response(200, json={"ok": True})
 
     monkeypatch.setattr(server._client, "request", request)
+    monkeypatch.setattr(vllm_server, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(vllm_server.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(vllm_server.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     assert server.request("GET", "/x") == {"ok": True} and calls == [0.0, 3600.01]
