@@ -61,6 +61,10 @@ class ImageFeatures:
 
         return replace(self, levels=[[move(u) for u in level] for level in self.levels])
 
+    def clone(self) -> ImageFeatures:
+        """Return the features in memory that this thread allocates."""
+        return replace(self, levels=[[unit.clone() for unit in level] for level in self.levels])
+
 
 @dataclass
 class CacheCounters:

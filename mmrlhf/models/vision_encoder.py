@@ -223,7 +223,8 @@ class Encoder:
         for encoded_chunk in map_ahead(
             num_workers, encode_chunk, [items[i : i + chunk_size] for i in range(0, len(items), chunk_size)]
         ):
-            yield from encoded_chunk
+            # Small features among a worker's temporary memory would leave gaps that are never returned.
+            yield from ((key, features.clone()) for key, features in encoded_chunk)
 
     def _encode_gpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
         """Encode on a GPU in large batches.
