@@ -223,7 +223,7 @@ class Encoder:
         for encoded_chunk in map_ahead(
             num_workers, encode_chunk, [items[i : i + chunk_size] for i in range(0, len(items), chunk_size)]
         ):
-            # Small features among a worker's temporary memory would leave gaps that are never returned.
+            # Small features among a worker's temporary memory leave gaps that are never returned.
             yield from ((key, features.clone()) for key, features in encoded_chunk)
 
     def _encode_gpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
