@@ -127,7 +127,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # all of this machine's addresses, none of which is this one
+    if host in ("0.0.0.0", "::"):  # all of this machine's addresses, and none that others could open
         host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

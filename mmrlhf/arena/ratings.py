@@ -130,7 +130,7 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
 def expanded_tail(num_clusters: int) -> float:
     """Return the share of resamples to leave out on each side of a 95% interval.
 
-    It is 2.5% for many clusters, and less for few, of which resamples vary too little: then the
+    It is 2.5% for many clusters, and less for few, whose resamples vary too little: then the
     interval is as wide as Student's (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
     """
     if num_clusters < 2:

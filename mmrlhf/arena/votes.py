@@ -27,7 +27,7 @@ class Ballots:
     people: Scores
     judges: Mapping[str, Scores]
     num_unusable: Mapping[str, int]
-    """By judge, tasks of which a reply is missing or cannot be used."""
+    """By judge, tasks that lack a usable reply."""
 
     def votes(self, scores: Scores) -> list[Vote]:
         """Return scores as votes on models. A task that several pairs of models share gives a vote

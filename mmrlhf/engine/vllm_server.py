@@ -28,7 +28,7 @@ CONNECT_TIMEOUT, ANSWER_TIMEOUT = 10.0, 3600.0
 REQUESTS_PER_SERVER = 64
 """Requests in flight at a time; a server batches them."""
 CLOSE_TIMEOUT = 5.0
-"""Seconds to wait for a server that is told that the run has ended."""
+"""Seconds to wait when a run ends and unloads its adapter."""
 MAX_QUOTED_CHARS = 200
 START_AGAIN = "start it as docs/engines.md shows"
 

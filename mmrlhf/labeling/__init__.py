@@ -18,5 +18,5 @@ app            the routes
 results        labels of a store as votes, preferences, claims and facts
 agreement      Krippendorff's alpha, gold questions, sides and speed
 export         labels written to files
-lead_report    the report for whoever runs a labelling
+lead_report    the report for the person who runs a labelling
 """

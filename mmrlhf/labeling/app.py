@@ -86,7 +86,8 @@ async def _post(handle: Callable[[Request, Mapping[str, str]], Response], reques
     except StorageError as error:
         print(f"error: {error}: make room", flush=True)
         return _refused(
-            request, Refusal(507, "nothing was saved, because the server cannot write: tell whoever runs it, and save again")
+            request,
+            Refusal(507, "nothing was saved, because the server cannot write: tell the person who runs it, and save again"),
         )
 
 
@@ -128,7 +129,7 @@ class _Handlers:
         try:
             shown = self.assignments.current(annotator)
         except StorageError:
-            raise Refusal(507, "the server cannot write: tell whoever runs it, and load the page again") from None
+            raise Refusal(507, "the server cannot write: tell the person who runs it, and load the page again") from None
         person = self._person(annotator)
         return HTMLResponse(self.pages.nothing_left(person) if shown is None else self.pages.task(shown, person))
 

@@ -1,4 +1,4 @@
-"""The report for whoever runs a labelling: a page and a table."""
+"""The report for the person who runs a labelling: a page and a table."""
 
 from __future__ import annotations
 

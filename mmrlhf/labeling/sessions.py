@@ -1,7 +1,7 @@
 """Who an annotator is: a pseudonym, a code to come back with, and a signed cookie.
 
-A pseudonym belongs to whoever took it first. Their code, which only their own page shows, lets them
-in from another browser. Cookies are signed with a secret of the store, so that they outlive a
+A pseudonym belongs to the person who took it first. A code, which only their own page shows, lets
+them in from another browser. Cookies are signed with a secret of the store, so that they outlive a
 restart of the server.
 """
 

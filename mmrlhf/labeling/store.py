@@ -144,7 +144,7 @@ class Store:
                 db.execute("INSERT INTO settings VALUES ('secret', ?)", (secrets.token_hex(32),))
 
     def close(self) -> None:
-        """Close the file, whose content is then in it alone, not in SQLite's log beside it."""
+        """Close the file; its content is then in it alone, not also in SQLite's log."""
         with self._lock:
             self._db.close()
 

@@ -68,7 +68,7 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
         counts = ", ".join(f"{count:,} in the {part}" for part, count in num_weights.items() if count)
         print(
             f"note: the adapter trains {counts}; the feature cache holds the base's features, so every forward pass under the "
-            "adapter encodes its images anew"
+            "adapter encodes its images again"
         )
 
 

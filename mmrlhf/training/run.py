@@ -336,7 +336,7 @@ class Run:
         self.console.print(Text(f"warning: step {step}: {name}: {text}", "yellow"), soft_wrap=True)
 
     def refresh_report(self, *, is_final: bool = False) -> None:
-        """Write report.html anew, if the last time is long enough ago or `is_final`."""
+        """Write report.html again, if the last time is long enough ago or `is_final`."""
         if self.main_process and (problem := self._page.refresh(is_final=is_final)):
             self.print(f"note: {self.path / 'report.html'} is not refreshed: {problem}")
 

@@ -199,7 +199,7 @@ def _log_table(tracker: GeneralTracker, *, step: int, folder: Path, title: str, 
 
 
 def _log_to_tensorboard(tracker: GeneralTracker, step: int, folder: Path, title: str, columns: Sequence[str], rows: Rows) -> None:
-    """Log a Markdown table, and the images by row beside it."""
+    """Log a Markdown table, and the images by row."""
     shown = [name for name in columns if name != "images"]
     lines = ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
     for row in rows:

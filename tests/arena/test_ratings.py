@@ -77,7 +77,7 @@ def test_the_fit_is_that_of_a_general_optimiser_with_style():
 
 
 def test_style_control_removes_what_length_bought():
-    """Two equal models, of which one writes more, before voters who like length."""
+    """Two equal models, one of them wordier, before voters who like length."""
     rng = np.random.default_rng(2)
     votes = []
     for number in range(2000):

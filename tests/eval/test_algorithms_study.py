@@ -79,7 +79,7 @@ def test_adaptive_kl_is_trained_on_the_same_number_of_answers(load_study, world,
 
 
 def test_share_of_steps_whose_mean_is_near_the_target(load_study):
-    """Of 30 steps, warm-up are 10; means of ten end at steps 10 to 30, of which 21 count."""
+    """The first 10 of 30 steps are warm-up; the 21 means of ten that end after it count."""
     held_share = load_study("algorithms_training").held_share
     assert held_share([1.0] * 30, 1.0)["held_share"] == 1
     assert held_share([1.6] * 30, 1.0)["held_share"] == 0 == held_share([0.6] * 30, 1.0)["held_share"]

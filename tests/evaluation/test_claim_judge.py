@@ -33,7 +33,7 @@ def test_each_claim_is_a_question_with_the_image(examples, tmp_path):
     with scripted_server(reply_to) as server:
         claims = (RING, MOON, NO_MOON, Claim("object", "star"))
         verdicts = judge(server, tmp_path)([AnswerClaims(examples[0].images, (), claims)])
-    # "No moon" is asked as "a moon", whose reply is turned round.
+    # "No moon" is asked as "a moon", and the reply is negated.
     assert values(verdicts) == [["supported", "contradicted", "supported", "unknown"]]
     assert [verdict.claim for verdict in verdicts[0]] == list(claims)
     assert len(server.requests) == 3

@@ -17,7 +17,7 @@ def labelled(
     utility: float, words: int = 3, true_utility: float | None = None, row: int = 0, number: int = 0, text: str = "",
     unusable: str = "", value: str = SUPPORTED,
 ) -> LabelledAnswer:  # fmt: skip
-    """Return an answer of so many words, with one claim. Different numbers have different words."""
+    """Return an answer of this many words, with one claim; another number has other words."""
     answer = text or " ".join([f"w{number}"] * words)
     sampled = SampledAnswer(row, number, answer, len(answer.split()), unusable)
     return LabelledAnswer(sampled, (verdict(value),), 0, 0.0, None, utility, true_utility)

@@ -11,7 +11,7 @@ from tests.rewards.test_ledger import make_sample
 
 
 def rewards(*terms):
-    """Return an answer's rewards, the weights of which are 1."""
+    """Return an answer's rewards, all of weight 1."""
     values = {f"t{i}": value for i, value in enumerate(terms)}
     return RewardBreakdown(values, {}, dict(values), dict.fromkeys(values, 1.0))
 

@@ -68,9 +68,9 @@ def is_right(comparison: Comparison) -> bool:
 def agreement(comparisons: Sequence[Comparison]) -> dict[str, Proportion]:
     """Return how often labels agree with the truth: where it is untied, and where it is clear.
 
-    Of comparisons that the labels decide: in a tie, the better one is but the one sampled first.
+    Of comparisons that the labels decide: in a tie, the better one is just the one sampled first.
     It is clear where the true utilities differ by at least TRUE_GAP. `tied` is the share of
-    comparisons that are truly ties, of which a label says too much.
+    comparisons that are truly ties, where any label says too much.
     """
     known = [comparison for comparison in comparisons if comparison.gap > 0 and comparison.true_gap is not None]
     return {

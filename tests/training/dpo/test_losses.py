@@ -33,7 +33,7 @@ def test_robust_is_unbiased_under_flipped_labels():
     # (0.9 log 4/3 - 0.1 log 4) / 0.8
     expected = (0.9 * math.log(4 / 3) - 0.1 * math.log(4)) / 0.8
     assert losses.robust(THREE, 1.0, 0.1).item() == pytest.approx(expected)
-    # Its mean over labels of which a tenth is flipped is the loss on the true ones.
+    # Its mean over labels, a tenth of them flipped, is the loss on the true ones.
     mean = 0.9 * losses.robust(THREE, 1.0, 0.1) + 0.1 * losses.robust(-THREE, 1.0, 0.1)
     assert mean.item() == pytest.approx(math.log(4 / 3), rel=1e-5)
 
