@@ -40,7 +40,8 @@ JUDGED = ("best_of_n", "rft", "rft3", "grpo", "rloo", "ppo", "ppo_dense")
 """Methods that the reward model scores answers for."""
 STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rft", "rft3", "sft_chosen"), ("learning_rate", (2e-4, 5e-4, 1e-3))),
-    **dict.fromkeys(("dpo", "ddpo"), ("beta", (0.05, 0.1, 0.3))),
+    "dpo": ("beta", (0.1, 0.3, 1.0)),
+    "ddpo": ("beta", (1.0, 3.0, 10.0)),
     **dict.fromkeys(("grpo", "rloo", "ppo", "ppo_dense"), ("kl_coef", (0.1, 0.3, 1.0))),
 }
 """The setting that decides how far each trained method goes, and the values that are tried."""
@@ -52,7 +53,8 @@ NO_CRITIC = {"critic_learning_rate": None, "cliprange_value": 0.2, "vf_coef": 0.
 RFT_GENERATIONS = 8
 NUM_GENERATIONS = 4
 CORRECTION_WEIGHT = 5.0
-"""`changed_token_weight` of DDPO, as in RLHF-V."""
+"""`changed_token_weight` of DDPO, as in RLHF-V, whose log-probs are also divided by the weighted
+length: its betas are larger than DPO's."""
 LORA = {"tuning": "lora", "lora_r": 16, "lora_alpha": 32.0}
 
 
@@ -227,7 +229,8 @@ def _dpo(world: World, method: str, labels: int, name: str, change: Mapping[str,
     rows = labelled_pairs(world, labels)
     overrides = {"model_name_or_path": experiment.sft_path, "num_train_epochs": passes(labels), **change}
     if method == "ddpo":
-        rows, overrides["changed_token_weight"] = corrected_pairs(rows, experiment.data_config), CORRECTION_WEIGHT
+        rows = corrected_pairs(rows, experiment.data_config)
+        overrides |= {"changed_token_weight": CORRECTION_WEIGHT, "loss_type": "sigmoid_norm"}
     config = load_config(DPOConfig, find("configs", "demo/dpo"), overrides | _own(experiment, directory))
     return str(dpo(config, [replace(row, facts=()) for row in rows]))
 
