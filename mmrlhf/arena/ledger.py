@@ -16,9 +16,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.files.rows import preview
 from mmrlhf.labeling.store import BUSY_SECONDS, StorageError, Store
 from mmrlhf.labeling.tasks import Task
-from mmrlhf.records import ImageSource, Message
+from mmrlhf.records import ImageSource, InputError, Message
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS arena_pairs (
@@ -90,6 +91,14 @@ def pair_of(task: Task, category: str) -> Pair:
     return Pair(task.digest, question_key(task.images, task.prompt), category, lower, upper)
 
 
+def changed_model(name: str, change: str) -> InputError:
+    """Return the error for a name that stands for another model than in the votes there are."""
+    return InputError(
+        f"{name} {change} than in output_file, whose votes are counted by name: call the new one otherwise, NEW_NAME=SOURCE, or give "
+        "another --output_file"
+    )
+
+
 class Ledger:
     """The arena's tables in a file of votes. Threads may share it; each call is one transaction."""
 
@@ -127,6 +136,23 @@ class Ledger:
                 return self._db.execute(statement, values).fetchall()
             except sqlite3.Error as error:
                 raise StorageError(f"{self.path} could not be read ({error})") from None
+
+    def check_same_answers(self, tasks: Sequence[Task], pairs: Sequence[Pair]) -> None:
+        """Raise InputError if a model that is there answers a question otherwise than it did.
+
+        Votes are counted by name, and must not be about two models.
+        """
+        contents = self._read("SELECT digest, content FROM tasks")
+        answers = {digest: sorted(json.loads(content)["answers"]) for digest, content in contents}
+        known: dict[tuple[str, str], str] = {}
+        for pair in (pair for group in self.pairs().values() for pair in group if pair.digest in answers):
+            known |= zip(((pair.question, pair.lower), (pair.question, pair.upper)), answers[pair.digest], strict=True)
+        for task, pair in zip(tasks, pairs, strict=True):
+            for model, answer in zip((pair.lower, pair.upper), sorted(task.answers), strict=True):
+                if known.get((pair.question, model), answer) != answer:
+                    raise changed_model(
+                        model, f"has another answer to row {preview(task.name.rpartition('-')[0].rpartition('-')[0])}"
+                    )
 
     def add_pairs(self, store: Store, tasks: Sequence[Task], pairs: Sequence[Pair]) -> int:
         """Add pairs and their tasks, and return how many tasks are new.

@@ -9,6 +9,7 @@ nobody.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import sys
 import threading
@@ -17,9 +18,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
 
 from mmrlhf.arena.kept_answers import Contestant, draw_order, make_task, parse_words, read_answers, why_unfit
-from mmrlhf.arena.ledger import Ledger, Void, pair_of, question_key
+from mmrlhf.arena.ledger import Ledger, Void, changed_model, pair_of, question_key
 from mmrlhf.config import ArenaConfig
 from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
 from mmrlhf.labeling.store import StorageError, Store
@@ -28,6 +31,16 @@ from mmrlhf.text.printable import printable
 
 Ask = Callable[[Example], str]
 """Returns a model's answer to a question. Raises InputError, or whatever a failing model raises."""
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A model that answers. `weights` is a hash of them, "" for what is not in this process."""
+
+    ask: Ask
+    weights: str = ""
+
+
 MAX_VOIDS = 3
 """Void votes after which a pair is not asked again."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -161,18 +174,32 @@ class Producer:
 
 
 @contextlib.contextmanager
-def opened(contestants: Sequence[Contestant], config: ArenaConfig) -> Iterator[dict[str, Ask]]:
-    """Yield a function for each contestant that asks it. Raises InputError if one is unusable."""
+def opened(contestants: Sequence[Contestant], config: ArenaConfig) -> Iterator[dict[str, LiveModel]]:
+    """Yield the contestants as models to ask. Raises InputError if one is unusable."""
     with contextlib.ExitStack() as stack:
-        asks: dict[str, Ask] = {}
+        models: dict[str, LiveModel] = {}
         for number, contestant in enumerate(contestants):
             if contestant.is_kept:
-                asks[contestant.name] = _ask_file(contestant, config)
+                models[contestant.name] = LiveModel(_ask_file(contestant, config))
             elif is_url(contestant.source):
-                asks[contestant.name] = _ask_server(contestant, config)
+                models[contestant.name] = LiveModel(_ask_server(contestant, config))
             else:
-                asks[contestant.name] = stack.enter_context(_policy(contestant, config, config.seed + number))
-        yield asks
+                models[contestant.name] = stack.enter_context(_policy(contestant, config, config.seed + number))
+        yield models
+
+
+def check_same_weights(store: Store, models: Mapping[str, LiveModel]) -> None:
+    """Remember the weights of models; raise InputError for a name that had others before.
+
+    Votes are counted by name, and must not be about two models.
+    """
+    for name, model in models.items():
+        if not model.weights:
+            continue
+        known = store.setting(f"weights of {name}")
+        if known and known != model.weights:
+            raise changed_model(name, "has other weights")
+        store.set_setting(f"weights of {name}", model.weights)
 
 
 def _ask_file(contestant: Contestant, config: ArenaConfig) -> Ask:
@@ -204,7 +231,7 @@ def _ask_server(contestant: Contestant, config: ArenaConfig) -> Ask:
 
 
 @contextlib.contextmanager
-def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[Ask]:
+def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[LiveModel]:
     from mmrlhf.engine.rollout import generate_batches
     from mmrlhf.engine.sampling import SamplingParams
     from mmrlhf.models.policy import load_policy
@@ -220,4 +247,5 @@ def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[
             ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)
             return texts[0]
 
-        yield ask
+        adapter = Path(adapter_path, "adapter_model.safetensors") if adapter_path is not None else None
+        yield LiveModel(ask, vlm.fingerprint + (hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter else ""))

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmrlhf.arena.judge import judge_pairs
 from mmrlhf.arena.kept_answers import Contestant, make_pairs, parse_contestants, parse_words, read_answers, read_categories
 from mmrlhf.arena.ledger import Ledger, Pair
-from mmrlhf.arena.live import Producer, opened
+from mmrlhf.arena.live import Producer, check_same_weights, opened
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.files.atomic import refuse_output_file
@@ -51,12 +51,14 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
         consent=config.consent, host=config.host, port=config.port,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        asks = stack.enter_context(opened(contestants, config)) if is_live else {}
+        models = stack.enter_context(opened(contestants, config)) if is_live else {}
         store, ledger = stack.enter_context(opened_votes(output, create=True))
         if contestants and not is_live:
+            ledger.check_same_answers(*kept)
             print(f"{output}: {ledger.add_pairs(store, *kept)} new pairs")
         if is_live:
-            producer = Producer(store, ledger, questions, asks, config)
+            check_same_weights(store, models)
+            producer = Producer(store, ledger, questions, {name: model.ask for name, model in models.items()}, config)
             stack.callback(producer.close)
             producer.wait_for_a_pair()
         yield stack.enter_context(serving_labels(label_config))
@@ -96,6 +98,7 @@ def judge_arena(config: ArenaJudgeConfig) -> None:
         )
     kept = kept_pairs(contestants, config) if contestants else ([], [])
     with opened_votes(Path(config.output_file), create=bool(contestants)) as (store, ledger):
+        ledger.check_same_answers(*kept)
         print(f"{config.output_file}: {ledger.add_pairs(store, *kept)} new pairs")
         judge_pairs(store, ledger, config)
 

@@ -3,12 +3,15 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, parse_words, read_answers, read_categories
 from mmrlhf.arena.ledger import question_key
+from mmrlhf.arena.serve import judge_arena, serving_arena
 from mmrlhf.arena.votes import read_ballots
+from mmrlhf.config import ArenaConfig, ArenaJudgeConfig
 from mmrlhf.records import InputError, Message
 from tests.arena.conftest import kept
 
@@ -118,3 +121,24 @@ def test_the_key_of_a_question_is_what_it_asks():
     prompts = [(Message("user", text),) for text in ("What?", "Where?", "What?")]
     first, second, again = (question_key((), prompt) for prompt in prompts)
     assert first == again != second
+
+
+def test_a_model_that_changed_needs_another_name(make_arena, write_answers):
+    """More questions are welcome; another answer to a known one is another model's."""
+    one, two = write_answers("one", kept("one", 4)), write_answers("two", kept("two", 4))
+    store, _ = make_arena(one, two)
+    config = ArenaConfig(output_file=str(store.path), models=f"{one},{two}", port=0)
+    write_answers("one", kept("one", 6))
+    write_answers("two", kept("two", 6))
+    with serving_arena(config):
+        assert len(store.task_entries()) == 6
+    write_answers("two", [*kept("two", 5), "A circle."])
+    for start in (lambda: serving_arena(config).__enter__(), lambda: judge_arena(judge_config(store, f"{one},{two}"))):
+        with pytest.raises(InputError, match=r"^two has another answer to row .?q5.? than in output_file.*NEW_NAME=SOURCE"):
+            start()
+    with serving_arena(replace(config, models=f"{one},two_b={two}")):
+        assert len(store.task_entries()) == 6 + 1  # the five equal answers share their tasks
+
+
+def judge_config(store, models):
+    return ArenaJudgeConfig(output_file=str(store.path), models=models, judge="http://127.0.0.1:9/v1", judge_model="j")

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from mmrlhf.arena.kept_answers import read_answers
 from mmrlhf.arena.ledger import Ledger
@@ -231,3 +234,23 @@ def test_the_pairs_left_are_those_of_the_voter_with_the_fewest(write_answers, ma
     answer = re.search(r'name="answer" value="(\d+)"', event)[1]
     heron.client.post("/undo", data=heron.fields | {"answer": answer})
     assert ledger.fewest_left(2) == 3  # the skip is taken back
+
+
+def test_a_policy_with_other_weights_needs_another_name(questions, tiny_vlm_path, vlm, tmp_path):
+    other = shutil.copytree(tiny_vlm_path, tmp_path / "other")
+    with torch.no_grad():
+        for parameter in vlm.model.parameters():
+            parameter.mul_(1.01)
+    vlm.model.save_pretrained(other)
+    config = ArenaConfig(
+        output_file=str(tmp_path / "votes.db"), models=f"one={tiny_vlm_path},two={tiny_vlm_path}", dataset_name=questions[1],
+        temperature=1.0, response_length=8, ahead=1, port=0,
+    )  # fmt: skip
+    for _ in range(2):
+        with serving_arena(config):
+            pass
+    with (
+        pytest.raises(InputError, match=r"^two has other weights than in output_file, whose votes are counted by name"),
+        serving_arena(replace(config, models=f"one={tiny_vlm_path},two={other}")),
+    ):
+        pass
