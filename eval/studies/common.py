@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -94,8 +95,20 @@ def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) ->
     if num_workers == 1:
         torch.set_num_threads(1)
         return [run(task) for task in tasks]
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         return list(pool.map(run, tasks))
+
+
+def _begin_worker(study_pid: int) -> None:
+    """Use one core; end when the study ends, also if it was killed: the next one needs the cores."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == study_pid:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def claim_settings(directory: Path, settings: Mapping[str, Any]) -> None:
