@@ -100,7 +100,7 @@ def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) ->
 
 
 def _begin_worker(study_pid: int) -> None:
-    """Use one core; end when the study ends, also if it was killed: the next one needs the cores."""
+    """Use one core; end with the study, also if it was killed: the next one needs the cores."""
     torch.set_num_threads(1)
 
     def watch() -> None:
