@@ -21,7 +21,6 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load
 from mmrlhf.scenes import export_dataset
-from tests.helpers.fake_server import free_port
 from tests.helpers.vllm_models import NO_TOWER, vllm_server
 from tests.with_vllm import checks
 
@@ -31,6 +30,8 @@ MAX_DIFFERENCE = 1e-4
 SERVED = {"llava": NO_TOWER, "qwen2_5_vl": NO_TOWER, "qwen3_vl": ()}
 """Families whose features a server takes, with its options: Qwen3-VL needs its tower."""
 SEEDS, STEPS = 5, 30
+FSDP2_ON_A_CPU = {"ACCELERATE_USE_CPU": "1", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` sets, and that the processes use gloo."""
 
 
 def in_process(*arguments: str | Path) -> object:
@@ -100,20 +101,19 @@ def test_runs_on_a_server_earn_the_rewards_of_local_runs(local_runs, tiny_vlm_pa
 
 
 def test_two_processes_with_a_base_in_shards_train_on_a_server(tmp_path):
-    """The command line for FSDP2, on gloo: PPO with a critic, in step with its server and ahead."""
+    """The command line with FSDP2 on gloo: PPO with a critic, in step with its server and ahead."""
     export_dataset(str(tmp_path / "data"), 16)
     with vllm_server(checks.BASE, tmp_path / "log", *NO_TOWER) as url:
         for async_steps, versions in (("0", [0, 1, 2, 3]), ("1", [0, 0, 1, 2])):
             out = tmp_path / async_steps
             launched = subprocess.run(
-                [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--use_fsdp", "--fsdp_version", "2",
-                 "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "mmrlhf", "ppo",
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mmrlhf", "ppo",
                  "--model_name_or_path", checks.BASE, "--dataset_name", str(tmp_path / "data" / "prompts.jsonl"),
                  "--output_dir", str(out), "--rollout_engine", url, "--async_steps", async_steps, "--max_length", "512",
                  "--reward_terms", "hallucination=1, coverage=1", "--response_length", "24", "--num_generations", "2",
                  "--per_device_train_batch_size", "2", "--max_steps", "4", "--lora_r", "8", "--num_sample_generations", "0"],
                 capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+                env=os.environ | FSDP2_ON_A_CPU | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
             )  # fmt: skip
             assert launched.returncode == 0, launched.stdout[-2000:] + launched.stderr[-3000:]
             rows = [row for row in read_jsonl(out / "metrics.jsonl") if row["step"]]
