@@ -191,7 +191,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("reward_eval", "mmrlhf has no command reward_eval: did you mean reward-eval?"),
         # by a part of the name
         ("ppo --vllm_tensor_parallel_size 2", "--vllm_tensor_parallel_size: answers are sampled in this process"),
-        ("ppo --clip_reward_value 5", "--clip_reward_value: the reward model's scores are normalised"),
+        ("ppo --clip_reward_value 5", "--clip_reward_value: reward_clip_range clips the sum of an answer's rewards"),
         ("ppo --clip_ratio_high 0.28", "--clip_ratio_high: use --epsilon_high"),
         ("ppo --top_p 0.9", "--top_p: answers are sampled from the whole distribution"),
         ("sft --loraplus_lr_ratio 16", "--loraplus_lr_ratio: the optimiser is AdamW"),

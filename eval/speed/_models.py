@@ -75,6 +75,14 @@ def build_llava(shape: str) -> tuple[Any, Any]:
     return processor, transformers.LlavaForConditionalGeneration(config)
 
 
+def save_llava(shape: str, folder: Path) -> None:
+    """Write a checkpoint of a shape of `LLAVA_SHAPES`."""
+    processor, model = build_llava(shape)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 3
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
 def build_qwen() -> tuple[Any, Any]:
     """Build Qwen2.5-VL-3B: about 400 image tokens for an image of 560 x 560."""
     names = {

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _models import LLAVA_SHAPES, build_llava, noise_examples
+from _models import LLAVA_SHAPES, noise_examples, save_llava
 
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
@@ -37,10 +37,7 @@ MAX_LENGTH = 1024
 
 def build_policy(shape: str, folder: Path) -> Role:
     """Write a checkpoint of a shape, and return a policy with an adapter on it."""
-    processor, model = build_llava(shape)
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 3
-    processor.save_pretrained(folder)
-    model.save_pretrained(folder)
+    save_llava(shape, folder)
     adapters = Adapters(load(str(folder)))
     adapters.add("policy", 16, 32.0, 0)
     with torch.no_grad():

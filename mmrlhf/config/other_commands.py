@@ -2,6 +2,7 @@
 
 from mmrlhf.config.other_trainers import NO_SUCH_LOSS
 
+WEB_PAGES = "`mmrlhf report RUN...` writes a page about runs; `label serve` and `arena serve` are pages for people"
 OTHER_COMMANDS = {
     "orpo": NO_SUCH_LOSS,
     "kto": "rows need two answers to compare: `mmrlhf dpo` learns from pairs",
@@ -21,13 +22,13 @@ OTHER_COMMANDS = {
     "merge_lora": "use `mmrlhf export --merge`",
     "infer": "use `mmrlhf generate`",
     "predict": "use `mmrlhf generate`",
-    "chat": "there is no chat: `mmrlhf generate` answers the rows of a file",
+    "chat": "use `mmrlhf serve` with a client of OpenAI's API, or `mmrlhf generate` for the rows of a file",
     "annotate": "use `mmrlhf label serve`",
-    "webui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
-    "web-ui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
-    "api": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
-    "deploy": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
-    "vllm-serve": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
+    "webui": WEB_PAGES,
+    "web-ui": WEB_PAGES,
+    "api": "use `mmrlhf serve`",
+    "deploy": "use `mmrlhf serve`",
+    "vllm-serve": "start vLLM's own server, and give its address as rollout_engine of `mmrlhf ppo`",
     "evaluate": "use `mmrlhf eval`",
     "bench": "use `mmrlhf eval`",
     "benchmark": "use `mmrlhf eval`",

@@ -83,7 +83,8 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     stop_on_warning: str | None = None
     """Warnings that stop the run after a checkpoint, separated by commas, or `any`:
     proxy_divergence, entropy_collapse, constant_reward, unfinished_answers,
-    length_reward_correlation, zero_claim_rate, refusal_rate, vagueness, yes_rate."""
+    length_reward_correlation, zero_claim_rate, refusal_rate, vagueness, yes_rate,
+    logp_difference."""
     report_to: str | None = None
     """Trackers that get every metric and the samples, separated by commas: tensorboard, wandb,
     trackio. metrics.jsonl and report.html have them in any case."""
