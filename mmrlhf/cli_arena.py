@@ -6,6 +6,7 @@ from typing import Any
 
 from mmrlhf.cli_parser import Command, Parser, load_named_config, make_config_parser
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig
+from mmrlhf.records import InputError
 
 
 def run_arena_serve(command: Command, argv: list[str]) -> None:
@@ -28,6 +29,8 @@ def _load_config(cls: type[Any], command: Command, argv: list[str]) -> Any:
     parser.add_argument("sources", metavar="NAME=SOURCE", nargs="*", help="the models, as in --models")
     args = parser.parse(argv)
     if sources := args.pop("sources", []):
+        if "models" in args:
+            raise InputError("models are given twice, as NAME=SOURCE and as --models: give them once")
         args["models"] = ",".join(sources)
     return load_named_config(cls, args)
 

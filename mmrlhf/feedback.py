@@ -181,7 +181,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 SAMPLING_SETTINGS = (
     "dataset_name", "dataset_train_split", "limit", "num_generations", "temperature", "top_p", "top_k", "min_new_tokens",
-    "response_length", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed",
+    "response_length", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed", "model_name_or_path",
 )  # fmt: skip
 """Settings that a round's answers depend on, besides the policy."""
 VERIFIER_SETTINGS = (
@@ -209,7 +209,6 @@ def _sample(
     if accelerator.is_main_process:
         inputs = _inputs(config, SAMPLING_SETTINGS)
         inputs["policy"] = {"path": policy, "sha256": content_digest(policy) if policy else None}
-        inputs["model_name_or_path"] = _inputs(config, ("model_name_or_path",))["model_name_or_path"]
         writer = ResumableWriter(path, inputs, config.num_generations, "output_dir")
         state = [writer.is_finished, writer.num_done // config.num_generations]
     is_finished, num_done = broadcast_object_list(state)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -45,8 +46,7 @@ def serve_labels(config: LabelConfig) -> None:
         print(f"labelling at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
         if running.access_token is not None:
             print(f"token: {running.access_token} (annotators open {running.url}/?token={running.access_token})", flush=True)
-        running.has_ended.wait()  # not `join`: once interrupted, it takes the thread for ended
-        raise InputError("the server has ended by itself, as the lines above say: run the same command again to continue")
+        wait_for_end(running)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class RunningServer:
     access_token: str | None
     has_ended: threading.Event
     store: Store
+
+
+def wait_for_end(running: RunningServer) -> NoReturn:
+    """Wait until the server ends by itself, and raise InputError. Ctrl-C interrupts the wait."""
+    running.has_ended.wait()  # not `join`: once interrupted, it takes the thread for ended
+    raise InputError("the server has ended by itself, as the lines above say: run the same command again to continue")
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
         raise InputError(f"{name} is a run of {stage} that has not finished: finish it, or give a checkpoint")
     if stage in ("sft", "rft"):
         return str(path / "model"), None, None
-    if stage in ("ppo", "dpo"):
+    if stage in ("ppo", "dpo") or (stage == "feedback" and (path / "policy").is_dir()):
         return str(settings["model_name_or_path"]), str(path / "policy"), None
     raise InputError(f"{name} is a run of {stage}, which has no model to serve: give a run of sft, reward, dpo, rft or ppo")
 

@@ -194,6 +194,10 @@ def test_a_judge_that_cannot_be_reached_stops_the_run_and_the_answers_are_kept(t
         ({"verifier": "clip"}, "needs an open_clip model: give --clip_model"),
         ({"verifier": "judge"}, "verifier judge needs a server: give --judge http://HOST:PORT/v1"),
         ({"judge": "http://h/v1"}, "judge is given, and verifier facts does not ask it"),
+        (
+            {"verifier": "judge", "judge": "http://me:secret@h/v1"},
+            "holds a password, which the run.s files would keep: set OPENAI_API_KEY",
+        ),
         ({"unknown_claim_costs": "object=2"}, "unknown_claim_costs has 'object=2'"),
         ({"response_length": 4096}, "leaves no room for a prompt within max_length 2048"),
         ({"num_rounds": 3}, "num_rounds 3 with algorithm none would label answers of the same model again"),

@@ -13,7 +13,7 @@ ORDER = [
     "__main__", "cli", "cli_arena", "cli_label", "cli_commands", "cli_parser", "demo", "replay", "feedback", "rft", "arena", *STAGES,
     "labeling", "serving", "commands", "evaluation", "training", "rewards",
     "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
-    "config", "records",
+    "config", "background", "records",
 ]  # fmt: skip
 """Files and folders from top to bottom. Each may import those after it."""
 WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmrlhf.arena.serve import opened_votes
+from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import Ballots, read_ballots
 from mmrlhf.commands.convert import check_target, write_records
 from mmrlhf.config_loader import suggestion
@@ -24,7 +24,7 @@ def export_arena(
         export_labels(votes_file, target_format, output_file, is_anonymous)
         return
     check_target(target_format, Path(output_file))
-    with opened_votes(Path(votes_file)) as (store, ledger):
+    with open_votes(Path(votes_file)) as (store, ledger):
         ballots = read_ballots(store, ledger)
     if judge not in ballots.judges:
         known = suggestion(judge, list(ballots.judges)) if ballots.judges else "have one vote with `mmrlhf arena judge`"

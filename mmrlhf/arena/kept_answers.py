@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mmrlhf.arena.ledger import Pair, pair_of
 from mmrlhf.datasets import parse_example, row_context
-from mmrlhf.files.rows import preview
 from mmrlhf.files.tables import read_rows
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.models.images import read_image_size
@@ -46,7 +45,7 @@ def parse_contestants(models: str) -> list[Contestant]:
         if not equals or "/" in name:  # a path or a URL may hold an equals sign
             name, source = _default_name(text), text
         if not (name and source):
-            raise InputError(f"{text} names no model: give SOURCE, or NAME=SOURCE")
+            raise InputError(f"{text} names no model: give NAME=SOURCE, or URL#MODEL")
         contestants.append(Contestant(name, source))
     if len(contestants) < 2:
         raise InputError("an arena compares two models or more: give the answers or the models themselves, NAME=SOURCE each")
@@ -59,7 +58,7 @@ def parse_contestants(models: str) -> list[Contestant]:
 def _default_name(source: str) -> str:
     """Return the name of a file without its ending, that of a folder, or a server's model."""
     if "://" in source:
-        return source.rpartition("#")[2]
+        return source.partition("#")[2]
     path = Path(source.rstrip("/"))
     return path.stem if path.suffix in ANSWER_FILES else path.name
 
@@ -78,9 +77,7 @@ def read_answers(path: str, image_folder: str | None, split: str) -> dict[str, E
             num_empty += 1
             continue
         example = parse_example(row, context, require_answer=True)
-        category = example.meta.get("category", "")
-        if not isinstance(category, str):
-            row.fail(f"`category` must be text, not {preview(category)}")
+        row.require_text(example.meta.get("category", ""), "category")
         if example.id in answers:
             num_more += 1
             continue
@@ -99,10 +96,7 @@ def read_categories(path: str) -> dict[str, str]:
     categories = {}
     for raw_row in read_rows(path):
         row = raw_row.parse()
-        category = row.require("category")
-        if not isinstance(category, str):
-            row.fail(f"`category` must be text, not {preview(category)}")
-        categories[str(row.require("id"))] = category
+        categories[str(row.require("id"))] = row.require_text(row.require("category"), "category")
     return categories
 
 

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from mmrlhf.files.rows import preview
 from mmrlhf.labeling.store import BUSY_SECONDS, StorageError, Store
 from mmrlhf.labeling.tasks import Task
-from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.records import Example, ImageSource, InputError, Message
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS arena_pairs (
@@ -137,22 +137,22 @@ class Ledger:
             except sqlite3.Error as error:
                 raise StorageError(f"{self.path} could not be read ({error})") from None
 
-    def check_same_answers(self, tasks: Sequence[Task], pairs: Sequence[Pair]) -> None:
-        """Raise InputError if a model that is there answers a question otherwise than it did.
+    def check_same_answers(self, answers_by_model: Mapping[str, Mapping[str, Example]]) -> None:
+        """Raise InputError if a model answers a question otherwise than in the pairs there are.
 
         Votes are counted by name, and must not be about two models.
         """
         contents = self._read("SELECT digest, content FROM tasks")
-        answers = {digest: sorted(json.loads(content)["answers"]) for digest, content in contents}
-        known: dict[tuple[str, str], str] = {}
-        for pair in (pair for group in self.pairs().values() for pair in group if pair.digest in answers):
-            known |= zip(((pair.question, pair.lower), (pair.question, pair.upper)), answers[pair.digest], strict=True)
-        for task, pair in zip(tasks, pairs, strict=True):
-            for model, answer in zip((pair.lower, pair.upper), sorted(task.answers), strict=True):
-                if known.get((pair.question, model), answer) != answer:
-                    raise changed_model(
-                        model, f"has another answer to row {preview(task.name.rpartition('-')[0].rpartition('-')[0])}"
-                    )
+        texts = {digest: sorted(json.loads(content)["answers"]) for digest, content in contents}
+        known: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for pair in (pair for group in self.pairs().values() for pair in group if pair.digest in texts):
+            for model, text in zip((pair.lower, pair.upper), texts[pair.digest], strict=True):
+                known[pair.question, model].add(text)
+        for model, answers in answers_by_model.items():
+            for id_, example in answers.items():
+                text = example.answer or ""
+                if text not in known.get((question_key(example.images, example.prompt), model), {text}):
+                    raise changed_model(model, f"has another answer to row {preview(id_)}")
 
     def add_pairs(self, store: Store, tasks: Sequence[Task], pairs: Sequence[Pair]) -> int:
         """Add pairs and their tasks, and return how many tasks are new.
@@ -190,8 +190,11 @@ class Ledger:
         return [Judgment(row[0], row[1], row[2], bool(row[3]), *row[4:]) for row in rows]
 
     def fewest_left(self, overlap: int) -> int:
-        """Return how many tasks the voter with the fewest still has, less one for each other voter,
-        who may have it open; without voters, the number of tasks."""
+        """Return how many open tasks are left for the voter who has the fewest.
+
+        One is taken off for each other voter, who may have it on the page. Without voters, it is
+        the number of open tasks.
+        """
         return int(self._read(_FEWEST_LEFT, (overlap,))[0][0])
 
 

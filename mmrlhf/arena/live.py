@@ -9,22 +9,23 @@ nobody.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mmrlhf.arena.kept_answers import Contestant, draw_order, make_task, parse_words, read_answers, why_unfit
+from mmrlhf.arena.kept_answers import Answers, Contestant, draw_order, make_task, parse_words, why_unfit
 from mmrlhf.arena.ledger import Ledger, Void, changed_model, pair_of, question_key
+from mmrlhf.background import run_in_background
 from mmrlhf.config import ArenaConfig
 from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
+from mmrlhf.files.inputs import file_sha256
 from mmrlhf.labeling.store import StorageError, Store
 from mmrlhf.records import Example, InputError
 from mmrlhf.text.printable import printable
@@ -52,6 +53,10 @@ class NoAnswerError(Exception):
     """A model gave no answer; the text says why."""
 
 
+class MissingRowError(NoAnswerError):
+    """A file of answers lacks a row, which says nothing about its model."""
+
+
 class Producer:
     """Keeps pairs ready for voters, `ahead` of them, until it is closed."""
 
@@ -61,8 +66,8 @@ class Producer:
         self._store, self._ledger, self._questions, self._asks, self._config = store, ledger, questions, asks, config
         self._identity_words = parse_words(config.identity_words)
         self._models = list(asks)
-        # A thread for each model: a model in this process answers one question at a time.
-        self._pools = {model: ThreadPoolExecutor(1) for model in asks}
+        # A model in this process answers one question at a time.
+        self._slots = {model: threading.Semaphore(1) for model in asks}
         self._is_closed = threading.Event()
         self._failures = Counter[str]()
         self._resting_until: dict[str, float] = defaultdict(float)
@@ -90,10 +95,12 @@ class Producer:
 
         Raises InputError if there will be none, or the first MAX_VOIDS votes are void.
         """
-        while not self._store.task_entries():
+        while True:
+            is_working = self._thread.is_alive()  # asked first: the last pair may come now
+            if self._store.task_entries():
+                return
             voids = self._ledger.voids()[self._num_earlier_voids :]
-            if len({void.time for void in voids}) >= MAX_VOIDS or not self._thread.is_alive():
-                self.close()
+            if len({void.time for void in voids}) >= MAX_VOIDS or not is_working:
                 reason = f"{voids[-1].failed} gave no answer ({voids[-1].reason})" if voids else "no pair of answers can be shown"
                 raise InputError(f"{reason}: start the models, correct their names, or give more time with --answer_timeout")
             time.sleep(IDLE_SECONDS)
@@ -101,9 +108,7 @@ class Producer:
     def close(self) -> None:
         """Stop. A model that still thinks is not waited for; its answer is dropped."""
         self._is_closed.set()
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(self._config.answer_timeout + 1)
+        self._thread.join()
 
     def _work(self) -> None:
         while not self._is_closed.is_set() and self._waiting:
@@ -133,9 +138,11 @@ class Producer:
     def _produce(self, id_: str, first: str, second: str, num_voids: int) -> None:
         question = self._questions[id_]
         deadline = time.monotonic() + self._config.answer_timeout
-        futures = {model: self._pools[model].submit(self._asks[model], question) for model in (first, second)}
+        futures = {
+            model: run_in_background(partial(self._asks[model], question), self._slots[model]) for model in (first, second)
+        }
         answers = {model: self._answer(model, future, deadline) for model, future in futures.items()}
-        if self._is_closed.is_set():
+        if self._is_closed.is_set() or any(isinstance(answer, MissingRowError) for answer in answers.values()):
             return
         failed = [model for model, answer in answers.items() if isinstance(answer, NoAnswerError)]
         now = time.time()
@@ -151,15 +158,20 @@ class Producer:
         self._failures[first] = self._failures[second] = 0
         i, j = self._models.index(first) + 1, self._models.index(second) + 1
         task = make_task(question, (first, second), (str(answers[first]), str(answers[second])), f"{id_}-{i}-{j}")
-        if not why_unfit(task, self._identity_words):
-            self._ledger.add_pairs(self._store, [task], [pair_of(task, str(question.meta.get("category", "")))])
+        # A pair that cannot be shown is remembered, too, so that its models are not asked again.
+        shown = [] if why_unfit(task, self._identity_words) else [task]
+        self._ledger.add_pairs(self._store, shown, [pair_of(task, str(question.meta.get("category", "")))])
 
     def _answer(self, model: str, future: Future[str], deadline: float) -> str | NoAnswerError:
-        try:
-            answer = future.result(max(0.0, deadline - time.monotonic()))
-        except FutureTimeoutError:
+        while not future.done() and not self._is_closed.is_set() and (left := deadline - time.monotonic()) > 0:
+            wait([future], min(left, IDLE_SECONDS))
+        if not future.done():
             future.cancel()
             return NoAnswerError(f"no answer in {self._config.answer_timeout:g} s")
+        try:
+            answer = future.result()
+        except NoAnswerError as error:
+            return error
         except Exception as error:  # whatever happens to a model, the arena goes on
             return NoAnswerError(str(error) or type(error).__name__)
         return answer if answer.strip() else NoAnswerError("an empty answer")
@@ -174,13 +186,18 @@ class Producer:
 
 
 @contextlib.contextmanager
-def opened(contestants: Sequence[Contestant], config: ArenaConfig) -> Iterator[dict[str, LiveModel]]:
-    """Yield the contestants as models to ask. Raises InputError if one is unusable."""
+def open_models(
+    contestants: Sequence[Contestant], kept: Mapping[str, Answers], config: ArenaConfig
+) -> Iterator[dict[str, LiveModel]]:
+    """Yield the contestants as models to ask; `kept` are the answers of those that are files.
+
+    Raises InputError if one is unusable.
+    """
     with contextlib.ExitStack() as stack:
         models: dict[str, LiveModel] = {}
         for number, contestant in enumerate(contestants):
             if contestant.is_kept:
-                models[contestant.name] = LiveModel(_ask_file(contestant, config))
+                models[contestant.name] = LiveModel(_ask_file(contestant.source, kept[contestant.name]))
             elif is_url(contestant.source):
                 models[contestant.name] = LiveModel(_ask_server(contestant, config))
             else:
@@ -202,13 +219,11 @@ def check_same_weights(store: Store, models: Mapping[str, LiveModel]) -> None:
         store.set_setting(f"weights of {name}", model.weights)
 
 
-def _ask_file(contestant: Contestant, config: ArenaConfig) -> Ask:
-    answers = read_answers(contestant.source, config.image_folder, config.dataset_train_split)
-
+def _ask_file(source: str, answers: Answers) -> Ask:
     def ask(question: Example) -> str:
         kept = answers.get(question.id)
-        if kept is None or kept.prompt != question.prompt or [i.key for i in kept.images] != [i.key for i in question.images]:
-            raise NoAnswerError(f"{contestant.source} has no answer to this row")
+        if kept is None or question_key(kept.images, kept.prompt) != question_key(question.images, question.prompt):
+            raise MissingRowError(f"{source} has no answer to this row")
         return kept.answer or ""
 
     return ask
@@ -248,4 +263,4 @@ def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[
             return texts[0]
 
         adapter = Path(adapter_path, "adapter_model.safetensors") if adapter_path is not None else None
-        yield LiveModel(ask, vlm.fingerprint + (hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter else ""))
+        yield LiveModel(ask, vlm.fingerprint + (file_sha256(adapter) if adapter else ""))

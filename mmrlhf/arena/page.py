@@ -22,7 +22,7 @@ from mmrlhf.arena.leaderboard import (
 )
 from mmrlhf.arena.ledger import Void
 from mmrlhf.arena.ratings import ELO_PER_UNIT, NUM_RESAMPLES, Ratings, score_tables
-from mmrlhf.arena.serve import opened_votes
+from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.labeling.visible_text import visible
@@ -39,7 +39,7 @@ COLUMNS = ("model", "rank", "rating", "style controlled", "votes")
 
 def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -> None:
     """Print the leaderboard, and write it as a page. Raises InputError without any votes."""
-    with opened_votes(Path(votes_file)) as (store, ledger):
+    with open_votes(Path(votes_file)) as (store, ledger):
         ballots, voids = read_ballots(store, ledger), ledger.voids()
     boards = make_boards(ballots, seed)
     if not boards:

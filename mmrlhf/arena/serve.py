@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mmrlhf.arena.judge import judge_pairs
-from mmrlhf.arena.kept_answers import Contestant, make_pairs, parse_contestants, parse_words, read_answers, read_categories
+from mmrlhf.arena.judge import check_judge, judge_pairs
+from mmrlhf.arena.kept_answers import (
+    Answers,
+    Contestant,
+    make_pairs,
+    parse_contestants,
+    parse_words,
+    read_answers,
+    read_categories,
+)
 from mmrlhf.arena.ledger import Ledger, Pair
-from mmrlhf.arena.live import Producer, check_same_weights, opened
+from mmrlhf.arena.live import Producer, check_same_weights, open_models
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.files.atomic import refuse_output_file
-from mmrlhf.label import RunningServer, serving_labels
+from mmrlhf.files.rows import preview
+from mmrlhf.label import RunningServer, serving_labels, wait_for_end
 from mmrlhf.labeling.store import StorageError, Store
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.models.images import read_image_size
@@ -30,7 +39,7 @@ def serve_arena(config: ArenaConfig) -> None:
         print(f"voting at {running.url} (Ctrl-C stops; the same command continues)", flush=True)
         if running.access_token is not None:
             print(f"token: {running.access_token} (voters open {running.url}/?token={running.access_token})", flush=True)
-        running.has_ended.wait()
+        wait_for_end(running)
 
 
 @contextlib.contextmanager
@@ -45,16 +54,17 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
             f"{output} has no pairs: give models, `mmrlhf arena serve NAME=SOURCE NAME=SOURCE --output_file {output}`"
         )
     questions = read_questions(config) if is_live else {}
-    kept = ([], []) if is_live or not contestants else kept_pairs(contestants, config)
+    answers = read_kept_answers(contestants, config)
+    kept = ([], []) if is_live or not contestants else kept_pairs(answers, config)
     label_config = LabelConfig(
         output_file=config.output_file, overlap=config.overlap, gold_every=0, title=config.title, guidelines_file=config.guidelines_file,
         consent=config.consent, host=config.host, port=config.port,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        models = stack.enter_context(opened(contestants, config)) if is_live else {}
-        store, ledger = stack.enter_context(opened_votes(output, create=True))
+        models = stack.enter_context(open_models(contestants, answers, config)) if is_live else {}
+        store, ledger = stack.enter_context(open_votes(output, create=True))
+        ledger.check_same_answers(answers)
         if contestants and not is_live:
-            ledger.check_same_answers(*kept)
             print(f"{output}: {ledger.add_pairs(store, *kept)} new pairs")
         if is_live:
             check_same_weights(store, models)
@@ -73,14 +83,21 @@ def read_questions(config: ArenaConfig) -> dict[str, Example]:
     for example in read_examples(config.dataset_name, config.dataset_train_split, config.image_folder):
         for image in example.images:
             read_image_size(image)
-        meta = {**example.meta, "category": categories.get(example.id, example.meta.get("category", ""))}
+        category = categories.get(example.id, example.meta.get("category", ""))
+        if not isinstance(category, str) or not category.isprintable():
+            raise InputError(f"row {preview(example.id)}: `category` must be text, not {preview(category)}")
+        meta = {**example.meta, "category": category}
         questions.setdefault(example.id, Example(example.id, example.images, example.prompt, None, example.facts, meta))
     return questions
 
 
-def kept_pairs(contestants: Sequence[Contestant], config: PairsConfig) -> tuple[list[Task], list[Pair]]:
+def read_kept_answers(contestants: Sequence[Contestant], config: PairsConfig) -> dict[str, Answers]:
+    """Return the answers of those contestants that are files. Raises InputError."""
+    return {c.name: read_answers(c.source, config.image_folder, config.dataset_train_split) for c in contestants if c.is_kept}
+
+
+def kept_pairs(answers: Mapping[str, Answers], config: PairsConfig) -> tuple[list[Task], list[Pair]]:
     """Return the pairs of files of answers. Raises InputError."""
-    answers = {c.name: read_answers(c.source, config.image_folder, config.dataset_train_split) for c in contestants}
     categories = read_categories(config.categories_file) if config.categories_file is not None else {}
     return make_pairs(answers, categories, parse_words(config.identity_words), random.SystemRandom())
 
@@ -96,18 +113,24 @@ def judge_arena(config: ArenaJudgeConfig) -> None:
         raise InputError(
             f"{live.source} is no file of answers: write them with `mmrlhf generate`, since a judge needs no live models"
         )
-    kept = kept_pairs(contestants, config) if contestants else ([], [])
-    with opened_votes(Path(config.output_file), create=bool(contestants)) as (store, ledger):
-        ledger.check_same_answers(*kept)
+    output = Path(config.output_file)
+    refuse_output_file(output)
+    check_judge(config)  # before anything is written
+    answers = read_kept_answers(contestants, config)
+    kept = kept_pairs(answers, config) if contestants else ([], [])
+    with open_votes(output, create=bool(contestants)) as (store, ledger):
+        ledger.check_same_answers(answers)
         print(f"{config.output_file}: {ledger.add_pairs(store, *kept)} new pairs")
         judge_pairs(store, ledger, config)
 
 
 @contextlib.contextmanager
-def opened_votes(path: Path, *, create: bool = False) -> Iterator[tuple[Store, Ledger]]:
+def open_votes(path: Path, *, create: bool = False) -> Iterator[tuple[Store, Ledger]]:
     """Yield the tables of a file of votes. Raises InputError if it cannot be opened or written."""
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist: give the file that `mmrlhf arena serve` writes")
     try:
         with contextlib.closing(Store(path, create=create)) as store, contextlib.closing(Ledger(path)) as ledger:
             yield store, ledger

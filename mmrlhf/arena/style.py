@@ -10,7 +10,7 @@ import re
 
 STYLE_NAMES = ("length", "headings", "list items", "bold")
 _HEADING = re.compile(r"^ {0,3}#{1,6}\s", re.M)
-_LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d{1,3}[.)])\s", re.M)
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+]|\d{1,3}[.)])\s", re.M)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 

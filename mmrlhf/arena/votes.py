@@ -36,8 +36,8 @@ class Ballots:
         for digest, judged in scores.items():
             task = self.tasks[digest]
             style = style_difference(*task.answers)
+            is_lower_first = task.answers[0] < task.answers[1]
             for pair in self.pairs[digest]:
-                is_lower_first = task.answers[0] < task.answers[1]
                 first, second = (pair.lower, pair.upper) if is_lower_first else (pair.upper, pair.lower)
                 votes += [Vote(first, second, score, pair.question, voter, pair.category, style) for voter, score in judged]
         return votes
@@ -64,9 +64,8 @@ def pairwise_tasks(store: Store) -> dict[str, Task]:
 
 def _people(labels: Labels, tasks: Mapping[str, Task]) -> Scores:
     scores: Scores = defaultdict(list)
-    digests: dict[int, str] = {}
     for label in labels.labels:
-        digest = digests.setdefault(label.task_id, label.task.digest)
+        digest = label.task.digest
         if digest in tasks:
             first, second = label.content["ranks"]
             scores[digest].append((labels.names[label.annotator], 0.5 if first == second else float(first < second)))

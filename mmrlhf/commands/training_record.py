@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
+from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
@@ -29,8 +29,11 @@ STAGE_CONFIGS: Mapping[str, type] = {
     "dpo": DPOConfig,
     "rft": RFTConfig,
     "ppo": PPOConfig,
+    "feedback": FeedbackConfig,
 }
-DATA_FIELDS = ("dataset_name", "eval_dataset_name", "ptx_dataset_name", "facts_file", "reward_model_path")
+DATA_FIELDS = (
+    "dataset_name", "eval_dataset_name", "ptx_dataset_name", "human_dataset_name", "facts_file", "reward_model_path",
+)  # fmt: skip
 """Settings that name what a run learns from."""
 OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file", "rollout_engine", "judge")
 """Settings that name places, here or on servers, and nothing that is learnt from."""

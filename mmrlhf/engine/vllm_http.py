@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.background import run_in_background
 from mmrlhf.engine import vllm_features, vllm_requests
 from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.sampling import SamplingParams
@@ -100,7 +101,7 @@ class VLLMServers:
         servers for the first time, and cannot.
         """
         seeds = vllm_requests.prompt_seeds(prompts, params.seed)
-        sampling_params = vllm_requests.sampling_params(self.vlm, params, n, params.seed)
+        sampling_params = vllm_requests.sampling_params(self.vlm, params, n)
 
         def ask(index: int, prepared: PreparedPrompt) -> list[EngineAnswer]:
             server = self.servers[(index * self.num_processes + self.rank) % len(self.servers)]
@@ -115,7 +116,8 @@ class VLLMServers:
                 requests[index] = Future()
                 requests[index].set_result(self._ask_first(partial(ask_now, index)))
             else:
-                requests[index] = self._in_thread(partial(ask, index, self._prepare(prompts[index], seeds[index])))
+                work = partial(ask, index, self._prepare(prompts[index], seeds[index]))
+                requests[index] = run_in_background(work, self._slots)
 
         def wait() -> SampledCompletions:
             try:
@@ -132,21 +134,6 @@ class VLLMServers:
         if self._sends_features or not prompt.images:
             return PreparedPrompt(prompt, seed, token_ids, token_ids, vllm_features.engine_pictures(self.vlm, prompt))
         return PreparedPrompt(prompt, seed, token_ids, self.vlm.tokenize_expanded(prompt.text), None)
-
-    def _in_thread(self, work: Callable[[], list[EngineAnswer]]) -> Future[list[EngineAnswer]]:
-        """Run work in a thread, which does not keep the process alive: an executor's would."""
-        future: Future[list[EngineAnswer]] = Future()
-
-        def run() -> None:
-            with self._slots:
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(work())
-                    except BaseException as error:  # for who waits
-                        future.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        return future
 
     def _ask_first(self, ask: Callable[[], list[EngineAnswer]]) -> list[EngineAnswer]:
         """Return the answers to the first prompt with a picture; decide how pictures are sent."""

@@ -103,12 +103,9 @@ class VLLMEngine:
         """Sample `n` answers per prompt from the version of `set_policy`."""
         from vllm import SamplingParams as VLLMSamplingParams
 
-        options = [
-            VLLMSamplingParams(**vllm_requests.sampling_params(self.vlm, params, n, seed))
-            for seed in vllm_requests.prompt_seeds(prompts, params.seed)
-        ]
-        for option in options:
-            option.logit_bias = {int(token): bias for token, bias in option.logit_bias.items()}
+        shared = vllm_requests.sampling_params(self.vlm, params, n)
+        shared["logit_bias"] = {int(token): bias for token, bias in shared["logit_bias"].items()}
+        options = [VLLMSamplingParams(**shared, seed=seed) for seed in vllm_requests.prompt_seeds(prompts, params.seed)]
         inputs = [self._input(prompt) for prompt in prompts]
         with _refusals():
             outputs = self.llm.generate(inputs, options, lora_request=self._adapter, use_tqdm=False)

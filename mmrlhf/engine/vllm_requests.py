@@ -23,7 +23,7 @@ BANNED_BIAS = -100.0
 
 
 class EngineError(InputError):
-    """What samples answers is gone or breaks its protocol; nothing of the step has changed."""
+    """The engine is gone or breaks its protocol; nothing of the step has changed."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class EngineAnswer:
     is_finished: bool
 
 
-def sampling_params(vlm: VLM, params: SamplingParams, n: int, seed: int) -> dict[str, Any]:
+def sampling_params(vlm: VLM, params: SamplingParams, n: int) -> dict[str, Any]:
     """Return vLLM's `SamplingParams` for the distribution that `VLM.token_logps` describes.
 
-    Raises InputError for settings that make it another one.
+    Each prompt adds its seed (`prompt_seeds`). Raises InputError for settings that make it another
+    one.
     """
     if params.top_p < 1 or params.top_k or params.stop:
         raise InputError(
@@ -52,7 +53,6 @@ def sampling_params(vlm: VLM, params: SamplingParams, n: int, seed: int) -> dict
         "top_k": 0,
         "max_tokens": params.max_tokens,
         "min_tokens": params.min_tokens,
-        "seed": seed,
         "logprobs": 0,  # the sampled token's
         "stop_token_ids": list(vlm.eos),
         "ignore_eos": True,  # the checkpoint may name other tokens

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.evaluation.benchmark import text_sha256
-from mmrlhf.files.atomic import refuse_unwritable, write_atomic
-from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.files.atomic import refuse_unwritable
+from mmrlhf.files.jsonl import json_line, read_appended
 from mmrlhf.records import Example
 
 
@@ -29,10 +29,7 @@ class AnswerCache:
         refuse_unwritable(Path(folder), "answer_cache_dir")
         digest = text_sha256(json.dumps(generation_key, default=repr))[:16]
         self._path = Path(folder) / f"{digest}.jsonl"
-        rows = read_jsonl(self._path) if self._path.exists() else []
-        if rows and not self._path.read_bytes().endswith(b"\n"):
-            # A killed run left its last line torn.
-            write_atomic(self._path, "".join(map(json_line, rows)))
+        rows = read_appended(self._path)
         self.model_info: dict[str, Any] = next((row["about"] for row in rows if "about" in row), {})
         self._answers: dict[str, list[str | None]] = {row["key"]: row["answers"] for row in rows if "key" in row}
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.evaluation.openai_client import Endpoint, Reply, chat_message, request_replies, resolve_model_name
-from mmrlhf.files.atomic import write_atomic
-from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.files.jsonl import json_line, read_appended
 from mmrlhf.records import Claim, ImageSource, InputError, Verdict
 from mmrlhf.text.answer_parsing import parse_yes_no
 from mmrlhf.verifiers.base import AnswerClaims, strip_negation, unknown_verdict
@@ -127,11 +126,8 @@ class ClaimJudge:
         }
 
     def _read(self) -> dict[str, str | None]:
-        """Read the replies on file, without a line that a killed run left torn."""
         if self._replies is None:
-            rows = read_jsonl(self.path) if self.path.exists() else []
-            if rows and not self.path.read_bytes().endswith(b"\n"):
-                write_atomic(self.path, "".join(map(json_line, rows)))
+            rows = read_appended(self.path)
             self._replies = {str(row.get("key")): None if "refused" in row else str(row.get("text")) for row in rows}
         return self._replies
 

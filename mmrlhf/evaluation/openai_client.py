@@ -164,11 +164,13 @@ def resolve_model_name(endpoint: Endpoint) -> Endpoint:
         reason = f"HTTP {response.status_code}, and no list" if not isinstance(error, httpx2.HTTPError) else type(error).__name__
         raise InputError(
             f"{endpoint.display_url}/models lists no models ({reason}): correct the URL, or name the model with "
-            "--served_model (a judge's with --judge_model)"
+            "--served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
         ) from None
     if len(models) != 1:
         listed = ", ".join(printable(model[:MAX_QUOTED_CHARS]) for model in models[:8]) or "no model"
-        raise InputError(f"{endpoint.display_url} serves {listed}: name one with --served_model (a judge's with --judge_model)")
+        raise InputError(
+            f"{endpoint.display_url} serves {listed}: name one with --served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
+        )
     return replace(endpoint, model=models[0])
 
 

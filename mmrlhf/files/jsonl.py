@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import InputError
 
 
@@ -27,6 +28,20 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             rows.append(row)
         elif line.strip() and number < len(lines):  # text after the last newline may be incomplete
             raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
+    return rows
+
+
+def read_appended(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file to append to, [] without one.
+
+    A last line that a killed process left incomplete is removed from the file. Raises InputError as
+    `read_jsonl` does.
+    """
+    if not path.exists():
+        return []
+    rows = read_jsonl(path)
+    if not path.read_bytes().endswith(b"\n"):
+        write_atomic(path, "".join(map(json_line, rows)))
     return rows
 
 

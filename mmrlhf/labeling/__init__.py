@@ -2,8 +2,9 @@
 
 Each module imports only those before it:
 
-tasks          tasks from rows of any format, and their form in the store
 other_exports  rows of Label Studio's and Argilla's exports
+uncertainty    which tasks are uncertain, from scores or a report of reward-eval
+tasks          tasks from rows of any format, and their form in the store
 store          one SQLite file: tasks, images, annotators, and events that are only appended
 schedule       which task an annotator gets next
 assignments    tasks shown, answers recorded once, undo: the store and the schedule together

@@ -156,9 +156,10 @@ def _parse_span(text: str, words: Sequence[tuple[int, int]], value: Any, number:
     correction = FORM.require_text(correction, f"spans[{number}].correction")
     if len(correction) > MAX_NOTE:
         raise InputError(f"the correction of mark {number} has {len(correction):,} characters: shorten it to {MAX_NOTE:,}")
-    start, end = words[first][0], words[last][1]
-    # A mark ends before the punctuation of its last word.
-    end -= len(text[start:end]) - len(text[start:end].rstrip(".,;:!?")) if text[start:end].rstrip(".,;:!?") else 0
+    start, (last_start, end) = words[first][0], words[last]
+    # A mark ends before the punctuation of its last word, unless that is all of the word.
+    kept = text[last_start:end].rstrip(".,;:!?")
+    end = last_start + len(kept) if kept else end
     return {"start": start, "end": end, "text": text[start:end], "reason": reason, "correction": " ".join(correction.split())}
 
 

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from mmrlhf.models.images import IMAGE_SIGNATURES, open_image, read_image_size
+from mmrlhf.models.images import IMAGE_SIGNATURES, open_image, read_image_bytes, read_image_size
 from mmrlhf.records import ImageSource
 
 BROWSER_TYPES = ("png", "jpeg", "gif", "webp")
@@ -17,7 +17,7 @@ def displayable(source: ImageSource) -> tuple[bytes, str]:
 
     Raises InputError if the image is missing, damaged or too large, or has changed.
     """
-    data = source.read()
+    data = read_image_bytes(source)
     read_image_size(ImageSource(data=data))
     image_type = next((name for signature, name in IMAGE_SIGNATURES.items() if data.startswith(signature)), "")
     if image_type in BROWSER_TYPES:

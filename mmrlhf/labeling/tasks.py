@@ -151,9 +151,10 @@ def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) ->
         answers = _candidate_answers(row) if "answers" in row.fields else []
         if not answers and example.answer is not None:
             answers = [(example.answer, str(row.fields.get("model", file_stem)))]
-        # Two policies may give the same answer, which is one to judge.
-        models = dict(reversed(answers))
-        texts, names = tuple(reversed(models)), tuple(reversed(models.values()))
+        models: dict[str, str] = {}
+        for text, model in answers:  # two policies may give the same answer, which is one to judge
+            models.setdefault(text, model)
+        texts, names = tuple(models), tuple(models.values())
         task = Task("facts", example.id, example.images, example.prompt, texts, names, facts=example.facts)
     if sum(map(len, (*task.answers, *(turn.content for turn in task.prompt)))) > MAX_TEXT:
         row.fail(f"prompt and answers have more than {MAX_TEXT:,} characters: shorten them or drop the row")

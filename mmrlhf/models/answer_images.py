@@ -62,6 +62,8 @@ def answer_texts(
         added = [chat.end_id]
         after = end = len(rendered.rstrip()) if ends_with_image else end
     if ends_with_image:
+        if after < 0:
+            raise InputError(f"{where}the chat template changes the turn after an answer that ends with an image: drop the row")
         spans.append((after, end))
     spans[-1] = spans[-1][0], end
     texts = []

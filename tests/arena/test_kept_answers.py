@@ -1,11 +1,13 @@
 """Pairs from files of answers: joined by id, fit to be shown, evenly spread."""
 
 import itertools
+import json
 import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, parse_words, read_answers, read_categories
 from mmrlhf.arena.ledger import question_key
@@ -26,6 +28,8 @@ def test_contestants_have_names_of_their_own():
     assert (first.name, first.is_kept) == ("dpo", True)
     assert (second.name, second.source, second.is_kept) == ("base", "Qwen/Qwen2-VL", False)
     assert (third.name, third.source) == ("judge", "http://localhost:1/v1#judge")
+    with pytest.raises(InputError, match="names no model: give NAME=SOURCE, or URL#MODEL"):
+        parse_contestants("a.jsonl,http://user:secret@host/v1")  # an address is no name
 
 
 @pytest.mark.parametrize(
@@ -136,9 +140,27 @@ def test_a_model_that_changed_needs_another_name(make_arena, write_answers):
     for start in (lambda: serving_arena(config).__enter__(), lambda: judge_arena(judge_config(store, f"{one},{two}"))):
         with pytest.raises(InputError, match=r"^two has another answer to row .?q5.? than in output_file.*NEW_NAME=SOURCE"):
             start()
+    live = replace(config, models=f"{one},{two},http://127.0.0.1:9/v1#m", dataset_name=one)
+    with pytest.raises(InputError, match="two has another answer"):
+        serving_arena(live).__enter__()
     with serving_arena(replace(config, models=f"{one},two_b={two}")):
         assert len(store.task_entries()) == 6 + 1  # the five equal answers share their tasks
 
 
 def judge_config(store, models):
     return ArenaJudgeConfig(output_file=str(store.path), models=models, judge="http://127.0.0.1:9/v1", judge_model="j")
+
+
+def test_rows_that_ask_the_same_are_one_question(make_arena, tmp_path):
+    """Sampled answers to equal rows differ, which does not make them another model's."""
+    prompt = [{"role": "user", "content": "What is it?"}]
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.png")
+    for name in ("one", "two"):
+        rows = [{"id": f"r{i}", "images": ["x.png"], "prompt": prompt, "answer": f"{name} {i}"} for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ArenaConfig(
+        output_file=str(tmp_path / "votes.db"), models=f"{tmp_path / 'one.jsonl'},{tmp_path / 'two.jsonl'}", port=0
+    )
+    for _ in range(2):
+        with serving_arena(config) as running:
+            assert len(running.store.task_entries()) == 2

@@ -12,7 +12,7 @@ import torch
 
 from mmrlhf.arena.kept_answers import read_answers
 from mmrlhf.arena.ledger import Ledger
-from mmrlhf.arena.live import NoAnswerError, Producer
+from mmrlhf.arena.live import MissingRowError, NoAnswerError, Producer
 from mmrlhf.arena.page import report_arena
 from mmrlhf.arena.serve import serving_arena
 from mmrlhf.arena.votes import read_ballots
@@ -173,6 +173,26 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
     assert {pair.category for pairs in ledger.pairs().values() for pair in pairs} <= {"count", "colour"}
     report_arena(str(store.path))
     assert "Void votes, because a model gave no answer: beta" in capsys.readouterr().out
+
+
+def test_rows_that_a_file_lacks_are_left_out(produce):
+    def of_half(question):
+        if int(question.id[1:]) % 2:
+            raise MissingRowError("x.jsonl has no answer to this row")
+        return f"{question.id} from a file"
+
+    store, ledger, _ = produce({"file": of_half, "a": answering("a")}, ahead=12)
+    wait_until(lambda: len(store.task_entries()) == 6)
+    assert ledger.voids() == []
+
+
+def test_who_stops_waits_for_no_model(produce):
+    go = threading.Event()
+    try:
+        _, _, producer = produce({"a": answering("a"), "hangs": lambda question: go.wait() and "late"}, answer_timeout=3600.0)
+        producer.close()  # comes back
+    finally:
+        go.set()
 
 
 def test_questions_that_have_pairs_are_not_asked_again(produce, questions):

@@ -231,3 +231,8 @@ def test_any_votes_have_ratings(votes, control_style):
     assert np.sort(rate(turned, control_style=control_style, num_resamples=20).value_M) == pytest.approx(
         np.sort(ratings.value_M), abs=1e-4
     )
+
+
+def test_list_items_are_counted_in_time_that_grows_with_the_text():
+    """A pattern that looks back over blank lines would take minutes here."""
+    assert style_counts("\n" * 1_000_000 + "- one\n\n  * two\n3) three")[2] == 3

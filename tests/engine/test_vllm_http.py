@@ -292,9 +292,9 @@ def test_a_passing_failure_does_not_turn_features_off(vllm_fake, vlm, examples):
 
 
 def test_sampling_params_describe_the_trainers_distribution(vlm):
-    params = vllm_requests.sampling_params(vlm, SamplingParams(9, 0.7, min_tokens=2), 4, 11)
-    assert {name: params[name] for name in ("n", "temperature", "max_tokens", "min_tokens", "seed", "logprobs")} == {
-        "n": 4, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "seed": 11, "logprobs": 0,
+    params = vllm_requests.sampling_params(vlm, SamplingParams(9, 0.7, min_tokens=2), 4)
+    assert {name: params[name] for name in ("n", "temperature", "max_tokens", "min_tokens", "logprobs")} == {
+        "n": 4, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "logprobs": 0,
     }  # fmt: skip
     assert params["stop_token_ids"] == list(vlm.eos) and params["ignore_eos"]
     assert params["logit_bias"] == {str(token): -100.0 for token in vlm.suppressed_tokens.tolist()}
@@ -302,7 +302,7 @@ def test_sampling_params_describe_the_trainers_distribution(vlm):
     json.dumps(params)
     for unread in ({"top_p": 0.9}, {"top_k": 5}, {"stop": ("x",)}):
         with pytest.raises(InputError, match="leave top_p, top_k and stop out"):
-            vllm_requests.sampling_params(vlm, SamplingParams(9, **unread), 1, 0)
+            vllm_requests.sampling_params(vlm, SamplingParams(9, **unread), 1)
 
 
 def test_seeds_depend_on_row_and_step_and_not_on_the_batch(vlm, examples):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.files.jsonl import json_line, read_appended, read_jsonl
 from mmrlhf.records import InputError
 
 
@@ -20,6 +20,17 @@ def test_read_jsonl_drops_only_a_torn_last_line(tmp_path):
         read_jsonl(file)
     with pytest.raises(InputError, match=r"none\.jsonl"):
         read_jsonl(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("content, rows", [('{"a": 1}\n{"b"', [{"a": 1}]), ('{"a"', []), ("", []), ('{"a": 1}\n', [{"a": 1}])])
+def test_what_a_kill_left_torn_is_cut_before_more_is_appended(tmp_path, content, rows):
+    path = tmp_path / "rows.jsonl"
+    assert read_appended(path) == []
+    path.write_text(content)
+    assert read_appended(path) == rows
+    with path.open("a") as file:
+        file.write('{"c": 3}\n')
+    assert read_jsonl(path) == [*rows, {"c": 3}]
 
 
 def test_json_line_converts_numpy_and_replaces_non_finite_numbers():

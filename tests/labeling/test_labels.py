@@ -56,6 +56,13 @@ def test_marks_give_a_corrected_answer():
     assert label["corrected"] == "A white dog sits on a sofa."
 
 
+def test_a_mark_on_punctuation_alone_is_kept():
+    answer = "A red cup !"
+    marks = [{"first": 2, "last": 3, "reason": "absent", "correction": ""}]
+    label = parse_label(shown("claims", [answer]), {"spans": json.dumps(marks)})
+    assert [span["text"] for span in label["spans"]] == ["cup !"] and label["corrected"] == "A red"
+
+
 def test_corrections_leave_no_gaps():
     spans = [{"start": 2, "end": 5, "correction": ""}, {"start": 10, "end": 13, "correction": ""}]
     assert apply_corrections("A red cup big.", spans) == "A cup."

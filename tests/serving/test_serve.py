@@ -16,7 +16,7 @@ import pytest
 
 from mmrlhf import serve as serve_module
 from mmrlhf.cli import main
-from mmrlhf.config import ServeConfig
+from mmrlhf.config import FeedbackConfig, ServeConfig
 from mmrlhf.config_loader import save_config
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
@@ -232,6 +232,12 @@ def test_runs_stand_for_their_models(tmp_path, reward_dir):
     with pytest.raises(InputError, match="is a run of ppo that has not finished"):
         resolve_run(str(run))
     (run / "finished.json").write_text("{}")
+    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
+    (run / "config.yaml").unlink()
+    save_config(FeedbackConfig(model_name_or_path="base", dataset_name="x", output_dir=str(run)), run / "config.yaml")
+    with pytest.raises(InputError, match="is a run of feedback, which has no model to serve"):
+        resolve_run(str(run))
+    (run / "policy").mkdir()
     assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
 
 

@@ -48,6 +48,8 @@ def _check_verifier(config: FeedbackConfig) -> None:
     names = verifier_names(config)
     if JUDGE in names and config.judge is None:
         raise InputError("verifier judge needs a server: give --judge http://HOST:PORT/v1")
+    if config.judge is not None and "@" in config.judge.partition("://")[2].partition("/")[0]:
+        raise InputError("the judge's address holds a password, which the run's files would keep: set OPENAI_API_KEY instead")
     if JUDGE not in names and (config.judge or config.judge_model):
         raise InputError(f"judge is given, and verifier {config.verifier} does not ask it: add it, as {config.verifier}+judge")
     if "clip" in names and config.clip_model is None:

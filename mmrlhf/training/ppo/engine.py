@@ -26,7 +26,7 @@ ADAPTERS_FOLDER = "engine"
 
 @contextmanager
 def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, run_dir: Path) -> Iterator[RolloutEngine]:
-    """Return the engine that `rollout_engine` names; close it at the end of the block.
+    """Yield the engine that `rollout_engine` names; close it at the end of the block.
 
     Raises InputError if it cannot be used.
     """
