@@ -36,6 +36,7 @@ from mmrlhf.evaluation.claim_judge import ClaimJudge
 from mmrlhf.evaluation.openai_client import Endpoint
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
+from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
@@ -153,7 +154,8 @@ def feedback(
 
     if accelerator.is_main_process:
         if policy is not None and config.algorithm != "none":
-            _copy_folder(Path(policy), result)
+            with atomic_folder(result) as folder:
+                shutil.copytree(policy, folder, dirs_exist_ok=True)
         run.finish({"rounds": config.num_rounds, "best_by_round": best})
     accelerator.wait_for_everyone()
     return result
@@ -166,15 +168,6 @@ def _folder(run: Run, number: int) -> Path:
 def _free_memory() -> None:
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder, which appears whole or not at all."""
-    temporary = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
 
 
 # ---- 1. sample and verify ------------------------------------------------------------------------

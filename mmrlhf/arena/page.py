@@ -214,5 +214,5 @@ def forest_plot(board: Board, id_prefix: str) -> Plot:
         axes.tick_params(left=False)
         if len(kinds) > 1:
             figure.legend(loc="outside lower center", ncols=2)
-    texts = (f"{model} {' ('.join(_rating_of(board.plain, model))})" for model in models)
+    texts = ("{} {} ({})".format(model, *_rating_of(board.plain, model)) for model in models)
     return to_inline_svg(figure, id_prefix), f"Ratings as voted: {'; '.join(texts)}."

@@ -15,10 +15,10 @@ from mmrlhf.commands.model_card import AdapterFacts, CardFacts, Kind, model_card
 from mmrlhf.commands.training_record import (
     Evaluation,
     TrainingRecord,
-    along_the_way,
-    of_result,
-    of_reward_model,
+    policy_evaluations,
     read_lineage,
+    result_evaluation,
+    reward_model_evaluations,
     run_of,
 )
 from mmrlhf.config import ExportConfig
@@ -195,10 +195,10 @@ def _evaluations(config: ExportConfig, kind: Kind, records: Sequence[TrainingRec
     own = []
     if kind == "reward model":
         metadata = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
-        own = of_reward_model(folder, metadata)
+        own = reward_model_evaluations(folder, metadata)
     elif run is not None:
-        own = [evaluation for record in records if record.path == run for evaluation in along_the_way(record, folder)]
-    return [*map(of_result, results), *own]
+        own = [evaluation for record in records if record.path == run for evaluation in policy_evaluations(record, folder)]
+    return [*map(result_evaluation, results), *own]
 
 
 def _check_measured(result: Result, config: ExportConfig, kind: Kind) -> None:

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from mmrlhf.records import InputError
 
-OTHERS_FILES = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt", "README.md")
+ALLOWED_FILES = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt", "README.md")
 """Files that a repository may have before a model is pushed to it; a README.md is replaced."""
 
 
@@ -51,7 +51,7 @@ def push_folder(folder: Path, repo_id: str, private: bool | None) -> str:
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         is_private = bool(api.repo_info(repo_id).private)
-        others = sorted(set(api.list_repo_files(repo_id)) - set(OTHERS_FILES))
+        others = sorted(set(api.list_repo_files(repo_id)) - set(ALLOWED_FILES))
         if private is not None and is_private != private:
             problem = f"it exists and is {'private' if is_private else 'public'}, not as --hub_private_repo says: change either"
         elif others:

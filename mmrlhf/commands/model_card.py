@@ -1,7 +1,8 @@
 """The README.md of an exported model: what it is, how to load it, how it came about, figures.
 
 Its head is the Hub's metadata (https://huggingface.co/docs/hub/model-cards). Names come from data
-and from other people's runs, so all are escaped, and no path of this machine is shown.
+and from other people's runs, so all are escaped. No path is shown but that of the folder, as it was
+given.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mmrlhf.text.markdown import escape_markdown, table
 MAX_FIGURES = 12
 """Figures of a benchmark that are shown."""
 Kind = Literal["model", "adapter", "reward model"]
-WHAT = {"model": "A vision-language model", "adapter": "A LoRA adapter", "reward model": "A reward model"}
+KIND_NAMES = {"model": "A vision-language model", "adapter": "A LoRA adapter", "reward model": "A reward model"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _what_it_is(facts: CardFacts) -> str:
         else "a model that is not on the Hub"
     )
     stages = ", then ".join(record.stage for record in facts.records)
-    text = f"{WHAT[facts.kind]} {on} {base}, trained with mmrlhf {mmrlhf.__version__}{f': {stages}' if stages else ''}."
+    text = f"{KIND_NAMES[facts.kind]} {on} {base}, trained with mmrlhf {mmrlhf.__version__}{f': {stages}' if stages else ''}."
     if facts.kind == "reward model":
         text += (
             " It scores answers about images and writes none: its head (`head.safetensors`) reads the score where the reply to "
@@ -189,9 +190,9 @@ def _figures(evaluation: Evaluation) -> str:
     shown = evaluation.figures[:MAX_FIGURES]
     rows = [(escape_markdown(figure.name), f"{figure.value:.4g}", _interval(figure)) for figure in shown]
     count = "" if evaluation.num_examples is None else f", {evaluation.num_examples} examples"
-    better = f"; {evaluation.direction} is better for {escape_markdown(shown[0].name)}" * (
-        evaluation.direction in ("higher", "lower")
-    )
+    better = ""
+    if evaluation.direction in ("higher", "lower"):
+        better = f"; {evaluation.direction} is better for {escape_markdown(shown[0].name)}"
     more = len(evaluation.figures) - len(shown)
     tail = f"\nand {more} more figures in its files." if more else ""
     return (

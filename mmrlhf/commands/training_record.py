@@ -180,7 +180,7 @@ def hub_base(model: str, records: Iterable[TrainingRecord]) -> str | None:
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def along_the_way(record: TrainingRecord, folder: Path) -> list[Evaluation]:
+def policy_evaluations(record: TrainingRecord, folder: Path) -> list[Evaluation]:
     """Return what a run's own evaluations say of the policy in one of its folders, if anything.
 
     It is that of the last step, or of the best one.
@@ -205,7 +205,7 @@ def along_the_way(record: TrainingRecord, folder: Path) -> list[Evaluation]:
     ]
 
 
-def of_result(result: Result) -> Evaluation:
+def result_evaluation(result: Result) -> Evaluation:
     """Return the figures of a folder that eval wrote."""
     summary = result.summary
     headline, metrics = str(summary["headline"]), _flat(summary["metrics"])
@@ -217,7 +217,7 @@ def of_result(result: Result) -> Evaluation:
     return Evaluation(benchmark, _integer(summary.get("n")), str(summary["direction"]), _figures(metrics, main), note)
 
 
-def of_reward_model(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
+def reward_model_evaluations(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
     """Return the accuracy on held-out pairs and Youden's J that reward kept, with intervals.
 
     The accuracy's interval is Wilson's, that of J Newcombe's.

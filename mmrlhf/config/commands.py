@@ -35,7 +35,7 @@ class GenerateConfig(SamplingConfig, FactsConfig, EngineConfig, PixelConfig):
     limit: Count | None = None
     """Use only the first rows."""
     adapter_path: str | None = None
-    """Adapter directory of a ppo run; by default the model runs without an adapter."""
+    """LoRA adapter, such as the folder `policy` of a dpo or ppo run; by default the bare model."""
     reward_model_path: str | None = None
     """Best-of-n: write only the answer that this reward model scores highest, of num_generations,
     with its score. It reads the rows' facts, the policy does not."""
@@ -268,7 +268,7 @@ class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     image_folder: str | None = None
     """Folder that relative image paths start from; by default the folder of the data."""
     adapter_path: str | None = None
-    """Adapter directory of a ppo run; by default the model runs without an adapter."""
+    """LoRA adapter, such as the folder `policy` of a dpo or ppo run; by default the bare model."""
     answer_cache_dir: str | None = None
     """Folder that keeps answers between runs: a model is asked the same question about the same
     image only once."""

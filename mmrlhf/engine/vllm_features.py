@@ -23,9 +23,9 @@ FEATURE_LAYOUTS: dict[str, Literal["batched", "flat"]] = {
     "qwen2_5_vl": "flat",
     "qwen3_vl": "flat",
 }
-"""How vLLM lays out a family's features, by `config.model_type`, where they were compared with the
-trainer's: a picture is an item of a batch, or a slice of all pictures' rows. Others get pixels.
-LLaVA-NeXT and InternVL are left out: vLLM 0.32 stops at a batch of features of other sizes."""
+"""How vLLM lays out a family's features, by `config.model_type`: `batched`, an item per picture,
+or `flat`, a slice of all pictures' rows. Both were compared with the trainer's. Other families get
+pixels: vLLM 0.32 stops at a batch of LLaVA-NeXT's or InternVL's, whose sizes differ."""
 NEEDS_TOWER = ("qwen3_vl",)
 """Families for which vLLM must load the tower all the same."""
 

@@ -24,7 +24,7 @@ from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.vllm_features import EnginePicture
 from mmrlhf.engine.vllm_requests import EngineAnswer, EngineError
-from mmrlhf.engine.vllm_server import CLOSE_TIMEOUT, MALFORMED_STATUS, REQUESTS_PER_SERVER, START_AGAIN, Refused, Server
+from mmrlhf.engine.vllm_server import CLOSE_TIMEOUT, MALFORMED_STATUS, REQUESTS_PER_SERVER, START_AGAIN, RefusedError, Server
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import ImageSource
 from mmrlhf.text.printable import printable
@@ -144,14 +144,14 @@ class VLLMServers:
                 answers = ask()
                 self._note("pictures go to the servers as features, and their towers do not run")
                 return answers
-            except Refused as refusal:
+            except RefusedError as refusal:
                 if refusal.status not in MALFORMED_STATUS:
                     raise
                 reason = f"{refusal.url} takes no features: {refusal.reason}"
         self._sends_features = False
         try:
             answers = ask()
-        except Refused as refusal:
+        except RefusedError as refusal:
             raise EngineError(f"{refusal}; before, {reason}") from None
         self._note(f"pictures go to the servers as pixels, which their towers encode again ({reason})")
         return answers
@@ -170,7 +170,7 @@ class VLLMServers:
         }
         try:
             reply = server.request("POST", "/inference/v1/generate", body)
-        except Refused as refusal:
+        except RefusedError as refusal:
             adapter = self._adapter  # None once the engine is closed
             if refusal.status != 404 or adapter is None or self._model not in refusal.reason:
                 raise

@@ -33,7 +33,7 @@ MAX_QUOTED_CHARS = 200
 START_AGAIN = "start it as docs/engines.md shows"
 
 
-class Refused(EngineError):
+class RefusedError(EngineError):
     """A server's answer to a request that it does not accept."""
 
     def __init__(self, status: int, url: str, reason: str) -> None:
@@ -80,7 +80,7 @@ class Server:
         ):
             try:
                 self.request("POST", path, {})
-            except Refused as refusal:
+            except RefusedError as refusal:
                 if refusal.reason == "Not Found":
                     raise EngineError(
                         f"rollout_engine: {self.url} has no {path}: start it with {advice} (docs/engines.md)"
@@ -101,7 +101,7 @@ class Server:
         """Load an adapter by its path, under a name that the server must not know yet."""
         try:
             self.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)})
-        except Refused as refusal:
+        except RefusedError as refusal:
             if "already been loaded" in refusal.reason:
                 return  # by a request whose answer was lost
             if refusal.status == 404 and str(adapter) in refusal.reason:
@@ -118,15 +118,15 @@ class Server:
         """Unload an adapter. A server that does not know it has been restarted."""
         try:
             self.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-        except Refused as refusal:
+        except RefusedError as refusal:
             if refusal.status != 404:
                 raise
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return the JSON (or the text) of a server's answer.
 
-        Raises Refused for a status that repeating does not change, and EngineError if the server
-        cannot be reached, or is about to stop, for `patience` seconds.
+        Raises RefusedError for a status that repeating does not change, and EngineError if the
+        server cannot be reached, or is about to stop, for `patience` seconds.
         """
         deadline, pause = None, FIRST_PAUSE
         while True:
@@ -136,7 +136,7 @@ class Server:
                     return _content(response)
                 problem = _reason(response)
                 if response.status_code not in UNAVAILABLE_STATUS and not _is_dying(problem):
-                    raise Refused(response.status_code, self.url, problem)
+                    raise RefusedError(response.status_code, self.url, problem)
             except httpx2.HTTPError as error:
                 problem = str(error) or type(error).__name__
             now = time.monotonic()

@@ -28,7 +28,7 @@ MIN_SIDE_LABELS = 20
 """Decided pairs from which an annotator's side bias is called one."""
 
 Unit = tuple[int, Any]
-"""A task, and what of it is judged."""
+"""A task, and the part of it that is judged."""
 
 
 @dataclass(frozen=True)

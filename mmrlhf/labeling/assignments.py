@@ -60,8 +60,8 @@ class Assignments:
         self._lock = threading.RLock()
         self._last_task = 0
         self._open: dict[int, list[Event]] = defaultdict(list)
-        """By annotator, the events that showed them the tasks that they have not answered: the last
-        is before them, and those that an undo interrupted come back after it."""
+        """For each annotator, the `shown` events of their open tasks. The last is on the page;
+        those that an undo interrupted come back after it."""
         self._shown_at: dict[str, float] = {}
         """By token of an open task, when it was first shown, by `clock`."""
         self._answers: dict[int, list[Event]] = defaultdict(list)

@@ -17,8 +17,8 @@ LANGUAGE_MODEL, PROJECTOR, VISION_TOWER = "language_model", "projector", "vision
 """Parts of a model. The last two are also words of `lora_target_modules`."""
 ALL_LINEAR = "all-linear"
 """All linear layers of the language model."""
-PROJECTOR_IN_TOWER = re.compile(r"merger")
-"""Layers of the projector that a family keeps inside its tower (Qwen-VL, GLM-V)."""
+PROJECTOR_IN_TOWER = "merger"
+"""In the names of the projector's layers that a family keeps inside its tower (Qwen-VL, GLM-V)."""
 
 
 def layers_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
@@ -34,7 +34,7 @@ def layers_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
             continue
         if isinstance(module, NonDynamicallyQuantizableLinear):  # nn.MultiheadAttention reads its weight
             continue
-        part = VISION_TOWER if id(module) in in_tower and not PROJECTOR_IN_TOWER.search(name) else PROJECTOR
+        part = VISION_TOWER if id(module) in in_tower and PROJECTOR_IN_TOWER not in name else PROJECTOR
         part = LANGUAGE_MODEL if id(module) in in_decoder else part
         layers[part][name.removesuffix(".base_layer")] = module  # of a layer that has an adapter
     return layers

@@ -8,11 +8,11 @@ import pytest
 
 from mmrlhf.commands.training_record import (
     DataFile,
-    along_the_way,
     hub_base,
-    of_reward_model,
+    policy_evaluations,
     read_lineage,
     read_record,
+    reward_model_evaluations,
     run_of,
     without_folders,
 )
@@ -103,9 +103,9 @@ def test_figures_are_of_the_policy_in_the_folder(runs):
     run = runs / "dpo"
     write_evaluations(run, [row_of(0, 0.5), row_of(3, 0.25), row_of(7, 0.375)])
     record = read_record(run)
-    assert along_the_way(record, run / "policy") == []  # it is not known of which step it is
+    assert policy_evaluations(record, run / "policy") == []  # it is not known of which step it is
     (run / "finished.json").write_text('{"steps": 7, "policy_step": 7}')
-    (evaluation,) = along_the_way(record, run / "policy")
+    (evaluation,) = policy_evaluations(record, run / "policy")
     assert evaluation.note == "by the dpo run itself, after step 7"
     assert [(f.name, f.value, f.interval) for f in evaluation.figures] == [
         ("chair_s", 0.375, (0.275, 0.475)),
@@ -113,24 +113,24 @@ def test_figures_are_of_the_policy_in_the_folder(runs):
     ]
     (run / "best").mkdir()
     (run / "best" / "best.json").write_text('{"step": 3}')
-    assert along_the_way(record, run / "best")[0].figures[0].value == 0.25
+    assert policy_evaluations(record, run / "best")[0].figures[0].value == 0.25
 
 
 def test_figures_that_are_no_numbers_are_left_out(runs):
     run = runs / "dpo"
     (run / "finished.json").write_text('{"steps": 7}')
     write_evaluations(run, [row_of(7, 0.5, metrics={"chair_s": {"value": float("nan")}, "b": {"value": "<b>"}, "c": [1]})])
-    assert along_the_way(read_record(run), run / "policy")[0].figures == []
+    assert policy_evaluations(read_record(run), run / "policy")[0].figures == []
 
 
 def test_a_reward_models_figures_have_intervals(tmp_path):
     rates = {"tpr": 0.8, "fpr": 0.6, "n_false": 70, "n_true": 80}
     metadata = {"j": {"measured_on": "injected claims", "after": {"all": {**rates, "tpr": 56 / 70}}, "change": None}}
     (tmp_path / "finished.json").write_text(json.dumps({"right": [1.0] * 3 + [0.0]}))
-    accuracy, judged = of_reward_model(tmp_path, metadata)
+    accuracy, judged = reward_model_evaluations(tmp_path, metadata)
     assert accuracy.figures[0].value == 0.75 and accuracy.num_examples == 4
     assert accuracy.figures[0].interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
     # Newcombe's own example, 56/70 - 48/80: 0.0524 to 0.3339.
     assert judged.figures[0].value == pytest.approx(0.2) and judged.num_examples == 150
     assert judged.figures[0].interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    assert of_reward_model(tmp_path / "nowhere", {}) == []
+    assert reward_model_evaluations(tmp_path / "nowhere", {}) == []

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
 from mmrlhf.engine.vllm_requests import EngineError
-from mmrlhf.engine.vllm_server import Refused
+from mmrlhf.engine.vllm_server import RefusedError
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, check_finite, is_finite
@@ -217,7 +217,7 @@ def test_a_servers_refusal_ends_the_step_as_an_error_of_the_engine():
     """Before something that is not finite: the run saves and stops, and skips nothing."""
     attempt = skipped_steps.Attempt(1, ())
     with pytest.raises(EngineError, match=r"http://x refuses a request \(HTTP 400: y\)"), skipped_steps.together(attempt):
-        raise Refused(400, "http://x", "y")
+        raise RefusedError(400, "http://x", "y")
     assert not attempt.is_cause
 
 

@@ -24,7 +24,7 @@ from mmrlhf.verifiers.verbalize import display
 VERDICT_ORDER = ("supported", "unknown", "contradicted")
 """Where claims overlap, the last of their verdicts in this order colours the words."""
 DROPPED_SHARE = 4
-"""Every how many pairs on the page one is a dropped pair."""
+"""One of this many pairs on the page is a dropped one."""
 KEPT_COLOUR, DROPPED_COLOUR = "#12a08f", "#9aa5b1"
 
 

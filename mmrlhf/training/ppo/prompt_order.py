@@ -16,7 +16,7 @@ NumberedRow = tuple[Example, str]
 
 
 class PromptOrder:
-    """A seeded shuffle of the prompts in every epoch, as far as a run has got in it.
+    """The order of the prompts, shuffled with a seed in each epoch, and how far a run has got.
 
     `position` is the number of prompts taken so far, over all processes: all that a resumed run
     needs.
@@ -36,7 +36,7 @@ class PromptOrder:
 class StepPrompts:
     """Takes the prompts of one step.
 
-    Number i belongs to process i modulo their number, and so does the prompt that replaces it.
+    Prompt i goes to process i modulo the number of processes, and so does its replacement.
     """
 
     def __init__(self, config: PPOConfig, accelerator: Accelerator, prompt_order: PromptOrder) -> None:

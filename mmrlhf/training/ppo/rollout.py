@@ -122,6 +122,10 @@ def collect_rollout(
     was not finite, EngineError if the engine is gone, and InputError if dynamic sampling finds no
     prompt that tells answers apart.
     """
+    if started is not None:
+        attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
+        with together(attempt):
+            return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
     num_processes, rank = accelerator.num_processes, accelerator.process_index
     prompts = StepPrompts(config, accelerator, prompt_order)
 
@@ -130,10 +134,6 @@ def collect_rollout(
         with together(attempt):
             return sample_and_score(config, roles, engine, own, step, failure_file) if own else None
 
-    if started is not None:
-        attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
-        with together(attempt):
-            return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
     rollout = answer(list(prompts.take_all().values()))
     assert rollout is not None
     if not config.dynamic_sampling:
