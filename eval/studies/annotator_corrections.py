@@ -89,7 +89,7 @@ def _phrase(scene_object: scenes.SceneObject, mention: Mention, sentence: str) -
     """Return an object with the properties that a mention states. Nobody states `plain`."""
     stated = {name for name, _ in mention.properties}
     words = [_value(scene_object, name) for name in ("size", "pattern", "colour", "shape") if name in stated]
-    noun = " ".join(word for word in words if word != "plain")
+    noun = " ".join([*(word for word in words if word != "plain"), *([] if "shape" in stated else ["object"])])
     place = f" at the {_value(scene_object, 'place')}" if "place" in stated else ""
     is_definite = sentence[slice(*mention.span)].lower().startswith("the ")
     return (f"the {noun}" if is_definite else scenes.with_article(noun)) + place

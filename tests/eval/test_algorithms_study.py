@@ -112,6 +112,7 @@ def scene():
         ("There is a ring. The red ring is right of the blue star.", "There is a ring."),
         ("There is a ring and a ring.", "There is a ring."),
         ("There is a star, a red star and a small star.", "There is a small star."),
+        ("There is a striped object and a moon.", "There is an object."),  # nobody says `plain`
     ],
 )  # fmt: skip
 def test_corrections_change_what_the_view_contradicts_and_nothing_else(load_study, scene, answer, corrected):
