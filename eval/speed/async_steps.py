@@ -63,9 +63,7 @@ def main() -> None:
     curves: dict[int, list[list[float]]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as out:
         scenes.export_dataset(f"{out}/data", NUM_SCENES)
-        examples = list(
-            read_examples(PPOConfig(model_name_or_path="-", dataset_name=f"{out}/data/prompts.jsonl", output_dir="-"))
-        )
+        examples = list(read_examples(f"{out}/data/prompts.jsonl"))
         for seed, async_steps in itertools.product(range(args.seeds), (0, 1)):
             config = PPOConfig(
                 model_name_or_path=str(folder("data") / "tiny_vlm"), dataset_name="scenes", output_dir=f"{out}/{seed}-{async_steps}",

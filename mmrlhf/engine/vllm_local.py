@@ -63,6 +63,7 @@ class VLLMEngine:
             max_loras=2,
             logprobs_mode="processed_logprobs",
             enforce_eager=is_cpu,
+            enable_chunked_prefill=not is_cpu,  # vLLM 0.32 rewinds a seed after a part of a prompt, as no CPU can
             enable_sleep_mode=not is_cpu,
             gpu_memory_utilization=gpu_memory_utilization,
             **options,
