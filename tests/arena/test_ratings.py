@@ -218,7 +218,7 @@ WILD_VOTES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WILD_VOTES, st.booleans())
 def test_any_votes_have_ratings(votes, control_style):
     """However few and lopsided: finite, with mean 0, ordered, and the same from either side."""

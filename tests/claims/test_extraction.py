@@ -285,7 +285,7 @@ RANDOM_WORDS = sorted(word_set(
 ))  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(RANDOM_WORDS), max_size=30).map(" ".join)))
 @example("KB0B:")
 def test_extract_claims_are_deterministic_with_valid_spans(text):

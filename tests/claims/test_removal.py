@@ -126,7 +126,7 @@ def test_words_that_are_not_found_leave_the_answer_as_it_is():
     assert remove_claim(text, Claim("count", "team", "2", (0, 10))) == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 2))
 def test_a_caption_without_a_claim_keeps_all_claims_that_do_not_depend_on_it(index, num_faults):
     scene = generate_scene("rl", index, 0)
@@ -145,7 +145,7 @@ def test_a_caption_without_a_claim_keeps_all_claims_that_do_not_depend_on_it(ind
             assert not rest - claims
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="a dog.,;:\nand is on the two no -*()'’", max_size=80), st.integers(0, 80), st.integers(0, 80))
 def test_any_text_and_span_give_a_text(text, start, length):
     for kind in ("object", "attribute", "count", "relation", "action"):

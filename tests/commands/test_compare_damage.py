@@ -197,7 +197,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=JSON_VALUES, is_row=st.booleans())
 def test_compare_survives_any_value_of_any_field(runs, data, value, is_row):
     """Run compare, which either works or raises one InputError."""

@@ -193,7 +193,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(st.sampled_from(FIELDS.split()) | STRINGS, VALUES, max_size=6) | VALUES, max_size=3))
 def test_readers_accept_or_refuse_any_json(data_dir, rows):
     for path in (write_jsonl(data_dir, *map(json.dumps, rows)), write_json(data_dir, *rows)):
@@ -206,7 +206,7 @@ def test_readers_accept_or_refuse_any_json(data_dir, rows):
                 assert "\n" not in str(error)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60))
 def test_read_examples_refuses_random_bytes(data_dir, data):
     (data_dir / "rows.jsonl").write_bytes(data)

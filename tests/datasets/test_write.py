@@ -17,7 +17,7 @@ TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
 CONVERSATIONS = st.lists(TEXTS, min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=CONVERSATIONS,
     system=st.booleans(),

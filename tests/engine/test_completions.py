@@ -90,7 +90,7 @@ def test_char_to_token_matches_offsets_for_byte_tokenizers(build):
     assert sum(matches_offsets(build(), text) for text in ANSWERS) >= 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.sampled_from("a e\u00e9\u0301🙂\u200d👩一\n€."), min_size=1, max_size=12))
 def test_char_to_token_matches_offsets_for_any_text(text):
     if text.strip() == text:

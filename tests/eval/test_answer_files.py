@@ -87,7 +87,7 @@ def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, mess
     assert message in stderr and stderr.count("error:") == 1 and not (tmp_path / "out").exists()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.one_of(
         st.binary(max_size=200),

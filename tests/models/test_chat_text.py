@@ -200,7 +200,7 @@ def test_answer_that_the_template_rewrites_is_refused():
         chat.answer_token_ids([QUESTION], "<think>hm</think> Yes", 0, row_id="4")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(ALL_KINDS),
     st.sampled_from([LLAVA_1_5, WITH_END, build_chat_template("<image>")]),

@@ -141,7 +141,7 @@ VALID_FILES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200), st.sampled_from([b"", *VALID_FILES]), st.integers(0, 200), st.booleans())
 def test_open_image_accepts_or_refuses_any_bytes(noise, start, at, cut):
     data = start[:at] + noise + (b"" if cut else start[at + len(noise) :])

@@ -28,7 +28,7 @@ def test_captions_and_questions_of_a_seed_never_change():
     assert texts == PINNED_TEXTS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_caption_injected_faults_are_few_and_cooccurrence_is_detected(index):
     scene, rng = scenes.generate_scene("sft", index, 0), np.random.default_rng(index)
@@ -216,7 +216,7 @@ def test_annotator_facts_that_are_wrong_differ_in_colour_shape_or_pattern_and_in
     assert differences == {"shape", "colour", "pattern"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["selection", "ood_1", "ood_2"]))
 def test_complete_annotator_facts_decide_every_claim_that_a_caption_can_make(index, split):
     """The listed objects alone are the scene, so they verify each claim as the scene does."""

@@ -102,7 +102,7 @@ OTHER_WORDS = ["is", "are", "not", "no", "and", ",", ".", "of", "at", "top", "le
 WORDS = st.sampled_from([*ARTICLES, *ADJECTIVES, *NOUNS, *OTHER_WORDS])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(WORDS, max_size=20))
 def test_any_words_are_parsed_and_judged(words):
     text = " ".join(words)

@@ -204,7 +204,7 @@ def test_utility_is_true_claims_less_weighted_false_claims():
     assert scenes.utility(SCENE, "There is a red star and a yellow moon.", 2.0) == 2 - 2 * 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["sft", "ood_1", "ood_2", "ood_3"]))
 def test_verify_answer_finds_no_false_claim_in_captions_and_answers_without_faults(index, split):
     scene, rng = scenes.generate_scene(split, index, 0), np.random.default_rng(index)
@@ -229,7 +229,7 @@ SAMPLED_WORDS += ("a", "the", "at the", "to the", "on", "is", "are", "not", "no"
 SAMPLED_WORDS += ("left of", "right of", "object", "objects", "zero", "17", "There", "without")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from(SAMPLED_WORDS), max_size=14))
 def test_every_jumble_of_the_scenes_words_can_be_judged(words):
     """Hot samples are jumbles, and PPO's too: one that cannot be judged would stop a run."""
