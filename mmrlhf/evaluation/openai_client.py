@@ -33,6 +33,7 @@ RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that are worth a retry."""
 REFUSED = tuple(f"HTTP {status}:" for status in (400, 413, 415, 422, 451))
 """How the reason begins of a request that the same server will refuse again."""
+NAMES_A_MODEL = "--served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
@@ -163,14 +164,11 @@ def resolve_model_name(endpoint: Endpoint) -> Endpoint:
     except (httpx2.HTTPError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"HTTP {response.status_code}, and no list" if not isinstance(error, httpx2.HTTPError) else type(error).__name__
         raise InputError(
-            f"{endpoint.display_url}/models lists no models ({reason}): correct the URL, or name the model with "
-            "--served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
+            f"{endpoint.display_url}/models lists no models ({reason}): correct the URL, or name the model with {NAMES_A_MODEL}"
         ) from None
     if len(models) != 1:
         listed = ", ".join(printable(model[:MAX_QUOTED_CHARS]) for model in models[:8]) or "no model"
-        raise InputError(
-            f"{endpoint.display_url} serves {listed}: name one with --served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
-        )
+        raise InputError(f"{endpoint.display_url} serves {listed}: name one with {NAMES_A_MODEL}")
     return replace(endpoint, model=models[0])
 
 
