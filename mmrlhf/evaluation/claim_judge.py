@@ -85,22 +85,22 @@ class ClaimJudge:
         failures: list[Reply] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            for key, reply in request_replies(self.endpoint, chats, {"temperature": 0, "max_tokens": self.max_tokens}):
-                if reply.is_refused:
-                    refusals.append((key, reply))
-                    continue
-                if reply.status != "ok" or reply.text is None:
-                    failures.append(reply)
-                    continue
-                replies[key] = reply.text
-                file.write(json_line(self._record(key, questions[key][0], reply)))
-                file.flush()
-            if replies:
-                for key, reply in refusals:
-                    replies[key] = None
-                    file.write(json_line(self._record(key, questions[key][0], reply)))
-            else:  # a server that refuses everything is the wrong one
-                failures += [reply for _, reply in refusals]
+            try:
+                for key, reply in request_replies(self.endpoint, chats, {"temperature": 0, "max_tokens": self.max_tokens}):
+                    if reply.is_refused:
+                        refusals.append((key, reply))
+                    elif reply.status != "ok" or reply.text is None:
+                        failures.append(reply)
+                    else:
+                        replies[key] = reply.text
+                        file.write(json_line(self._record(key, questions[key][0], reply)))
+                        file.flush()
+            finally:  # also if the first questions of this call were all refused, so that the next call passes them
+                if replies:
+                    replies |= {key: None for key, _ in refusals}
+                    file.writelines(json_line(self._record(key, questions[key][0], reply)) for key, reply in refusals)
+        if not replies:  # a server that refuses everything is the wrong one
+            failures += [reply for _, reply in refusals]
         if replies and refusals:
             print(
                 f"note: {self.endpoint.model} refuses {len(refusals)} of {len(questions)} questions (the last: "

@@ -79,6 +79,23 @@ def test_refused_questions_are_unknown_and_not_asked_again(examples, tmp_path, c
         assert (tmp_path / "other" / "judgments.jsonl").read_text() == ""
 
 
+def test_an_image_with_many_refused_questions_stops_one_call_only(examples, tmp_path):
+    """The client gives up after eight failures without a success; the next call is past them."""
+    shapes = ("moon", "star", "cross", "heart", "circle", "square", "diamond", "arrow", "triangle")
+
+    def refuses(request):
+        text = request["messages"][0]["content"][-1]["text"]
+        return (400, {"error": "no"}) if any(shape in text for shape in shapes) else reply_to(request)
+
+    many = AnswerClaims(examples[0].images, (), tuple(Claim("object", shape) for shape in shapes))
+    ring = AnswerClaims(examples[1].images, (), (RING,))
+    with scripted_server(refuses) as server:
+        judge(server, tmp_path)([ring])
+        with pytest.raises(InputError, match="the first 8 replies all failed"):
+            judge(server, tmp_path, concurrency=1)([many])
+        assert set(values(judge(server, tmp_path)([many, ring]))[0]) == {"unknown"}
+
+
 def test_failed_questions_stop_the_call_and_are_asked_again(examples, tmp_path):
     def fails_on_moons(request):
         return (404, {"error": "no moons"}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
