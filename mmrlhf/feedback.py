@@ -19,7 +19,6 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +232,8 @@ def _sample(
             answers: list[SampledAnswer] = []
             if local := batch[accelerator.process_index :: accelerator.num_processes]:
                 local_examples = [examples[row] for row, _ in local]
-                prompts = prompts_from_examples(vlm, local_examples, config.max_length - config.response_length)
-                prompts = [replace(prompt, id=prompt_id) for prompt, (_, prompt_id) in zip(prompts, local, strict=True)]
+                max_prompt_length = config.max_length - config.response_length
+                prompts = prompts_from_examples(vlm, local_examples, max_prompt_length, [prompt_id for _, prompt_id in local])
                 completions = engine.sample(prompts, config.num_generations, params)
                 samples = build_samples(local_examples, completions, config.num_generations, config.response_length)
                 answers = [

@@ -30,7 +30,7 @@ from mmrlhf.labeling.store import StorageError, Store
 from mmrlhf.labeling.tasks import Mode, Task, read_tasks
 from mmrlhf.labeling.uncertainty import UncertaintyOf, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError
-from mmrlhf.serving.http import is_loopback
+from mmrlhf.text.addresses import is_loopback
 
 MAX_CONNECTIONS = 512
 STOP_SECONDS = 5

@@ -238,12 +238,8 @@ def _sample_batch(
     If a reward function fails, the run stops, and `failure_file` records the failed input.
     """
     batch_rows = [examples[row] for row, _ in batch]
-    prompts = [
-        replace(prompt, id=prompt_id)
-        for prompt, (_, prompt_id) in zip(
-            prompts_from_examples(vlm, batch_rows, config.max_length - config.response_length), batch, strict=True
-        )
-    ]
+    max_prompt_length = config.max_length - config.response_length
+    prompts = prompts_from_examples(vlm, batch_rows, max_prompt_length, [prompt_id for _, prompt_id in batch])
     params = SamplingParams(
         config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens,
         seed=step_seed(config.seed, number),

@@ -26,8 +26,9 @@ from mmrlhf.report.runs import stage_of
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.serving.batches import BatchQueue
-from mmrlhf.serving.http import Server, Service, is_loopback, new_completion
+from mmrlhf.serving.http import Server, Service, new_completion
 from mmrlhf.serving.requests import ChatRequest, parse_chat, parse_score
+from mmrlhf.text.addresses import is_loopback
 
 CHAT_PATH, SCORE_PATH = "/v1/chat/completions", "/score"
 

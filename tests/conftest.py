@@ -12,8 +12,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU even i
 # `nohup` and shells ignore signals for what they start in the background, and tests send signals.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# A busy machine must fail no test: an example may take any time. Examples are the same in each run, so that a change is never
-# blamed for an old fault; `pytest --hypothesis-profile=search` draws new ones.
+# A busy machine must fail no test: an example may take any time. Examples are the same in each run,
+# so that a change is never blamed for an old fault; `--hypothesis-profile=search` draws new ones.
 hypothesis.settings.register_profile("search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("repeat", hypothesis.settings.get_profile("search"), derandomize=True)
 hypothesis.settings.load_profile("repeat")

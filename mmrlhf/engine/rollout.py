@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -141,9 +142,15 @@ def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params
     return sampling_noise([p.id for p in prompts], num_generations, params.max_tokens, params.seed).to(vlm.device)
 
 
-def prompts_from_examples(vlm: VLM, examples: Sequence[Example], max_length: int | None = None) -> list[Prompt]:
-    """Build the prompts of examples, with the rows' ids. Raises as `VLM.build_prompts` does."""
-    return vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
+def prompts_from_examples(
+    vlm: VLM, examples: Sequence[Example], max_length: int | None = None, ids: Sequence[str] | None = None
+) -> list[Prompt]:
+    """Build the prompts of examples. Their sampling noise follows `ids`, by default the rows' own.
+
+    Raises as `VLM.build_prompts` does.
+    """
+    prompts = vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
+    return prompts if ids is None else [replace(prompt, id=own) for prompt, own in zip(prompts, ids, strict=True)]
 
 
 def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams) -> SampledCompletions:

@@ -6,13 +6,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
 API_KEY_ENV = "VLLM_API_KEY"
@@ -60,7 +60,7 @@ class Server:
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 limits=httpx2.Limits(max_connections=REQUESTS_PER_SERVER),
-                trust_env=not _is_local(url),
+                trust_env=not is_local_url(url),  # no proxy leads to this machine
             )
         except httpx2.InvalidURL:
             raise EngineError(f"rollout_engine {url} is no address: give http://HOST:PORT") from None
@@ -175,12 +175,3 @@ def _reason(response: httpx2.Response) -> str:
 def _is_dying(reason: str) -> bool:
     """Return whether a server says that its engine has died, after which it stops."""
     return "EngineDead" in reason or "EngineCore encountered" in reason
-
-
-def _is_local(url: str) -> bool:
-    """Return whether a server is on this machine, so that no proxy may be used."""
-    host = httpx2.URL(url).host
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

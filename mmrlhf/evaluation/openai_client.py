@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from itertools import islice
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ import httpx2
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.records import Example, ImageSource, InputError, Message, place_images
+from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
@@ -123,11 +123,7 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this machine, so that no proxy may be used."""
-        host = httpx2.URL(self.base_url).host
-        try:
-            return host == "localhost" or ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_local_url(self.base_url)
 
 
 def is_url(name: str) -> bool:

@@ -9,7 +9,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmrlhf.serving.http import names_this_machine
+from mmrlhf.text.addresses import is_local_url
 
 MAX_BODY_BYTES = 16 << 20
 """The largest form: an answer of a million characters, percent-encoded."""
@@ -89,7 +89,7 @@ class Guard:
     def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str]:
         """Return a status and a sentence for a request that is refused, else 0 and ""."""
         host = headers.get("host", "")
-        if self._loopback_only and not names_this_machine(host):
+        if self._loopback_only and not is_local_url(f"//{host}"):
             return 403, "this server answers requests to localhost only"
         if method not in ("GET", "HEAD", "POST"):
             return 405, "this server takes GET and POST requests"

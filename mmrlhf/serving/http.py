@@ -13,13 +13,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from mmrlhf.files.rows import parse_json
 from mmrlhf.records import InputError
 from mmrlhf.serving.batches import BusyError
+from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
 MAX_BODY_BYTES = 64 << 20
@@ -45,22 +44,6 @@ class Service:
     absent: Mapping[str, str]
     """Paths that this server does not offer, and why."""
     token: str | None
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is that of this machine for itself."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def names_this_machine(host_header: str) -> bool:
-    """Return whether a request's Host header names this machine."""
-    try:
-        return is_loopback(urlsplit(f"//{host_header}").hostname or "")
-    except ValueError:  # half an IPv6 address
-        return False
 
 
 class RequestError(Exception):
@@ -136,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Raises RequestError without the token, or, if there is none, for another host's name."""
         token = self.server.service.token
         if token is None:
-            if not names_this_machine(self.headers.get("Host", "")):
+            if not is_local_url("//" + self.headers.get("Host", "")):
                 raise RequestError(403, "this server answers requests to localhost only")
         elif not hmac.compare_digest((self.headers.get("Authorization") or "").encode(), f"Bearer {token}".encode()):
             raise RequestError(

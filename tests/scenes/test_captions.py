@@ -32,8 +32,8 @@ def test_captions_and_questions_of_a_seed_never_change():
 @given(st.integers(0, 10_000))
 def test_caption_injected_faults_are_few_and_cooccurrence_is_detected(index):
     scene, rng = scenes.generate_scene("sft", index, 0), np.random.default_rng(index)
-    # At most all that a phrase says (object, colour, size, pattern, place), and possibly none: the wrong colour may be that of
-    # another object with the same shape.
+    # All five claims of a phrase (object, colour, size, pattern, place) may be false, or none, if
+    # the wrong colour is that of another object with the same shape.
     assert len(false_claims(scene, scenes.caption(scene, rng, num_faults=1))) <= 5
     biased = scenes.verify_answer(scene, scenes.caption(scene, rng, cooccurrence_bias=1.0))
     assert bool(biased.cooccurrence_errors) == bool(scenes.absent_partners({o.shape for o in scene.objects}))

@@ -173,8 +173,8 @@ def sample_and_score(
 
 def _prompts(config: PPOConfig, roles: PPORoles, numbered: Sequence[NumberedRow]) -> list[Prompt]:
     """Build the prompts of rows, with their ids in the step."""
-    prompts = prompts_from_examples(roles.vlm, [row for row, _ in numbered], config.max_length - config.response_length)
-    return [replace(prompt, id=row_id) for prompt, (_, row_id) in zip(prompts, numbered, strict=True)]
+    rows, ids = zip(*numbered, strict=True)
+    return prompts_from_examples(roles.vlm, rows, config.max_length - config.response_length, ids)
 
 
 def _score(
