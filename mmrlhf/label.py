@@ -22,11 +22,12 @@ from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.assignments import Assignments
+from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.guard import Guard
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
-from mmrlhf.labeling.store import StorageError, Store
+from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Mode, Task, read_tasks
 from mmrlhf.labeling.uncertainty import UncertaintyOf, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError

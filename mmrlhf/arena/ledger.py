@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 from mmrlhf.files.rows import preview
-from mmrlhf.labeling.store import BUSY_SECONDS, StorageError, Store
+from mmrlhf.labeling.database import Database, StorageError
+from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.records import Example, ImageSource, InputError, Message
 
@@ -104,45 +103,26 @@ class Ledger:
 
     def __init__(self, path: str | Path) -> None:
         """Open the tables, which are created if they are missing. Raises StorageError."""
-        self.path, self._lock = Path(path), threading.Lock()
         try:
-            uri = f"{self.path.absolute().as_uri()}?mode=rw"
-            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA trusted_schema = OFF")
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._database = Database(Path(path))
             for statement in SCHEMA:
-                self._db.execute(statement)
+                self._database.execute(statement)
         except sqlite3.Error as error:
             raise StorageError(f"{path} could not be written ({error})") from None
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
     def _write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(statement, rows)
-                self._db.execute("COMMIT")
-            except (sqlite3.Error, UnicodeError) as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise StorageError(f"{self.path} could not be written ({error})") from None
-
-    def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            try:
-                return self._db.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
-                raise StorageError(f"{self.path} could not be read ({error})") from None
+        with self._database.writing() as db:
+            db.executemany(statement, rows)
 
     def check_same_answers(self, answers_by_model: Mapping[str, Mapping[str, Example]]) -> None:
         """Raise InputError if a model answers a question otherwise than in the pairs there are.
 
         Votes are counted by name, and must not be about two models.
         """
-        contents = self._read("SELECT digest, content FROM tasks")
+        contents = self._database.read("SELECT digest, content FROM tasks")
         texts = {digest: sorted(json.loads(content)["answers"]) for digest, content in contents}
         known: dict[tuple[str, str], set[str]] = defaultdict(set)
         for pair in (pair for group in self.pairs().values() for pair in group if pair.digest in texts):
@@ -165,7 +145,7 @@ class Ledger:
     def pairs(self) -> dict[str, list[Pair]]:
         """Return the pairs of each task, by its digest."""
         groups: dict[str, list[Pair]] = defaultdict(list)
-        for row in self._read("SELECT digest, question, category, lower, upper FROM arena_pairs"):
+        for row in self._database.read("SELECT digest, question, category, lower, upper FROM arena_pairs"):
             groups[row[0]].append(Pair(*row))
         return dict(groups)
 
@@ -176,7 +156,8 @@ class Ledger:
 
     def voids(self) -> list[Void]:
         return [
-            Void(*row) for row in self._read("SELECT question, first, second, failed, reason, time FROM arena_voids ORDER BY id")
+            Void(*row)
+            for row in self._database.read("SELECT question, first, second, failed, reason, time FROM arena_voids ORDER BY id")
         ]
 
     def add_judgment(self, judgment: Judgment) -> None:
@@ -184,7 +165,7 @@ class Ledger:
         self._write("INSERT OR REPLACE INTO arena_judgments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(judgment)])
 
     def judgments(self) -> list[Judgment]:
-        rows = self._read(
+        rows = self._database.read(
             "SELECT judge, template, digest, turned, verdict, reply, reason FROM arena_judgments ORDER BY judge, digest, turned"
         )
         return [Judgment(row[0], row[1], row[2], bool(row[3]), *row[4:]) for row in rows]
@@ -195,7 +176,7 @@ class Ledger:
         One is taken off for each other voter, who may have it on the page. Without voters, it is
         the number of open tasks.
         """
-        return int(self._read(_FEWEST_LEFT, (overlap,))[0][0])
+        return int(self._database.read(_FEWEST_LEFT, (overlap,))[0][0])
 
 
 _ADD_PAIR = """

@@ -26,7 +26,8 @@ from mmrlhf.background import run_in_background
 from mmrlhf.config import ArenaConfig
 from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
 from mmrlhf.files.inputs import file_sha256
-from mmrlhf.labeling.store import StorageError, Store
+from mmrlhf.labeling.database import StorageError
+from mmrlhf.labeling.store import Store
 from mmrlhf.records import Example, InputError
 from mmrlhf.text.printable import printable
 

@@ -27,7 +27,8 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.files.rows import preview
 from mmrlhf.label import RunningServer, serving_labels, wait_for_end
-from mmrlhf.labeling.store import StorageError, Store
+from mmrlhf.labeling.database import StorageError
+from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Example, InputError

@@ -20,12 +20,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmrlhf.labeling.assignments import ANSWERS, Assignments
+from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.forms import parse_label, parse_note
 from mmrlhf.labeling.guard import BodyTooLargeError, Guard, wants_json
 from mmrlhf.labeling.images import displayable
 from mmrlhf.labeling.pages import FOLDER, Pages, person_context
 from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
-from mmrlhf.labeling.store import StorageError
 from mmrlhf.labeling.typed_facts import facts_from_sentence
 from mmrlhf.records import InputError
 

@@ -10,8 +10,8 @@ Events, in the order in which they were written:
     flag
     undo     takes back the event `target`, which is one of these three
 
-An index admits one answer for each token and one undo for each answer. `synchronous=FULL` writes
-every commit to disk before it returns.
+An index admits one answer for each token and one undo for each answer. Every
+commit is on disk before it returns.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import json
 import os
 import secrets
 import sqlite3
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.labeling.database import Database
 from mmrlhf.labeling.tasks import Task, images_of
 from mmrlhf.records import ImageSource, InputError
 
@@ -52,12 +51,6 @@ CREATE UNIQUE INDEX undone_once ON events (target) WHERE kind = 'undo';
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
 CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
 """
-BUSY_SECONDS = 20.0
-"""How long a write waits for another process, such as one that adds tasks."""
-
-
-class StorageError(Exception):
-    """Nothing was written: the disk is full, or the file cannot be written."""
 
 
 class DuplicateError(Exception):
@@ -96,25 +89,21 @@ class Store:
         self.path = Path(path)
         if not create and not self.path.is_file():
             raise InputError(f"{path} does not exist: give the file that `mmrlhf label serve` writes")
-        self._lock = threading.RLock()
         try:
             if create and not self.path.exists():
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # labels are the annotators' own
-            uri = f"{self.path.absolute().as_uri()}?mode=rw"
-            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._database = Database(self.path)
         except (OSError, sqlite3.Error) as error:
             raise self._cannot_open(error) from None
         try:
-            self._db.execute("PRAGMA trusted_schema = OFF")
             is_new = create and self._is_empty()
             if not is_new:
                 self._check_kind()  # before anything is changed in it
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA journal_mode = WAL")
             if is_new:
                 self._create_tables()
         except BaseException as error:
-            self._db.close()
+            self._database.close()
             if isinstance(error, sqlite3.Error):
                 raise self._cannot_open(error) from None
             raise
@@ -123,7 +112,7 @@ class Store:
         return InputError(f"{self.path} cannot be opened as a file of labels ({error}): give another --output_file")
 
     def _check_kind(self) -> None:
-        kind, version = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        kind, version = (self._database.execute(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version"))
         if kind != APPLICATION_ID:
             raise InputError(f"{self.path} is a database of another program: give another --output_file")
         if version != VERSION:
@@ -132,10 +121,10 @@ class Store:
             )
 
     def _is_empty(self) -> bool:
-        return not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        return not self._database.execute("SELECT count(*) FROM sqlite_master")[0][0]
 
     def _create_tables(self) -> None:
-        with self._writing() as db:
+        with self._database.writing() as db:
             if self._is_empty():
                 for statement in _statements(SCHEMA):
                     db.execute(statement)
@@ -145,39 +134,18 @@ class Store:
 
     def close(self) -> None:
         """Close the file; its content is then in it alone, not also in SQLite's log."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Write in the block, all of it or nothing. Raises StorageError if nothing was written."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    with suppress(sqlite3.Error):
-                        self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
-                    raise StorageError(f"{self.path} could not be written ({error})") from None
-                raise
-
-    def _read(self, query: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        with self._lock:
-            return self._db.execute(query, parameters).fetchall()
+        self._database.close()
 
     # ---- settings and tasks --------------------------------------------------------------------
 
     def setting(self, name: str, default: str = "") -> str:
         """Return a setting's value."""
-        rows = self._read("SELECT value FROM settings WHERE name = ?", (name,))
+        rows = self._database.read("SELECT value FROM settings WHERE name = ?", (name,))
         return rows[0][0] if rows else default
 
     def set_setting(self, name: str, value: str) -> None:
         """Write a setting."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             db.execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
@@ -186,7 +154,7 @@ class Store:
         Those that are there take over the places of their images, the right answers of gold
         questions, and an uncertainty.
         """
-        with self._writing() as db:
+        with self._database.writing() as db:
             for key, image in images_of(tasks).items():
                 path = None if image.path is None else os.path.abspath(image.path)
                 name = image.recorded_name if path is None else os.path.basename(path)
@@ -208,39 +176,41 @@ class Store:
 
     def task_entries(self, after: int = 0) -> list[TaskEntry]:
         """Return the tasks whose id is larger than `after`, in the order in which they came."""
-        rows = self._read("SELECT id, is_gold, uncertainty FROM tasks WHERE id > ? ORDER BY id", (after,))
+        rows = self._database.read("SELECT id, is_gold, uncertainty FROM tasks WHERE id > ? ORDER BY id", (after,))
         return [TaskEntry(id_, bool(is_gold), uncertainty) for id_, is_gold, uncertainty in rows]
 
     def task(self, task_id: int) -> Task:
         """Return a task."""
-        ((mode, uncertainty, content),) = self._read("SELECT mode, uncertainty, content FROM tasks WHERE id = ?", (task_id,))
+        ((mode, uncertainty, content),) = self._database.read(
+            "SELECT mode, uncertainty, content FROM tasks WHERE id = ?", (task_id,)
+        )
         fields = json.loads(content)
         return Task.from_dict(mode, fields, [image for key in fields["images"] if (image := self.image(key))], uncertainty)
 
     def image(self, sha256: str) -> ImageSource | None:
         """Return an image of a task by its hash, None if there is no such image."""
-        rows = self._read("SELECT path, data, name FROM images WHERE sha256 = ?", (sha256,))
+        rows = self._database.read("SELECT path, data, name FROM images WHERE sha256 = ?", (sha256,))
         return ImageSource(rows[0][0], rows[0][1], expected_sha256=sha256, recorded_name=rows[0][2]) if rows else None
 
     # ---- annotators and events -----------------------------------------------------------------
 
     def annotators(self) -> dict[int, str]:
         """Return the pseudonyms of all annotators by id."""
-        return dict(self._read("SELECT id, name FROM annotators ORDER BY id"))
+        return dict(self._database.read("SELECT id, name FROM annotators ORDER BY id"))
 
     def find_annotator(self, name: str) -> tuple[int, str] | None:
         """Return the id and the code of a pseudonym, None if nobody has it."""
-        rows = self._read("SELECT id, code FROM annotators WHERE name = ?", (name,))
+        rows = self._database.read("SELECT id, code FROM annotators WHERE name = ?", (name,))
         return rows[0] if rows else None
 
     def code_of(self, annotator: int) -> str | None:
         """Return an annotator's code, None if there is no such annotator."""
-        rows = self._read("SELECT code FROM annotators WHERE id = ?", (annotator,))
+        rows = self._database.read("SELECT code FROM annotators WHERE id = ?", (annotator,))
         return rows[0][0] if rows else None
 
     def add_annotator(self, name: str, code: str, time: float, consent: str) -> int:
         """Add an annotator who has accepted the consent line. Raises DuplicateError."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             try:
                 id_ = db.execute("INSERT INTO annotators (name, code) VALUES (?, ?)", (name, code)).lastrowid
             except sqlite3.IntegrityError:
@@ -267,7 +237,7 @@ class Store:
             "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         )
         appended = []
-        with self._writing() as db:
+        with self._database.writing() as db:
             for e in events:
                 text = json.dumps(e.content, ensure_ascii=False)
                 try:
@@ -283,7 +253,9 @@ class Store:
         where = " AND ".join(f"{name} = ?" for name, value in (("kind", kind), ("token", token)) if value is not None)
         parameters = [value for value in (kind, token) if value is not None]
         columns = "id, kind, annotator, task, token, target, time, seconds, content"
-        for row in self._read(f"SELECT {columns} FROM events {'WHERE ' + where if where else ''} ORDER BY id", parameters):
+        for row in self._database.read(
+            f"SELECT {columns} FROM events {'WHERE ' + where if where else ''} ORDER BY id", parameters
+        ):
             id_, kind_, annotator, task, token_, target, time, seconds, content = row
             yield Event(id_, kind_, annotator, task, token_, target, time, seconds, json.loads(content))
 

@@ -355,12 +355,12 @@ def test_the_places_of_pictures_are_shown(make_store, make_app, row, shown):
 
 def test_a_full_disk_acknowledges_nothing(store, make_app, capsys):
     person = Person(make_app(store))
-    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store._database.execute("PRAGMA page_count")[0][0]
+    store._database.execute(f"PRAGMA max_page_count = {pages}")
     replies = [person.send(choice="left", strength="2", note="n" * 3900) for _ in range(3)]
     assert {reply.status_code for reply in replies} == {507}
     assert "nothing was saved" in replies[0].json()["error"] and standing(store) == []
-    store._db.execute("PRAGMA max_page_count = 1000000")
+    store._database.execute("PRAGMA max_page_count = 1000000")
     assert person.send(choice="left", strength="2").status_code == 200 and len(standing(store)) == 1
 
 

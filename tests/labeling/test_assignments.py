@@ -42,7 +42,7 @@ def test_the_file_itself_refuses_a_second_answer_and_any_change(store):
         store.append("skip", heron, shown.task_id, 0.0, {}, token=shown.token)
     for statement in ("UPDATE events SET time = 0", "DELETE FROM events"):
         with pytest.raises(Exception, match="events are only appended"):
-            store._db.execute(statement)
+            store._database.execute(statement)
 
 
 def test_tokens_are_for_one_annotator(store):

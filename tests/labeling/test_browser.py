@@ -224,8 +224,8 @@ def test_a_full_disk_keeps_the_form(tmp_path, open_page):
     with serving_labels(config_of(tmp_path, number=2)) as server:
         page = open_page()
         come_in(page, server.url)
-        database = server.store._db
-        database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
+        database = server.store._database
+        database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count')[0][0]}")
         press(page, "f")
         page.fill("#note", "n" * 3900)
         page.click("text=Flag and go on")

@@ -167,7 +167,7 @@ def test_a_full_disk_gets_a_sentence(make_store, write_rows, monkeypatch):
 
     def open_small(self, path, **kwargs):
         opened(self, path, **kwargs)
-        self._db.execute(f"PRAGMA max_page_count = {self._db.execute('PRAGMA page_count').fetchone()[0]}")
+        self._database.execute(f"PRAGMA max_page_count = {self._database.execute('PRAGMA page_count')[0][0]}")
 
     monkeypatch.setattr(Store, "__init__", open_small)
     with pytest.raises(InputError, match=r"could not be written \(database or disk is full\): make room"):
