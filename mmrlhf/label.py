@@ -71,7 +71,7 @@ def wait_for_end(running: RunningServer) -> NoReturn:
 def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     """Serve in the background while the block runs. Raises InputError as `serve_labels` does."""
     output = Path(config.output_file)
-    guidelines = _read_guidelines(config.guidelines_file)
+    guidelines = read_guidelines(config.guidelines_file)
     refuse_output_file(output)
     tasks = _read_tasks_of(config)  # what cannot be used leaves nothing behind
     if not tasks and not output.exists():
@@ -139,7 +139,8 @@ def _address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _read_guidelines(path: str | None) -> str:
+def read_guidelines(path: str | None) -> str:
+    """Return the text of a file of guidelines, "" without one. Raises InputError."""
     if path is None:
         return ""
     try:

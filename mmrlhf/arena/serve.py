@@ -26,7 +26,7 @@ from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfi
 from mmrlhf.datasets import read_examples
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.files.rows import preview
-from mmrlhf.label import RunningServer, serving_labels, wait_for_end
+from mmrlhf.label import RunningServer, read_guidelines, serving_labels, wait_for_end
 from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task
@@ -50,6 +50,7 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
     is_live = not all(contestant.is_kept for contestant in contestants)
     output = Path(config.output_file)
     refuse_output_file(output)
+    read_guidelines(config.guidelines_file)  # refused before models load
     if not contestants and not output.is_file():
         raise InputError(
             f"{output} has no pairs: give models, `mmrlhf arena serve NAME=SOURCE NAME=SOURCE --output_file {output}`"

@@ -44,14 +44,15 @@ class Refusal(Exception):
 def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Guard:
     """Return the app, guarded: what a server runs."""
     handlers = _Handlers(assignments, sessions, pages)
+    get, post = partial(_get, pages.title), partial(_post, pages.title)
     routes = [
-        Route("/", partial(_get, handlers.task_page)),
-        Route("/join", partial(_post, handlers.join), methods=["POST"]),
-        Route("/answer", partial(_post, handlers.answer), methods=["POST"]),
-        Route("/undo", partial(_post, handlers.undo), methods=["POST"]),
-        Route("/leave", partial(_post, handlers.leave), methods=["POST"]),
-        Route("/facts", partial(_post, handlers.facts), methods=["POST"]),
-        Route("/images/{sha256}", partial(_get, handlers.image)),
+        Route("/", partial(get, handlers.task_page)),
+        Route("/join", partial(post, handlers.join), methods=["POST"]),
+        Route("/answer", partial(post, handlers.answer), methods=["POST"]),
+        Route("/undo", partial(post, handlers.undo), methods=["POST"]),
+        Route("/leave", partial(post, handlers.leave), methods=["POST"]),
+        Route("/facts", partial(post, handlers.facts), methods=["POST"]),
+        Route("/images/{sha256}", partial(get, handlers.image)),
         Mount("/static", _CachedFiles(directory=FOLDER / "static")),
     ]
     return Guard(Starlette(routes=routes), loopback_only=sessions.access_token is None, is_annotator=sessions.has_cookie)
@@ -66,29 +67,31 @@ class _CachedFiles(StaticFiles):
         return response
 
 
-async def _get(handle: Callable[[Request], Response], request: Request) -> Response:
+async def _get(title: str, handle: Callable[[Request], Response], request: Request) -> Response:
     try:
         return await run_in_threadpool(handle, request)
     except Refusal as refusal:
-        return _refused(request, refusal)
+        return _refused(title, request, refusal)
+    except StorageError as error:
+        print(f"error: {error}: make room", flush=True)
+        sentence = "the server cannot use its file: tell the person who runs it, and load the page again"
+        return _refused(title, request, Refusal(507, sentence))
 
 
-async def _post(handle: Callable[[Request, Mapping[str, str]], Response], request: Request) -> Response:
+async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Response], request: Request) -> Response:
     try:
         form = _parse_form(await request.body(), request.headers.get("content-type", ""))
         return await run_in_threadpool(handle, request, form)
     except Refusal as refusal:
-        return _refused(request, refusal)
+        return _refused(title, request, refusal)
     except BodyTooLargeError as error:
-        return _refused(request, Refusal(413, str(error)))
+        return _refused(title, request, Refusal(413, str(error)))
     except InputError as error:
-        return _refused(request, Refusal(400, str(error)))
+        return _refused(title, request, Refusal(400, str(error)))
     except StorageError as error:
         print(f"error: {error}: make room", flush=True)
-        return _refused(
-            request,
-            Refusal(507, "nothing was saved, because the server cannot write: tell the person who runs it, and save again"),
-        )
+        sentence = "nothing was saved, because the server cannot write: tell the person who runs it, and save again"
+        return _refused(title, request, Refusal(507, sentence))
 
 
 def _parse_form(body: bytes, content_type: str) -> dict[str, str]:
@@ -102,10 +105,10 @@ def _parse_form(body: bytes, content_type: str) -> dict[str, str]:
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
-def _refused(request: Request, refusal: Refusal) -> Response:
+def _refused(title: str, request: Request, refusal: Refusal) -> Response:
     if wants_json(request.headers):
         return JSONResponse({"error": refusal.sentence}, refusal.status)
-    pages: Pages = Pages("Labelling", "", "")
+    pages: Pages = Pages(title, "", "")
     return HTMLResponse(pages.message("That did not work", refusal.sentence), refusal.status)
 
 
@@ -126,10 +129,7 @@ class _Handlers:
         if annotator is None:
             token = request.query_params.get("token", "")
             return HTMLResponse(self.pages.join(self.sessions.access_token is not None, token))
-        try:
-            shown = self.assignments.current(annotator)
-        except StorageError:
-            raise Refusal(507, "the server cannot write: tell the person who runs it, and load the page again") from None
+        shown = self.assignments.current(annotator)
         person = self._person(annotator)
         return HTMLResponse(self.pages.nothing_left(person) if shown is None else self.pages.task(shown, person))
 

@@ -229,6 +229,7 @@ def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
         ({"models": "a=no/such/model,b=no/such/model"}, "no/such/model"),
         ({"models": "a=http://127.0.0.1:1/v1,b=x.jsonl", "dataset_name": None}, "live models need questions"),
         ({"models": "a=http://127.0.0.1:1/v1#m,b=http://127.0.0.1:1/v1#m"}, "gave no answer"),
+        ({"models": "a=no/such/model,b=no/such/model", "guidelines_file": "none.txt"}, "guidelines_file none.txt"),
     ],
 )
 def test_models_that_cannot_be_used_are_named(questions, tmp_path, settings, message):

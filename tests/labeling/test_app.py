@@ -364,6 +364,15 @@ def test_a_full_disk_acknowledges_nothing(store, make_app, capsys):
     assert person.send(choice="left", strength="2").status_code == 200 and len(standing(store)) == 1
 
 
+def test_a_file_that_cannot_be_read_is_a_page_with_the_servers_title(store, make_app, capsys):
+    person = Person(make_app(store))
+    store._database.execute("ALTER TABLE annotators RENAME TO lost")
+    reply = person.client.get("/")
+    assert reply.status_code == 507 and "the server cannot use its file" in reply.text
+    assert "<title>A &lt;b&gt;title&lt;/b&gt;" in reply.text and "Be fair." not in reply.text
+    assert "labels.db could not be read" in capsys.readouterr().out
+
+
 def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
     person = Person(make_app(store))
     (tmp_path / "rows.jsonl").write_text('{"id": "other"}\n')
