@@ -14,7 +14,7 @@ the full language model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def dpo(
     if held_out is None and config.eval_dataset_name:
         held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, answer_images=True)
     pairs = HeldOutPairs(config, held_out) if held_out else None
-    evaluation = PolicyEvaluation(config, _join(pairs, eval_function), held_out_metrics=CHOOSING_METRICS if pairs else {})
+    evaluation = _evaluation(config, pairs, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir = run.path / "policy"
@@ -97,7 +97,8 @@ def dpo(
     policy, reference = Role(adapters, "policy"), add_reference(adapters, config)
     if pairs is not None:
         name = config.eval_dataset_name or "the held-out rows"
-        pairs.rows = _usable_rows(config, vlm, _without_ties(config, pairs.rows, run, name), run, None, name)
+        without_image_pairs = replace(config, image_pairs="none")  # which held-out rows do without
+        pairs.rows = _usable_rows(without_image_pairs, vlm, _without_ties(config, pairs.rows, run, name), run, None, name)
         pairs.policy, pairs.reference = policy, reference
 
     # 2. Train, and save
@@ -217,11 +218,19 @@ def _check_config(config: DPOConfig) -> None:
         raise InputError("loss_type sft alone compares nothing: use `mmrlhf sft`, or add another loss, such as sigmoid,sft")
 
 
-def _join(pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> EvalFunction | None:
-    """Return one function of an evaluation; None if there is none."""
-    if pairs is None or eval_function is None:
-        return pairs or eval_function
-    return lambda vlm: {**pairs(vlm), **eval_function(vlm)}
+def check_recipe(config: DPOConfig, eval_function: EvalFunction | None = None) -> None:
+    """Raise InputError, before anything is loaded, for settings that `dpo` refuses."""
+    _check_config(config)
+    _evaluation(config, HeldOutPairs(config, ()) if config.eval_dataset_name else None, eval_function)
+
+
+def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> PolicyEvaluation:
+    """Return the evaluation along the way, which also measures held-out pairs, if there are any."""
+    if pairs is None:
+        return PolicyEvaluation(config, eval_function)
+    if eval_function is None:
+        return PolicyEvaluation(config, pairs, held_out_metrics=CHOOSING_METRICS)
+    return PolicyEvaluation(config, lambda vlm: {**pairs(vlm), **eval_function(vlm)}, held_out_metrics=CHOOSING_METRICS)
 
 
 def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run, dataset: str) -> Sequence[Preference]:

@@ -28,12 +28,13 @@ from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.commands.claim_truth import facts_of_row
 from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets import read_examples, read_preferences
+from mmrlhf.dpo import check_recipe as check_dpo_recipe
 from mmrlhf.dpo import dpo
 from mmrlhf.engine.rollout import LocalEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.evaluation.claim_judge import ClaimJudge
 from mmrlhf.evaluation.openai_client import Endpoint
-from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
+from mmrlhf.evaluation.policy_eval import EvalFunction
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
@@ -46,8 +47,10 @@ from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
 from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.ppo import check_recipe as check_ppo_recipe
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, InputError
+from mmrlhf.reward_model import check_config as check_reward_recipe
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.claim_rewards import parse_unknown_costs
 from mmrlhf.training.feedback.labels import (
@@ -380,7 +383,7 @@ def _check_training(config: FeedbackConfig, eval_function: EvalFunction | None) 
     """Raise InputError, before a model is loaded, for bad recipes and evaluations."""
     folder = Path(config.output_dir) / "round_1"
     if config.algorithm == "dpo":
-        PolicyEvaluation(dpo_config(config, folder, None), eval_function)
+        check_dpo_recipe(dpo_config(config, folder, None), eval_function)
     elif config.algorithm == "ppo":
-        reward_config(config, folder)
-        PolicyEvaluation(ppo_config(config, folder, None, "reward"), eval_function)
+        check_reward_recipe(reward_config(config, folder))
+        check_ppo_recipe(ppo_config(config, folder, None, "reward"), eval_function)

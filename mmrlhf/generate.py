@@ -14,7 +14,7 @@ from rich.console import Console
 from mmrlhf.config import GenerateConfig
 from mmrlhf.datasets import Records, read_examples, subset
 from mmrlhf.datasets.write import text_with_placeholders
-from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.engine.rollout import check_answer_lengths, generate_batches
 from mmrlhf.engine.sampling import make_sampling_params
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
@@ -45,6 +45,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             "reward_model_path chooses the best of several answers: give --num_generations 16 (or another number) and "
             "--temperature 1, or score the answers with `mmrlhf score`"
         )
+    check_answer_lengths(config.min_new_tokens, config.response_length)
     num_lines = 1 if config.reward_model_path is not None else config.num_generations  # of a prompt
     rows_file = Path(config.output_file).with_name(f".{Path(config.output_file).name}.rows.json")
     unsaved_checks: list[str] = []  # written with the first answers

@@ -25,11 +25,11 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples, subset
 from mmrlhf.engine.rollout import RolloutEngine
 from mmrlhf.engine.scoring import in_micro_batches, logps, values
-from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.export import save_policy
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
@@ -166,7 +166,9 @@ def _train(
                     rollout = collect_rollout(
                         config, accelerator, roles, engine, state.prompt_order, step, attempt, run.path / FAILURE_FILE, started
                     )
-                except EngineError as error:
+                except NotFiniteError:
+                    raise  # the step is skipped
+                except InputError as error:
                     state.prompt_order.position, state.started = position, started
                     raise _save_and_stop(run, evaluation, state, step, error) from None
 
@@ -218,8 +220,15 @@ def _train(
                 break
 
 
-def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step: int, error: EngineError) -> InputError:
-    """Save, before a step that its engine cannot sample, and return why the run stops."""
+def check_recipe(config: PPOConfig, eval_function: EvalFunction | None = None) -> None:
+    """Raise InputError, before anything is loaded, for settings that `ppo` refuses."""
+    check_rewards(config)
+    check_settings(config)
+    PolicyEvaluation(config, eval_function, REWARD, possible_warnings(config))
+
+
+def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step: int, error: InputError) -> InputError:
+    """Save, before a step whose answers cannot be had, and return why the run stops."""
     if step == 0:
         return InputError(str(error))
     best_tensors, best_state = evaluation.checkpoint(run, state.roles.policy)

@@ -51,7 +51,7 @@ from mmrlhf.training.optim import (
 )
 from mmrlhf.training.reward_model.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
 from mmrlhf.training.reward_model.rows import training_rows
-from mmrlhf.training.reward_model.step import compute_gradients, preference_loss
+from mmrlhf.training.reward_model.step import check_margins, compute_gradients, preference_loss
 from mmrlhf.training.reward_model.watch import reward_monitor, watch
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_indices
 from mmrlhf.training.run import Run
@@ -70,18 +70,18 @@ def train_reward_model(
     Accuracy is reported on `held_out` (or eval_dataset_name); only load_best_model_at_end selects
     on it. Raises InputError if settings or data cannot be used.
     """
-    _check_config(config, has_held_out=held_out is not None or config.eval_dataset_name is not None)
+    check_config(config, has_held_out=held_out is not None)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     kept, kept_held_out = None, None
+    facts = read_facts(config.facts_file) if config.facts_file else None
+    source = (config.dataset_train_split, config.image_folder, facts, True)
     if preferences is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
-        kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
-        facts = read_facts(config.facts_file) if config.facts_file else None
-        source = (config.dataset_train_split, config.image_folder, facts, True)
         preferences = read_preferences(config.dataset_name, *source)
-        if config.eval_dataset_name:
-            held_out = read_preferences(config.eval_dataset_name, *source)
+    if held_out is None and config.eval_dataset_name:
+        kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
+        held_out = read_preferences(config.eval_dataset_name, *source)
     run.claim_rows(preferences)
     if held_out is not None:
         run.claim_rows(held_out, "eval")
@@ -89,6 +89,8 @@ def train_reward_model(
         run.print_finished(run.path)
         return run.path
     preferences = _select_preferences(config, preferences)
+    for rows in (preferences, held_out or ()):
+        check_margins(config, rows)
     reference_rows(config, preferences, held_out).check(config)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
@@ -212,8 +214,11 @@ def _train(
     return step, best, outcomes_before
 
 
-def _check_config(config: RewardConfig, has_held_out: bool) -> None:
-    """Raise InputError for settings that contradict each other."""
+def check_config(config: RewardConfig, has_held_out: bool = False) -> None:
+    """Raise InputError for settings that contradict each other.
+
+    `has_held_out` says that rows for evaluation come from elsewhere than eval_dataset_name.
+    """
     check_tuning(config.tuning, config.dtype)
     if not check_continues(config):
         check_adapter_setting(config.adapter_path, config.tuning)
@@ -224,7 +229,9 @@ def _check_config(config: RewardConfig, has_held_out: bool) -> None:
             )
         if getattr(config, name) and config.head_init == "random":
             raise InputError(f"{name} is about the base's own Yes and No, and head_init random starts elsewhere: leave one out")
-    if config.eval_steps and not has_held_out:
+    if config.loss_type == "bt_margin" and config.injected_claim_rate:
+        raise InputError("loss_type bt_margin needs margins, and injected claims have none: set injected_claim_rate 0")
+    if config.eval_steps and not (has_held_out or config.eval_dataset_name):
         raise InputError("eval_steps measures on rows that are not trained on: give --eval_dataset_name")
     if config.load_best_model_at_end and not config.eval_steps:
         raise InputError("load_best_model_at_end chooses among the measurements along the way: give --eval_steps")

@@ -13,9 +13,10 @@ from mmrlhf.cli import main
 from mmrlhf.dpo import dpo
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.records import InputError, Preference
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.records import InputError, Message, Preference
 from mmrlhf.replay import replay
-from mmrlhf.training.dpo import losses, reference_logps
+from mmrlhf.training.dpo import held_out_pairs, losses, reference_logps
 from mmrlhf.training.run import Run
 from tests.helpers.stages import dpo_config, save_start_adapter
 
@@ -54,6 +55,29 @@ def test_dpo_measures_held_out_pairs(tiny_vlm_path, pairs, tmp_path):
     assert evaluated[0]["loss/sigmoid"] == pytest.approx(0.6931, abs=1e-4) and evaluated[0]["rewards/margins"] == pytest.approx(0)
     assert evaluated[2]["rewards/accuracies"] == 1.0 and evaluated[2]["loss/sigmoid"] < 0.5
     assert evaluated[0]["loss"] == pytest.approx(evaluated[0]["loss/sigmoid"] + evaluated[0]["loss/sft"])
+
+
+def test_held_out_metrics_do_not_depend_on_batches(vlm, tiny_vlm_path, pairs, tmp_path, monkeypatch):
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", loss_type="sigmoid,sft")
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 8.0, seed=0)
+    policy, reference = Role(adapters, "policy"), Role(adapters, None)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.02
+    whole = held_out_pairs.HeldOutPairs(config, pairs, policy, reference)(vlm)
+    monkeypatch.setattr(held_out_pairs, "ROWS_PER_BATCH", 5)
+    in_parts = held_out_pairs.HeldOutPairs(config, pairs, policy, reference)
+    assert in_parts(vlm) == pytest.approx(whole, rel=1e-4) and in_parts(vlm) == pytest.approx(whole, rel=1e-4)
+    assert abs(whole["rewards/margins"]) > 1e-3
+
+
+def test_held_out_rows_need_no_other_pictures(tiny_vlm_path, pairs, tmp_path):
+    """Image pairs are for rows that are trained on."""
+    text_only = [dataclasses.replace(row, images=(), prompt=(Message("user", "What is a cup?"),)) for row in pairs[6:]]
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=1, eval_steps=1, image_pairs="other")
+    dpo(config, pairs[:6], held_out=text_only)
+    assert "eval/loss" in metrics_of(tmp_path / "run")[-1]
 
 
 def test_kept_log_probs_of_the_reference_are_those_of_every_step(tiny_vlm_path, pairs, tmp_path):
@@ -110,6 +134,23 @@ def test_dpo_resumes_exactly(tiny_vlm_path, pairs, tmp_path, monkeypatch, whole_
     assert metrics_of(tmp_path / "cut") == metrics_of(whole_run)
     assert read_jsonl(tmp_path / "cut" / "reference_logps.jsonl") == read_jsonl(whole_run / "reference_logps.jsonl")
     assert_same_policy(tmp_path / "cut", whole_run)
+
+
+def test_dpo_resumes_if_it_was_killed_before_the_file_of_log_probs_got_its_name(tiny_vlm_path, pairs, tmp_path, monkeypatch):
+    """The rows fill whole batches, so that none is computed again."""
+    monkeypatch.setattr(reference_logps, "ROWS_PER_BATCH", len(pairs) // 3)
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(reference_logps.ResumableWriter, "finish", lambda writer: 1 / 0)
+        dpo(config, pairs)
+    dpo(config, pairs)
+    assert len(read_jsonl(tmp_path / "run" / "reference_logps.jsonl")) == len(pairs)
+
+
+def test_dpo_of_no_steps_writes_the_policy_it_starts_from(tiny_vlm_path, pairs, tmp_path):
+    adapter_dir = dpo(dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=0), pairs)
+    weights = load_file(adapter_dir / "adapter_model.safetensors")
+    assert not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
 def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pairs, tmp_path, monkeypatch):

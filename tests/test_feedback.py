@@ -14,7 +14,7 @@ from mmrlhf.feedback import feedback
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError, Preference
 from tests.helpers.fake_server import FAKE_MODEL, chat_completion, scripted_server
-from tests.helpers.feedback_runs import LEXICON, feedback_config, true_utility
+from tests.helpers.feedback_runs import LEXICON, feedback_config, true_utility, write_recipe
 
 ROUND_FILES = ("answers.jsonl", "verdicts.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl", "labels.json", "report.html")
 
@@ -209,6 +209,7 @@ def test_a_judge_that_cannot_be_reached_stops_the_run_and_the_answers_are_kept(t
         ({"algorithm": "dpo", "ppo_config": "demo/ppo"}, "ppo_config is a recipe that algorithm dpo does not read"),
         ({"algorithm": "dpo", "dpo_config": "demo/dpoo"}, "there is no demo/dpoo in configs: did you mean demo/dpo"),
         ({"algorithm": "dpo", "dpo_config": "demo/ppo"}, "cliprange_value"),
+        ({"min_new_tokens": 200}, "min_new_tokens 200 is more than response_length [0-9]+, so no answer could end"),
         ({"algorithm": "dpo", "metric_for_best_model": "scenes/utility"}, "metric_for_best_model"),
         (
             {"algorithm": "dpo", "eval_benchmarks": "scenes", "eval_limit": 1, "metric_for_best_model": "scenes/nice"},
@@ -223,6 +224,32 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_pat
     with pytest.raises(InputError, match=message) as refusal:
         feedback(feedback_config("no-such-model", tmp_path / "new", **settings), examples)
     assert "\n" not in str(refusal.value) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "recipe", "settings", "message"),
+    [
+        ("dpo", "dpo", {"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing is for"),
+        ("ppo", "reward", {"loss_type": "bt_margin", "injected_claim_rate": 0.3}, "injected claims have none"),
+        ("ppo", "ppo", {"num_generations": 1, "advantage_estimator": "rloo"}, "num_generations"),
+        ("ppo", "ppo", {"reward_terms": "nothing=1"}, "reward_terms names nothing, which does not exist"),
+    ],
+)
+def test_recipes_that_a_stage_refuses_are_refused_before_anything_is_loaded(
+    tmp_path, examples, algorithm, recipe, settings, message
+):
+    path = write_recipe(tmp_path, recipe, **settings)
+    config = feedback_config("no-such-model", tmp_path / "new", algorithm=algorithm, **{f"{recipe}_config": path})
+    with pytest.raises(InputError, match=message):
+        feedback(config, examples)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_recipe_of_dpo_may_measure_held_out_pairs(tmp_path, examples):
+    """The model is the first thing that is missing."""
+    path = write_recipe(tmp_path, "dpo", eval_dataset_name="held.jsonl", eval_steps=5)
+    with pytest.raises(InputError, match="no-such-model"):
+        feedback(feedback_config("no-such-model", tmp_path / "new", algorithm="dpo", dpo_config=path), examples)
 
 
 @pytest.mark.parametrize(

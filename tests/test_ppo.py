@@ -163,6 +163,25 @@ def test_ppo_failing_reward_function_stops_the_run_by_name(tiny_vlm_path, exampl
         ppo(ppo_config(tiny_vlm_path, None, tmp_path / "none"), examples)
 
 
+def test_ppo_keeps_the_steps_before_a_reward_function_fails(tiny_vlm_path, examples, tmp_path):
+    """A judge that does not answer once must not cost the steps since the last checkpoint."""
+    config = ppo_config(tiny_vlm_path, None, tmp_path / "out", reward_terms="picky=1", save_steps=100)
+    steps = []
+
+    def picky(samples):
+        steps.append(1)
+        if len(steps) == 3:
+            raise TimeoutError("no answer")
+        return [float(len(s.answer)) for s in samples]
+
+    with pytest.raises(
+        InputError, match=r"picky raised TimeoutError: no answer.*out is saved after step 2, and the same command"
+    ):
+        ppo(config, examples, extra_reward_functions={"picky": picky})
+    ppo(config, examples, extra_reward_functions={"picky": picky})
+    assert [row["step"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl") if row["step"]] == [1, 2, 3]
+
+
 def test_ppo_uncertainty_penalty_lowers_disputed_scores(tiny_vlm_path, examples, pairs, reward_dir, tmp_path):
     other = train_reward_model(
         dataclasses.replace(reward_config(tiny_vlm_path, tmp_path / "other"), seed=5, learning_rate=3e-3), pairs, pairs
@@ -255,4 +274,6 @@ def test_ppo_refuses_run_with_other_settings(tiny_vlm_path, examples, reward_dir
 def test_ppo_refuses_response_length_that_leaves_no_room_for_prompt(tiny_vlm_path, examples, reward_dir, tmp_path):
     with pytest.raises(InputError, match="response_length 10 leaves no room"):
         ppo(ppo_config(tiny_vlm_path, reward_dir, tmp_path / "new", max_length=10), examples)
+    with pytest.raises(InputError, match="min_new_tokens 11 is more than response_length 10"):
+        ppo(ppo_config(tiny_vlm_path, reward_dir, tmp_path / "new", min_new_tokens=11), examples)
     assert not (tmp_path / "new").exists()

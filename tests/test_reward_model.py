@@ -89,6 +89,10 @@ def test_train_reward_model_learns_with_other_losses_and_rankings(tiny_vlm_path,
         bare = [dataclasses.replace(r, ratings=()) for r in rows]
         with pytest.raises(InputError, match=r"row .* has no margin: loss_type bt_margin needs one in every row"):
             train_reward_model(reward_config(tiny_vlm_path, tmp_path / "bare", loss_type="bt_margin"), bare)
+        assert not (tmp_path / "bare").exists()
+        config = reward_config(tiny_vlm_path, tmp_path / "bare", loss_type="bt_margin", injected_claim_rate=0.3)
+        with pytest.raises(InputError, match=r"injected claims have none: set injected_claim_rate 0"):
+            train_reward_model(config, rows)
 
 
 def test_preference_loss_weighs_a_ranking_like_a_pair():
@@ -240,6 +244,14 @@ def test_j_is_measured_on_the_answers_where_their_truth_is_known(tiny_vlm_path, 
         train_reward_model(dataclasses.replace(config, output_dir=str(tmp_path / "n")), other)
     with pytest.raises(InputError, match=r"truth\.jsonl has the facts that the reward model reads"):
         train_reward_model(dataclasses.replace(config, output_dir=str(tmp_path / "n"), facts_file=str(truth)), pairs)
+
+
+def test_rows_from_python_are_measured_on_the_held_out_file(tiny_vlm_path, pairs, tmp_path):
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text(json.dumps({"prompt": "What is it?", "images": [], "chosen": "A cup.", "rejected": "A dog."}) + "\n")
+    config = reward_config(tiny_vlm_path, tmp_path / "run", max_steps=1, eval_steps=1, eval_dataset_name=str(held_out))
+    finished = json.loads((train_reward_model(config, pairs) / "finished.json").read_text())
+    assert len(finished["right"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from mmrlhf.engine.prefill import prompt_lengths
 from mmrlhf.engine.sampling import SampleOutput, SamplingParams, sample
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM, Prompt
-from mmrlhf.records import Example
+from mmrlhf.records import Example, InputError
 
 # ---- the engine of a trainer -------------------------------------------------------------------
 
@@ -140,6 +140,20 @@ def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params
     if params.temperature == 0:
         return None
     return sampling_noise([p.id for p in prompts], num_generations, params.max_tokens, params.seed).to(vlm.device)
+
+
+def check_answer_lengths(min_new_tokens: int, response_length: int, max_length: int | None = None) -> None:
+    """Raise InputError if no answer could end, or no prompt would fit before one."""
+    if min_new_tokens > response_length:
+        raise InputError(
+            f"min_new_tokens {min_new_tokens} is more than response_length {response_length}, so no answer could end: lower it or "
+            "raise response_length"
+        )
+    if max_length is not None and response_length >= max_length:
+        raise InputError(
+            f"response_length {response_length} leaves no room for a prompt within max_length {max_length}: raise max_length or "
+            "lower response_length"
+        )
 
 
 def prompts_from_examples(

@@ -24,7 +24,7 @@ from mmrlhf.evaluation.diversity import FOLD_SIZE, MIN_MEAN_WORDS
 from mmrlhf.evaluation.predict import require_images, require_prompts
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
 from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_options
-from mmrlhf.files.inputs import content_digest
+from mmrlhf.files.inputs import content_digest, reward_function_files
 from mmrlhf.metrics.diversity import distinct_n
 from mmrlhf.metrics.intervals import Z_95, Interval
 from mmrlhf.records import InputError
@@ -173,7 +173,7 @@ def _refuse_unusable(config: PolicyEvalConfig, benchmark: Benchmark, name: str) 
         asked = "asks a judge" if benchmark.uses_judge else "compares given answers"
         raise InputError(f"eval_benchmarks {name} {asked}: measure it after the run, with `mmrlhf eval {name}`")
     reward_terms = config.reward_terms if isinstance(config, RewardTermsConfig) else ""
-    for file in re.findall(r"([^\s,=@]+\.py):", reward_terms):
+    for file in reward_function_files(reward_terms):
         module_file = str(benchmark.module.__file__)
         if Path(file).is_file() and Path(file).samefile(module_file):
             raise InputError(

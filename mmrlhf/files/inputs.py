@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -182,10 +181,16 @@ def content_inputs(config: Any) -> dict[str, Any]:
         digests = [content_digest(part) for part in parts]
         if digests and all(digests):
             inputs[name] = {"path": value, "sha256": ",".join(map(str, digests))}
-    for file in re.findall(r"([^\s,=@]+\.py):", str(getattr(config, "reward_terms", ""))):
+    for file in reward_function_files(str(getattr(config, "reward_terms", ""))):
         if Path(file).is_file():
             inputs[f"reward function file {file}"] = {"path": file, "sha256": _file_digest(Path(file))}
     return inputs
+
+
+def reward_function_files(reward_terms: str) -> list[str]:
+    """Return the files of the entries FILE.py:NAME=WEIGHT of a list of rewards."""
+    names = [part.rpartition("=")[0].strip() for part in reward_terms.split(",")]
+    return [name.rpartition(":")[0] for name in names if ".py:" in name]
 
 
 def changed_names(saved: Inputs, requested: Inputs) -> list[str]:

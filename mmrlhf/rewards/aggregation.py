@@ -45,10 +45,13 @@ class RewardAggregation:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        if self.normalizer is not None:
+        """Restore what `state` returned, as far as the settings still ask for it.
+
+        The state lacks what was not measured yet, because steps were skipped or settings changed.
+        """
+        if self.normalizer is not None and state["moments"] is not None:
             self.normalizer.load_state(state["moments"])
-        if self.length_bounds is not None:
+        if self.length_bounds is not None and self.length_bounds.bounds is None and state["length_bounds"] is not None:
             lower, upper = state["length_bounds"]
             self.length_bounds.bounds = lower, upper
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from mmrlhf.config import RewardedConfig
 from mmrlhf.datasets.load import FACTS_CHECK_ROWS
+from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
@@ -72,11 +73,7 @@ def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> 
         )
     parse_length_bounds(config.length_bounds, config.response_length)
     parse_reward_clip(config.reward_clip_range)
-    if config.response_length >= config.max_length:
-        raise InputError(
-            f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
-            "raise max_length or lower response_length"
-        )
+    check_answer_lengths(config.min_new_tokens, config.response_length, config.max_length)
     if "fact_rm" in parse_reward_spec(config.reward_terms) and not reward_model_paths(config):
         raise InputError(
             "reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out (--reward_terms correctness=1 needs no "

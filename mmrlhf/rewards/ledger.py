@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
+from operator import index
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
@@ -129,16 +130,20 @@ class RewardBreakdown:
     values: dict[str, float]
     weights: Mapping[str, float]
     normalized: dict[str, float] | None = None
+    clipped_total: float | None = None
+    """The sum in a run that clips it: beside a reward of 1e17, adding up loses the clipped 5."""
 
     @property
     def answer_total(self) -> float:
         """Return the sum of all contributions that are not those of spans."""
+        if self.clipped_total is not None:
+            return self.clipped_total - math.fsum(reward for spans in self.spans.values() for *_, reward in spans)
         return sum(value - math.fsum(reward for *_, reward in self.spans.get(name, ())) for name, value in self.terms.items())
 
     @property
     def total(self) -> float:
         """Return the sum of all contributions."""
-        return sum(self.terms.values())
+        return sum(self.terms.values()) if self.clipped_total is None else self.clipped_total
 
     @property
     def weighted_values(self) -> dict[str, float]:
@@ -263,9 +268,10 @@ def _find_problem(value: Any, sample: Sample) -> str:
         return ""
     try:
         for start, end, span_reward in value:
-            if not (0 <= start < end <= len(sample.answer)):
+            if not 0 <= index(start) < index(end) <= len(sample.answer):
                 return f"returned the span {start}..{end} of an answer of {len(sample.answer)} characters"
-            float(span_reward)
+            if not isinstance(span_reward, Real):
+                float(span_reward)
     except (TypeError, ValueError):
         return f"returned {value!r}, which is neither a number, a list of (start, end, value) nor None"
     return ""
@@ -275,7 +281,10 @@ def _find_overflow(value: Any, weight: float) -> str:
     """Return which number of a value is not finite, in the words of `_find_problem`, or ""."""
     if value is None:
         return ""
-    parts = [("", float(value))] if isinstance(value, Real) else [(f" for the span {a}..{b}", float(x)) for a, b, x in value]
+    try:
+        parts = [("", float(value))] if isinstance(value, Real) else [(f" for the span {a}..{b}", float(x)) for a, b, x in value]
+    except OverflowError:  # a Python integer
+        return "returned a number that is beyond float64,"
     for where, number in parts:
         if not abs(weight * number) <= MAX_REWARD:  # `not <=` also catches NaN
             weighted = f" times its weight {weight:g}" if abs(number) <= MAX_REWARD else ""

@@ -22,9 +22,10 @@ class RewardClip:
 
     def __call__(self, breakdowns: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
         """Return rewards with the term `reward_clip`: what brings their sum into the range."""
+        totals = [self.clip(breakdown.total) for breakdown in breakdowns]
         return [
-            replace(breakdown, terms={**breakdown.terms, REWARD_CLIP: self.clip(breakdown.total) - breakdown.total})
-            for breakdown in breakdowns
+            replace(breakdown, terms={**breakdown.terms, REWARD_CLIP: total - breakdown.total}, clipped_total=total)
+            for breakdown, total in zip(breakdowns, totals, strict=True)
         ]
 
     def clip(self, reward: float) -> float:

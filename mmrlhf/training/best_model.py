@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ PREFIX = "best."
 
 
 class BestModel:
-    """The role's weights whose `metric` was best, with step and value; of equal ones the first.
+    """The role's weights whose `metric` was best, with step and value; on a tie, the first.
 
-    They are kept in memory.
+    They are kept in memory. A value that is not finite is never the best.
     """
 
     def __init__(self, metric: str, greater_is_better: bool) -> None:
@@ -35,7 +36,8 @@ class BestModel:
 
     def update(self, step: int, value: float, role: Role) -> bool:
         """Keep the weights if their value is better than the best so far; return whether it was."""
-        if self.step is not None and not (value > self.value if self.greater_is_better else value < self.value):
+        is_better = self.step is None or (value > self.value if self.greater_is_better else value < self.value)
+        if not (is_better and math.isfinite(value)):
             return False
         self.step, self.value = step, value
         self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in role.state_dict().items()}
@@ -50,8 +52,9 @@ class BestModel:
         return {f"{PREFIX}{name}": tensor for name, tensor in self.tensors.items()}, {"best": self.result()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        if "best" in state:
+        """Continue from a checkpoint, unless it compared weights by another metric."""
+        names = ("metric", "greater_is_better")
+        if "best" in state and all(state["best"][name] == getattr(self, name) for name in names):
             self.step, self.value = int(state["best"]["step"]), float(state["best"]["value"])
             self.tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
 

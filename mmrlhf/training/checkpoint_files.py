@@ -52,6 +52,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     check_finite(tensors.items(), f"after step {step} the run", "start over from its last checkpoint, with a lower learning rate")
     checkpoint_dir = folder / f"step-{step:06d}"
     temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
+    replaced_dir = checkpoint_dir.with_name(f"{temporary_dir.name}.replaced")
     shutil.rmtree(temporary_dir, ignore_errors=True)
     temporary_dir.mkdir(parents=True)
     try:
@@ -60,9 +61,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         (temporary_dir / "sha256").write_text(_checksum(temporary_dir), encoding="utf-8")
         for path in (*temporary_dir.iterdir(), temporary_dir):
             fsync(path)
-        if checkpoint_dir.exists():
-            shutil.rmtree(checkpoint_dir)
+        if checkpoint_dir.exists():  # saved again: it goes only once the new one is here
+            checkpoint_dir.rename(replaced_dir)
         temporary_dir.rename(checkpoint_dir)
+        shutil.rmtree(replaced_dir, ignore_errors=True)
     finally:
         shutil.rmtree(temporary_dir, ignore_errors=True)
     for path in (folder, folder.parent):  # the names of the checkpoint and of the folder

@@ -123,16 +123,19 @@ class Run:
         if image.path is not None:
             return image.path
         name = f"images/{image.key[:16]}.jpg"
-        if name not in self._image_files and (content := thumbnail(image)):
+        if self.main_process and name not in self._image_files and (content := thumbnail(image)):
             self.add_file(name, content)
         self._image_files.add(name)
         return name
 
     def add_file(self, name: str, content: str | bytes) -> None:
-        """Write a file, which waits until the first step is done, as rows of step 0 do."""
+        """Write a file, which waits until the first step is done, as rows of step 0 do.
+
+        Processes other than the first write none.
+        """
         if self._started and self.main_process:
             write_atomic(self.path / name, content)
-        else:
+        elif self.main_process:
             self._pending_files.append((name, content))
 
     @property

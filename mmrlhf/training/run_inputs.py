@@ -228,6 +228,8 @@ def setting_of(name: str) -> str:
         return "dataset_name"
     if name in ("eval images", "eval rows"):
         return "eval_dataset_name"
+    if name in ("ptx images", "ptx rows"):
+        return "ptx_dataset_name"
     return "eval_benchmarks" if name.startswith(("eval ", "version of eval ")) else name
 
 

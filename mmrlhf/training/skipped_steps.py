@@ -19,7 +19,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.processes import gather_object
@@ -106,6 +105,7 @@ class SkippedSteps:
         self._run.begin()
         self._accelerator.wait_for_everyone()
         saved_step.write(self._file(attempt.step, rank))
+        self._accelerator.wait_for_everyone()  # the first to stop may end the others
         path = self._file(attempt.step, causes[0])
         if self.in_a_row >= self._max_in_a_row:
             advice = "start over with a lower learning_rate or without that row"
@@ -165,18 +165,18 @@ def _step_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def together(attempt: Attempt) -> Iterator[None]:
-    """Raise a NotFiniteError or EngineError of one process on all of them, so that none waits.
+    """Raise an InputError of one process on all of them, so that none waits.
 
-    The block must not exchange anything between processes.
+    It stays a NotFiniteError, for which the step is skipped, if no process has another one. The
+    block must not exchange anything between processes.
     """
-    problem: NotFiniteError | EngineError | None = None
+    own = None
     try:
         yield
-    except (NotFiniteError, EngineError) as error:
-        problem, attempt.is_cause = error, isinstance(error, NotFiniteError)
-    # Not the exceptions themselves, which may take other arguments than a text.
-    own = None if problem is None else (isinstance(problem, EngineError), str(problem))
+    except InputError as error:
+        attempt.is_cause = isinstance(error, NotFiniteError)
+        own = (not attempt.is_cause, str(error))  # not the exception, which may take other arguments
     problems = [other for other in gather_object([own]) if other is not None]
     if problems:
-        is_of_engine, text = max(problems, key=lambda other: other[0])
-        raise (EngineError if is_of_engine else NotFiniteError)(text)
+        must_stop, text = max(problems, key=lambda other: other[0])
+        raise InputError(text) if must_stop else NotFiniteError(text)

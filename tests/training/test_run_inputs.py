@@ -31,6 +31,11 @@ class FakeConfigWithHeldOut(FakeConfigWithData):
 
 
 @dataclass(frozen=True)
+class FakeConfigWithPTX(FakeConfigWithData):
+    ptx_dataset_name: str | None = None
+
+
+@dataclass(frozen=True)
 class FakeConfigWithBatch(FakeConfigWithData):
     per_device_train_batch_size: int = 8
 
@@ -197,8 +202,9 @@ def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
     open_with(1, 8).resume()
 
 
-def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path):
-    function_file = tmp_path / "mine.py"
+@pytest.mark.parametrize("name", ["mine.py", "my own.py", "a=b.py"])
+def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path, name):
+    function_file = tmp_path / name
 
     def open_with(allow_change: str | None = None) -> Run:
         terms = f"{function_file}:brief=1"
@@ -207,10 +213,24 @@ def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path):
     function_file.write_text("def brief(samples): return [0.0] * len(samples)\n")
     open_with().save_checkpoint(5, {"w": torch.ones(1)}, {})
     function_file.write_text("def brief(samples): return [1.0] * len(samples)\n")
-    with pytest.raises(InputError, match=r"reward function file .*mine.py has changed since\): .* --allow_change reward_terms$"):
+    with pytest.raises(InputError, match=r"reward function file .*\.py has changed since\): .* --allow_change reward_terms$"):
         open_with()
     open_with("reward_terms").resume()
     open_with().resume()
+
+
+def test_other_ptx_rows_count_as_ptx_dataset_name(data, tmp_path):
+    def open_with(**settings: str) -> Run:
+        config = FakeConfigWithPTX(dataset_name="prompts", ptx_dataset_name=str(data / "rows.jsonl"), **settings)
+        run = Run(str(tmp_path / "run"), config)
+        run.claim_rows(rows_of(data / "rows.jsonl", data), "ptx")
+        return run
+
+    open_with().save_checkpoint(5, {"w": torch.ones(1)}, {})
+    (data / "a.png").write_bytes(b"a pictura")
+    with pytest.raises(InputError, match=r"ptx images .* --allow_change ptx_dataset_name$"):
+        open_with()
+    open_with(allow_change="ptx_dataset_name").resume()
 
 
 def test_run_refuses_fewer_steps_than_it_has_taken(tmp_path):

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
-from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.engine.vllm_server import RefusedError
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
@@ -213,12 +212,13 @@ def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
     assert attempt.is_cause == is_cause
 
 
-def test_a_servers_refusal_ends_the_step_as_an_error_of_the_engine():
+def test_a_servers_refusal_ends_the_step_for_good():
     """Before something that is not finite: the run saves and stops, and skips nothing."""
     attempt = skipped_steps.Attempt(1, ())
-    with pytest.raises(EngineError, match=r"http://x refuses a request \(HTTP 400: y\)"), skipped_steps.together(attempt):
+    message = r"http://x refuses a request \(HTTP 400: y\)"
+    with pytest.raises(InputError, match=message) as caught, skipped_steps.together(attempt):
         raise RefusedError(400, "http://x", "y")
-    assert not attempt.is_cause
+    assert not attempt.is_cause and not isinstance(caught.value, NotFiniteError)
 
 
 def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):

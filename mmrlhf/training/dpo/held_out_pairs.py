@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,7 +29,8 @@ class HeldOutPairs:
     """The held-out rows of a run, as an evaluation's function.
 
     `policy` and `reference` are set once the model is loaded. The reference's log-probs are
-    computed at the first call and kept. Image pairs are left out.
+    computed at the first call and kept. Image pairs are left out. Batches are built anew at each
+    call, one at a time, because they hold the features of their images.
     """
 
     config: DPOConfig
@@ -37,28 +38,34 @@ class HeldOutPairs:
     policy: Role | None = None
     reference: Role | None = None
     _ref_logps: list[Tensor] = field(default_factory=list)
+    _counts: Counts = field(default=Counts(0.0, 0.0, 0.0, 0.0))
 
     def __call__(self, vlm: VLM) -> dict[str, float]:
         """Return the metrics of a step on all rows."""
-        assert self.policy is not None and self.reference is not None
-        config = replace(self.config, image_pairs="none")
-        batches = [
-            build_batch(config, vlm, rows, [None] * len(rows))
-            for rows in (self.rows[start : start + ROWS_PER_BATCH] for start in range(0, len(self.rows), ROWS_PER_BATCH))
-        ]
+        assert self.policy is not None
         if not self._ref_logps:
-            self._ref_logps = [batch.weighted_logps(self.reference) for batch in batches]
-        counts, sums = _count(batches), Counter[str]()
+            self._measure_reference(vlm)
+        config, sums = replace(self.config, image_pairs="none"), Counter[str]()
         with torch.no_grad():
-            for batch, ref_logps_N in zip(batches, self._ref_logps, strict=True):
+            for batch, ref_logps_N in zip(self._batches(vlm), self._ref_logps, strict=True):
                 logps_NT = in_micro_batches(token_logps, self.policy, batch.completions)
                 all_rows = range(len(batch.answers_per_row))
-                sums.update(preference_loss(config, batch, all_rows, logps_NT, ref_logps_N, counts)[1])
-        return mean_metrics(sums, counts)
+                sums.update(preference_loss(config, batch, all_rows, logps_NT, ref_logps_N, self._counts)[1])
+        return mean_metrics(sums, self._counts)
 
+    def _batches(self, vlm: VLM) -> Iterator[PreferenceBatch]:
+        config = replace(self.config, image_pairs="none")
+        for start in range(0, len(self.rows), ROWS_PER_BATCH):
+            rows = self.rows[start : start + ROWS_PER_BATCH]
+            yield build_batch(config, vlm, rows, [None] * len(rows))
 
-def _count(batches: Sequence[PreferenceBatch]) -> Counts:
-    """Count rows and tokens of all batches."""
-    tokens = [batch.completions.mask_NT.sum(1) for batch in batches]
-    best_tokens = sum(float(t[batch.is_best_N].sum()) for t, batch in zip(tokens, batches, strict=True))
-    return Counts(sum(len(batch.answers_per_row) for batch in batches), 0.0, best_tokens, float(sum(t.sum() for t in tokens)))
+    def _measure_reference(self, vlm: VLM) -> None:
+        """Compute the reference's log-probs, and count rows and tokens."""
+        assert self.reference is not None
+        best_tokens = tokens = 0.0
+        for batch in self._batches(vlm):
+            self._ref_logps.append(batch.weighted_logps(self.reference))
+            tokens_N = batch.completions.mask_NT.sum(1)
+            best_tokens += float(tokens_N[batch.is_best_N].sum())
+            tokens += float(tokens_N.sum())
+        self._counts = Counts(len(self.rows), 0.0, best_tokens, tokens)

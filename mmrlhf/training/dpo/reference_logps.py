@@ -30,7 +30,7 @@ ROWS_PER_BATCH = 64
 """Rows that are computed and written at a time. The batches do not depend on where an earlier run
 stopped, so the numbers are the same to the last bit."""
 
-SETTINGS = ("dtype", "changed_token_weight", "image_pairs", "seed")
+SETTINGS = ("dtype", "min_pixels", "max_pixels", "changed_token_weight", "image_pairs", "seed")
 """Settings that the log-probs depend on."""
 
 
@@ -48,8 +48,9 @@ def precompute(
     Reads them if they are there. Raises InputError if they were made from other inputs, or are
     damaged.
     """
-    path, num_done = run.path / FILE, 0
-    writer = None
+    if not indices:
+        return {}
+    path, writer, state = run.path / FILE, None, [False, 0]
     if accelerator.is_main_process:
         run.begin()
         inputs = {
@@ -60,9 +61,9 @@ def precompute(
             **{name: getattr(config, name) for name in SETTINGS},
         }
         writer = ResumableWriter(path, inputs, ROWS_PER_BATCH, "output_dir")
-        num_done = len(indices) if writer.is_finished else writer.num_done
-    (num_done,) = broadcast_object_list([num_done])
-    if num_done < len(indices):
+        state = [writer.is_finished, writer.num_done]
+    is_finished, num_done = broadcast_object_list(state)
+    if not is_finished:
         with run.progress(len(indices), num_done, "reference") as progress_bar:
             for start in range(num_done, len(indices), ROWS_PER_BATCH):
                 batch_indices = indices[start : start + ROWS_PER_BATCH]

@@ -13,7 +13,7 @@ from mmrlhf.files import bundled
 from mmrlhf.training.feedback.round_files import image_root
 
 SHARED_SETTINGS = (
-    "model_name_or_path", "max_length", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
+    "model_name_or_path", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
     "share_prefix", "micro_batch_tokens", "activation_checkpointing", "feature_memory_gib", "feature_cache_dir", "feature_disk_gib",
 )  # fmt: skip
 """Settings that a stage has from the run, if it has them at all."""

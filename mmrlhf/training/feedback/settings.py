@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets.load import FACTS_CHECK_ROWS
+from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.claim_rewards import parse_unknown_costs
@@ -28,11 +29,7 @@ def check_settings(config: FeedbackConfig) -> None:
     """Raise InputError for settings that contradict each other, or lack what they need."""
     if config.num_generations == 1:
         raise InputError("num_generations 1 leaves nothing to compare: sample at least 2 answers to a prompt, such as 8")
-    if config.response_length >= config.max_length:
-        raise InputError(
-            f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
-            "raise max_length or lower response_length"
-        )
+    check_answer_lengths(config.min_new_tokens, config.response_length, config.max_length)
     parse_unknown_costs(config.unknown_claim_costs)
     _check_verifier(config)
     _check_algorithm(config)

@@ -27,16 +27,13 @@ def preference_loss(
     weight of untied comparisons. With `untrained_scores_N` the loss also has the mean squared
     distance of a preference's rewards from these.
 
-    Raises InputError if loss_type needs margins and a row has none.
+    Raises InputError as `check_margins` does.
     """
     better_indices, worse_indices, ties, margins, weights, offset = [], [], [], [], [], 0
+    check_margins(config, preferences)
     for p in preferences:
         comparisons = [c for c in p.comparisons if config.loss_type == "rao_kupper" or not c.is_tie]
         for c in comparisons:
-            if config.loss_type == "bt_margin" and c.margin is None:
-                raise InputError(
-                    f"row {p.id} has no margin: loss_type bt_margin needs one in every row; add `margin`, or `ratings`"
-                )
             better_indices.append(offset + c.better)
             worse_indices.append(offset + c.worse)
             ties.append(c.is_tie)
@@ -71,6 +68,17 @@ def preference_loss(
         if untrained_scores_N is not None:
             metrics["distance_to_untrained"] = distance
     return loss, {k: float(v.detach()) for k, v in metrics.items()}
+
+
+def check_margins(config: RewardConfig, preferences: Sequence[Preference]) -> None:
+    """Raise InputError if loss_type needs margins and a row has none."""
+    if config.loss_type != "bt_margin":
+        return
+    for row in preferences:
+        if any(c.margin is None and not c.is_tie for c in row.comparisons):
+            raise InputError(
+                f"row {row.id} has no margin: loss_type bt_margin needs one in every row; add `margin`, or `ratings`"
+            )
 
 
 def compute_gradients(

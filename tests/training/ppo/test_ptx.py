@@ -1,10 +1,11 @@
 """Rows mixed into ppo's updates: which ones a process has."""
 
+import json
 from types import SimpleNamespace
 
 import torch
 
-from mmrlhf.training.ppo.ptx import PTXRows
+from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows
 from tests.helpers.stages import ppo_config
 
 
@@ -25,3 +26,14 @@ def test_rows_are_the_same_on_any_number_of_processes(vlm, examples, tmp_path):
     for update in range(3):
         ((one,),) = rows_of(vlm, examples, tmp_path, 1, update)
         assert rows_of(vlm, examples, tmp_path, 2, update) == [[one], []]
+
+
+def test_rows_are_not_asked_for_the_facts_of_the_prompts(tmp_path):
+    """The facts are about the prompts' images, and supervised fine-tuning reads none."""
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"prompt": "What is a cup?", "images": [], "answer": "A vessel."}) + "\n")
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"image": "other.png", "facts": ["object: a cup"]}) + "\n")
+    config = ppo_config(
+        "m", None, tmp_path, ptx_coef=1.0, ptx_dataset_name=str(tmp_path / "sft.jsonl"), facts_file=str(tmp_path / "facts.jsonl")
+    )
+    (row,) = read_ptx_rows(config, SimpleNamespace(claim_rows=lambda rows, kind: None))
+    assert row.answer == "A vessel." and row.facts == ()
