@@ -170,11 +170,14 @@ def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:
-    """Return the number of encoded images, and the peak memory with its estimate."""
+    """Return the number of images that all processes encoded, and the peak memory of one of them
+    with its estimate."""
+    own = (vlm.image_encodes, vlm.encoder.cache.counters.reencodes, peak_memory())
+    encodes, reencodes, peaks = zip(*gather_object([own]), strict=True)
     return {
-        "image_encodes": float(vlm.image_encodes),
-        "image_reencodes": float(vlm.encoder.cache.counters.reencodes),
-        "memory/peak_gib": peak_memory() / GIB,
+        "image_encodes": float(sum(encodes)),
+        "image_reencodes": float(sum(reencodes)),
+        "memory/peak_gib": max(peaks) / GIB,
         "memory/planned_gib": estimated_bytes / GIB,
     }
 
