@@ -121,7 +121,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
         adapters, best = role.adapters, evaluation.finish(run, role, model_dir)
         if config.tuning == "lora":
             if config.dtype == "nf4" or sharding.is_sharded(vlm.model):
-                adapters = _on_whole_base(adapters, run.path / "adapter")
+                adapters = _on_whole_base(adapters, run.path / "adapter", config)
             merge(adapters, "sft")
         save_model(adapters.vlm, model_dir)
         run.finish({"steps": evaluation.num_steps, **skipped_steps.metrics(), **best})
@@ -153,14 +153,14 @@ def _check_config(config: SFTConfig) -> None:
         )
 
 
-def _on_whole_base(adapters: Adapters, adapter_dir: Path) -> Adapters:
+def _on_whole_base(adapters: Adapters, adapter_dir: Path, config: SFTConfig) -> Adapters:
     """Save the adapter of a base that is in 4 bits or sharded, and load it on the whole base.
 
     The 4-bit weights cannot be written exactly; those of the checkpoint can, in bfloat16.
     """
     save_policy(adapters, "sft", adapter_dir)
     dtype = "bfloat16" if adapters.vlm.dtype == "nf4" else adapters.vlm.dtype
-    base = Adapters(load(adapters.vlm.name, dtype, "cpu"))
+    base = Adapters(load(adapters.vlm.name, dtype, "cpu", config))
     base.load("sft", adapter_dir, trainable=False)
     return base
 

@@ -140,6 +140,14 @@ def test_sft_evaluates_and_writes_the_best_model(tiny_vlm_path, examples, tmp_pa
     assert all((tmp_path / "run" / row["images"][0]).is_file() for row in samples)  # scenes are in memory
 
 
+def test_fixed_prompts_with_one_id_keep_their_own_answers(tiny_vlm_path, examples, tmp_path):
+    rows = [dataclasses.replace(row, id="same") for row in examples[:2]]
+    config = watched_config(tiny_vlm_path, tmp_path / "run", max_steps=1, eval_steps=None, num_sample_generations=2)
+    sft(config, rows)
+    first, second = (row for row in read_jsonl(tmp_path / "run/samples.jsonl") if row["step"] == 1)
+    assert first["reference"] != second["reference"] and first["answer"] != second["answer"]
+
+
 def test_sft_stops_at_a_warning_and_goes_on_without_it(tiny_vlm_path, examples, tmp_path):
     """The held-out metric falls from the first evaluation on, while the loss falls too."""
     settings = {"metric_for_best_model": "my_f1", "logging_steps": 1, "save_steps": 100, "max_steps": 6, "learning_rate": 3e-3}

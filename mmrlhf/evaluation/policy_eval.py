@@ -136,9 +136,10 @@ class PolicyEvaluation:
                 settings = item.config.batch_size, item.config.num_generations
                 answers = _answer(policy.vlm, examples, make_sampling_params(item.config), *settings, accelerator)
                 if accelerator.is_main_process:
-                    rows.append(item.score(answers))
+                    rows.append(item.score({example.id: texts for example, texts in zip(examples, answers, strict=True)}))
                     if number == 0:
-                        _log_fixed(run, step, examples[: self.config.num_sample_generations], answers)
+                        count = self.config.num_sample_generations
+                        _log_fixed(run, step, examples[:count], answers[:count])
             if self.function is not None and accelerator.is_main_process:
                 metrics |= self.function(policy.vlm)
         if not accelerator.is_main_process:
@@ -257,18 +258,20 @@ def _answer(
     batch_size: int,
     num_generations: int,
     accelerator: Accelerator,
-) -> dict[str, list[str]]:
-    """Return the answers to some examples by id, from all processes."""
-    local: Sequence[Example] = examples[accelerator.process_index :: accelerator.num_processes]
+) -> list[list[str]]:
+    """Return the answers to each of some examples, whose ids may repeat, from all processes."""
+    own = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    local = [examples[index] for index in own]
     answers = generate_batches(vlm, local, params, batch_size=batch_size, num_generations=num_generations)
-    return dict(gather_object([(example.id, texts) for example, texts in answers]))
+    numbered = gather_object([(index, texts) for index, (_, texts) in zip(own, answers, strict=True)])
+    return [texts for _, texts in sorted(numbered)]
 
 
-def _log_fixed(run: Run, step: int, examples: Sequence[Example], answers: Mapping[str, list[str]]) -> None:
+def _log_fixed(run: Run, step: int, examples: Sequence[Example], answers: Sequence[list[str]]) -> None:
     """Log the answers to the fixed prompts, which are the same at every step."""
     rows = []
-    for example in examples:
-        row = {"id": example.id, "prompt": example.prompt[-1].content, "answer": answers[example.id][0], "fixed": True}
+    for example, (answer, *_) in zip(examples, answers, strict=True):
+        row = {"id": example.id, "prompt": example.prompt[-1].content, "answer": answer, "fixed": True}
         reference = {"reference": example.answer} if example.answer else {}
         rows.append(row | reference | {"images": [run.image_file(image) for image in example.images]})
     run.log_samples(step, rows, show=False)

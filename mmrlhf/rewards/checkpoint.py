@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, 
             f"{model.role.vlm.name} now: restore them, give the min_pixels and max_pixels that reward was given, or train it again"
         )
     # The rows fitted when they were saved; a smaller max_length now must not reject them.
-    unlimited_model = replace(model, max_length=1 << 30)
+    unlimited_model = model.without_limit()
     new_scores = unlimited_model.score([_group_from_json(row) for row in rows])
     tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
     for row, scores in zip(rows, new_scores, strict=True):

@@ -9,6 +9,8 @@ user's Python file. A function that fails stops the run: a failure never counts 
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import importlib.util
 import json
 import math
@@ -19,6 +21,7 @@ from numbers import Real
 from operator import index
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 from typing import Any, NoReturn
 
 from mmrlhf.config_loader import renamed
@@ -92,23 +95,34 @@ def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> l
 
 
 def _load_from_file(name: str) -> RewardFunction:
-    """Import `FILE.py:NAME`. Raises InputError if either is missing or the import fails."""
+    """Return the function of `FILE.py:NAME`.
+
+    Raises InputError if either is missing or the import fails.
+    """
     path, _, attribute = name.rpartition(":")
     file = Path(path)
     if not file.is_file():
         raise InputError(f"reward_terms names {name}: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
     try:
-        spec.loader.exec_module(module)
+        module = _import_file(file.resolve(), file.stat().st_mtime_ns)
     except Exception as error:  # the user's code may raise anything
         raise InputError(f"reward_terms names {name}: {path} cannot be imported ({type(error).__name__}: {error})") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(f"reward_terms names {name}: {path} has no function {attribute}")
     return function  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _import_file(file: Path, modified_ns: int) -> ModuleType:
+    """Import a user's file once: its functions share what it loads."""
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}_{digest}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 # ---- the ledger --------------------------------------------------------------------------------

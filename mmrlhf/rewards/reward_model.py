@@ -178,6 +178,13 @@ class RewardModel:
                     f"{len(prompt.token_ids)}, together more than max_length {self.max_length}: raise max_length or drop the row"
                 )
 
+    def without_limit(self) -> RewardModel:
+        """Return the model for rows that were checked before: max_length refuses none of them.
+
+        An answer of another model's tokenizer may have some more tokens than were counted then.
+        """
+        return replace(self, max_length=1 << 30)
+
     def facts_text(self, prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
         """Return the facts as this model reads them.
 
@@ -267,7 +274,8 @@ def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: floa
     """Return the reward function `fact_rm`: the models' mean score minus a disagreement penalty.
 
     The penalty is `uncertainty_penalty` times the standard deviation over models (Coste et al.
-    2024). Adjacent samples of one prompt are scored as one group.
+    2024). Adjacent samples of one prompt are scored as one group. The rows were checked, so no
+    answer is too long.
     """
 
     def reward_function(samples: Sequence[Sample]) -> list[float]:
@@ -282,7 +290,7 @@ def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: floa
                 AnswerGroup(g[0].images, g[0].prompt, tuple(escape(s.answer) for s in g), g[0].facts, g[0].id)
                 for g in grouped_samples
             ]
-            return [score for group_scores in reward_model.score(groups) for score in group_scores]
+            return [score for group_scores in reward_model.without_limit().score(groups) for score in group_scores]
 
         scores_MN = torch.tensor([model_scores(reward_model) for reward_model in reward_models])
         std_N = scores_MN.std(0, correction=0)

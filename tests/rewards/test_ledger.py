@@ -59,6 +59,18 @@ def test_resolve_rewards_loads_users_functions_and_refuses_unknown_names(tmp_pat
             resolve_rewards(f"{name}=1", {})
 
 
+def test_functions_of_a_users_file_share_one_module(tmp_path):
+    """It may load a model; a corrected file is read again."""
+    file = tmp_path / "mine.py"
+    file.write_text("calls = []\ndef a(samples):\n    calls.append(1)\n    return [len(calls)] * len(samples)\nb = a\n")
+    for total in (1 + 2, 3 + 4):
+        rewards = resolve_rewards(f"{file}:a=1, {file}:b=1", {})
+        assert score_samples(rewards, [make_sample("x")], tmp_path / "unused.json")[0].total == total
+    file.write_text("def a(samples):\n    return [100.0] * len(samples)\n")
+    (corrected,) = resolve_rewards(f"{file}:a=1", {})
+    assert corrected.function([make_sample("x")]) == [100.0]
+
+
 def test_resolve_rewards_loads_user_file_with_dataclasses(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom mmrlhf.records import InputError\n"

@@ -75,6 +75,15 @@ def test_fact_rm_escapes_placeholder_in_answer(untrained_reward_model, groups):
         untrained_reward_model.score([dataclasses.replace(groups[0], answers=("A <image> star.",))])
 
 
+def test_fact_rm_scores_an_answer_that_is_longer_than_its_row_was_counted(untrained_reward_model, groups):
+    """The judge's tokenizer may need more tokens than the policy's; the row was checked before."""
+    sample = Sample("r", groups[0].images, groups[0].prompt, "A red star.", groups[0].facts)
+    tight = dataclasses.replace(untrained_reward_model, max_length=8)
+    with pytest.raises(InputError, match="max_length"):
+        tight.score(groups)
+    assert make_fact_rm([tight])([sample]) == make_fact_rm([untrained_reward_model])([sample])
+
+
 def test_facts_move_images_with_the_text():
     """An image in front of the turn stays in front of the facts."""
     prompt = (Message("user", "Hi", (0,)), Message("assistant", "Hello."), Message("user", "Is it  red?", (0, 6)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Reference:
     def outcomes(self, model: RewardModel) -> Outcomes:
         """Return which claims lower the score, by kind."""
         # An added claim must not end a run, so the length is not limited.
-        model = replace(model, max_length=1 << 30)
+        model = model.without_limit()
         if not self.removals:
             return probe_outcomes(model, self.probes)
         groups = self.probed_groups
@@ -97,7 +97,7 @@ class Reference:
 
     def probe(self, model: RewardModel, outcomes_before: Outcomes) -> None:
         """Set the model's probe rates and J, with J before training from its outcomes then."""
-        probed = probe_outcomes(replace(model, max_length=1 << 30), self.probes)
+        probed = probe_outcomes(model.without_limit(), self.probes)
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed
         if change := j_change(outcomes_before, outcomes):
