@@ -84,7 +84,7 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
         raise InputError(f"{file} is of a run on other weights than {vlm.name} holds: give its base as --model_name_or_path")
     step = build(saved, config, vlm, accelerator)
     _load_weights(step.roles, saved.weights)
-    elsewhere = "" if saved.is_cause else " (in another process: its file is beside this one)"
+    elsewhere = "" if saved.is_cause else " (the cause was in another process: see its file in the same folder)"
     print(f"step {saved.step} of {saved.stage} was skipped: {saved.problem}{elsewhere}")
     print(f"rows: {', '.join(row.id or 'no id' for row in saved.rows)}")
     weights = {name: tensor for role in step.roles for name, tensor in role.state_dict().items()}

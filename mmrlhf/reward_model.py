@@ -119,7 +119,7 @@ def train_reward_model(
     # 3. Normalise, calibrate and probe, then save
     if config.load_best_model_at_end:
         model.role.load_state_dict(best.tensors)
-        run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
+        run.print(f"kept the weights of step {best.step}, the best measured: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
         _calibrate_and_save(model, run, reference, outcomes_before, num_steps, config, skipped_steps)
     accelerator.wait_for_everyone()

@@ -104,8 +104,8 @@ class PolicyEvaluation:
                 )
 
     def plan(self, rows: Sequence[Example] | Sequence[Preference], num_steps: int) -> None:
-        """Set the steps to evaluate after, and the fixed prompts: the data's if nothing else is
-        asked."""
+        """Set the steps to evaluate after, and the fixed prompts: rows of the data, if there are no
+        benchmarks."""
         self.num_steps, self.samples_every = num_steps, max(1, -(-num_steps // NUM_SAMPLED_STEPS))
         count = min(self.config.num_sample_generations, len(rows))
         if not self.benchmarks:

@@ -55,7 +55,7 @@ def select(config: RFTConfig, candidates: Sequence[Candidate]) -> Selection:
             elif candidate.score < edge:
                 reason = "not in top_share"
             elif config.min_margin is not None and candidate.score - mean < config.min_margin:
-                reason = "not min_margin above the mean"
+                reason = "less than min_margin above the mean"
             elif len(chosen) == config.max_kept_per_prompt:
                 reason = "beyond max_kept_per_prompt"
             else:

@@ -227,7 +227,7 @@ class Monitor:
             return ""
         sign = 1 if points[0][1].higher_is_better else -1
         proxy_sign = 1 if self.proxy.higher_is_better else -1
-        best_index = max(range(len(points)), key=lambda i: sign * points[i][1].value)  # of equal ones the first
+        best_index = max(range(len(points)), key=lambda i: sign * points[i][1].value)  # on a tie, the first
         best_proxy, best = points[best_index]
         has_intervals = all(point.low is not None for _, point in points)
         num_worse = NUM_WORSE if has_intervals else NUM_WORSE_WITHOUT_INTERVAL

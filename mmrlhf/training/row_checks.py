@@ -100,7 +100,7 @@ class RowChecks:
         names = ", ".join(self.first_overlong) + (", ..." if len(self.overlong) > len(self.first_overlong) else "")
         return (
             f"{len(self.overlong)} of {self.num_rows} rows are too long ({names}; "
-            f"the longest has {self.longest} tokens with its images, and may have {self.limit})"
+            f"the longest has {self.longest} tokens with its images; the limit is {self.limit})"
         )
 
 

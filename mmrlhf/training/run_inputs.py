@@ -167,7 +167,7 @@ class RunInputs:
             )
         for name, text in zip(changed, texts, strict=True):
             self._changes.append({"name": name, "there": saved.get(name), "now": requested.get(name)})
-            self.notes.append(f"note: {text}, as --allow_change says")
+            self.notes.append(f"note: {text} (--allow_change)")
         if what == "inputs" and self._saved is not None:
             for name in changed:
                 del self._saved[name]
@@ -193,7 +193,9 @@ class RunInputs:
         reasons = [f"{name} {reason} and cannot change along the way" for name, reason in fixed.items()]
         there, now = self._global_batches
         if set(fixed) & set(GLOBAL_BATCH):
-            reasons.append(f"{there} there, {now} now, which another per_device_train_batch_size can make the same")
+            reasons.append(
+                f"a step had {there} rows and would have {now}: choose a per_device_train_batch_size that gives {there} again"
+            )
         return f" ({'; '.join(reasons)})"
 
     # ---- files -----------------------------------------------------------------------------------

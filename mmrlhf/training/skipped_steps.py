@@ -112,7 +112,7 @@ class SkippedSteps:
             if self._stage == "ppo":
                 advice += ", or go on with a corrected reward function and --allow_change reward_terms"
             raise InputError(
-                f"{_steps(attempt.step - self.in_a_row + 1, attempt.step)} cannot be trained on, the last because {problem}: "
+                f"{_skipped_steps(attempt.step - self.in_a_row + 1, attempt.step)} because {problem}: "
                 f"see what is not finite with `mmrlhf replay {path}`, and {advice}"
             )
         others = ", beside the other processes' shares" if num_processes > 1 else ""
@@ -155,8 +155,8 @@ class SkippedSteps:
                     path.unlink()
 
 
-def _steps(first: int, last: int) -> str:
-    return f"step {last}" if first == last else f"steps {first} to {last}"
+def _skipped_steps(first: int, last: int) -> str:
+    return f"step {last} was skipped" if first == last else f"steps {first} to {last} were skipped in a row, the last"
 
 
 def _step_of(path: Path) -> int:

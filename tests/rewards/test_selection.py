@@ -25,8 +25,8 @@ TWO_PROMPTS = [
         ({"max_kept_per_prompt": 2}, [1, 2, 3, 5], {"repeated": 1, "beyond max_kept_per_prompt": 1}),
         ({"min_score": 2.0}, [1, 2, 3], {"repeated": 1, "below min_score": 2}),
         ({"top_share": 0.5}, [1, 3], {"repeated": 1, "not in top_share": 3}),  # 5, 5 and 3 of six
-        ({"min_margin": 1.0}, [1, 3], {"repeated": 1, "not min_margin above the mean": 3}),
-        ({"min_margin": 0.0}, [1, 2, 3], {"repeated": 1, "not min_margin above the mean": 2}),
+        ({"min_margin": 1.0}, [1, 3], {"repeated": 1, "less than min_margin above the mean": 3}),
+        ({"min_margin": 0.0}, [1, 2, 3], {"repeated": 1, "less than min_margin above the mean": 2}),
         ({"min_score": 9.0}, [], {"repeated": 1, "below min_score": 5}),
     ],
 )

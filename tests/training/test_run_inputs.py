@@ -120,7 +120,7 @@ def start(path: Path, **settings: object) -> None:
 def test_allowed_change_continues_is_recorded_and_holds_from_then_on(tmp_path, capsys):
     start(tmp_path)
     open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate, facts").resume()
-    assert capsys.readouterr().out.startswith("note: learning_rate (there 1e-05, now 2e-05), as --allow_change says\nresuming")
+    assert capsys.readouterr().out.startswith("note: learning_rate (there 1e-05, now 2e-05) (--allow_change)\nresuming")
     assert read_jsonl(tmp_path / "changes.jsonl") == [{"step": 5, "name": "learning_rate", "there": 1e-05, "now": 2e-05}]
     open_run(tmp_path, learning_rate=2e-5).resume()
     with pytest.raises(InputError, match=r"learning_rate \(there 2e-05, now 1e-05\)"):
@@ -186,7 +186,8 @@ def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
     both = "num_processes,per_device_train_batch_size"
     open_with(2, 4).save_checkpoint(5, {"w": torch.ones(1)}, {})
     with pytest.raises(
-        InputError, match=r"num_processes .there 2, now 1.* determines the rows of a step .*; 8 there, 4 now, which another"
+        InputError,
+        match=r"num_processes .there 2, now 1.* determines the rows of a step .*; a step had 8 rows and would have 4: choose",
     ):
         open_with(1, 4, both)
     with pytest.raises(

@@ -126,7 +126,7 @@ def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, 
         sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0, save_steps=100), examples)
     file = tmp_path / "run" / "skipped" / "step-000003.safetensors"
     assert str(refused.value) == (
-        "steps 1 to 3 cannot be trained on, the last because the loss is nan: see what is not finite with "
+        "steps 1 to 3 were skipped in a row, the last because the loss is nan: see what is not finite with "
         f"`mmrlhf replay {file}`, and start over with a lower learning_rate or without that row"
     )
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
@@ -141,9 +141,9 @@ def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, 
 
 def test_a_shorter_run_stops_if_all_of_its_steps_are_skipped(overflowing_model, examples, tmp_path):
     """Without a step that trained, what it would write is the model that it began with."""
-    for max_steps, steps in ((1, "step 1"), (2, "steps 1 to 2")):
+    for max_steps, steps in ((1, "step 1 was skipped"), (2, "steps 1 to 2 were skipped in a row, the last")):
         config = sft_config(overflowing_model, tmp_path / str(max_steps), num_sample_generations=0, max_steps=max_steps)
-        with pytest.raises(InputError, match=f"{steps} cannot be trained on, the last because the loss is nan"):
+        with pytest.raises(InputError, match=f"^{steps} because the loss is nan"):
             sft(config, examples)
         assert not (tmp_path / str(max_steps) / "model").exists()
 
@@ -234,7 +234,7 @@ def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, exam
         SavedStep("ppo", 1, problem, config, fingerprint, examples[:1], {}, weights, {}, is_cause).write(file)
         assert replay(str(file)) != is_cause
         printed = capsys.readouterr().out
-        assert ("f returned nan (in another process: its file is beside this one)" in printed) != is_cause
+        assert ("f returned nan (the cause was in another process: see its file in the same folder)" in printed) != is_cause
         assert printed.endswith(f"are finite, {'which is not' if is_cause else ''} as in the run\n".replace("  ", " "))
 
 

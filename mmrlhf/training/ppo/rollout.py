@@ -150,8 +150,8 @@ def collect_rollout(
         slots = _slots_alike(config, roles, rollout, num_processes, rank)
     if len(slots) == prompts.num_prompts:
         raise InputError(
-            f"dynamic_sampling: in step {step + 1} the answers to each of {len(prompts.taken)} prompts score alike, the last of "
-            f"{num_rollouts} tries included: nothing can be learnt from them; change reward_terms, raise temperature or "
+            f"dynamic_sampling: in step {step + 1}, after {num_rollouts} rounds of sampling, all {len(prompts.taken)} prompts had "
+            "answers with equal rewards, from which nothing can be learnt: change reward_terms, raise temperature or "
             "num_generations, or give other prompts"
         )
     counts = {"rollouts": num_rollouts, "replaced": num_replaced, "still_alike": len(slots)}

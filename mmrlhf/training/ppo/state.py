@@ -57,7 +57,7 @@ class PPOState:
     def restore(self, tensors: dict[str, Tensor], numbers: Mapping[str, Any], position: int) -> None:
         """Continue from what `tensors` and `numbers` returned.
 
-        `position` is that of the prompts if the checkpoint, of version 0.3.0, does not have it.
+        `position` is used if the checkpoint (of 0.3.0) does not record one.
         """
         self.kl = numbers.get("kl")
         self.roles.aggregation.load_state(numbers.get("rewards", {}))
