@@ -162,7 +162,7 @@ def j_sentence(j: Mapping[str, Any]) -> str:
     kinds = kinds or "not enough claims"
     verdict = " (ppo refuses a judge that training made worse)" if change["high"] < 0 else ""
     return (
-        f"J (share of false claims that lower the score, minus that of true claims) on {j['measured_on']}: {before[ALL_KINDS]['j']:.2f} before training, "
-        f"{after[ALL_KINDS]['j']:.2f} after, change {change['value']:+.2f} "
+        f"J (share of false claims that lower the score, minus that of true claims) on {j['measured_on']}: "
+        f"{before[ALL_KINDS]['j']:.2f} before training, {after[ALL_KINDS]['j']:.2f} after, change {change['value']:+.2f} "
         f"(95% interval {change['low']:+.2f} to {change['high']:+.2f}){verdict}; by kind, before and after: {kinds}"
     )
