@@ -41,7 +41,7 @@ def losses(out):
 def test_overlong_rows_are_counted_before_the_first_step(tiny_vlm_path, folder, tmp_path):
     path = write_jsonl(folder, *[sft_row(i, LONG if i in (2, 5) else "A red circle.") for i in range(8)])
     with pytest.raises(
-        InputError, match=r"2 of 8 rows are too long \(line 3, line 6; the longest has \d+ tokens .*may have 120\)"
+        InputError, match=r"2 of 8 rows are too long \(line 3, line 6; the longest has \d+ tokens .*limit is 120\)"
     ):
         sft(sft_config(tiny_vlm_path, path, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
