@@ -221,16 +221,53 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "shards", 2, ("sft", "ppo"), shards))
 
 
+SAMPLING_SCRIPT = """
+import sys
+import torch
+from mmrlhf.config import FeedbackConfig, RFTConfig
+from mmrlhf.feedback import feedback
+from mmrlhf.rft import rft
+from tests.helpers.scene_rows import scene_examples
+
+torch.set_num_threads(1)
+base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+common = dict(model_name_or_path=base, dataset_name="x", num_generations=2, response_length=48)
+rows = scene_examples()[:6]
+rft(RFTConfig(output_dir=f"{out}/rft", reward_terms="length=1", per_device_train_batch_size=4 // processes, max_steps=2, lora_r=4,
+              num_sample_generations=0, **common), rows)
+feedback(FeedbackConfig(output_dir=f"{out}/feedback", batch_size=4 // processes, **common), rows)
+"""
+
+
+def test_rft_and_feedback_on_two_processes_write_the_same_files(tiny_vlm_path, tmp_path):
+    """Each process samples its share of a batch; at the end of the data one has a row less."""
+    (tmp_path / "sampling.py").write_text(SAMPLING_SCRIPT)
+    for processes in (1, 2):
+        _launch(tmp_path / "sampling.py", processes, tiny_vlm_path, tmp_path / str(processes), processes)
+    for name in (
+        "rft/round_1/answers.jsonl",
+        *(f"feedback/round_1/{name}.jsonl" for name in ("answers", "verdicts", "scores", "pairs")),
+    ):
+        one, two = ((tmp_path / processes / name).read_bytes() for processes in ("1", "2"))
+        assert one == two and one, name
+
+
 def _logged_by_stages(base, tmp_path, name, processes, stages, environment=()):
     """Run the script's stages, with the reward model of `one`; return metrics."""
+    out = tmp_path / name
+    arguments = (processes, tmp_path / "one" / "reward", ",".join(stages), tmp_path / "ptx.jsonl")
+    _launch(tmp_path / "stages.py", processes, base, out, *arguments, environment=environment)
+    return {stage: read_jsonl(out / stage / "metrics.jsonl") for stage in stages}
+
+
+def _launch(script, processes, *arguments, environment=()):
+    """Run a script on some processes, with one thread each."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    out, arguments = tmp_path / name, (tmp_path / "one" / "reward", ",".join(stages), tmp_path / "ptx.jsonl")
     subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "stages.py"), base, str(out), str(processes), *map(str, arguments)],
+        [sys.executable, *launch, str(script), *map(str, arguments)],
         check=True, capture_output=True, timeout=900,
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)} | dict(environment),
     )  # fmt: skip
-    return {stage: read_jsonl(out / stage / "metrics.jsonl") for stage in stages}
 
 
 def _assert_same_metrics(logged, other_logged):
