@@ -57,7 +57,7 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
     false claims of any kind.
     """
     out = Path(config.output_file)
-    refuse_output_file(out)
+    refuse_output_file(out, inputs=[config.dataset_name, config.facts_file, config.lexicon_file])
     if out.suffix != ".json":
         raise InputError(f"output_file {out} must end in .json: a plot with the same name is saved next to it")
     lexicon = load_lexicon(config.lexicon_file)

@@ -37,7 +37,7 @@ def check(
     Raises InputError if the dataset, the image folder or the facts file cannot be used at all.
     """
     if bad_rows_file is not None:
-        refuse_output_file(Path(bad_rows_file), "bad_rows_file")
+        refuse_output_file(Path(bad_rows_file), "bad_rows_file", [path, facts_file])
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
     opened_images: set[str] = set()

@@ -33,7 +33,7 @@ def split(
     if files[0].resolve() == files[1].resolve():
         raise InputError(f"train_file and held_out_file are both {files[0]}: give two files")
     for name, file in zip(("train_file", "held_out_file"), files, strict=True):
-        refuse_output_file(file, name)
+        refuse_output_file(file, name, [path])
         if file.suffix != ".jsonl":
             raise InputError(f"{name} {file} must end in .jsonl")
     table = open_table(path, split_name)

@@ -159,3 +159,9 @@ def test_facts_of_several_files_keep_equal_objects_and_count_no_scope(folder, ca
     assert main(line) == 0
     assert "facts.jsonl: 2 facts about 1 images" in capsys.readouterr().out
     assert [fact.text for fact in read_facts("facts.jsonl")["a.png"]] == ["cup", "cup", "complete"]
+
+
+def test_facts_are_not_written_over_an_input(folder, capsys):
+    write_jsonl(folder, {"image": "a.png", "objects": ["cup"]}, name="facts.jsonl")
+    assert main(["data", "facts", "facts.jsonl", "--output_file", "facts.jsonl"]) == 2
+    assert "output_file facts.jsonl is an input file: name another" in capsys.readouterr().err

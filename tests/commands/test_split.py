@@ -69,6 +69,7 @@ def test_split_reads_a_list_and_rows_without_images(data_dir):
     [
         (2, ("train.jsonl", "held_out.jsonl"), "holding out 2 of 2 rows leaves none to train on"),
         (1, ("train.jsonl", "train.jsonl"), "are both"),
+        (1, ("train.jsonl", "rows.jsonl"), r"held_out_file .*rows\.jsonl is an input file"),
         (1, ("train.parquet", "held_out.jsonl"), r"train_file .*train\.parquet must end in \.jsonl"),
         (1, ("train.jsonl", "."), "is a directory"),
     ],

@@ -43,6 +43,14 @@ def test_resumable_writer_resumes_without_torn_end(tmp_path):
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
 
 
+def test_resumable_writer_refuses_to_replace_an_input(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("1\n")
+    with pytest.raises(InputError, match=r"output_file .*rows\.jsonl is an input file: name another"):
+        ResumableWriter(path, {"dataset_name": {"path": str(path), "sha256": "1"}})
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_resumable_writer_refuses_other_inputs_by_name(tmp_path):
     path = tmp_path / "out.jsonl"
     file = ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}})
