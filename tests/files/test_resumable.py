@@ -8,6 +8,7 @@ import pytest
 from mmrlhf import generate as stage
 from mmrlhf.commands.score import score
 from mmrlhf.config import GenerateConfig, ScoreConfig
+from mmrlhf.datasets import read_examples
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import yes_no_head
@@ -96,6 +97,8 @@ def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypa
         temperature=1.0, response_length=8,
     )  # fmt: skip
     uninterrupted = stage.generate(config, examples[:6]).read_text()
+    embedded = [row.images for row in read_examples(str(output_file))]  # `score` sees the images
+    assert [images[0].key for images in embedded[::2]] == [example.images[0].key for example in examples[:6]]
     limited = stage.generate(replace(config, limit=2, output_file=str(tmp_path / "limited.jsonl")), examples[:6])
     assert limited.read_text().splitlines() == uninterrupted.splitlines()[:4]
     output_file.unlink()
