@@ -228,7 +228,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
-        ({}, {"facts": ()}, "verifier facts compares claims with facts, and none of the first 3 rows has any: give --facts_file"),
+        ({}, {"facts": ()}, "verifier facts compares claims with facts, and none of the 3 rows has any: give --facts_file"),
         ({"verifier": "vlm"}, {"images": ()}, r"row selection-000000: verifier vlm looks at the image, and the row has none"),
         ({"verifier": "judge", "judge": "http://h/v1"}, {"images": ()}, "verifier judge looks at the image"),
     ],
