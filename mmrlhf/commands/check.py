@@ -88,14 +88,14 @@ def _print_errors(console: Console, errors: RowErrors) -> None:
 
 
 def _bad_line(raw_row: RawRow, error: str) -> str:
-    content = raw_row.content
-    if isinstance(content, bytes):
-        try:
-            content = json.loads(content)
-        except ValueError:
-            content = content.decode(errors="replace")
-    line = {"location": raw_row.location, "error": error, "row": content}
-    return json.dumps(line, default=_without_bytes) + "\n"
+    """Return a bad row's line: its content, or its text if it is not JSON or nested too deeply."""
+    content, line = raw_row.content, {"location": raw_row.location, "error": error}
+    text = content.decode(errors="replace") if isinstance(content, bytes) else ""
+    try:
+        value = json.loads(content) if isinstance(content, bytes) else content
+        return json.dumps({**line, "row": value}, default=_without_bytes) + "\n"
+    except (ValueError, RecursionError):
+        return json.dumps({**line, "row": text}) + "\n"
 
 
 def _without_bytes(value: Any) -> str:
