@@ -43,9 +43,14 @@ def unpack_instruction(row: Row) -> Row:
 
 
 def is_factory_pair(row: Row) -> bool:
-    """Return whether a conversation is followed by `chosen` and `rejected` as turns."""
-    has_conversation = "conversations" in row.fields or "messages" in row.fields
-    return has_conversation and ("chosen" in row.fields or "rejected" in row.fields)
+    """Return whether a conversation is followed by `chosen` and `rejected` as turns.
+
+    Next to `messages`, answers that are lists of turns are a pair of TRL.
+    """
+    if "chosen" not in row.fields and "rejected" not in row.fields:
+        return False
+    are_lists = isinstance(row.fields.get("chosen"), list) and isinstance(row.fields.get("rejected"), list)
+    return "conversations" in row.fields or ("messages" in row.fields and not are_lists)
 
 
 def is_swift_pair(row: Row) -> bool:

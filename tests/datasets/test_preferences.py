@@ -168,6 +168,7 @@ def test_read_preferences_rating_mean_skips_non_numbers(data_dir):
         {"response": "a", "annotations": mean_of_two},
         {"response": "b", "annotations": rating_annotations(Helpfulness=3)},
         {"response": "c", "annotations": rating_annotations(Helpfulness="N/A")},
+        {"response": "d", "annotations": rating_annotations(Helpfulness="1e308", Visual_Faithfulness="1e308")},
     ]
     row = {"prompt": "?", "img_path": "a.png", "completions": completions}
     (ranking,) = read_preferences(write_jsonl(data_dir, row))
