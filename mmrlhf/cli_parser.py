@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def load_named_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
     name = flag_values.pop("config", None)
     if name is None:
         return load_config(cls, None, flag_values)
-    file = Path(name) if Path(name).exists() else bundled.find("configs", name)
+    file = Path(name) if os.path.isfile(name) else bundled.find("configs", name)
     return load_config(cls, file, flag_values)
 
 

@@ -190,7 +190,8 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
     fields = config_fields(cls)
     file_values = read_yaml(file) if file is not None else {}
     values = {
-        key: None if value == "none" and _accepts_none(fields, key) else value for key, value in {**file_values, **overrides}.items()
+        key: None if value == "none" and _accepts_none(fields, key) else value
+        for key, value in {**file_values, **overrides}.items()
     }
     labels = {key: f"--{key}" if key in overrides else str(key) for key in values}
     errors_by_key: dict[Any, str] = {}
@@ -265,7 +266,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
 
 
 def _repeated_keys(node: yaml.Node) -> set[str]:
-    """Return the keys that a mapping at any level gives more than once: the loader keeps the last."""
+    """Return the keys that a mapping at any level gives more than once: PyYAML keeps the last."""
     if isinstance(node, yaml.SequenceNode):
         return set().union(*map(_repeated_keys, node.value))
     if not isinstance(node, yaml.MappingNode):

@@ -134,7 +134,7 @@ def test_main_check_returns_the_commands_exit_code(stub_stage):
         ("sft --learning 1", "has no flag --learning"),
         ("sft rows.jsonl", "does not expect 'rows.jsonl' here"),
         ("sft --seed", "--seed: expected one argument"),
-        ("sft --config nowhere/no.yaml", "there is no nowhere/no.yaml in configs"),
+        ("sft --config nowhere/no.yaml", "nowhere/no.yaml does not exist, and configs has none of this name: "),
         ("sft", "model_name_or_path, dataset_name, output_dir are required: add --model_name_or_path ..."),
         ("data scenes --output_dir d --rows few", "must be an integer of at least 0, not 'few'"),
     ],
@@ -390,3 +390,32 @@ def test_verbose_prints_what_the_engine_decides(monkeypatch, capsys):
     assert main(["sft", *REQUIRED]) == 0 and "shared-prefix" not in capsys.readouterr().out
     assert main(["sft", "--verbose", *REQUIRED]) == 0
     assert capsys.readouterr().out == "note: shared-prefix batching is on\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("data check {long}.jsonl", "cannot be read (File name too long)"),
+        ("data check {long}", "does not exist"),
+        ("sft --config {long}", "there is no "),
+        ("generate --model {long} --data {long} --out o.jsonl", "model_name_or_path a"),
+    ],
+)
+def test_main_refuses_names_that_the_system_cannot_hold(capsys, line, message):
+    assert main(line.format(long="a" * 5000).split()) == 2
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_main_explains_errors_of_the_system_in_one_line(stub_stage, capsys):
+    stub_stage("commands.check", "check", result=PermissionError(13, "Permission denied", "/data/rows.jsonl"))
+    assert main(["data", "check", "rows.jsonl"]) == 2
+    assert (
+        capsys.readouterr().err == "error: /data/rows.jsonl cannot be used (Permission denied): check its path and permissions\n"
+    )
+
+
+def test_main_finds_a_recipe_next_to_a_folder_of_its_name(stub_stage, tmp_path, monkeypatch):
+    (tmp_path / "demo" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    calls = stub_stage("sft", "sft")
+    assert main(["sft", "--config", "demo/sft", *REQUIRED]) == 0 and len(calls) == 1

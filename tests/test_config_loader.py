@@ -78,7 +78,9 @@ def test_load_config_reads_words_and_integers_as_they_are_written(tmp_path):
     assert (config.share_prefix, config.adapter_path) == ("off", None)
     assert read_yaml(tmp_path / "recipe.yaml")["output_dir"] == "2026-01-01"
     for word in ("yes", "On", "true"):
-        assert load_config(SFTConfig, write_config(tmp_path, f"activation_checkpointing: {word}"), REQUIRED).activation_checkpointing
+        assert load_config(
+            SFTConfig, write_config(tmp_path, f"activation_checkpointing: {word}"), REQUIRED
+        ).activation_checkpointing
     assert "seed must be an integer of at least 0, not '1:30'" in load_error(write_config(tmp_path, "seed: 1:30"), **REQUIRED)
 
 
@@ -214,7 +216,9 @@ def test_save_config_leaves_one_complete_file(tmp_path):
     assert load_config(SFTConfig, file, {}).seed == 2
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["1e-4", "null", "2026-01-01", "~", "off", "016", "1.", ".inf", "true"])
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(
+    ["1e-4", "null", "2026-01-01", "~", "off", "016", "1.", ".inf", "true"]
+)
 
 
 @given(output_dir=TEXTS, image_folder=st.none() | TEXTS, rate=st.floats(0, math.inf, exclude_min=True, exclude_max=True))

@@ -14,9 +14,9 @@ from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RF
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.inputs import CONTENT_FIELDS
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.files.paths import is_hub_id
 from mmrlhf.files.rows import is_finite_number
 from mmrlhf.metrics.intervals import newcombe, wilson
 from mmrlhf.metrics.youden import ALL_KINDS

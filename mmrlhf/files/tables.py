@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HEAD_BYTES = 4096
 NESTED_ROWS = re.compile(
     rb'\{\s*("\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|train|test|validation)"\s*:\s*\[\s*\{'
@@ -56,7 +56,7 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
     Raises InputError, now or during iteration, if it does not exist or cannot be read.
     """
     path = Path(dataset_name)
-    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+    if path.suffix in (".json", ".jsonl") and not os.path.isdir(path):
         with open_binary(path) as file:
             head = file.peek(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
         if head[:1] == b"[":
@@ -64,7 +64,7 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
         if NESTED_ROWS.match(head):
             return _JsonListTable(path, split)
         return _JsonlTable(path)
-    if (path / "metadata.jsonl").is_file():
+    if os.path.isfile(path / "metadata.jsonl"):
         return _JsonlTable(path / "metadata.jsonl")  # imagefolder
     with _as_input_errors(dataset_name):
         return _open_arrow_table(dataset_name, split)
@@ -88,9 +88,9 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
 def dataset_folder(dataset_name: str) -> Path | None:
     """Return the default folder of a dataset's relative paths, None for a Hub id."""
     path = Path(dataset_name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    return path.parent if path.is_file() else None
+    return path.parent if os.path.isfile(path) else None
 
 
 class _ChangeGuard:
@@ -180,9 +180,9 @@ def _as_input_errors(name: str) -> Iterator[None]:
 
 def _open_arrow_table(name: str, split: str) -> Table:
     path = Path(name)
-    if path.is_file() and path.suffix != ".parquet":
+    if os.path.isfile(path) and path.suffix != ".parquet":
         raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
-    if not path.exists() and not (HUB_ID.fullmatch(name) and path.suffix != ".parquet"):
+    if not os.path.exists(path) and not is_hub_id(name):
         raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name")
     import datasets
 

@@ -200,3 +200,11 @@ def test_table_refuses_a_large_cell(tmp_path, monkeypatch, value, is_parquet):
         list(open_table(str(path)))
     monkeypatch.setattr(tables, "MAX_CELL_BYTES", 2000)
     assert len(list(open_table(str(path)))) == 1
+
+
+def test_a_file_of_another_kind_is_no_hub_dataset(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/pairs", "data/pairs.csv", "pairs/data.csv"):
+        with pytest.raises(InputError, match=f"{name} does not exist"):
+            open_table(name)
