@@ -16,6 +16,7 @@ from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import RawRow
 from mmrlhf.files.tables import read_rows
+from mmrlhf.files.writing import writing
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError
 
@@ -70,7 +71,8 @@ def check(
         table.add_row(name, count)
     console.print(table)
     if bad_rows_file is not None:
-        write_atomic(Path(bad_rows_file), "".join(bad_lines))
+        with writing(Path(bad_rows_file), kept=None):
+            write_atomic(Path(bad_rows_file), "".join(bad_lines))
         console.print(f"{bad_rows_file}: {errors.count} bad rows", markup=False)
     return 1 if errors.count else 0
 
