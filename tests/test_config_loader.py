@@ -262,6 +262,8 @@ def test_configurations_built_in_python_raise_one_sentence():
     )
     with pytest.raises(InputError, match="SFTConfig: learning_rate: input should be greater than 0, not -1"):
         dataclasses.replace(SFTConfig(**REQUIRED), learning_rate=-1)
+    with pytest.raises(InputError, match="SFTConfig: lora_r: input should be a number, not True"):
+        SFTConfig(**REQUIRED, lora_r=True)
     with pytest.raises(InputError, match="GenerateConfig: output_file: field required"):
         GenerateConfig(model_name_or_path="m", dataset_name="d")
 
