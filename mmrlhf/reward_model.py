@@ -24,6 +24,7 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.datasets import read_preferences, subset
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
+from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models import sharding
@@ -78,10 +79,10 @@ def train_reward_model(
         kept = KeptChecks(run.path / "rows.json", run.add_file)
         kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
-        source = (config.dataset_train_split, config.image_folder, facts, True)
-        preferences = read_preferences(config.dataset_name, *source)
+        split, source = config.dataset_train_split, (config.image_folder, facts, True)
+        preferences = read_preferences(config.dataset_name, split, *source)
         if config.eval_dataset_name:
-            held_out = read_preferences(config.eval_dataset_name, *source)
+            held_out = read_preferences(config.eval_dataset_name, split_of(config.eval_dataset_name, split), *source)
     run.claim_rows(preferences)
     if held_out is not None:
         run.claim_rows(held_out, "eval")

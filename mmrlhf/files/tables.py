@@ -60,11 +60,14 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
         with open_binary(path) as file:
             head = file.peek(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
         if head[:1] == b"[":
+            _refuse_split(dataset_name, split)
             return _JsonListTable(path)  # by content: the suffix may be wrong
         if NESTED_ROWS.match(head):
             return _JsonListTable(path, split)
+        _refuse_split(dataset_name, split)
         return _JsonlTable(path)
     if os.path.isfile(path / "metadata.jsonl"):
+        _refuse_split(dataset_name, split)
         return _JsonlTable(path / "metadata.jsonl")  # imagefolder
     with _as_input_errors(dataset_name):
         return _open_arrow_table(dataset_name, split)
@@ -83,6 +86,11 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
         yield row
     if not has_rows:
         raise InputError(f"{name} has no rows: give a dataset with at least one")
+
+
+def split_of(dataset_name: str, split: str) -> str:
+    """Return the split to read next to a dataset whose split was named: a file has none."""
+    return "train" if os.path.isfile(dataset_name) else split
 
 
 def dataset_folder(dataset_name: str) -> Path | None:
@@ -187,6 +195,7 @@ def _open_arrow_table(name: str, split: str) -> Table:
     import datasets
 
     if path.is_file():
+        _refuse_split(name, split)
         return _ParquetTable(name, [path])
     if not path.exists():
         return _ArrowTable(name, datasets.load_dataset(name, split=split))
@@ -194,6 +203,8 @@ def _open_arrow_table(name: str, split: str) -> Table:
         saved = datasets.load_from_disk(name)
         if isinstance(saved, datasets.DatasetDict):
             saved = saved[_resolve_split(name, split, saved)]
+        else:
+            _refuse_split(name, split)
         return _ArrowTable(name, saved)
     if next(path.rglob("*.parquet"), None) is not None:
         files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
@@ -201,9 +212,15 @@ def _open_arrow_table(name: str, split: str) -> Table:
     raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
 
 
+def _refuse_split(name: str, split: str) -> None:
+    """Raise InputError if a split was named of a dataset that has none."""
+    if split != "train":
+        raise InputError(f"{name} has no splits, and {split} was asked for: name the file of that split, and no split")
+
+
 def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
-    """Return the requested split, or the only one. Raises InputError if it is not among several."""
-    if split not in splits and len(splits) > 1:
+    """Return the requested split, or the only one if none was named. Raises InputError."""
+    if split not in splits and (len(splits) > 1 or split != "train"):
         raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
     return split if split in splits else next(iter(splits))
 
