@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
             return renamed(flag, f"{dashes}{new_name}")
         hint = unknown_setting(name, names, "--") or f"`{self.prog} --help` lists its flags"
         positional = next((action.metavar for action in self._actions if not action.option_strings), None)
-        if positional == "FILE" and name in ("data", "dataset", "dataset_name"):
+        if positional == "FILE" and name in ("data", "dataset", "dataset_name") and "dataset_name" not in names:
             hint = f"give the file without a flag, `{self.prog} FILE`"
         return f"{self.prog} has no flag {flag}: {hint}"
 
@@ -131,7 +131,14 @@ def fraction(text: str) -> float:
 
 # ---- flags from a configuration ------------------------------------------------------------------
 
-FLAG_ALIASES = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}
+FLAG_ALIASES = {
+    "model_name_or_path": "--model",
+    "dataset_name": "--data",
+    "output_dir": "--out",
+    "output_file": "--out",
+    "dataset_train_split": "--split",
+    "lexicon_file": "--lexicon",
+}
 """Short names of flags by field."""
 
 Config = TypeVar("Config")

@@ -197,6 +197,10 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("sft --loraplus_lr_ratio 16", "--loraplus_lr_ratio: the optimiser is AdamW"),
         ("sft --lora_ga 1", "--lora_ga: adapters are plain LoRA"),
         ("sft --hub_private_repo 1", "--hub_private_repo: training uploads nothing"),
+        ("sft --max_prompt_length 9", "--max_prompt_length: max_length limits prompt and answer together"),
+        ("ppo --ref_model_mixup_alpha 1", "--ref_model_mixup_alpha: sync_ref_model and ref_model_sync_steps"),
+        ("ppo --facts f.jsonl", "--facts: use --facts_file"),
+        ("data facts f.json --output_file o --data rows.jsonl", "--data: use --dataset_name"),
         ("sft --batch_size 4", "--batch_size: use --per_device_train_batch_size"),
         ("eval pope --question-file q.jsonl", "--question-file: use --data"),
         # a misspelt name comes before other tools'
@@ -419,3 +423,25 @@ def test_main_finds_a_recipe_next_to_a_folder_of_its_name(stub_stage, tmp_path, 
     monkeypatch.chdir(tmp_path)
     calls = stub_stage("sft", "sft")
     assert main(["sft", "--config", "demo/sft", *REQUIRED]) == 0 and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan --data sft.jsonl --model m/x ppo", "needs a stage (sft, reward, dpo, ppo) or a recipe of one"),
+        ("plan demo/ppo --config demo/sft --model m", "has two recipes, demo/ppo and --config demo/sft: give one"),
+        ("data facts f.json --output_file o.jsonl --max_tokens 9", "--max_tokens is for --captioner: give that, too"),
+        ("data facts f.json --output_file o.jsonl --image_folder .", "--image_folder is for rows: give --dataset_name"),
+    ],
+)
+def test_main_refuses_arguments_that_would_do_nothing(capsys, line, message):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_main_reads_a_flag_of_files_by_each_of_its_names(stub_stage):
+    calls = stub_stage("commands.claims", "extract")
+    assert main(["claims", "a.jsonl", "--facts_file", "f.jsonl", "--lexicon_file", "words.txt"]) == 0
+    assert calls == [("a.jsonl", "f.jsonl", None, "words.txt")]
+    calls = stub_stage("sft", "sft")
+    assert main(["sft", *REQUIRED, "--split", "test"]) == 0 and calls[0][0].dataset_train_split == "test"
