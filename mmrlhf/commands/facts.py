@@ -182,7 +182,7 @@ def _refuse_unreadable(dataset_name: str, images: Sequence[_Image]) -> None:
         except InputError as error:
             errors.add(image.name, str(error))
     if errors.count:
-        raise InputError(f"{dataset_name}: {errors.count} of {len(images)} images cannot be read: {errors.summary()}")
+        raise InputError(f"{dataset_name}: {errors.count} of {len(images)} images cannot be read: {errors.summary('images')}")
 
 
 def _write(path: Path, facts: FactsByImage) -> None:

@@ -107,7 +107,8 @@ def parse_pair_images(
         rejected = listed[len(images) :]
     assert rejected is not None
     if len(rejected) != num_rejected:
-        row.fail(f"the rejected answer has placeholders for {num_rejected} images and the row has {len(rejected)} for it")
+        plural = "" if num_rejected == 1 else "s"
+        row.fail(f"the rejected answer has placeholders for {num_rejected} image{plural} and the row has {len(rejected)} for it")
     return images, chosen, rejected
 
 

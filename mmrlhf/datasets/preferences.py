@@ -210,7 +210,9 @@ def _parse_ranking(row: Row) -> _RankedAnswers:
         name = f"answers[{number}]"
         texts.append(answer_text(row, make_turn(row, "assistant", answer, name), name))
     if len(texts) < 2:
-        row.fail(f"`answers` has {len(texts)}: a ranking needs at least 2, so add some or drop the row")
+        row.fail(
+            f"`answers` has {len(texts)} {'entry' if texts else 'entries'}; a ranking needs at least 2, so add some or drop the row"
+        )
     for number, text in enumerate(texts, 1):
         duplicate_of = texts.index(text) + 1
         if duplicate_of < number:

@@ -41,7 +41,9 @@ def evaluate_run(question_file, name, answers, options=None, ids=None):
 
 def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     a = evaluate_run(question_file, "before", ["Yes"] * 20)  # wrong for every label "no"
-    b = evaluate_run(question_file, "after", ["Yes", "No. <script>x</script> | so", *CORRECT_ANSWERS[2:16], "Yes", "Yes", "No", "<b>maybe</b>"])
+    b = evaluate_run(
+        question_file, "after", ["Yes", "No. <script>x</script> | so", *CORRECT_ANSWERS[2:16], "Yes", "Yes", "No", "<b>maybe</b>"]
+    )
     report = compare([a, b], str(tmp_path / "out"))
     pair = report["benchmarks"]["pope"]["pairs"][0]
     accuracy = pair["metrics"]["robust"]["accuracy"]

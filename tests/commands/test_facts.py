@@ -148,7 +148,7 @@ def test_files_that_are_no_images_are_named_before_the_captioner_is_asked(folder
     with scripted_server((200, chat_completion("A cup."), {})) as server:
         assert main(["data", "facts", "rows.jsonl", "--captioner", server.url, "--output_file", "facts.jsonl"]) == 2
         assert server.requests == []
-    assert "rows.jsonl: 2 of 3 images cannot be read: 2 times image" in capsys.readouterr().err
+    assert "rows.jsonl: 2 of 3 images cannot be read: 2 images: image" in capsys.readouterr().err
     assert not list(folder.glob("*facts*"))
 
 

@@ -47,8 +47,8 @@ TRL_CASES = [
     ({"prompt": [user_turn([{"type": "image"}] * 2)]}, r"the prompt has placeholders for 2 images and the row has 1: make"),
     ({"prompt": [user_turn([{"type": "text", "text": "a"}])]}, r"the prompt has placeholders for 0 images and the row has 1"),
     ({"prompt": "<image><image>What is it?"}, r"the prompt has placeholders for 2 images and the row has 1"),
-    ({"images": [], "prompt": "<image>What is it?"}, r"the prompt has placeholders for 1 images and the row has 0"),
-    ({"images": ["a.png"] * 3, "prompt": "<image>So?"}, r"the prompt has placeholders for 1 images and the row has 3"),
+    ({"images": [], "prompt": "<image>What is it?"}, r"the prompt has placeholders for 1 image and the row has 0"),
+    ({"images": ["a.png"] * 3, "prompt": "<image>So?"}, r"the prompt has placeholders for 1 image and the row has 3"),
     ({"prompt": [user_turn("a"), assistant_turn("b")]}, r"the prompt must end with a user turn: add the question"),
     ({"prompt": [{"role": "system", "content": "a"}]}, r"the prompt must end with a user turn"),
     (
