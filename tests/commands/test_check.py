@@ -1,6 +1,8 @@
 """`mmrlhf data check` names every bad row and summarises the good ones."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -120,3 +122,10 @@ def test_check_writes_the_text_of_deeply_nested_rows(data_dir, depth):
     out = data_dir / "bad.jsonl"
     assert check(write_jsonl(data_dir, line), bad_rows_file=str(out)) == 1
     assert json.loads(out.read_text())["row"] in (line, {"images": json.loads(line)["images"]} if depth < 900 else "")
+
+
+def test_check_needs_no_torch(data_dir):
+    code = "import sys; sys.modules['torch'] = None; from mmrlhf.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "data", "check", write_jsonl(data_dir, PAIR)]
+    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")
