@@ -157,6 +157,8 @@ def detect_format(row: Row) -> str:
         return "LLaVA-RLHF pairs" if has_field("output_1") or has_field("output_2") or has_field("preference") else "rankings"
     if has_field("messages"):
         return "TRL messages"
+    if has_field("conversation") and not has_field("prompt"):
+        return "ms-swift conversations"
     if has_field("query") and not has_field("prompt"):
         return "ms-swift queries"
     return "TRL prompts with answers" if any(map(has_field, ANSWER_FIELDS)) else "TRL prompts"

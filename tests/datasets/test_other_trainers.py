@@ -272,3 +272,17 @@ def test_text_only_rows_of_messages_need_no_field_of_images(folder):
 def test_a_column_of_text_does_not_make_a_row_rlhf_v(fields, folder):
     (example,) = read_examples(write_jsonl(folder, {"images": [], "text": "### Instruction: What?", **fields}))
     assert (example.prompt[0].content, example.answer) == ("What?", "A cup.")
+
+
+def test_conversations_of_human_and_assistant_are_read(folder):
+    exchanges = [{"human": "Hi.", "assistant": "Hello."}, {"human": "<image>What?", "assistant": "A cup."}]
+    row = {"system": "Be short.", "images": ["a.png"], "conversation": exchanges}
+    path = write_jsonl(folder, row)
+    (example,) = read_examples(path, require_answer=True)
+    assert [message.role for message in example.prompt] == ["system", "user", "assistant", "user"]
+    assert (example.answer, example.meta) == ("A cup.", {})
+    assert detect_format(Row("", 1, row)) == "ms-swift conversations"
+    (pair,) = read_preferences(write_jsonl(folder, {**row, "rejected_response": "A cat."}))
+    assert (pair.chosen, pair.rejected) == ("A cup.", "A cat.")
+    error = error_of(read_examples, write_jsonl(folder, {**row, "conversation": ["Hi."]}))
+    assert "`conversation` must be a list of objects with human and assistant" in error
