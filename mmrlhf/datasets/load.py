@@ -135,6 +135,23 @@ def read_preferences(
     return _check_facts_match(records, dataset_name, facts)
 
 
+def read_records(
+    dataset_name: str,
+    split: str = "train",
+    image_folder: str | None = None,
+    facts: FactsByName | None = None,
+    answer_images: bool = False,
+    require_answer: bool = False,
+) -> Records[Example] | Records[Preference]:
+    """Load a dataset's preferences, or its prompts and answers if its first row compares none.
+
+    Raises InputError as `read_preferences` and `read_examples` do.
+    """
+    if has_preferences(dataset_name, split):
+        return read_preferences(dataset_name, split, image_folder, facts, answer_images)
+    return read_examples(dataset_name, split, image_folder, facts, require_answer)
+
+
 def _check_facts_match(records: Records[Record], dataset_name: str, facts: FactsByName | None) -> Records[Record]:
     """Return the records. Raises InputError if facts are given and no row has any."""
     if facts is not None and not records.has_facts:
