@@ -372,6 +372,7 @@ def test_module_entry_point_reports_errors_and_version():
 def test_package_exports_public_names_lazily():
     code = "import mmrlhf, sys; print(mmrlhf.SFTConfig.__name__, mmrlhf.Preference.__name__, 'torch' in sys.modules)"
     assert run_python("-c", code).stdout == "SFTConfig Preference False\n"
+    assert mmrlhf.FeedbackConfig.__name__ == "FeedbackConfig" and callable(mmrlhf.feedback.feedback)
     with pytest.raises(AttributeError, match="sfft"):
         _ = mmrlhf.sfft
 
