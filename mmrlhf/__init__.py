@@ -11,9 +11,12 @@ from typing import Any
 
 __version__ = "0.3.0"
 
-_CONFIGS = ("DPOConfig", "EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "RFTConfig", "SFTConfig", "ScoreConfig")
+_CONFIGS = (
+    "DPOConfig", "EvalConfig", "FeedbackConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "RFTConfig", "SFTConfig",
+    "ScoreConfig",
+)  # fmt: skip
 _RECORDS = ("Claim", "Comparison", "Example", "Fact", "ImageSource", "InputError", "Message", "Preference", "Verdict")
-_STAGES = ("demo", "dpo", "evaluate", "generate", "ppo", "reward_model", "rft", "sft")
+_STAGES = ("demo", "dpo", "evaluate", "feedback", "generate", "ppo", "reward_model", "rft", "sft")
 
 __all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]
 

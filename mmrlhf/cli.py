@@ -65,6 +65,8 @@ DESCRIPTION = """Train vision-language models with feedback, so that they claim 
 usage: mmrlhf COMMAND [--config FILE] [--FIELD VALUE ...] [--verbose]
 
 --verbose prints the engine's decisions, too."""
+STARTS_ANEW = ("data", "compare", "report", "plan", "env")
+"""Commands that keep nothing when they are interrupted."""
 RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data base": "mmrlhf data tiny-vlm"}
 """Old commands with the new ones. They are refused, not accepted as aliases."""
 
@@ -72,8 +74,8 @@ RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data ba
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 on success, 2 for an error that the user can correct, 130 when interrupted, 143 after SIGTERM
-    and 129 after SIGHUP.
+    0 on success, 1 for bad rows (`data check`) or another result (`replay`), 2 for an error that
+    the user can correct, 130 when interrupted, 143 after SIGTERM and 129 after SIGHUP.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
@@ -84,14 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop_signals.handled():
             return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
     except InputError as error:
-        message = printable(str(error), keep="\n")  # it may quote data or a server
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check its path and permissions")
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, stop_signals.Stopped) else stop_signals.Stopped(signal.SIGINT)
         reason = "interrupted" if stopped.name == "SIGINT" else f"stopped by {stopped.name}"
-        print(f"{reason}: the same command resumes from what is already written", file=sys.stderr)
+        kept = " resumes from what is already written" if arguments[0] not in STARTS_ANEW else " starts anew"
+        print(f"{reason}: the same command{kept}", file=sys.stderr)
         return stopped.exit_code
+
+
+def _refuse(message: str) -> int:
+    """Print an error, which may quote data or a server, and return its exit code."""
+    print("error:", printable(message, keep="\n"), file=sys.stderr)
+    return 2
 
 
 def _print_engine_notes() -> None:

@@ -63,8 +63,7 @@ def print_closing(name: str, config: Any) -> None:
 
 def run_plan(command: Command, argv: list[str]) -> None:
     # A stage, or a recipe named after its stage: ppo, llava-1.5-7b/ppo, my/ppo.yaml.
-    candidates = (word for word in argv if Path(word).stem in TRAINING_CONFIGS and not word.startswith("-"))
-    stage_or_recipe = next(candidates, None)
+    stage_or_recipe = argv[0] if argv and Path(argv[0]).stem in TRAINING_CONFIGS else None
     stages = ", ".join(TRAINING_CONFIGS)
     if stage_or_recipe is None and not {"-h", "--help"} & set(argv):
         raise InputError(
@@ -80,7 +79,9 @@ def run_plan(command: Command, argv: list[str]) -> None:
     args = parser.parse(argv)
     num_shards, gpu_memory_gib = args.pop("num_shards"), args.pop("gpu_memory_gib", None)
     if args.pop("stage") not in TRAINING_CONFIGS:
-        args.setdefault("config", stage_or_recipe)
+        if "config" in args:
+            raise InputError(f"mmrlhf plan has two recipes, {stage_or_recipe} and --config {args['config']}: give one")
+        args["config"] = stage_or_recipe
     # The dataset and the output folder need no memory, so they may be left out.
     for name, field in config_fields(cls).items():
         if field.is_required and name != "model_name_or_path":
@@ -221,9 +222,13 @@ def run_demo(command: Command, argv: list[str]) -> None:
 def run_claims(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
     parser.add_argument("file", metavar="FILE", help="answers: JSON rows (of generate, eval, ...), or one per line as text")
-    parser.add_argument("--facts", metavar="FACTS", help="facts by image name or row id: adds a verdict to each claim")
+    parser.add_argument(
+        "--facts", "--facts_file", metavar="FACTS", help="facts by image name or row id: adds a verdict to each claim"
+    )
     parser.add_argument("--out", metavar="FILE", help="JSONL file to write (default: standard output)")
-    parser.add_argument("--lexicon", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt")
+    parser.add_argument(
+        "--lexicon", "--lexicon_file", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt"
+    )
     args = parser.parse(argv)
     from mmrlhf.commands.claims import extract
 
@@ -250,7 +255,7 @@ def _add_read_arguments(parser: Parser, facts_help: str | None = "facts by image
     if facts_help is not None:
         parser.add_argument("--facts_file", metavar="FILE", help=facts_help)
     help_text = "split of a `datasets` folder that has several (default train)"
-    parser.add_argument("--split", metavar="NAME", default="train", help=help_text)
+    parser.add_argument("--split", "--dataset_train_split", metavar="NAME", default="train", help=help_text)
 
 
 def run_data_check(command: Command, argv: list[str]) -> int:
@@ -317,27 +322,36 @@ def run_data_facts(command: Command, argv: list[str]) -> None:
     parser.add_argument("--captioner", metavar="URL", help=help_text)
     parser.add_argument("--captioner_model", metavar="NAME", help="its model, if it serves several")
     parser.add_argument("--question", metavar="TEXT", help="what to ask about each image")
-    parser.add_argument(
-        "--max_tokens", metavar="N", type=positive_int, default=512, help="maximum tokens of a caption (default 512)"
-    )
-    parser.add_argument("--concurrency", metavar="N", type=positive_int, default=4, help="requests at a time (default 4)")
+    parser.add_argument("--max_tokens", metavar="N", type=positive_int, help="maximum tokens of a caption (default 512)")
+    parser.add_argument("--concurrency", metavar="N", type=positive_int, help="requests at a time (default 4)")
     parser.add_argument("--confidence", metavar="F", type=fraction, help="confidence of the facts, from 0 to 1 (default 1)")
     parser.add_argument("--image_folder", metavar="DIR", help="folder that relative image paths start from")
-    parser.add_argument("--split", metavar="NAME", default="train", help="split of a dataset that has several (default train)")
+    parser.add_argument(
+        "--split",
+        "--dataset_train_split",
+        metavar="NAME",
+        default="train",
+        help="split of a dataset that has several (default train)",
+    )
     args = parser.parse(argv)
     from mmrlhf.commands.facts import CAPTION_QUESTION, facts_from_captioner, facts_from_files
 
     common = {name: args[name] for name in ("output_file", "image_folder", "confidence", "split") if name in args}
     if "captioner" not in args:
+        for name in ("captioner_model", "question", "max_tokens", "concurrency"):
+            if name in args:
+                raise InputError(f"{command.prog}: --{name} is for --captioner: give that, too, or leave --{name} out")
+        if "image_folder" in args and "dataset_name" not in args:
+            raise InputError(f"{command.prog}: --image_folder is for rows: give --dataset_name or --captioner, or leave it out")
         facts_from_files(args["files"], caption_key=args.get("caption_key"), dataset_name=args.get("dataset_name"), **common)
         return
     if len(args["files"]) > 1 or "caption_key" in args or "dataset_name" in args:
         raise InputError(f"{command.prog}: --captioner takes one FILE, rows with images, and no --caption_key or --dataset_name")
     from mmrlhf.evaluation.openai_client import Endpoint
 
-    endpoint = Endpoint(args["captioner"], args.get("captioner_model", ""), concurrency=args["concurrency"])
+    endpoint = Endpoint(args["captioner"], args.get("captioner_model", ""), concurrency=args.get("concurrency", 4))
     question = args.get("question", CAPTION_QUESTION)
-    facts_from_captioner(args["files"][0], endpoint=endpoint, question=question, max_tokens=args["max_tokens"], **common)
+    facts_from_captioner(args["files"][0], endpoint=endpoint, question=question, max_tokens=args.get("max_tokens", 512), **common)
 
 
 def run_data_stats(command: Command, argv: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Parser(argparse.ArgumentParser):
             return renamed(flag, f"{dashes}{new_name}")
         hint = unknown_setting(name, names, "--") or f"`{self.prog} --help` lists its flags"
         positional = next((action.metavar for action in self._actions if not action.option_strings), None)
-        if positional == "FILE" and name in ("data", "dataset", "dataset_name"):
+        if positional == "FILE" and name in ("data", "dataset", "dataset_name") and "dataset_name" not in names:
             hint = f"give the file without a flag, `{self.prog} FILE`"
         return f"{self.prog} has no flag {flag}: {hint}"
 
@@ -130,7 +131,14 @@ def fraction(text: str) -> float:
 
 # ---- flags from a configuration ------------------------------------------------------------------
 
-FLAG_ALIASES = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}
+FLAG_ALIASES = {
+    "model_name_or_path": "--model",
+    "dataset_name": "--data",
+    "output_dir": "--out",
+    "output_file": "--out",
+    "dataset_train_split": "--split",
+    "lexicon_file": "--lexicon",
+}
 """Short names of flags by field."""
 
 Config = TypeVar("Config")
@@ -150,7 +158,7 @@ def load_named_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
     name = flag_values.pop("config", None)
     if name is None:
         return load_config(cls, None, flag_values)
-    file = Path(name) if Path(name).exists() else bundled.find("configs", name)
+    file = Path(name) if os.path.isfile(name) else bundled.find("configs", name)
     return load_config(cls, file, flag_values)
 
 

@@ -183,19 +183,21 @@ Config = TypeVar("Config")
 def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> Config:
     """Build a configuration from a YAML file and then from the command line.
 
-    A string in `overrides` is read as on the command line: `none` clears an optional field. Paths
-    inside the file are relative to the current directory. Raises InputError with all problems of
-    the input in one message.
+    `none` clears an optional field, and a string in `overrides` is read as on the command line.
+    Paths inside the file are relative to the current directory. Raises InputError with all problems
+    of the input in one message.
     """
     fields = config_fields(cls)
     file_values = read_yaml(file) if file is not None else {}
-    flag_values = {name: None if value == "none" and _accepts_none(fields, name) else value for name, value in overrides.items()}
-    values: dict[Any, Any] = {**file_values, **flag_values}
-    labels = {key: f"--{key}" if key in flag_values else str(key) for key in values}
+    values = {
+        key: None if value == "none" and _accepts_none(fields, key) else value
+        for key, value in {**file_values, **overrides}.items()
+    }
+    labels = {key: f"--{key}" if key in overrides else str(key) for key in values}
     errors_by_key: dict[Any, str] = {}
 
     for key in values.keys() - fields.keys():
-        errors_by_key[key] = _unknown_field_message(str(key), "--" if key in flag_values else "", fields)
+        errors_by_key[key] = _unknown_field_message(str(key), "--" if key in overrides else "", fields)
     for key in values.keys() & fields.keys():
         is_boolean = isinstance(values[key], bool)
         if is_boolean and fields[key].value_type in ("integer", "number"):  # pydantic takes True for 1
@@ -210,8 +212,8 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
             if key in values:
                 errors_by_key.setdefault(key, _invalid_value_message(labels[key], fields[str(key)], values[key]))
 
-    problems = [errors_by_key[key] for key in flag_values if key in errors_by_key]
-    file_errors = [errors_by_key[key] for key in file_values if key in errors_by_key and key not in flag_values]
+    problems = [errors_by_key[key] for key in overrides if key in errors_by_key]
+    file_errors = [errors_by_key[key] for key in file_values if key in errors_by_key and key not in overrides]
     if file_errors:
         more = f"; and {len(file_errors) - MAX_FILE_ERRORS} more" if len(file_errors) > MAX_FILE_ERRORS else ""
         problems.append(f"{file}: {'; '.join(file_errors[:MAX_FILE_ERRORS])}{more}")
@@ -246,10 +248,8 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
             node_type = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
             raise InputError(f"{file} must hold `field: value` lines, not a {node_type}")
-        # The loader silently keeps the last of several equal keys, so search the nodes for them.
-        keys = [key.value for key, _ in node.value]
-        if duplicates := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise InputError(f"{file} gives {', '.join(duplicates)} more than once")
+        if repeated := sorted(_repeated_keys(node)):
+            raise InputError(f"{file} gives {', '.join(repeated)} more than once")
         return dict(loader.construct_document(node))
     except FileNotFoundError:
         raise InputError(f"config file {file} does not exist") from None
@@ -263,6 +263,17 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         raise
     except (yaml.YAMLError, ValueError, TypeError) as error:  # not UTF-8, a date such as 2026-13-01, a list as a key
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _repeated_keys(node: yaml.Node) -> set[str]:
+    """Return the keys that a mapping at any level gives more than once: PyYAML keeps the last."""
+    if isinstance(node, yaml.SequenceNode):
+        return set().union(*map(_repeated_keys, node.value))
+    if not isinstance(node, yaml.MappingNode):
+        return set()
+    keys = [key.value for key, _ in node.value]
+    repeated = {str(key) for key in keys if keys.count(key) > 1}
+    return repeated.union(*(_repeated_keys(value) for _, value in node.value))
 
 
 def _refuse_costly_yaml(file: Path, text: str) -> None:
@@ -286,7 +297,7 @@ def _refuse_costly_yaml(file: Path, text: str) -> None:
             )
 
 
-def _accepts_none(fields: Mapping[str, ConfigField], name: str) -> bool:
+def _accepts_none(fields: Mapping[str, ConfigField], name: Any) -> bool:
     return name in fields and fields[name].is_optional
 
 
@@ -312,16 +323,29 @@ def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number, as in YAML 1.2; PyYAML alone requires `1.0e-4`."""
+    """YAML 1.2's values. In PyYAML's YAML 1.1, `off` is false, 016 is 14 and 1:30 is 90."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """Read a decimal integer."""
+        return int(node.value)
 
 
 class _Dumper(yaml.SafeDumper):
-    """The counterpart of `_Loader`: it quotes text that `_Loader` would read as a number."""
+    """The counterpart of `_Loader`: it quotes text that `_Loader` would read as another value."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
 
-for _yaml in (_Loader, _Dumper):
-    # Scientific notation, with an optional decimal point and an optional sign of the exponent. The
-    # last argument lists the characters that such a number may begin with.
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+_VALUES = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?\d+", list("-+0123456789")),
+    "float": (r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)", list("-+.0123456789")),
+}
+"""Pattern of each kind of value but text, and the characters that it may begin with."""
+for _kind, (_pattern, _first) in _VALUES.items():
+    for _yaml in (_Loader, _Dumper):
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)

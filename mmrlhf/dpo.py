@@ -24,6 +24,7 @@ import torch
 from mmrlhf.config import DPOConfig
 from mmrlhf.datasets import Records, read_preferences, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
+from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
@@ -73,7 +74,8 @@ def dpo(
     """
     _check_config(config)
     if held_out is None and config.eval_dataset_name:
-        held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, answer_images=True)
+        held_out_split = split_of(config.eval_dataset_name, config.dataset_train_split)
+        held_out = read_preferences(config.eval_dataset_name, held_out_split, config.image_folder, answer_images=True)
     pairs = HeldOutPairs(config, held_out) if held_out else None
     evaluation = _evaluation(config, pairs, eval_function)
     accelerator = Accelerator()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +21,7 @@ from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.writing import writes
+from mmrlhf.models.images import image_value
 from mmrlhf.models.policy import load_policy
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
@@ -62,12 +62,9 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         writer.print_finished()
         return writer.path
     image_root = Path(config.image_folder or Path(config.dataset_name).parent)
-    embedded_ids = [e.id for e in examples if any(i.path is None for i in e.images)]
-    if embedded_ids:
-        print(
-            f"note: the images of {len(embedded_ids)} rows are embedded in {config.dataset_name}; "
-            "their answers are written without images"
-        )
+    if num_embedded_bytes := sum(len(i.data) for e in examples for i in e.images if i.data is not None):
+        mib = 4 / 3 * num_lines * num_embedded_bytes / 2**20  # base64 writes 3 bytes as 4 characters
+        print(f"note: images are embedded in {config.dataset_name}, and so in the answers: {mib:.1f} MiB")
     num_done = writer.num_done // num_lines
     with ExitStack() as stack:
         vlm = stack.enter_context(load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config))
@@ -86,7 +83,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         ):  # fmt: skip
             row = {
                 "id": example.id,
-                "images": [os.path.relpath(i.path, image_root) for i in example.images if i.path is not None],
+                "images": [image_value(image, str(image_root), embed=False) for image in example.images],
                 "prompt": [{"role": m.role, "content": text_with_placeholders(m)} for m in example.prompt],
             }
             fact_rows = [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts]

@@ -24,6 +24,7 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.datasets import read_preferences, subset
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
+from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models import sharding
@@ -75,13 +76,13 @@ def train_reward_model(
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     kept, kept_held_out = None, None
     facts = read_facts(config.facts_file) if config.facts_file else None
-    source = (config.dataset_train_split, config.image_folder, facts, True)
+    split, source = config.dataset_train_split, (config.image_folder, facts, True)
     if preferences is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
-        preferences = read_preferences(config.dataset_name, *source)
+        preferences = read_preferences(config.dataset_name, split, *source)
     if held_out is None and config.eval_dataset_name:
         kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
-        held_out = read_preferences(config.eval_dataset_name, *source)
+        held_out = read_preferences(config.eval_dataset_name, split_of(config.eval_dataset_name, split), *source)
     run.claim_rows(preferences)
     if held_out is not None:
         run.claim_rows(held_out, "eval")

@@ -134,7 +134,7 @@ def test_main_check_returns_the_commands_exit_code(stub_stage):
         ("sft --learning 1", "has no flag --learning"),
         ("sft rows.jsonl", "does not expect 'rows.jsonl' here"),
         ("sft --seed", "--seed: expected one argument"),
-        ("sft --config nowhere/no.yaml", "there is no nowhere/no.yaml in configs"),
+        ("sft --config nowhere/no.yaml", "nowhere/no.yaml does not exist, and configs has none of this name: "),
         ("sft", "model_name_or_path, dataset_name, output_dir are required: add --model_name_or_path ..."),
         ("data scenes --output_dir d --rows few", "must be an integer of at least 0, not 'few'"),
     ],
@@ -197,6 +197,10 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("sft --loraplus_lr_ratio 16", "--loraplus_lr_ratio: the optimiser is AdamW"),
         ("sft --lora_ga 1", "--lora_ga: adapters are plain LoRA"),
         ("sft --hub_private_repo 1", "--hub_private_repo: training uploads nothing"),
+        ("sft --max_prompt_length 9", "--max_prompt_length: max_length limits prompt and answer together"),
+        ("ppo --ref_model_mixup_alpha 1", "--ref_model_mixup_alpha: sync_ref_model and ref_model_sync_steps"),
+        ("ppo --facts f.jsonl", "--facts: use --facts_file"),
+        ("data facts f.json --output_file o --data rows.jsonl", "--data: use --dataset_name"),
         ("sft --batch_size 4", "--batch_size: use --per_device_train_batch_size"),
         ("eval pope --question-file q.jsonl", "--question-file: use --data"),
         # a misspelt name comes before other tools'
@@ -368,6 +372,7 @@ def test_module_entry_point_reports_errors_and_version():
 def test_package_exports_public_names_lazily():
     code = "import mmrlhf, sys; print(mmrlhf.SFTConfig.__name__, mmrlhf.Preference.__name__, 'torch' in sys.modules)"
     assert run_python("-c", code).stdout == "SFTConfig Preference False\n"
+    assert mmrlhf.FeedbackConfig.__name__ == "FeedbackConfig" and callable(mmrlhf.feedback.feedback)
     with pytest.raises(AttributeError, match="sfft"):
         _ = mmrlhf.sfft
 
@@ -390,3 +395,54 @@ def test_verbose_prints_what_the_engine_decides(monkeypatch, capsys):
     assert main(["sft", *REQUIRED]) == 0 and "shared-prefix" not in capsys.readouterr().out
     assert main(["sft", "--verbose", *REQUIRED]) == 0
     assert capsys.readouterr().out == "note: shared-prefix batching is on\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("data check {long}.jsonl", "cannot be read (File name too long)"),
+        ("data check {long}", "does not exist"),
+        ("sft --config {long}", "there is no "),
+        ("generate --model {long} --data {long} --out o.jsonl", "model_name_or_path a"),
+    ],
+)
+def test_main_refuses_names_that_the_system_cannot_hold(capsys, line, message):
+    assert main(line.format(long="a" * 5000).split()) == 2
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_main_explains_errors_of_the_system_in_one_line(stub_stage, capsys):
+    stub_stage("commands.check", "check", result=PermissionError(13, "Permission denied", "/data/rows.jsonl"))
+    assert main(["data", "check", "rows.jsonl"]) == 2
+    assert (
+        capsys.readouterr().err == "error: /data/rows.jsonl cannot be used (Permission denied): check its path and permissions\n"
+    )
+
+
+def test_main_finds_a_recipe_next_to_a_folder_of_its_name(stub_stage, tmp_path, monkeypatch):
+    (tmp_path / "demo" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    calls = stub_stage("sft", "sft")
+    assert main(["sft", "--config", "demo/sft", *REQUIRED]) == 0 and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan --data sft.jsonl --model m/x ppo", "needs a stage (sft, reward, dpo, ppo) or a recipe of one"),
+        ("plan demo/ppo --config demo/sft --model m", "has two recipes, demo/ppo and --config demo/sft: give one"),
+        ("data facts f.json --output_file o.jsonl --max_tokens 9", "--max_tokens is for --captioner: give that, too"),
+        ("data facts f.json --output_file o.jsonl --image_folder .", "--image_folder is for rows: give --dataset_name"),
+    ],
+)
+def test_main_refuses_arguments_that_would_do_nothing(capsys, line, message):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_main_reads_a_flag_of_files_by_each_of_its_names(stub_stage):
+    calls = stub_stage("commands.claims", "extract")
+    assert main(["claims", "a.jsonl", "--facts_file", "f.jsonl", "--lexicon_file", "words.txt"]) == 0
+    assert calls == [("a.jsonl", "f.jsonl", None, "words.txt")]
+    calls = stub_stage("sft", "sft")
+    assert main(["sft", *REQUIRED, "--split", "test"]) == 0 and calls[0][0].dataset_train_split == "test"

@@ -71,6 +71,19 @@ def test_load_config_none_flag_clears_only_optional_fields(tmp_path):
     assert load_config(SFTConfig, file, {**REQUIRED, "output_dir": "none"}).output_dir == "none"
 
 
+def test_load_config_reads_words_and_integers_as_they_are_written(tmp_path):
+    text = "seed: 016\nload_best_model_at_end: off\nmetric_for_best_model: none\nshare_prefix: off\noutput_dir: 2026-01-01\nadapter_path: null"
+    config = load_config(PPOConfig, write_config(tmp_path, text), {**REQUIRED, "output_dir": "out", "reward_model_path": "r"})
+    assert (config.seed, config.load_best_model_at_end, config.metric_for_best_model) == (16, False, None)
+    assert (config.share_prefix, config.adapter_path) == ("off", None)
+    assert read_yaml(tmp_path / "recipe.yaml")["output_dir"] == "2026-01-01"
+    for word in ("yes", "On", "true"):
+        assert load_config(
+            SFTConfig, write_config(tmp_path, f"activation_checkpointing: {word}"), REQUIRED
+        ).activation_checkpointing
+    assert "seed must be an integer of at least 0, not '1:30'" in load_error(write_config(tmp_path, "seed: 1:30"), **REQUIRED)
+
+
 def test_load_config_unknown_key_suggests_nearest(tmp_path):
     file = write_config(tmp_path, "learning_rte: 1")
     assert load_error(file, **REQUIRED) == f"{file}: learning_rte is unknown: did you mean learning_rate?"
@@ -168,7 +181,7 @@ def test_load_config_reports_all_problems_at_once(tmp_path):
         ("- a", "must hold `field: value` lines, not a sequence"),
         ("sft", "must hold `field: value` lines, not a scalar"),
         ("seed: 1\nseed: 2", "gives seed more than once"),
-        ("seed: 2026-13-01", "is not valid YAML: month must be in 1..12"),
+        ("seed: {a: 1, b: [{c: 1, c: 2}]}", "gives c more than once"),
         ("seed: \x01", "is not valid YAML: unacceptable character"),
         ("seed: !!python/object:os.system {}", "uses a YAML anchor, alias or tag"),
     ],
@@ -203,7 +216,9 @@ def test_save_config_leaves_one_complete_file(tmp_path):
     assert load_config(SFTConfig, file, {}).seed == 2
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["1e-4", "null", "2026-01-01", "~"])
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(
+    ["1e-4", "null", "2026-01-01", "~", "off", "016", "1.", ".inf", "true"]
+)
 
 
 @given(output_dir=TEXTS, image_folder=st.none() | TEXTS, rate=st.floats(0, math.inf, exclude_min=True, exclude_max=True))
@@ -247,6 +262,8 @@ def test_configurations_built_in_python_raise_one_sentence():
     )
     with pytest.raises(InputError, match="SFTConfig: learning_rate: input should be greater than 0, not -1"):
         dataclasses.replace(SFTConfig(**REQUIRED), learning_rate=-1)
+    with pytest.raises(InputError, match="SFTConfig: lora_r: input should be a number, not True"):
+        SFTConfig(**REQUIRED, lora_r=True)
     with pytest.raises(InputError, match="GenerateConfig: output_file: field required"):
         GenerateConfig(model_name_or_path="m", dataset_name="d")
 

@@ -255,7 +255,7 @@ def test_a_recipe_of_dpo_may_measure_held_out_pairs(tmp_path, examples):
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
-        ({}, {"facts": ()}, "verifier facts compares claims with facts, and none of the first 3 rows has any: give --facts_file"),
+        ({}, {"facts": ()}, "verifier facts compares claims with facts, and none of the 3 rows has any: give --facts_file"),
         ({"verifier": "vlm"}, {"images": ()}, r"row selection-000000: verifier vlm looks at the image, and the row has none"),
         ({"verifier": "judge", "judge": "http://h/v1"}, {"images": ()}, "verifier judge looks at the image"),
     ],

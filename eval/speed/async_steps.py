@@ -53,7 +53,7 @@ def run(config: PPOConfig, examples: Sequence[Example]) -> tuple[list[float], li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("servers", help="address of a server, or several with commas between")
+    parser.add_argument("servers", help="address of a server, or several separated by commas")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=8)

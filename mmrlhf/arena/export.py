@@ -23,7 +23,7 @@ def export_arena(
     if judge is None:
         export_labels(votes_file, target_format, output_file, is_anonymous)
         return
-    check_target(target_format, Path(output_file))
+    check_target(target_format, Path(output_file), [votes_file])
     with open_votes(Path(votes_file)) as (store, ledger):
         ballots = read_ballots(store, ledger)
     if judge not in ballots.judges:

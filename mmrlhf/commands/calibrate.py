@@ -31,7 +31,7 @@ from mmrlhf.commands.claim_labels import (
     train_test_split,
 )
 from mmrlhf.config import CalibrateClipConfig, CalibrateConfig, CalibrateVLMConfig
-from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.datasets import read_records
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import atomic, refuse_output_file
 from mmrlhf.files.jsonl import to_jsonable
@@ -57,7 +57,7 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
     false claims of any kind.
     """
     out = Path(config.output_file)
-    refuse_output_file(out)
+    refuse_output_file(out, inputs=[config.dataset_name, config.facts_file, config.lexicon_file])
     if out.suffix != ".json":
         raise InputError(f"output_file {out} must end in .json: a plot with the same name is saved next to it")
     lexicon = load_lexicon(config.lexicon_file)
@@ -105,8 +105,7 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
 
 def _load_rows(config: CalibrateConfig) -> Rows:
     facts = read_facts(config.facts_file) if config.facts_file else None
-    dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
-    return read_preferences(*dataset_args) if has_preferences(*dataset_args[:2]) else read_examples(*dataset_args)
+    return read_records(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
 
 
 def _build_verifier(config: CalibrateConfig, lexicon: Lexicon) -> tuple[ScoreFn, dict[str, Any]]:

@@ -16,6 +16,7 @@ from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import RawRow
 from mmrlhf.files.tables import read_rows
+from mmrlhf.files.writing import writing
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError
 
@@ -37,7 +38,7 @@ def check(
     Raises InputError if the dataset, the image folder or the facts file cannot be used at all.
     """
     if bad_rows_file is not None:
-        refuse_output_file(Path(bad_rows_file), "bad_rows_file")
+        refuse_output_file(Path(bad_rows_file), "bad_rows_file", [path, facts_file])
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
     opened_images: set[str] = set()
@@ -70,7 +71,8 @@ def check(
         table.add_row(name, count)
     console.print(table)
     if bad_rows_file is not None:
-        write_atomic(Path(bad_rows_file), "".join(bad_lines))
+        with writing(Path(bad_rows_file), kept=None):
+            write_atomic(Path(bad_rows_file), "".join(bad_lines))
         console.print(f"{bad_rows_file}: {errors.count} bad rows", markup=False)
     return 1 if errors.count else 0
 
@@ -88,14 +90,14 @@ def _print_errors(console: Console, errors: RowErrors) -> None:
 
 
 def _bad_line(raw_row: RawRow, error: str) -> str:
-    content = raw_row.content
-    if isinstance(content, bytes):
-        try:
-            content = json.loads(content)
-        except ValueError:
-            content = content.decode(errors="replace")
-    line = {"location": raw_row.location, "error": error, "row": content}
-    return json.dumps(line, default=_without_bytes) + "\n"
+    """Return a bad row's line: its content, or its text if it is not JSON or nested too deeply."""
+    content, line = raw_row.content, {"location": raw_row.location, "error": error}
+    text = content.decode(errors="replace") if isinstance(content, bytes) else ""
+    try:
+        value = json.loads(content) if isinstance(content, bytes) else content
+        return json.dumps({**line, "row": value}, default=_without_bytes) + "\n"
+    except (ValueError, RecursionError):
+        return json.dumps({**line, "row": text}) + "\n"
 
 
 def _without_bytes(value: Any) -> str:

@@ -108,15 +108,17 @@ def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdic
     for raw_row in read_rows(path):
         row = raw_row.parse()
         text, id_ = row.require("text"), row.fields.get("id")
-        row.require_text(text, "text")
+        stripped = row.require_text(text, "text")
         claims = row.require("claims")
         if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
             row.fail("`claims` must be a list of objects, as `mmrlhf claims` writes them")
         verdicts = [_labelled_claim(row, claim, len(text)) for claim in claims]
-        by_answer[("" if id_ is None else str(id_), text)] = by_answer[("", text)] = verdicts
-    verdicts_by_group = [
-        [by_answer.get((group.id, answer), by_answer.get(("", answer), [])) for answer in group.answers] for group in groups
-    ]
+        by_answer["" if id_ is None else str(id_), stripped] = by_answer["", stripped] = verdicts
+
+    def find(id_: str, answer: str) -> list[Verdict]:
+        return by_answer.get((id_, answer.strip()), by_answer.get(("", answer.strip()), []))
+
+    verdicts_by_group = [[find(group.id, answer) for answer in group.answers] for group in groups]
     if not any(verdicts for group_verdicts in verdicts_by_group for verdicts in group_verdicts):
         raise InputError(
             f"truth_file {path} labels none of the answers: label claims that `mmrlhf claims` finds in that very file"

@@ -18,7 +18,7 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.rows import open_binary
 from mmrlhf.files.writing import writing
-from mmrlhf.records import Claim, Fact, InputError, Verdict
+from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.verifiers import verify_against_facts
 
 LINES_PER_WRITE = 256
@@ -47,8 +47,6 @@ def extract(path: str, facts_file: str | None = None, out: str | None = None, le
 
 
 def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Path, inputs: Mapping[str, Any]) -> None:
-    if out.exists() and out.samefile(path):
-        raise InputError(f"--out {out} is the input file: name another")
     file = ResumableWriter(out, inputs, setting="out")
     if file.is_finished:
         file.print_finished()

@@ -15,6 +15,7 @@ from mmrlhf.evaluation.paired import compare_pair
 from mmrlhf.evaluation.results import Result, differences, load_benchmark_of, open_result, read_runs, unstated_settings
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import to_jsonable
+from mmrlhf.files.writing import writing
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.compare_page import comparison_page
 from mmrlhf.report.compare_table import print_comparison
@@ -28,6 +29,7 @@ from mmrlhf.report.differences import (
     mcnemar_sentence,
     tables_of,
 )
+from mmrlhf.text.markdown import escape_markdown, table
 from mmrlhf.text.printable import printable
 
 
@@ -51,9 +53,10 @@ def compare(
     report = {"runs": list(runs), "benchmarks": benchmarks}
     markdown = _markdown(benchmarks)
     html = comparison_page(benchmarks, images, EAD_NOTE)
-    write_atomic(Path(out) / "compare.json", json.dumps(to_jsonable(report), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(Path(out) / "compare.md", markdown)
-    write_atomic(Path(out) / "compare.html", html)
+    with writing(Path(out), kept=None):
+        write_atomic(Path(out) / "compare.json", json.dumps(to_jsonable(report), indent=1, ensure_ascii=False) + "\n")
+        write_atomic(Path(out) / "compare.md", markdown)
+        write_atomic(Path(out) / "compare.html", html)
     for name, comparison in benchmarks.items():
         print_comparison(name, comparison)
     print(f"wrote {Path(out) / 'compare.html'}, with plots and changed answers; compare.md and compare.json are next to it")
@@ -129,22 +132,26 @@ def _markdown(benchmarks: Mapping[str, Any]) -> str:
     parts = ["# Comparison"]
     for name, comparison in benchmarks.items():
         parts += [f"## {name}", *_markdown_benchmark(name, comparison)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def _markdown_benchmark(name: str, comparison: Mapping[str, Any]) -> list[str]:
     headline, direction = comparison["headline"], comparison["direction"]
-    parts = [headline_sentence(name, pair, headline, direction, comparison["n"]) for pair in comparison["pairs"]]
+    pairs = [pair | {name: escape_markdown(pair[name]) for name in ("a", "b")} for pair in comparison["pairs"]]
+    parts = [headline_sentence(name, pair, headline, direction, comparison["n"]) for pair in pairs]
     parts += [f"**Warning:** {warning}." for warning in comparison["warnings"]]
     parts += [f"**Note:** {note}." for note in comparison["notes"]]
-    for pair in comparison["pairs"]:
+    for pair in pairs:
         parts += _markdown_pair(pair, headline, direction)
     parts.append(interval_note(comparison["cluster"]))
     if comparison["diversity"]:
         names = diversity_names(comparison["diversity"][0])
-        rows = [[row["part"], row["name"], row["n"], *diversity_cells(row, names)] for row in comparison["diversity"]]
-        parts += ["### Diversity", _markdown_table(["part", "model", "n", *names], rows), EAD_NOTE]
-    for pair in comparison["pairs"]:
+        rows = [
+            [*map(escape_markdown, (row["part"], row["name"], str(row["n"]))), *diversity_cells(row, names)]
+            for row in comparison["diversity"]
+        ]
+        parts += ["### Diversity", table(["part", "model", "n", *names], rows), EAD_NOTE]
+    for pair in pairs:
         if pair["flipped"]:
             parts += [f"### Changed, {pair['b']} against {pair['a']}", _markdown_changed(pair)]
     return parts
@@ -154,12 +161,12 @@ def _markdown_pair(pair: Mapping[str, Any], headline: str, direction: str) -> li
     parts = [f"### {pair['b']} against {pair['a']}"]
     header = [pair["a"], pair["b"], *COLUMNS, ""]
     for mode, rows in tables_of(pair, headline, direction):
-        parts.append(_markdown_table([mode, *header], [[row.name, *row.cells, row.word] for row in rows]))
+        parts.append(table([mode, *header], [[escape_markdown(row.name), *row.cells, row.word] for row in rows]))
     if sentence := mcnemar_sentence(pair):
         parts.append(sentence)
     if categories := categories_of(pair):
-        category_rows = [[row.name, count, *row.cells, row.word] for count, row in categories]
-        parts.append(_markdown_table(["accuracy", "n", *header], category_rows))
+        category_rows = [[escape_markdown(row.name), str(count), *row.cells, row.word] for count, row in categories]
+        parts.append(table(["accuracy", "n", *header], category_rows))
     return parts
 
 
@@ -167,20 +174,8 @@ def _markdown_changed(pair: Mapping[str, Any]) -> str:
     rows = [
         [
             "better" if flip["better"] else "worse",
-            flip["id"],
-            flip["asked"][:200],
-            flip["truth"] or "",
-            *(answer["text"][:300] for answer in flip["answers"]),
+            *map(escape_markdown, [flip["id"], flip["asked"], flip["truth"] or "", *(a["text"] for a in flip["answers"])]),
         ]
         for flip in pair["flipped"]
     ]
-    return _markdown_table(["", "id", "asked", "right answer", pair["a"], pair["b"]], rows)
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *([_markdown_cell(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _markdown_cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return table(["", "id", "asked", "right answer", pair["a"], pair["b"]], rows)

@@ -46,7 +46,7 @@ def convert(
     Raises InputError if the file or a row cannot be read, or no row is left to write.
     """
     output_path = Path(output_file)
-    check_target(target_format, output_path)
+    check_target(target_format, output_path, [path, facts_file])
     facts = read_facts(facts_file) if facts_file else None
     records: Any
     if has_preferences(path, split):
@@ -61,14 +61,14 @@ def convert(
     write_records(records, path, target_format, output_path, image_root, should_balance, seed)
 
 
-def check_target(target_format: str, output_path: Path) -> None:
+def check_target(target_format: str, output_path: Path, inputs: Iterable[str | None]) -> None:
     """Check a format's name and an output file's before any work. Raises InputError."""
     all_formats = FORMATS | EXAMPLE_FORMATS
     if target_format not in all_formats:
         raise InputError(f"there is no format {target_format}: {suggestion(target_format, all_formats)}")
     if output_path.suffix not in WRITERS:
         raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: the ending decides the format of the file")
-    refuse_output_file(output_path)
+    refuse_output_file(output_path, inputs=inputs)
 
 
 def write_records(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from mmrlhf.config import EncodeConfig
-from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.datasets import read_records
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
-from mmrlhf.records import Example, InputError, Preference
+from mmrlhf.records import InputError
 from mmrlhf.report.progress import progress
 
 ROWS_PER_BATCH = 256
@@ -22,12 +21,7 @@ def cache_features(config: EncodeConfig) -> dict[str, float]:
     If the command is killed, the same command resumes. Raises InputError if the folder cannot be
     written.
     """
-    dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder)
-    rows: Sequence[Example] | Sequence[Preference]
-    if has_preferences(config.dataset_name, config.dataset_train_split):
-        rows = read_preferences(*dataset_args, answer_images=True)
-    else:
-        rows = read_examples(*dataset_args)
+    rows = read_records(config.dataset_name, config.dataset_train_split, config.image_folder, answer_images=True)
     vlm = load(config.model_name_or_path, config.dtype, engine=config)
     disk, counters = vlm.encoder.cache.disk, vlm.encoder.cache.counters
     assert disk is not None

@@ -24,8 +24,8 @@ from mmrlhf.commands.training_record import (
 from mmrlhf.config import ExportConfig
 from mmrlhf.evaluation.results import Result, read_results
 from mmrlhf.files.atomic import atomic_folder, refuse_unwritable, write_atomic
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.inputs import content_digest
-from mmrlhf.files.paths import is_hub_id
 from mmrlhf.files.writing import is_disk_full
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.export import merge, save_checkpoint, save_policy

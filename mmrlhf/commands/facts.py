@@ -48,7 +48,7 @@ def facts_from_files(
     Raises InputError if a file cannot be read or there are no facts to write.
     """
     output_path = Path(output_file)
-    refuse_output_file(output_path)
+    refuse_output_file(output_path, inputs=[*paths, dataset_name])
     files = [read_facts(path) if caption_key is None else read_captions(path, caption_key, split) for path in paths]
     if dataset_name is None:
         names, note = dict.fromkeys(name for file in files for name in file), ""
@@ -99,7 +99,7 @@ def facts_from_captioner(
     cannot be used, or if images are left without a caption.
     """
     output_path = Path(output_file)
-    refuse_output_file(output_path)
+    refuse_output_file(output_path, inputs=[dataset_name])
     images = _images_of(dataset_name, image_folder, split)
     if not images:
         raise InputError(f"{dataset_name} has no images to caption: give rows with images")
@@ -182,7 +182,7 @@ def _refuse_unreadable(dataset_name: str, images: Sequence[_Image]) -> None:
         except InputError as error:
             errors.add(image.name, str(error))
     if errors.count:
-        raise InputError(f"{dataset_name}: {errors.count} of {len(images)} images cannot be read: {errors.summary()}")
+        raise InputError(f"{dataset_name}: {errors.count} of {len(images)} images cannot be read: {errors.summary('images')}")
 
 
 def _write(path: Path, facts: FactsByImage) -> None:

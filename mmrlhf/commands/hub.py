@@ -36,7 +36,7 @@ def check_repo_id(name: str) -> None:
         name_is_whole = name.count("/") == 1
     if not name_is_whole:
         raise InputError(
-            f"hub_model_id {name} is no repository of the Hub: give OWNER/NAME, of letters, digits, -, _ and . (at most 96)"
+            f"hub_model_id {name} is not a valid Hub repository id: give OWNER/NAME, of letters, digits, -, _ and . (at most 96)"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mmrlhf.config import ScoreConfig
-from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.datasets import read_records
 from mmrlhf.facts import read_facts
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
@@ -31,13 +31,8 @@ def score(config: ScoreConfig) -> Path:
     """
     facts = read_facts(config.facts_file) if config.facts_file else None
     dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
-    rows: Sequence[Example] | Sequence[Preference]
-    score_keys: tuple[str, ...]
-    if has_preferences(config.dataset_name, config.dataset_train_split):
-        rows, score_keys = read_preferences(*dataset_args), ("score_chosen", "score_rejected")
-    else:
-        rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
-    rows = rows[: config.limit]
+    rows: Sequence[Example] | Sequence[Preference] = read_records(*dataset_args, require_answer=True)[: config.limit]
+    score_keys = ("score_chosen", "score_rejected") if isinstance(rows[0], Preference) else ("score",)
     inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder", "base_model_name_or_path"))
     inputs["images"] = {"path": "", "sha256": rows_digest(rows, images_only=True)}
     writer = ResumableWriter(Path(config.output_file), inputs)

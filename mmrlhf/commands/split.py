@@ -6,11 +6,13 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmrlhf.datasets import is_preference, parse_example, parse_preference, row_context
 from mmrlhf.files.atomic import atomic, refuse_output_file
 from mmrlhf.files.rows import RawRow
 from mmrlhf.files.tables import Table, checked_rows, open_table
+from mmrlhf.files.writing import writing
 from mmrlhf.records import InputError
 
 
@@ -33,7 +35,7 @@ def split(
     if files[0].resolve() == files[1].resolve():
         raise InputError(f"train_file and held_out_file are both {files[0]}: give two files")
     for name, file in zip(("train_file", "held_out_file"), files, strict=True):
-        refuse_output_file(file, name)
+        refuse_output_file(file, name, [path])
         if file.suffix != ".jsonl":
             raise InputError(f"{name} {file} must end in .jsonl")
     table = open_table(path, split_name)
@@ -50,11 +52,15 @@ def split(
             f"{path}: holding out {num_held_out} of {num_rows} rows leaves none to train on, because rows that share an image stay "
             "together: hold out fewer"
         )
-    with atomic(files[0]) as train_path, atomic(files[1]) as held_out_path:
+    with writing(files[0], kept=None), atomic(files[0]) as train_path, atomic(files[1]) as held_out_path:
         for path_to_write, keeps_held_out in ((train_path, False), (held_out_path, True)):
             with path_to_write.open("w", encoding="utf-8") as output:
                 output.writelines(_line(table[index]) for index in range(num_rows) if (index in held_out) == keeps_held_out)
-    print(f"{files[0]}: {num_rows - len(held_out)} rows; {files[1]}: {len(held_out)} rows; no image is in both")
+    notes = [f"{files[0]}: {num_rows - len(held_out)} rows", f"{files[1]}: {len(held_out)} rows", "no image is in both"]
+    image_root = row_context(path, image_folder).image_folder
+    if image_root is not None and any(file.parent.resolve() != Path(image_root).resolve() for file in files):
+        notes.append(f"image paths start from {image_root} (--image_folder {image_root})")
+    print("; ".join(notes))
 
 
 def _image_keys(path: str, table: Table, image_folder: str | None) -> list[set[str]]:
@@ -81,10 +87,11 @@ def _groups_by_image(keys: Sequence[Iterable[str]]) -> list[list[int]]:
 def _line(row: RawRow) -> str:
     """Return a row as a line of JSONL. Raises InputError if it holds encoded images as bytes."""
     if isinstance(row.content, bytes):
-        return row.content.decode().strip() + "\n"
-    try:
-        return json.dumps(row.content, ensure_ascii=False) + "\n"
-    except TypeError:
-        raise InputError(
-            f"{row.location}: the row embeds its images: write the file as JSONL first (`mmrlhf data convert`)"
-        ) from None
+        return row.content.decode("utf-8-sig").strip() + "\n"  # a file's mark is before its first row
+
+    def to_text(value: Any) -> str:  # such as a date
+        if isinstance(value, bytes):
+            raise InputError(f"{row.location}: the row embeds its images: write the file as JSONL first (`mmrlhf data convert`)")
+        return str(value)
+
+    return json.dumps(row.content, ensure_ascii=False, default=to_text) + "\n"

@@ -19,6 +19,7 @@ from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.tables import read_rows
+from mmrlhf.files.writing import writing
 from mmrlhf.metrics.intervals import wilson
 from mmrlhf.records import Example, Preference
 
@@ -58,10 +59,11 @@ def stats(
             by_source[record.source or "not stated"].add(record)
     results: StatsDict = {"file": path, "layout": format_name, **summary_stats(overall)}
     results["by_source"] = {name: summary_stats(summary) for name, summary in sorted(by_source.items())}
-    write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     buffer = io.BytesIO()
     lengths_figure(overall).savefig(buffer, format="png", dpi=150)
-    write_atomic(output_path / "stats.png", buffer.getvalue())
+    with writing(output_path, kept=None):
+        write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomic(output_path / "stats.png", buffer.getvalue())
     _print_table(results)
     print(f"wrote {output_path / 'stats.json'} and {output_path / 'stats.png'}")
     return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RF
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.inputs import CONTENT_FIELDS
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.files.paths import is_hub_id
+from mmrlhf.files.rows import is_finite_number
 from mmrlhf.metrics.intervals import newcombe, wilson
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.report.runs import stage_of
@@ -283,5 +283,4 @@ def _integer(value: Any) -> int | None:
 
 def _number(value: Any) -> float | None:
     """Return a finite number; None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    return float(value) if is_finite_number(value) else None

@@ -17,7 +17,7 @@ class PairsConfig(DatasetConfig):
     output_file: str
     """SQLite file of pairs and votes. One that exists is continued: new pairs are added."""
     models: str | None = None
-    """The models, with commas between, each as SOURCE or NAME=SOURCE. SOURCE is a file of
+    """The models, separated by commas, each as SOURCE or NAME=SOURCE. SOURCE is a file of
     `mmrlhf generate`; for people also a run, checkpoint or Hub id, or the URL of an
     OpenAI-compatible server (http://HOST:PORT/v1, with #MODEL if it has several). May be left out
     if output_file has pairs."""
@@ -25,7 +25,7 @@ class PairsConfig(DatasetConfig):
     """Rows with `id` and `category`, if the answers (or the questions) do not have a `category`
     themselves."""
     identity_words: str | None = None
-    """Words, with commas between, that give a model away; pairs in which an answer has one are left
+    """Words, separated by commas, that give a model away; pairs in which an answer has one are left
     out."""
 
 
@@ -57,8 +57,8 @@ class ArenaConfig(PairsConfig):
     consent: str = CONSENT
     """The line that voters agree to before they start."""
     host: str = "127.0.0.1"
-    """Address to listen on. Away from this machine (0.0.0.0 for all networks), voters need a token,
-    which the command prints."""
+    """Address to listen on. If other machines can connect (0.0.0.0 for all networks), voters need a
+    token, which the command prints."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8020
     """Port to listen on; 0 takes a free one."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mmrlhf.records import InputError
 
@@ -51,6 +52,14 @@ def settings(cls: Class) -> Class:
             check(self, *args, **kwargs)
         except ValidationError as error:
             raise SettingsError(cls.__name__, error) from None
+        # pydantic takes True for 1.
+        details: list[InitErrorDetails] = [
+            {"type": PydanticCustomError("number_type", "Input should be a number"), "loc": (name,), "input": value}
+            for name, value in kwargs.items()
+            if isinstance(value, bool) and not isinstance(getattr(self, name), bool)
+        ]
+        if details:
+            raise SettingsError(cls.__name__, ValidationError.from_exception_data(cls.__name__, details))
 
     checked.__init__ = init
     return checked  # type: ignore[no-any-return]

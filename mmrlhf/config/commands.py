@@ -64,8 +64,8 @@ class ServeConfig(EngineConfig, PixelConfig):
     reward_model_path: str | None = None
     """Reward model that scores answers beside the policy."""
     host: str = "127.0.0.1"
-    """Address to listen on. Away from this machine (0.0.0.0 for all networks), the command prints a
-    token that clients must send."""
+    """Address to listen on. If other machines can connect (0.0.0.0 for all networks), the command
+    prints a token that clients must send."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
     batch_size: Count = 16

@@ -23,7 +23,7 @@ class LabelConfig(DatasetConfig):
     added."""
     dataset_name: str | None = None
     """Rows with a prompt, images and answers, in any format, or a JSON export of Label Studio or
-    Argilla; several files with commas between. May be left out if output_file has tasks."""
+    Argilla; several files separated by commas. May be left out if output_file has tasks."""
     mode: Literal["pairwise", "ranking", "claims", "facts"] | None = None
     """What annotators do. By default a row's field `mode` decides, or its number of answers: none
     is facts, one claims, two pairwise, more a ranking."""
@@ -38,7 +38,7 @@ class LabelConfig(DatasetConfig):
     row's field `uncertainty`, or what `scores_file` or `reward_eval_file` says)."""
     scores_file: str | None = None
     """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. Of several files,
-    with commas between, the disagreement of their margins."""
+    separated by commas, the disagreement of their margins."""
     reward_eval_file: str | None = None
     """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that
     the reward model cannot tell true from false (low J) are uncertain."""
@@ -49,8 +49,8 @@ class LabelConfig(DatasetConfig):
     consent: str = CONSENT
     """The line that annotators agree to before they start."""
     host: str = "127.0.0.1"
-    """Address to listen on. Away from this machine (0.0.0.0 for all networks), annotators need a
-    token, which the command prints."""
+    """Address to listen on. If other machines can connect (0.0.0.0 for all networks), annotators
+    need a token, which the command prints."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8010
     """Port to listen on; 0 takes a free one."""
     seed: NonNegativeInt = 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mmrlhf.records import InputError, Preference
+from mmrlhf.text.word_counts import count_words
 
 MAX_BINS = 10
 """Maximum number of bins of length gaps, which are about equally full. There are fewer if a bin
@@ -28,9 +29,9 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
             raise InputError(
                 f"row {preference.id} ranks {len(preference.answers)} answers: lengths are balanced over pairs, so convert it to pairs first"
             )
-        first_length, second_length = (len(text.split()) for text in preference.answers)
+        first_length, second_length = (count_words(text) for text in preference.answers)
         is_tie = preference.ranks[0] == preference.ranks[1]
-        length_gaps.append(0.0 if is_tie else (first_length - second_length) / max(first_length, second_length))
+        length_gaps.append(0.0 if is_tie else (first_length - second_length) / max(first_length, second_length, 1))
     gap_N = np.array(length_gaps)
     (unequal_indices,) = np.nonzero(gap_N)
     kept_indices = [np.flatnonzero(gap_N == 0)]

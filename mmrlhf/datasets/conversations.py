@@ -102,7 +102,7 @@ def _place_images(segments: list[str]) -> tuple[str, tuple[int, ...]]:
 def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> list[Turn]:
     """Parse a non-empty list of turns. Raises InputError."""
     if not isinstance(value, list) or not value:
-        text_or = "" if name in ("messages", "conversations") else "text or "
+        text_or = "" if name in ("messages", "conversations", "rejected_messages") else "text or "
         row.fail(f"`{name}` must be {text_or}a list of turns, not {'an empty one' if value == [] else type_name(value)}")
     return [parse_turn(row, turn, f"{name}[{number}]", role_key, content_key) for number, turn in enumerate(value, 1)]
 
@@ -176,8 +176,9 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
     # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any need one per image.
     must_match = num_placeholders > 0 or "conversations" in row.fields or any(turn.has_parts for turn in turns)
     if must_match and num_placeholders != num_images:
+        plural = "" if num_placeholders == 1 else "s"
         row.fail(
-            f"the prompt has placeholders for {num_placeholders} images and the row has {num_images}: make the numbers equal"
+            f"the prompt has placeholders for {num_placeholders} image{plural} and the row has {num_images}: make the numbers equal"
         )
     positions = [turn.image_positions for turn in turns]
     first_user_turn = next(index for index, turn in enumerate(turns) if turn.role == "user")

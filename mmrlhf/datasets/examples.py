@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from mmrlhf.datasets.conversations import (
     Turn,
     answer_text,
@@ -11,7 +9,7 @@ from mmrlhf.datasets.conversations import (
     parse_answer,
     parse_prompt,
 )
-from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_images
+from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_id, parse_images, without_decimals
 from mmrlhf.datasets.other_trainers import (
     is_factory_pair,
     is_swift_pair,
@@ -28,17 +26,20 @@ from mmrlhf.datasets.preferences import (
     is_preference,
     is_rlhf_v,
     is_vlfeedback,
-    parse_id,
     parse_trl_pair,
     unpack_rlhf_v,
     unused_fields,
 )
-from mmrlhf.files.rows import Row, preview
-from mmrlhf.records import Example
+from mmrlhf.files.rows import Row, is_finite_number, preview
+from mmrlhf.records import Example, InputError
 
 EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion", "problem", "solution"}
 ANSWER_FIELDS = ("completion", "answer", "response", "solution")
 """Fields with the answer to a prompt; the first of them that a row has."""
+REFERENCE_FIELDS = frozenset(("answer", "solution"))
+"""Those that may also hold a reference of another kind, for reward functions."""
+LABEL_FIELDS = ("label", "kto_tag")
+"""Fields that are false next to an answer to avoid (KTO)."""
 
 
 def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
@@ -48,17 +49,21 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
     if is_swift_pair(row):
         turns, answer = parse_swift_pair(row)[0], None
     else:
-        turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
+        turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row, require_answer)
     if require_answer and answer is None:
         if is_preference(row):
             row.fail("the row compares answers and has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers")
         reason = "prompts for ppo have no SFT target: " if is_ppo_prompt(row) else ""
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
-    if answer is not None and row.fields.get("label") is False:
-        row.fail("`label` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
+    label = next((name for name in LABEL_FIELDS if row.fields.get(name) in (False, 0.0)), None)
+    if label is not None and require_answer:
+        row.fail(f"`{label}` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
+    answer = answer if label is None else None
     turns = with_context(row, turns)
     has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations", "query"))
     used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}
+    if answer is None:
+        used_fields -= REFERENCE_FIELDS
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
 
 
@@ -67,10 +72,11 @@ def is_ppo_prompt(row: Row) -> bool:
     return any(field in row.fields for field in ("caption_type", "length_bonus", "captions"))
 
 
-def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
+def _parse_trl(row: Row, require_answer: bool) -> tuple[list[Turn], str | None]:
     if is_factory_pair(row):
         return parse_factory_pair(row)[0], None
-    if "prompt" not in row.fields and "question" not in row.fields and ("chosen" in row.fields or "rejected" in row.fields):
+    has_only_prompt = "messages" not in row.fields and ("prompt" in row.fields or "question" in row.fields)
+    if not has_only_prompt and ("chosen" in row.fields or "rejected" in row.fields):
         return parse_trl_pair(row)[0], None
     if "query" in row.fields and "prompt" not in row.fields and "messages" not in row.fields:
         if "response" not in row.fields:
@@ -83,14 +89,23 @@ def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
         return _split_last_answer(row, turns, name)
     answer_fields = ("solution",) if name == "messages" else ANSWER_FIELDS
     answer = next((field for field in answer_fields if field in row.fields), None)
-    return turns, None if answer is None else _parse_reference(row, answer)
+    return turns, None if answer is None else _parse_reference(row, answer, require_answer)
 
 
-def _parse_reference(row: Row, name: str) -> str:
-    """Parse an answer: text, a turn, or a number, as in the solutions of counting questions."""
+def _parse_reference(row: Row, name: str, is_required: bool) -> str | None:
+    """Parse an answer: text, a turn, or a number, as in the solutions of counting questions.
+
+    Return None for a reference of another kind. Raises InputError for it if `is_required`.
+    """
     value = row.fields[name]
-    is_number = name in ("answer", "solution") and type(value) in (int, float) and math.isfinite(value)
-    return str(value) if is_number else answer_text(row, parse_answer(row, name), name)
+    if name in REFERENCE_FIELDS and is_finite_number(value):
+        return str(without_decimals(value))
+    try:
+        return answer_text(row, parse_answer(row, name), name)
+    except InputError:
+        if is_required or name not in REFERENCE_FIELDS:
+            raise
+        return None
 
 
 def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
@@ -108,8 +123,8 @@ def _check_ppo_fields(row: Row) -> None:
     caption_type, length_bonus = row.fields.get("caption_type", 1), row.fields.get("length_bonus", 1.0)
     if isinstance(caption_type, bool) or not isinstance(caption_type, int) or not 1 <= caption_type <= 7:
         row.fail(f"`caption_type` must be a whole number from 1 to 7, not {preview(caption_type)}")
-    if isinstance(length_bonus, bool) or not isinstance(length_bonus, int | float) or not math.isfinite(length_bonus):
-        row.fail(f"`length_bonus` must be a number, not {preview(length_bonus)}")
+    if not is_finite_number(length_bonus):
+        row.fail(f"`length_bonus` must be a finite number, not {preview(length_bonus)}")
 
 
 def _split_last_answer(row: Row, turns: list[Turn], name: str) -> tuple[list[Turn], str | None]:
@@ -142,6 +157,8 @@ def detect_format(row: Row) -> str:
         return "LLaVA-RLHF pairs" if has_field("output_1") or has_field("output_2") or has_field("preference") else "rankings"
     if has_field("messages"):
         return "TRL messages"
+    if has_field("conversation") and not has_field("prompt"):
+        return "ms-swift conversations"
     if has_field("query") and not has_field("prompt"):
         return "ms-swift queries"
     return "TRL prompts with answers" if any(map(has_field, ANSWER_FIELDS)) else "TRL prompts"

@@ -1,4 +1,4 @@
-"""Read a row's images, as checked paths or as bytes, and the facts about them. Opens no image."""
+"""Read a row's id, images (as checked paths or bytes) and facts. Opens no image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from mmrlhf.datasets.conversations import IMAGE_PARTS
+from mmrlhf.datasets.conversations import IMAGE_PARTS, PLACEHOLDER
 from mmrlhf.facts import facts_for_image, parse_typed_facts
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import dataset_folder
@@ -40,6 +40,23 @@ def row_context(dataset_name: str, image_folder: str | None = None, facts: Facts
         raise InputError(f"image folder {image_folder} does not exist: correct the path")
     root = image_folder if image_folder is not None else dataset_folder(dataset_name)
     return RowContext(None if root is None else os.path.abspath(root), image_folder is not None, facts or {})
+
+
+def parse_id(row: Row) -> str:
+    """Return `id`, else `idx`, else the row's number. Raises InputError if the id is unusable."""
+    field = next((name for name in ("id", "idx") if name in row.fields), "id")
+    value = without_decimals(row.fields.get(field, row.number))
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
+    text = row.require_text(str(value), field)
+    if not text:
+        row.fail(f"`{field}` is empty: fill it in or remove it")
+    return text
+
+
+def without_decimals(value: Any) -> Any:
+    """Return a whole float as an integer: pandas writes 3 as 3.0 in a column with gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
@@ -90,7 +107,8 @@ def parse_pair_images(
         rejected = listed[len(images) :]
     assert rejected is not None
     if len(rejected) != num_rejected:
-        row.fail(f"the rejected answer has placeholders for {num_rejected} images and the row has {len(rejected)} for it")
+        plural = "" if num_rejected == 1 else "s"
+        row.fail(f"the rejected answer has placeholders for {num_rejected} image{plural} and the row has {len(rejected)} for it")
     return images, chosen, rejected
 
 
@@ -110,6 +128,8 @@ PATH_FIELDS = ("image_path", "img_path", "file_name")
 a note on its origin."""
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
 """Fields of unsupported media; a row may have them next to images."""
+IMAGE_FIELD = re.compile(r"ima?g|picture|photo", re.IGNORECASE)
+"""Part of the name of a field that may hold an image."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
 """Fields with turns whose parts may hold images; the first of them that a row has."""
 
@@ -125,8 +145,8 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
     if part_images:
         yield from _chosen_source(row, names, part_images)
         return
-    if not names and ("conversations" in row.fields or _is_null(row)):
-        return  # LLaVA's text-only rows have no image field, those of tables a null
+    if not names and ("conversations" in row.fields or _is_null(row) or _is_text_only(row)):
+        return  # text-only rows of conversations have no image field, those of tables a null
     field_name = names[0] if names else row.require_any("images", "image", hint="add it, `[]` for a row without images")
     value = row.fields[field_name]
     if field_name == "images" and not isinstance(value, list):
@@ -139,8 +159,19 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
 
 def _is_null(row: Row) -> bool:
     """Return whether a null states that the row has no image, and no field is misspelt."""
-    typos = difflib.get_close_matches("images", row.fields, n=1, cutoff=0.75)
-    return bool({"image", "images"} & row.null_fields) and not typos
+    return bool({"image", "images"} & row.null_fields) and not any(map(_is_typo, row.fields))
+
+
+def _is_typo(name: str) -> bool:
+    """Return whether a field's name seems to be a misspelt `images`."""
+    return bool(difflib.get_close_matches("images", [name], cutoff=0.75))
+
+
+def _is_text_only(row: Row) -> bool:
+    """Return whether `messages` show no image and no field seems to hold one."""
+    messages = row.fields.get("messages")
+    has_image_field = any(IMAGE_FIELD.search(name) or _is_typo(name) for name in row.fields)
+    return messages is not None and PLACEHOLDER not in str(messages) and not has_image_field
 
 
 def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:
@@ -291,4 +322,4 @@ def _lookup_facts(row: Row, facts: FactsByName) -> tuple[Fact, ...]:
     # A row id may be another image's name, so it counts only if no image has a name.
     if any(isinstance(name, str) and _base64_text(name) is None for name in [*paths, *path_notes]):
         return ()
-    return facts.get(str(row.fields.get("id", row.fields.get("idx"))), ())
+    return facts.get(parse_id(row), ()) if {"id", "idx"} & row.fields.keys() else ()

@@ -22,12 +22,15 @@ class Records(Sequence[Record]):
     The constructor parses every row once, so that all bad rows are found before hours of training.
     After that, each access parses the row again and returns an equal record. Access raises
     InputError if the file has changed.
+
+    has_facts: whether any row of the table has facts about its images.
     """
 
     def __init__(self, name: str, rows: Table, parse_row: Callable[[Row], Record]) -> None:
         self._rows = rows
         self._parse_row: Callable[[Row], Record] = parse_row
-        self._indices: Sequence[int] = range(_parse_all(name, rows, parse_row))
+        num_rows, self.has_facts = _parse_all(name, rows, parse_row)
+        self._indices: Sequence[int] = range(num_rows)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -50,7 +53,7 @@ class Records(Sequence[Record]):
 
     def _view(self, indices: Sequence[int]) -> Records[Record]:
         view: Records[Record] = object.__new__(type(self))  # not __init__, which would parse every row again
-        view._rows, view._parse_row, view._indices = self._rows, self._parse_row, indices
+        view._rows, view._parse_row, view._indices, view.has_facts = self._rows, self._parse_row, indices, self.has_facts
         return view
 
     def __iter__(self) -> Iterator[Record]:
@@ -70,16 +73,16 @@ def subset(rows: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
     return rows.subset(indices) if isinstance(rows, Records) else [rows[index] for index in indices]
 
 
-def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
-    """Parse every row and return their number.
+def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Example | Preference]) -> tuple[int, bool]:
+    """Parse every row; return their number, and whether any of them has facts.
 
     Raises InputError with the message of a single bad row, or the causes of all with counts.
     """
-    errors, num_rows, first_message = RowErrors(), 0, ""
+    errors, num_rows, has_facts, first_message = RowErrors(), 0, False, ""
     for raw_row in checked_rows(name, rows):
         num_rows += 1
         try:
-            parse_row(raw_row.parse())
+            has_facts |= bool(parse_row(raw_row.parse()).facts)
         except InputError as error:
             first_message = first_message or str(error)
             errors.add(raw_row.location.rpartition(", ")[2], str(error), raw_row.location)
@@ -90,7 +93,7 @@ def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
             f"{name}: {errors.count} of {num_rows} rows cannot be used (`mmrlhf data check` writes them to a file): "
             f"{errors.summary()}"
         )
-    return num_rows
+    return num_rows, has_facts
 
 
 def read_examples(
@@ -132,17 +135,29 @@ def read_preferences(
     return _check_facts_match(records, dataset_name, facts)
 
 
-FACTS_CHECK_ROWS = 1000
-"""Number of rows from the start to search for facts, if a facts file is given."""
+def read_records(
+    dataset_name: str,
+    split: str = "train",
+    image_folder: str | None = None,
+    facts: FactsByName | None = None,
+    answer_images: bool = False,
+    require_answer: bool = False,
+) -> Records[Example] | Records[Preference]:
+    """Load a dataset's preferences, or its prompts and answers if its first row compares none.
+
+    Raises InputError as `read_preferences` and `read_examples` do.
+    """
+    if has_preferences(dataset_name, split):
+        return read_preferences(dataset_name, split, image_folder, facts, answer_images)
+    return read_examples(dataset_name, split, image_folder, facts, require_answer)
 
 
 def _check_facts_match(records: Records[Record], dataset_name: str, facts: FactsByName | None) -> Records[Record]:
     """Return the records. Raises InputError if facts are given and no row has any."""
-    first_records = records[:FACTS_CHECK_ROWS]
-    if facts is not None and len(first_records) and not any(record.facts for record in first_records):
+    if facts is not None and not records.has_facts:
         fact_names = ", ".join(map(preview, list(facts)[:3]))
         raise InputError(
-            f"{dataset_name}: the facts file has no facts about the images of the first {len(first_records)} rows "
+            f"{dataset_name}: the facts file has no facts about the images of the {len(records)} rows "
             f"(it has {fact_names or 'none'}): name images in it as the rows do, or omit the facts file"
         )
     return records

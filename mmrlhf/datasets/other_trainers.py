@@ -3,6 +3,7 @@
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or
                 rejected_messages as a second conversation; or query and response;
+                or conversation, a list of {human, assistant};
                 rejected_images, if the rejected conversation shows other images
 Both            a prompt that is text may follow `history`, and every prompt `system`
 """
@@ -29,8 +30,11 @@ SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", 
 def unpack_instruction(row: Row) -> Row:
     """Rename Alpaca's instruction, input and output, and the `problem` of reasoning datasets.
 
-    Other rows stay as they are. Raises InputError if one of the fields is not text.
+    ms-swift's `conversation` of {human, assistant} becomes `messages`. Other rows stay as they are.
+    Raises InputError if one of the fields has another type.
     """
+    if "conversation" in row.fields and not any(field in row.fields for field in PROMPT_FIELDS):
+        return _unpack_conversation(row)
     name = next((name for name in ("instruction", "problem") if name in row.fields), None)
     if name is None or any(field in row.fields for field in PROMPT_FIELDS):
         return row
@@ -42,10 +46,25 @@ def unpack_instruction(row: Row) -> Row:
     return replace(row, fields=fields)
 
 
+def _unpack_conversation(row: Row) -> Row:
+    exchanges = row.fields["conversation"]
+    roles = {"human": "user", "assistant": "assistant"}
+    if not isinstance(exchanges, list) or not all(isinstance(exchange, dict) and "human" in exchange for exchange in exchanges):
+        row.fail("`conversation` must be a list of objects with human and assistant")
+    turns = [{"role": role, "content": exchange[key]} for exchange in exchanges for key, role in roles.items() if key in exchange]
+    fields = {name: value for name, value in row.fields.items() if name != "conversation"}
+    return replace(row, fields=fields | {"messages": turns})
+
+
 def is_factory_pair(row: Row) -> bool:
-    """Return whether a conversation is followed by `chosen` and `rejected` as turns."""
-    has_conversation = "conversations" in row.fields or "messages" in row.fields
-    return has_conversation and ("chosen" in row.fields or "rejected" in row.fields)
+    """Return whether a conversation is followed by `chosen` and `rejected` as turns.
+
+    Next to `messages`, answers that are lists of turns are a pair of TRL.
+    """
+    if "chosen" not in row.fields and "rejected" not in row.fields:
+        return False
+    are_lists = isinstance(row.fields.get("chosen"), list) and isinstance(row.fields.get("rejected"), list)
+    return "conversations" in row.fields or ("messages" in row.fields and not are_lists)
 
 
 def is_swift_pair(row: Row) -> bool:

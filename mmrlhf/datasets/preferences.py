@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -19,7 +18,7 @@ from mmrlhf.datasets.conversations import (
     parse_turn,
     parse_turns,
 )
-from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_images, parse_pair_images
+from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_id, parse_images, parse_pair_images
 from mmrlhf.datasets.other_trainers import (
     SWIFT_FIELDS,
     is_factory_pair,
@@ -29,16 +28,21 @@ from mmrlhf.datasets.other_trainers import (
     unpack_instruction,
     with_context,
 )
-from mmrlhf.files.rows import Row, parse_json, preview, type_name
+from mmrlhf.files.rows import Row, is_finite_number, parse_json, preview, type_name
 from mmrlhf.records import PlacedImage, Preference
 
 SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
 PAIR_FIELDS = SHARED_FIELDS | SWIFT_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
 MAX_RANK = 1_000_000
+MAX_RATING = 1_000_000_000
+"""Largest rating or margin, so that means and differences of several stay finite."""
 MAX_ANSWERS = 64
 """Answers to one prompt; K of them make K (K - 1) / 2 comparisons."""
-NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
+NON_RLHF_V_FIELDS = (
+    "prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers", "instruction", "problem",
+    "query", "response", "output",
+)  # fmt: skip
 """A row with `text` and any of these fields has another format."""
 
 
@@ -111,17 +115,6 @@ def unpack_rlhf_v(row: Row) -> Row:
     return replace(row, fields=other_fields | text_fields)
 
 
-def parse_id(row: Row) -> str:
-    """Return `id`, else `idx`, else the row's number. Raises InputError if the id is unusable."""
-    field = next((name for name in ("id", "idx") if name in row.fields), "id")
-    value = row.fields.get(field, row.number)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes whole numbers like this in a column with gaps
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
-    return row.require_text(str(value), field)
-
-
 def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
     """Return the row's fields that no field of the record comes from."""
     fallback_fields = set()
@@ -163,19 +156,16 @@ def _parse_ranked_answers(row: Row) -> _RankedAnswers:
     is_tie = row.fields.get("is_tie", False)
     if not isinstance(is_tie, bool):
         row.fail(f"`is_tie` must be true or false, not {preview(is_tie)}")
-    margins = [_finite_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
+    margins = [_parse_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
     ranks, ratings = (1, 1) if is_tie else (1, 2), (margins[0], 0.0) if margins else ()
     positions = (chosen.image_positions, rejected.image_positions)
     return _RankedAnswers(turns, (chosen.text, rejected.text), ranks, ratings, positions)
 
 
-def _finite_number(row: Row, value: Any, name: str) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    row.fail(f"`{name}` must be a finite number, not {preview(value)}")
+def _parse_number(row: Row, value: Any, name: str) -> float:
+    if not is_finite_number(value) or abs(value) > MAX_RATING:
+        row.fail(f"`{name}` must be a number from {-MAX_RATING:,} to {MAX_RATING:,}, not {preview(value)}")
+    return float(value)
 
 
 def parse_trl_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
@@ -220,7 +210,9 @@ def _parse_ranking(row: Row) -> _RankedAnswers:
         name = f"answers[{number}]"
         texts.append(answer_text(row, make_turn(row, "assistant", answer, name), name))
     if len(texts) < 2:
-        row.fail(f"`answers` has {len(texts)}: a ranking needs at least 2, so add some or drop the row")
+        row.fail(
+            f"`answers` has {len(texts)} {'entry' if texts else 'entries'}; a ranking needs at least 2, so add some or drop the row"
+        )
     for number, text in enumerate(texts, 1):
         duplicate_of = texts.index(text) + 1
         if duplicate_of < number:
@@ -233,7 +225,7 @@ def _parse_ranking(row: Row) -> _RankedAnswers:
     for number, rank in enumerate(ranks, 1):
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
             row.fail(f"`ranks[{number}]` must be a whole number from 1 to {MAX_RANK:,}, not {preview(rank)}")
-    parsed_ratings = [_finite_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
+    parsed_ratings = [_parse_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
     return _sort_by_rank(turns, texts, ranks or _ranks_from_ratings(parsed_ratings), parsed_ratings)
 
 
@@ -328,9 +320,9 @@ def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | Non
 
 
 def _parse_rating(rating: float | str) -> list[float]:
-    """Return the rating in a list, which is empty if it is not a finite number."""
+    """Return the rating in a list, which is empty if it is not a number up to MAX_RATING."""
     try:
         number = float(rating)
     except (ValueError, OverflowError):
         return []
-    return [number] if math.isfinite(number) else []
+    return [number] if abs(number) <= MAX_RATING else []

@@ -11,6 +11,7 @@ from statistics import fmean
 from mmrlhf.facts import split_scope
 from mmrlhf.files.rows import preview
 from mmrlhf.records import Example, ImageSource, Preference
+from mmrlhf.text.word_counts import count_words
 
 MAX_FIELDS_NAMED = 8
 
@@ -23,11 +24,16 @@ def count_learnt_turns(example: Example) -> int:
     return 1 + sum(turn.role == "user" and reply.role == "assistant" for turn, reply in followed_by)
 
 
+def _fingerprint(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
 class DatasetSummary:
     """Counts over the records passed to `add`.
 
     rows_per_image: number of rows that show an image, by the hash of its content.
     row_fingerprints: number of rows with the same prompt, answers and images.
+    ids: hashes of the rows' ids.
     word_counts: answer lengths in words; in preferences, those of the best (`chosen`) and the worst
         answer (`rejected`), unless the two are tied.
     unread_fields: number of rows with each field that no part of the record comes from.
@@ -39,6 +45,7 @@ class DatasetSummary:
         self.num_rows = self.num_learnt = self.num_tied = self.num_against_ranks = 0
         self.rows_per_image: Counter[str] = Counter()
         self.row_fingerprints: Counter[bytes] = Counter()
+        self.ids: set[bytes] = set()
         self.unread_fields: Counter[str] = Counter()
         self.images_per_row: Counter[int] = Counter()
         self.answers_per_row: Counter[int] = Counter()
@@ -66,10 +73,11 @@ class DatasetSummary:
         else:
             texts = () if record.answer is None else (record.answer,)
             self.num_learnt += count_learnt_turns(record)
-            self.word_counts["answer"].extend(len(text.split()) for text in texts)
+            self.word_counts["answer"].extend(map(count_words, texts))
         self.answers_per_row[len(texts)] += 1
         row_text = json.dumps([[(turn.role, turn.content, *turn.image_positions) for turn in record.prompt], sorted(texts), keys])
-        self.row_fingerprints[hashlib.blake2b(row_text.encode(errors="replace"), digest_size=16).digest()] += 1
+        self.row_fingerprints[_fingerprint(row_text)] += 1
+        self.ids.add(_fingerprint(record.id))
 
     def _add_preference(self, record: Preference) -> None:
         self.hallucinated[record.hallucinated] += 1
@@ -82,13 +90,15 @@ class DatasetSummary:
             self.margins.append(record.ratings[0] - record.ratings[-1])
         if record.ranks[0] != record.ranks[-1]:
             for name, text in (("chosen", record.chosen), ("rejected", record.rejected)):
-                self.word_counts[name].append(len(text.split()))
+                self.word_counts[name].append(count_words(text))
 
     def table_rows(self) -> dict[str, str]:
         """Return a short summary as rows of a table."""
         table = {"distinct images": f"{len(self.rows_per_image)}"}
         if num_repeated := self.num_rows - len(self.row_fingerprints):
             table["repeated rows"] = f"{num_repeated}: prompt, answers and images of an earlier row"
+        if num_repeated := self.num_rows - len(self.ids):
+            table["repeated ids"] = f"{num_repeated}: facts and probes are looked up by id, so give each row its own"
         table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
         if self.num_learnt:
             num_answered = len(self.word_counts["answer"])

@@ -32,7 +32,7 @@ from mmrlhf.demo.data import (
     build_sft_rows,
 )
 from mmrlhf.demo.measure import POLICIES, SELECTED_BY, TrainedModels, gallery, generate_answers, selection_metrics, summarise
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.bundled import find, folder
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.vlm import VLM
@@ -147,11 +147,12 @@ def _evaluate_policy(selection_rows: Sequence[Example], vlm: VLM) -> dict[str, f
 
 def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig, base_path: str) -> None:
     """Create the directory, or check that its demo can be continued. Raises InputError if not."""
+    refuse_unwritable(output_path, "output_dir")
     config_file, hash_file = output_path / "scenes.yaml", output_path / "base.sha256"
-    if fresh and output_path.exists():
-        if not config_file.is_file():
-            raise InputError(f"--fresh would delete {output_path}, which holds no demo: give another --output_dir")
-        shutil.rmtree(output_path)
+    if not config_file.is_file() and output_path.is_dir() and any(output_path.iterdir()):
+        raise InputError(f"output_dir {output_path} has files that are not a demo's: give another --output_dir, or an empty one")
+    if fresh:
+        shutil.rmtree(output_path, ignore_errors=True)
     output_path.mkdir(parents=True, exist_ok=True)
     if config_file.is_file() and load_config(ScenesConfig, config_file, {}) != data_config:
         raise InputError(

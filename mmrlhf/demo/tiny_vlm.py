@@ -18,6 +18,7 @@ import copy
 import tempfile
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,7 @@ from mmrlhf.demo.tiny_vlm_data import (
     text_sample,
 )
 from mmrlhf.demo.tiny_vlm_training import AuxiliaryHeads, train_language_model, train_vision
+from mmrlhf.files.atomic import refuse_unwritable
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() }}: {% if m['content'] is string %}{{ m['content'] }}"
@@ -154,7 +156,9 @@ def train_tiny_vlm(output_dir: str, seed: int = 0, dtype: str = "float32", recip
     seed: seed of weights and data.
     dtype: precision of matrix products. bfloat16 is faster on CPUs that support it and much slower
     on others.
+    Raises InputError if the directory cannot be written.
     """
+    refuse_unwritable(Path(output_dir), "output_dir")
     pixels, targets = render_images(recipe.num_images, seed)
     with tempfile.TemporaryDirectory() as rendezvous:
         arguments = (output_dir, seed, getattr(torch, dtype), recipe, pixels, targets, f"file://{rendezvous}/processes")

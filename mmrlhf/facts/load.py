@@ -18,7 +18,7 @@ from mmrlhf.facts.annotations import (
     parse_scene_graphs,
 )
 from mmrlhf.facts.parse import parse_fact_fields, read_line
-from mmrlhf.files.rows import Row, preview, read_json, type_name
+from mmrlhf.files.rows import Row, open_binary, preview, read_json, type_name
 from mmrlhf.files.tables import read_rows
 from mmrlhf.records import Fact, InputError
 
@@ -94,7 +94,7 @@ def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, st
 
     Raises InputError if both are missing and `require_name`.
     """
-    value: Any = read_json(path) if path.suffix == ".json" else None
+    value: Any = read_json(path) if path.suffix == ".json" and not _holds_lines(path) else None
     if not isinstance(value, dict) and not _is_graph_list(value):
         for raw_row in read_rows(str(path)):
             row = raw_row.parse()
@@ -105,6 +105,13 @@ def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, st
         return
     for name, facts in _facts_of_annotations(path, value):
         yield name, None, facts
+
+
+def _holds_lines(path: Path) -> bool:
+    """Return whether a file is JSONL of several rows: its first line is an object by itself."""
+    with open_binary(path) as file:
+        first, second = file.readline(), file.readline()
+    return first.rstrip().endswith(b"}") and second.lstrip().startswith(b"{")
 
 
 def _row_name(row: Row, field: str) -> str | None:

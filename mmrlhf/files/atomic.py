@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
 
     Raises InputError that names the setting with the folder.
     """
-    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing_folders = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -73,10 +73,15 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
                 path.rmdir()
 
 
-def refuse_output_file(path: Path, setting: str = "output_file") -> None:
-    """Check that the file named by a setting can be written. Raises InputError if not."""
-    if path.is_dir():
+def refuse_output_file(path: Path, setting: str = "output_file", inputs: Iterable[str | Path | None] = ()) -> None:
+    """Check that the file named by a setting can be written and is none of the inputs.
+
+    Raises InputError if not.
+    """
+    if os.path.isdir(path):
         raise InputError(f"{setting} {path} is a directory: name a file in it")
+    if os.path.exists(path) and any(file and os.path.exists(file) and os.path.samefile(path, file) for file in inputs):
+        raise InputError(f"{setting} {path} is an input file: name another")
     refuse_unwritable(path.parent, setting)
 
 

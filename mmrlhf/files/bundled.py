@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -43,21 +44,26 @@ def find(kind: ResourceKind, name: str) -> Path:
     """
     if name.endswith(".py"):
         path = Path(name)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         candidates = [str(file) for file in path.parent.glob("*.py")]
         raise InputError(f"{name} does not exist" + (f": {suggestion(name, candidates)}" if candidates else ""))
     short_name = name.removeprefix(f"{kind}/").removesuffix(SUFFIXES[kind])
     path = folder(kind) / f"{short_name}{SUFFIXES[kind]}"
     is_inside = path.resolve().is_relative_to(folder(kind).resolve())  # not ../name, nor /name
-    if short_name and is_inside and (path.is_file() or (kind == "data" and path.is_dir())):
+    if short_name and is_inside and (os.path.isfile(path) or (kind == "data" and os.path.isdir(path))):
         return path
     normalised = _normalise_name(short_name)
     matches = [candidate for candidate in names(kind) if kind == "eval" and _normalise_name(candidate) == normalised]
     if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are the same benchmark
         return folder(kind) / f"{matches[0]}{SUFFIXES[kind]}"
     choices = [candidate for candidate in names(kind) if kind != "eval" or "/" not in candidate]  # eval/speed/ is for developers
-    raise InputError(f"there is no {name} in {kind}: {suggestion(short_name, choices)}")
+    missing = (
+        f"{name} does not exist, and {kind} has none of this name"
+        if name.endswith((".yaml", ".yml"))
+        else f"there is no {name} in {kind}"
+    )
+    raise InputError(f"{missing}: {suggestion(short_name, choices)}")
 
 
 def _normalise_name(name: str) -> str:

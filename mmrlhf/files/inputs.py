@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -177,7 +178,7 @@ def content_inputs(config: Any) -> dict[str, Any]:
         if not isinstance(value, str):
             continue
         # reward_model_path may name several, separated by commas.
-        parts = [value] if Path(value).exists() else [part.strip() for part in value.split(",") if part.strip()]
+        parts = [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
         digests = [content_digest(part) for part in parts]
         if digests and all(digests):
             inputs[name] = {"path": value, "sha256": ",".join(map(str, digests))}

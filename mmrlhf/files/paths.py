@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from pathlib import Path
 from typing import Any
 
-from mmrlhf.files.tables import HUB_ID
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.records import InputError
 
 _MODEL = "give the directory or the Hub id of a model"
@@ -50,7 +50,7 @@ HUB_FIELDS = (
 """Fields that may be a Hub id instead."""
 
 LIST_FIELDS = ("reward_model_path", "scores_file")
-"""Fields that may name several, with commas between."""
+"""Fields that may name several, separated by commas."""
 
 
 def require_paths(config: Any) -> None:
@@ -70,14 +70,5 @@ def require_paths(config: Any) -> None:
         raise InputError("; ".join(problems))
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether a name such as owner/name is one of the Hub, and no file or folder here.
-
-    A name of the Hub has no suffix of a data file, and a local folder's name is no owner.
-    """
-    is_file_name = Path(name).suffix in (".json", ".jsonl", ".parquet", ".csv", ".tsv")
-    return HUB_ID.fullmatch(name) is not None and not is_file_name and not Path(Path(name).parts[0]).is_dir()
-
-
 def _exists(name: str, may_be_hub_id: bool) -> bool:
-    return Path(name).exists() or (may_be_hub_id and is_hub_id(name))
+    return os.path.exists(name) or (may_be_hub_id and is_hub_id(name))

@@ -30,7 +30,8 @@ class ResumableWriter:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], group_size: int = 1, setting: str = "output_file"):
         """Raise InputError if the file is made from other inputs, or another command writes it."""
-        refuse_output_file(path, setting)
+        files = [value["path"] for value in inputs.values() if isinstance(value, dict) and "path" in value]
+        refuse_output_file(path, setting, files)
         self.path, self._setting = path, setting
         self._inputs = json.loads(json.dumps(inputs, default=str))
         self._partial_path = path.with_name(f".{path.name}.part")

@@ -52,17 +52,16 @@ class RowErrors:
         """Return the groups, the largest first."""
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
-    def summary(self) -> str:
-        """Return the causes in one line, with counts and first rows."""
+    def summary(self, noun: str = "rows") -> str:
+        """Return the causes in one line, with counts and first rows. `noun` is what is counted."""
         groups = self.groups
-        parts = [f"{_times(group.count)}{group.message} ({group.rows_text})" for group in groups[:MAX_CAUSES_NAMED]]
+        parts = [
+            f"{group.count} {noun}: " * (group.count > 1) + f"{group.message} ({group.rows_text})"
+            for group in groups[:MAX_CAUSES_NAMED]
+        ]
         if num_more := sum(group.count for group in groups[MAX_CAUSES_NAMED:]):
             parts.append(f"and {num_more} for other reasons")
         return "; ".join(parts)
-
-
-def _times(count: int) -> str:
-    return "" if count == 1 else f"{count} times "
 
 
 def _cause(message: str) -> str:

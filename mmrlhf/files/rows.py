@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from mmrlhf.records import InputError
 
@@ -124,6 +125,11 @@ def parse_json(text: bytes, location: str) -> Any:
         raise InputError(f"{location}: nested too deeply: correct it") from None
     except ValueError as error:  # not UTF-8, or an integer of thousands of digits
         raise InputError(f"{location}: not JSON ({error}): write it as UTF-8") from None
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Return whether a JSON value is a number that a float can hold; integers may be larger."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def type_name(value: Any) -> str:

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
+from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HEAD_BYTES = 4096
 NESTED_ROWS = re.compile(
     rb'\{\s*("\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|train|test|validation)"\s*:\s*\[\s*\{'
@@ -56,15 +56,18 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
     Raises InputError, now or during iteration, if it does not exist or cannot be read.
     """
     path = Path(dataset_name)
-    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+    if path.suffix in (".json", ".jsonl") and not os.path.isdir(path):
         with open_binary(path) as file:
             head = file.peek(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
         if head[:1] == b"[":
+            _refuse_split(dataset_name, split)
             return _JsonListTable(path)  # by content: the suffix may be wrong
         if NESTED_ROWS.match(head):
             return _JsonListTable(path, split)
+        _refuse_split(dataset_name, split)
         return _JsonlTable(path)
-    if (path / "metadata.jsonl").is_file():
+    if os.path.isfile(path / "metadata.jsonl"):
+        _refuse_split(dataset_name, split)
         return _JsonlTable(path / "metadata.jsonl")  # imagefolder
     with _as_input_errors(dataset_name):
         return _open_arrow_table(dataset_name, split)
@@ -85,12 +88,17 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
         raise InputError(f"{name} has no rows: give a dataset with at least one")
 
 
+def split_of(dataset_name: str, split: str) -> str:
+    """Return the split to read next to a dataset whose split was named: a file has none."""
+    return "train" if os.path.isfile(dataset_name) else split
+
+
 def dataset_folder(dataset_name: str) -> Path | None:
     """Return the default folder of a dataset's relative paths, None for a Hub id."""
     path = Path(dataset_name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    return path.parent if path.is_file() else None
+    return path.parent if os.path.isfile(path) else None
 
 
 class _ChangeGuard:
@@ -180,13 +188,14 @@ def _as_input_errors(name: str) -> Iterator[None]:
 
 def _open_arrow_table(name: str, split: str) -> Table:
     path = Path(name)
-    if path.is_file() and path.suffix != ".parquet":
+    if os.path.isfile(path) and path.suffix != ".parquet":
         raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
-    if not path.exists() and not (HUB_ID.fullmatch(name) and path.suffix != ".parquet"):
+    if not os.path.exists(path) and not is_hub_id(name):
         raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name")
     import datasets
 
     if path.is_file():
+        _refuse_split(name, split)
         return _ParquetTable(name, [path])
     if not path.exists():
         return _ArrowTable(name, datasets.load_dataset(name, split=split))
@@ -194,6 +203,8 @@ def _open_arrow_table(name: str, split: str) -> Table:
         saved = datasets.load_from_disk(name)
         if isinstance(saved, datasets.DatasetDict):
             saved = saved[_resolve_split(name, split, saved)]
+        else:
+            _refuse_split(name, split)
         return _ArrowTable(name, saved)
     if next(path.rglob("*.parquet"), None) is not None:
         files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
@@ -201,9 +212,15 @@ def _open_arrow_table(name: str, split: str) -> Table:
     raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
 
 
+def _refuse_split(name: str, split: str) -> None:
+    """Raise InputError if a split was named of a dataset that has none."""
+    if split != "train":
+        raise InputError(f"{name} has no splits, and {split} was asked for: name the file of that split, and no split")
+
+
 def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
-    """Return the requested split, or the only one. Raises InputError if it is not among several."""
-    if split not in splits and len(splits) > 1:
+    """Return the requested split, or the only one if none was named. Raises InputError."""
+    if split not in splits and (len(splits) > 1 or split != "train"):
         raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
     return split if split in splits else next(iter(splits))
 

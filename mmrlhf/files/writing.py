@@ -16,9 +16,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @contextmanager
-def writing(output: Path) -> Iterator[None]:
+def writing(output: Path, kept: str | None = "what is written") -> Iterator[None]:
     """Write to `output` in the block: release it at the end, and explain a full disk.
 
+    kept: what the same command continues from, None if it starts anew.
     Raises InputError if the disk is full.
     """
     with lock.released_after():
@@ -26,7 +27,7 @@ def writing(output: Path) -> Iterator[None]:
             yield
         except Exception as error:
             if is_disk_full(error):
-                raise InputError(full_disk_message(output)) from None
+                raise InputError(full_disk_message(output, kept)) from None
             raise
 
 
@@ -55,6 +56,6 @@ def is_disk_full(error: Exception) -> bool:
     return any(f"os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
-def full_disk_message(output: Path, kept: str = "what is written") -> str:
-    """Return a sentence for a full disk. `kept` is what the same command continues from."""
-    return f"{output} is on a full disk: make room; the same command continues from {kept}"
+def full_disk_message(output: Path, kept: str | None = "what is written") -> str:
+    """Return a sentence for a full disk. `kept` is as for `writing`."""
+    return f"{output} is on a full disk: make room" + (f"; the same command continues from {kept}" if kept else "")

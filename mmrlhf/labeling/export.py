@@ -35,7 +35,7 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
     with contextlib.closing(Store(labels_file)) as store:
         labels = read_labels(store, is_anonymous=is_anonymous)
     if target_format not in OWN_FORMATS:
-        check_target(target_format, output)
+        check_target(target_format, output, [labels_file])
         records = list(preferences(labels))
         if not records:
             raise InputError(f"{labels_file} has no labels that compare answers: label pairs, rankings or claims first")
@@ -44,7 +44,7 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
         return
     if output.suffix != ".jsonl":
         raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
-    refuse_output_file(output)
+    refuse_output_file(output, inputs=[labels_file])
     rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows}[target_format](labels))
     if not rows:
         raise InputError(f"{labels_file} has no {target_format} yet: label some first")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Protocol
 
 from mmrlhf.claims import extract_claims
-from mmrlhf.files.rows import Row, preview
+from mmrlhf.files.rows import Row, is_finite_number, preview
 from mmrlhf.files.tables import read_rows
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import InputError
@@ -37,7 +36,7 @@ def number_field(row: Row, name: str) -> float | None:
     value = row.fields.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite_number(value):
         row.fail(f"`{name}` must be a finite number, not {preview(value)}")
     return float(value)
 

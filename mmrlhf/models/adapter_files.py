@@ -7,7 +7,6 @@ that of its tensors. Every setting that changes outputs is applied, or the adapt
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmrlhf.files.rows import is_finite_number
 from mmrlhf.models.finite import check_finite
 from mmrlhf.records import InputError
 
@@ -195,7 +195,7 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
             refuse(name, "which must be true or false: correct adapter_config.json")
     for name, is_valid, expected in (
         ("r", lambda value: type(value) is int and value >= 1, "a rank of at least 1"),
-        ("lora_alpha", lambda value: type(value) in (int, float) and math.isfinite(value), "a finite number"),
+        ("lora_alpha", is_finite_number, "a finite number"),
     ):
         pattern = config["rank_pattern" if name == "r" else "alpha_pattern"]
         if not isinstance(pattern, dict):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from mmrlhf.config import RewardedConfig
-from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Example, InputError
@@ -82,19 +81,18 @@ def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> 
 
 
 def check_reward_rows(config: RewardedConfig, examples: Sequence[Example]) -> None:
-    """Raise InputError if a reward reads what none of the first rows has: it would be constant."""
-    first_rows = examples[:FACTS_CHECK_ROWS]
+    """Raise InputError if a reward reads what no row has: it would be constant."""
     weights = parse_reward_spec(config.reward_terms)
-    if "correctness" in weights and not any(row.answer is not None or "caption_type" in row.meta for row in first_rows):
+    if "correctness" in weights and not any(row.answer is not None or "caption_type" in row.meta for row in examples):
         raise InputError(
-            f"{config.dataset_name}: reward_terms names correctness, and none of the first {len(first_rows)} rows has an answer "
+            f"{config.dataset_name}: reward_terms names correctness, and none of the {len(examples)} rows has an answer "
             "to compare with: add `solution` (or `answer`) to the rows, or leave correctness out"
         )
     by_facts = [name for name, verifier in claim_reward_verifiers(config.reward_terms).items() if verifier == "facts"]
-    if by_facts and not any(row.facts for row in first_rows):
+    if by_facts and not any(row.facts for row in examples):
         raise InputError(
-            f"{config.dataset_name}: reward_terms names {by_facts[0]}, which compares claims with facts, and none of the first "
-            f"{len(first_rows)} rows has any: give --facts_file, or another verifier, such as {by_facts[0].partition('@')[0]}@vlm"
+            f"{config.dataset_name}: reward_terms names {by_facts[0]}, which compares claims with facts, and none of the "
+            f"{len(examples)} rows has any: give --facts_file, or another verifier, such as {by_facts[0].partition('@')[0]}@vlm"
         )
 
 

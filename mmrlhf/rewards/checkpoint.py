@@ -27,7 +27,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmrlhf.config import EngineConfig, RewardConfig, RewardedConfig
-from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -365,7 +364,7 @@ def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: 
 
 def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Sequence[Preference]) -> None:
     """Print a note if a model was trained with facts, and the rows that it scores have none."""
-    if model.facts == "given" and not any(row.facts for row in rows[:FACTS_CHECK_ROWS]):
+    if model.facts == "given" and not any(row.facts for row in rows):
         print(
             f"note: {path} was trained with facts, and these rows have none: "
             "give --facts_file, unless it is meant to score without them"

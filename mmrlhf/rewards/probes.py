@@ -76,14 +76,14 @@ def make_probes(
     `true_facts` holds, by row id, everything that is true of an image, if more is known than the
     facts that the reward model reads.
     """
-    facts_by_id = {row.id: tuple((true_facts or {}).get(row.id, row.facts)) for row in preferences}
-    other_facts = [fact for facts in facts_by_id.values() for fact in facts]
+    facts_by_row = [tuple((true_facts or {}).get(row.id, row.facts)) for row in preferences]  # ids may be repeated
+    other_facts = [fact for facts in facts_by_row for fact in facts]
     probes = []
-    for row in preferences:
+    for row, facts in zip(preferences, facts_by_row, strict=True):
         rng = np.random.default_rng([seed, zlib.crc32(row.id.encode())])
         group = AnswerGroup(row.images, row.prompt, (row.chosen,), row.facts, row.id)
         for kind in PROBE_KINDS:
-            sentences = _false_and_true_sentence(kind, PROBE_TEMPLATES, facts_by_id[row.id], other_facts, row.chosen, rng)
+            sentences = _false_and_true_sentence(kind, PROBE_TEMPLATES, facts, other_facts, row.chosen, rng)
             if sentences:
                 false_sentence, true_sentence = sentences
                 answer = row.chosen.rstrip()

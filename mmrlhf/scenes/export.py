@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.scenes.captions import annotator_facts, caption
 from mmrlhf.scenes.ground_truth import verify_answer
 from mmrlhf.scenes.questions import description_question
@@ -21,13 +22,15 @@ def export_dataset(output_dir: str, num_rows: int = 1000, seed: int = 0) -> None
     """Write sft.jsonl, pairs.jsonl, prompts.jsonl (with facts) and their images to `output_dir`.
 
     A pair is a clean caption against one with injected faults. Each file has `num_rows` rows.
+    Raises InputError if the folder cannot be written.
     """
     output_path = Path(output_dir)
+    refuse_unwritable(output_path, "output_dir")
     (output_path / "images").mkdir(parents=True, exist_ok=True)
     splits: Sequence[tuple[Split, str]] = (("sft", "sft"), ("pairs", "pairs"), ("rl", "prompts"))
     for split, file_stem in splits:
         rows = [_export_row(split, index, seed, output_path) for index in range(num_rows)]
-        (output_path / f"{file_stem}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_atomic(output_path / f"{file_stem}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _export_row(split: Split, index: int, seed: int, output_path: Path) -> dict[str, object]:

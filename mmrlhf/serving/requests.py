@@ -6,7 +6,6 @@ come as data URLs only: the server opens no file and fetches nothing for a clien
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from mmrlhf.datasets.examples import parse_example
 from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.engine.sampling import SamplingParams
-from mmrlhf.files.rows import Row, preview, type_name
+from mmrlhf.files.rows import Row, is_finite_number, preview, type_name
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.reward_model import AnswerGroup
@@ -129,7 +128,7 @@ def _check_data_url(row: Row, part: Mapping[str, Any], name: str) -> None:
 
 def _number(row: Row, name: str, low: float, high: float, default: float) -> float:
     value = row.fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if not is_finite_number(value) or not low <= value <= high:
         row.fail(f"`{name}` must be a number from {low:g} to {high:g}, not {preview(value)}")
     return float(value)
 

@@ -224,7 +224,7 @@ def _lookup(words: str) -> str | None:
     """Return the listed name that the words are a singular or plural form of, or None.
 
     Tries all English plural endings and takes the first singular that is listed. Without a list,
-    `answer_parsing._singularize` needs stricter rules.
+    `answer_words.singularize` needs stricter rules.
     """
     head, space, last = words.rpartition(" ")
     singulars = [last]

@@ -1,6 +1,8 @@
 """`mmrlhf data check` names every bad row and summarises the good ones."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +108,24 @@ def test_check_accepts_bundled_samples(name, layout, num_rows, num_with_facts, f
     printed = capsys.readouterr().out
     assert f"{name}: {layout}\n" in printed
     assert f"{num_with_facts} of {num_rows}," in printed
+
+
+def test_check_counts_repeated_ids(data_dir, capsys):
+    rows = [{**PAIR, "id": id_, "chosen": f"Cup {n}."} for n, id_ in enumerate(("a", "b", "a", "a"))]
+    assert check(write_jsonl(data_dir, *rows)) == 0
+    assert "repeated ids" in (printed := capsys.readouterr().out) and "2: facts and probes" in printed
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_check_writes_the_text_of_deeply_nested_rows(data_dir, depth):
+    line = '{"images": ' + "[" * depth + "]" * depth + "}"
+    out = data_dir / "bad.jsonl"
+    assert check(write_jsonl(data_dir, line), bad_rows_file=str(out)) == 1
+    assert json.loads(out.read_text())["row"] in (line, {"images": json.loads(line)["images"]} if depth < 900 else "")
+
+
+def test_check_needs_no_torch(data_dir):
+    code = "import sys; sys.modules['torch'] = None; from mmrlhf.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "data", "check", write_jsonl(data_dir, PAIR)]
+    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -41,7 +41,9 @@ def evaluate_run(question_file, name, answers, options=None, ids=None):
 
 def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     a = evaluate_run(question_file, "before", ["Yes"] * 20)  # wrong for every label "no"
-    b = evaluate_run(question_file, "after", [*CORRECT_ANSWERS[:16], "Yes", "Yes", "No", "<b>maybe</b> | so"])
+    b = evaluate_run(
+        question_file, "after", ["Yes", "No. <script>x</script> | so", *CORRECT_ANSWERS[2:16], "Yes", "Yes", "No", "<b>maybe</b>"]
+    )
     report = compare([a, b], str(tmp_path / "out"))
     pair = report["benchmarks"]["pope"]["pairs"][0]
     accuracy = pair["metrics"]["robust"]["accuracy"]
@@ -56,7 +58,9 @@ def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     assert (
         page.count("data:image/jpeg;base64,") == 1 and "no image" in page and "http" not in page.replace("http://www.w3.org/", "")
     )
-    assert "<b>maybe" not in page and "accuracy" in (tmp_path / "out" / "compare.md").read_text()
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "<b>maybe" not in page and "accuracy" in markdown
+    assert r"| No. \<script\>x\</script\> \| so |" in markdown  # shown as text, in one cell
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["benchmarks"]["pope"]["n"] == 20
     assert "McNemar" in capsys.readouterr().out
 

@@ -77,6 +77,7 @@ def test_convert_parquet_images_decode_in_datasets(tmp_path):
         ({"target_format": "tlr"}, "there is no format tlr: did you mean trl?"),
         ({"output_file": "out.csv"}, "must end in .jsonl, .json, .parquet"),
         ({"path": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"path": "ties.jsonl", "output_file": "./ties.jsonl"}, "output_file ties.jsonl is an input file: name another"),
         (
             {"should_balance": True, "target_format": "rankings"},
             "ranks 3 answers: lengths are balanced over pairs, so convert it to pairs first",

@@ -148,7 +148,7 @@ def test_files_that_are_no_images_are_named_before_the_captioner_is_asked(folder
     with scripted_server((200, chat_completion("A cup."), {})) as server:
         assert main(["data", "facts", "rows.jsonl", "--captioner", server.url, "--output_file", "facts.jsonl"]) == 2
         assert server.requests == []
-    assert "rows.jsonl: 2 of 3 images cannot be read: 2 times image" in capsys.readouterr().err
+    assert "rows.jsonl: 2 of 3 images cannot be read: 2 images: image" in capsys.readouterr().err
     assert not list(folder.glob("*facts*"))
 
 
@@ -159,3 +159,9 @@ def test_facts_of_several_files_keep_equal_objects_and_count_no_scope(folder, ca
     assert main(line) == 0
     assert "facts.jsonl: 2 facts about 1 images" in capsys.readouterr().out
     assert [fact.text for fact in read_facts("facts.jsonl")["a.png"]] == ["cup", "cup", "complete"]
+
+
+def test_facts_are_not_written_over_an_input(folder, capsys):
+    write_jsonl(folder, {"image": "a.png", "objects": ["cup"]}, name="facts.jsonl")
+    assert main(["data", "facts", "facts.jsonl", "--output_file", "facts.jsonl"]) == 2
+    assert "output_file facts.jsonl is an input file: name another" in capsys.readouterr().err

@@ -85,6 +85,6 @@ def test_without_a_network_the_folder_stays(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x", "me/", "me/mi ne", "me/" + "x" * 100, "me/mine.git", "me/a--b"])
 def test_names_that_are_no_repository_are_refused(name):
-    with pytest.raises(InputError, match="is no repository of the Hub: give OWNER/NAME"):
+    with pytest.raises(InputError, match="is not a valid Hub repository id: give OWNER/NAME"):
         check_repo_id(name)
     check_repo_id("me/llava-1.5-7b_ppo")

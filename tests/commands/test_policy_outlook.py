@@ -196,7 +196,7 @@ def test_truth_of_facts_kept_apart(tmp_path):
 
 def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):
     answers = write_lines(
-        tmp_path / "answers.jsonl", [{"id": "a", "answer": "A cup and a dog."}, {"id": "b", "answer": "A hat."}]
+        tmp_path / "answers.jsonl", [{"id": "a", "answer": "A cup and a dog."}, {"id": "b", "answer": "A hat.\n"}]
     )
     labels = tmp_path / "labels.jsonl"
     extract(answers, out=str(labels))

@@ -1,6 +1,7 @@
 """`mmrlhf data split` holds rows out so that no image is on both sides."""
 
 import json
+from datetime import datetime
 
 import pytest
 from hypothesis import given, settings
@@ -69,6 +70,7 @@ def test_split_reads_a_list_and_rows_without_images(data_dir):
     [
         (2, ("train.jsonl", "held_out.jsonl"), "holding out 2 of 2 rows leaves none to train on"),
         (1, ("train.jsonl", "train.jsonl"), "are both"),
+        (1, ("train.jsonl", "rows.jsonl"), r"held_out_file .*rows\.jsonl is an input file"),
         (1, ("train.parquet", "held_out.jsonl"), r"train_file .*train\.parquet must end in \.jsonl"),
         (1, ("train.jsonl", "."), "is a directory"),
     ],
@@ -114,3 +116,30 @@ def test_groups_by_image_are_connected_components(keys):
             reached |= nearby
             pending += nearby
         assert reached == set(group)
+
+
+def test_split_elsewhere_says_where_images_start_and_drops_the_mark_of_a_file(data_dir, capsys):
+    path = write_jsonl(data_dir, *rows_about(*"acdef"))
+    (data_dir / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + (data_dir / "rows.jsonl").read_bytes())
+    out = data_dir / "out"
+    split(path, 2, str(out / "train.jsonl"), str(out / "held_out.jsonl"))
+    assert f"image paths start from {data_dir} (--image_folder {data_dir})" in capsys.readouterr().out
+    assert b"\xef" not in (out / "train.jsonl").read_bytes() + (out / "held_out.jsonl").read_bytes()
+
+
+def test_split_writes_dates_as_text(data_dir):
+    import datasets
+
+    rows = [{**TEXT_PAIR, "images": [], "prompt": prompt, "time": datetime(2026, 1, 2)} for prompt in ("Why?", "How?")]
+    datasets.Dataset.from_list(rows).to_parquet(str(data_dir / "rows.parquet"))
+    split(str(data_dir / "rows.parquet"), 1, str(data_dir / "train.jsonl"), str(data_dir / "held_out.jsonl"))
+    assert written(data_dir / "train.jsonl")[0]["time"] == "2026-01-02 00:00:00"
+
+
+def test_split_explains_a_full_disk(data_dir, monkeypatch):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(InputError, match=r"train\.jsonl is on a full disk: make room$"):
+        split(write_jsonl(data_dir, *rows_about("c", "d")), 1, str(data_dir / "train.jsonl"), str(data_dir / "held_out.jsonl"))

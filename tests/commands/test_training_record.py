@@ -8,6 +8,7 @@ import pytest
 
 from mmrlhf.commands.training_record import (
     DataFile,
+    _number,
     hub_base,
     policy_evaluations,
     read_lineage,
@@ -134,3 +135,7 @@ def test_a_reward_models_figures_have_intervals(tmp_path):
     assert judged.figures[0].value == pytest.approx(0.2) and judged.num_examples == 150
     assert judged.figures[0].interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
     assert reward_model_evaluations(tmp_path / "nowhere", {}) == []
+
+
+def test_huge_numbers_of_a_file_are_no_metrics():
+    assert [_number(value) for value in (10**400, float("nan"), True, "1", 3)] == [None, None, None, None, 3.0]

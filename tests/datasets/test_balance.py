@@ -1,5 +1,7 @@
 """Balancing makes answer lengths uninformative about preferences, and keeps all other pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from mmrlhf.datasets.balance import balance_lengths
@@ -34,3 +36,10 @@ def test_balance_lengths_equalises_longer_chosen_at_every_gap():
         assert abs((gaps_in_range > 0).mean() - 0.5) < 0.05
     longer_chosen_before = np.mean([len(p.chosen.split()) > len(p.rejected.split()) for p in pairs])
     assert longer_chosen_before > 0.55
+
+
+def test_balance_lengths_counts_characters_and_takes_answers_without_words():
+    pair = make_pair(1, 1)
+    pairs = [replace(pair, answers=answers) for answers in (("", ""), ("红色的杯子", "杯子"), ("杯子", "红色的杯子"))]
+    assert balance_lengths(pairs, seed=0) == [0, 1, 2]
+    assert balance_lengths(pairs[:2], seed=0) == [0]  # the longer answer is chosen, and never rejected

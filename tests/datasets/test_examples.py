@@ -34,6 +34,7 @@ from tests.helpers.rows import (
         ({**ONE_IMAGE, "messages": [user_turn("What is it?")], "solution": "A cup."}, "A cup."),
         ({**ONE_IMAGE, "prompt": "What is it?", "solution": 3}, "3"),
         ({**ONE_IMAGE, "prompt": "What is it?", "answer": 0.5}, "0.5"),
+        ({**ONE_IMAGE, "prompt": "What is it?", "solution": 3.0}, "3"),
         ({**ONE_IMAGE, "prompt": "What is it?"}, None),
         ({"image": "a.png", "conversations": [human_turn("What is it?\n<image>"), gpt_turn("A cup.")]}, "A cup."),
         ({"image": "a.png", "conversations": [human_turn("<image>What is it?")]}, None),
@@ -164,3 +165,11 @@ def test_images_keep_their_place(data_dir, row, expected):
                 write_jsonl(data_dir, FORMATS[name].to_row(preference, ["a.png", "a.png"]), name=f"{name}.jsonl")
             )
             assert again.prompt == example.prompt, name
+
+
+@pytest.mark.parametrize("value", [["a", "b"], "", True, 10**400])
+def test_a_reference_that_is_no_text_is_kept_for_reward_functions(data_dir, value):
+    path = write_jsonl(data_dir, {**ONE_IMAGE, "prompt": "What is it?", "answer": value})
+    (example,) = read_examples(path)
+    assert (example.answer, example.meta) == (None, {"answer": value})
+    assert "line 1: `answer" in error_of(read_examples, path, require_answer=True)

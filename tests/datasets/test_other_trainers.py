@@ -1,6 +1,7 @@
 """Rows as LLaMA-Factory, ms-swift, tables and image folders have them."""
 
 import json
+import re
 
 import pytest
 
@@ -203,10 +204,13 @@ def test_every_prompt_that_is_text_follows_its_history_and_system(row, folder):
 
 
 @pytest.mark.parametrize("answer", ["completion", "answer", "response"])
-def test_an_answer_labelled_as_one_to_avoid_is_refused(answer, folder):
+def test_an_answer_labelled_as_one_to_avoid_is_no_target(answer, folder):
     row = {"images": [], "prompt": "What?", answer: "A cat."}
     assert read_examples(write_jsonl(folder, {**row, "label": True}))[0].answer == "A cat."
-    assert "the answer is one to avoid (KTO)" in error_of(read_examples, write_jsonl(folder, {**row, "label": False}))
+    for field, value in (("label", False), ("kto_tag", False), ("label", 0), ("kto_tag", 0.0)):
+        path = write_jsonl(folder, {**row, field: value})
+        assert f"`{field}` is false, so the answer is one to avoid (KTO)" in error_of(read_examples, path, require_answer=True)
+        assert read_examples(path)[0].answer is None  # a prompt, for ppo and generate
 
 
 @pytest.mark.parametrize("url", ["file://a.png", "file://sub%20folder/a.png"])
@@ -238,3 +242,47 @@ def test_rows_about_videos_are_refused(field, folder):
     row = {"messages": [user_turn("<video>What?"), assistant_turn("A cat.")], field: ["a.mp4"]}
     for images in ({}, {"images": []}):
         assert f"`{field}` is given and no image" in error_of(read_examples, write_jsonl(folder, {**row, **images}))
+
+
+def test_lists_of_turns_next_to_messages_are_a_pair_of_trl(folder):
+    conversations = [[user_turn("What?"), assistant_turn(answer)] for answer in ("A cup.", "A cat.")]
+    row = {
+        "images": [],
+        "prompt": "What?",
+        "messages": conversations[0],
+        "chosen": conversations[0],
+        "rejected": conversations[1],
+    }
+    path = write_jsonl(folder, row)
+    (pair,) = read_preferences(path)
+    assert (pair.prompt[0].content, pair.chosen, pair.rejected) == ("What?", "A cup.", "A cat.")
+    (example,) = read_examples(path)
+    assert (example.prompt, example.answer) == (pair.prompt, None)
+
+
+def test_text_only_rows_of_messages_need_no_field_of_images(folder):
+    messages = [user_turn("What?"), assistant_turn("A cup.")]
+    assert read_examples(write_jsonl(folder, {"messages": messages}))[0].images == ()
+    shown = [user_turn("<image>What?"), assistant_turn("A cup.")]
+    for row in ({"messages": shown}, {"messages": messages, "img": "a.png"}, {"messages": messages, "iamges": ["a.png"]}):
+        assert re.search(r"`images?` is missing: ", error_of(read_examples, write_jsonl(folder, row)))
+
+
+@pytest.mark.parametrize("fields", [{"instruction": "What?", "output": "A cup."}, {"query": "What?", "response": "A cup."}])
+def test_a_column_of_text_does_not_make_a_row_rlhf_v(fields, folder):
+    (example,) = read_examples(write_jsonl(folder, {"images": [], "text": "### Instruction: What?", **fields}))
+    assert (example.prompt[0].content, example.answer) == ("What?", "A cup.")
+
+
+def test_conversations_of_human_and_assistant_are_read(folder):
+    exchanges = [{"human": "Hi.", "assistant": "Hello."}, {"human": "<image>What?", "assistant": "A cup."}]
+    row = {"system": "Be short.", "images": ["a.png"], "conversation": exchanges}
+    path = write_jsonl(folder, row)
+    (example,) = read_examples(path, require_answer=True)
+    assert [message.role for message in example.prompt] == ["system", "user", "assistant", "user"]
+    assert (example.answer, example.meta) == ("A cup.", {})
+    assert detect_format(Row("", 1, row)) == "ms-swift conversations"
+    (pair,) = read_preferences(write_jsonl(folder, {**row, "rejected_response": "A cat."}))
+    assert (pair.chosen, pair.rejected) == ("A cup.", "A cat.")
+    error = error_of(read_examples, write_jsonl(folder, {**row, "conversation": ["Hi."]}))
+    assert "`conversation` must be a list of objects with human and assistant" in error

@@ -168,6 +168,7 @@ def test_read_preferences_rating_mean_skips_non_numbers(data_dir):
         {"response": "a", "annotations": mean_of_two},
         {"response": "b", "annotations": rating_annotations(Helpfulness=3)},
         {"response": "c", "annotations": rating_annotations(Helpfulness="N/A")},
+        {"response": "d", "annotations": rating_annotations(Helpfulness="1e308", Visual_Faithfulness="1e308")},
     ]
     row = {"prompt": "?", "img_path": "a.png", "completions": completions}
     (ranking,) = read_preferences(write_jsonl(data_dir, row))
@@ -221,7 +222,7 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
         ),
         ({**PAIR, "prompt": [user_turn([{"type": "text", "text": "a"}])]}, "has placeholders for 0 images and the row has 1"),
         ({**PAIR, "prompt": "<image><image>What is it?"}, "has placeholders for 2 images and the row has 1"),
-        ({**PAIR, "images": [], "prompt": [user_turn(content_parts("a"))]}, "has placeholders for 1 images and the row has 0"),
+        ({**PAIR, "images": [], "prompt": [user_turn(content_parts("a"))]}, "has placeholders for 1 image and the row has 0"),
         ({**PAIR, "prompt": "half \ud800"}, "is not valid Unicode: remove the unpaired surrogate"),
         ({**PAIR, "rejected": "A cup. "}, "the chosen and the rejected answer are the same"),
         ({**PAIR, "rejected": " "}, "`rejected` is empty: fill it in or drop the row"),
@@ -259,7 +260,7 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
             "`conversations[1].from` must be one of system, human, gpt, not 'user'",
         ),
         ({**LLAVA_PAIR, "conversations": [human_turn("What is it?")]}, "has placeholders for 0 images and the row has 1"),
-        (without_field(LLAVA_PAIR, "image"), "has placeholders for 1 images and the row has 0"),
+        (without_field(LLAVA_PAIR, "image"), "has placeholders for 1 image and the row has 0"),
     ],
 )
 def test_read_preferences_errors_name_line_and_field(data_dir, row, message):

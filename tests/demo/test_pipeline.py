@@ -39,12 +39,18 @@ def test_demo_fresh_deletes_a_demo_and_nothing_else(tmp_path, base):
     (run / "pairs.jsonl").write_text("")
     claim(run, fresh=True, seed=1, base=base)
     assert sorted(p.name for p in run.iterdir()) == ["base.sha256", "scenes.yaml"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_demo_refuses_a_folder_of_other_files_and_a_file(tmp_path, base, fresh):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="which holds no demo"):
-        claim(other, fresh=True, base=base)
-    assert (other / "thesis.tex").exists()
+    with pytest.raises(InputError, match="has files that are not a demo's: give another --output_dir"):
+        claim(other, fresh=fresh, base=base)
+    with pytest.raises(InputError, match=r"output_dir .*thesis\.tex cannot be written"):
+        claim(other / "thesis.tex", fresh=fresh, base=base)
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
 
 
 def test_stage_timer_keeps_the_longest_run_of_a_stage(tmp_path, capsys):

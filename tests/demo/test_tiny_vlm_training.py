@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from mmrlhf.demo import tiny_vlm_training
+from mmrlhf.demo import tiny_vlm, tiny_vlm_training
 from mmrlhf.demo.tiny_vlm_data import OBJECT_LABEL_SIZES
 from mmrlhf.demo.tiny_vlm_training import claim_loss, object_loss
+from mmrlhf.records import InputError
 
 NAN = float("nan")
 
@@ -64,3 +65,10 @@ def test_mirrored_images_keep_the_labels_of_what_is_in_each_cell(vlm, monkeypatc
     assert (labels[..., :4] == centres[..., None]).all() and (labels[..., 4] == torch.arange(9)).all()
     mirrored = centres[:, 0] == 2
     assert centres[mirrored].tolist() == [[2, 1, 0, 5, 4, 3, 8, 7, 6]] * int(mirrored.sum()) and 10 < mirrored.sum() < 30
+
+
+def test_train_tiny_vlm_refuses_its_folder_before_it_draws_images(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tiny_vlm, "render_images", lambda *_: pytest.fail("drew images"))
+    with pytest.raises(InputError, match=r"output_dir .*file cannot be written"):
+        tiny_vlm.train_tiny_vlm(str(tmp_path / "file"))

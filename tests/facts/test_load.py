@@ -76,3 +76,8 @@ def test_facts_for_image_falls_back_to_file_name_and_id():
     assert facts_for_image(facts, "val/a.jpg") == cat
     assert facts_for_image(facts, "val/b.jpg") == cow
     assert facts_for_image(facts, "c.jpg") == ()
+
+
+def test_read_facts_reads_lines_in_a_file_named_json(write_facts):
+    path = write_facts("facts.json", {"image": "a", "ocr": ["x"]}, {"image": "b", "ocr": ["y"]})
+    assert read_facts(path) == {"a": (Fact("ocr", "x", "facts.json"),), "b": (Fact("ocr", "y", "facts.json"),)}

@@ -54,3 +54,13 @@ def test_atomic_folder_replaces_a_folder_once_it_is_whole(tmp_path):
     with atomic_folder(path) as folder:
         write_atomic(folder / "b", "2")
     assert [file.name for file in path.iterdir()] == ["b"] and sorted(p.name for p in tmp_path.iterdir()) == [".out", "out"]
+
+
+def test_refuse_output_file_refuses_an_input_by_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    refuse_output_file(tmp_path / "out.jsonl", inputs=["rows.jsonl", None, "owner/name"])
+    for name in ("rows.jsonl", "link.jsonl"):
+        with pytest.raises(InputError, match=f"train_file .*{name} is an input file: name another"):
+            refuse_output_file(tmp_path / name, "train_file", [None, "rows.jsonl"])

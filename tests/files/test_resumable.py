@@ -8,6 +8,7 @@ import pytest
 from mmrlhf import generate as stage
 from mmrlhf.commands.score import score
 from mmrlhf.config import GenerateConfig, ScoreConfig
+from mmrlhf.datasets import read_examples
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import yes_no_head
@@ -41,6 +42,14 @@ def test_resumable_writer_resumes_without_torn_end(tmp_path):
     resumed.append(["3\n", "3\n"])
     resumed.finish()
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
+
+
+def test_resumable_writer_refuses_to_replace_an_input(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("1\n")
+    with pytest.raises(InputError, match=r"output_file .*rows\.jsonl is an input file: name another"):
+        ResumableWriter(path, {"dataset_name": {"path": str(path), "sha256": "1"}})
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_resumable_writer_refuses_other_inputs_by_name(tmp_path):
@@ -88,6 +97,8 @@ def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypa
         temperature=1.0, response_length=8,
     )  # fmt: skip
     uninterrupted = stage.generate(config, examples[:6]).read_text()
+    embedded = [row.images for row in read_examples(str(output_file))]  # `score` sees the images
+    assert [images[0].key for images in embedded[::2]] == [example.images[0].key for example in examples[:6]]
     limited = stage.generate(replace(config, limit=2, output_file=str(tmp_path / "limited.jsonl")), examples[:6])
     assert limited.read_text().splitlines() == uninterrupted.splitlines()[:4]
     output_file.unlink()

@@ -16,7 +16,7 @@ def test_messages_that_differ_in_values_have_one_cause():
     assert group.count == errors.count == 7
     assert group.message == "`images[1]` does not exist in x: 'a 1.png'; correct it"
     assert group.rows_text == "line 1, line 2, line 3, line 4, line 5, ..."
-    assert errors.summary() == f"7 times {group.message} ({group.rows_text})"
+    assert errors.summary() == f"7 rows: {group.message} ({group.rows_text})"
 
 
 def test_images_of_any_name_have_one_cause():
@@ -31,5 +31,5 @@ def test_the_largest_groups_come_first_and_the_rest_is_counted():
     errors = collect("cause g", "cause g", *causes)
     assert errors.groups[0].message == "cause g" and errors.groups[0].count == 3
     summary = errors.summary()
-    assert summary.startswith("3 times cause g (line 1, line 2, line 9); cause a (line 3); ")
+    assert summary.startswith("3 rows: cause g (line 1, line 2, line 9); cause a (line 3); ")
     assert summary.endswith("; and 2 for other reasons")

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from mmrlhf.cli import main
-from mmrlhf.commands import claims
+from mmrlhf.commands import check, claims
 from mmrlhf.files import stop_signals
 
 
@@ -23,6 +23,12 @@ def test_main_leaves_with_the_code_of_the_signal(monkeypatch, capsys, number, co
     assert main(["claims", "answers.txt"]) == code
     assert capsys.readouterr().err == f"{reason}: the same command resumes from what is already written\n"
     assert signal.getsignal(number) is before
+
+
+def test_main_names_no_resumption_that_there_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(check, "check", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["data", "check", "rows.jsonl"]) == 130
+    assert capsys.readouterr().err == "interrupted: the same command starts anew\n"
 
 
 def test_signals_that_nohup_ignores_stay_ignored():

@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf.datasets import Records, read_examples, read_preferences
 from mmrlhf.files import rows, tables
-from mmrlhf.files.tables import open_table
+from mmrlhf.files.tables import open_table, split_of
 from mmrlhf.records import InputError
 
 
@@ -200,3 +200,24 @@ def test_table_refuses_a_large_cell(tmp_path, monkeypatch, value, is_parquet):
         list(open_table(str(path)))
     monkeypatch.setattr(tables, "MAX_CELL_BYTES", 2000)
     assert len(list(open_table(str(path)))) == 1
+
+
+def test_a_file_of_another_kind_is_no_hub_dataset(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/pairs", "data/pairs.csv", "pairs/data.csv"):
+        with pytest.raises(InputError, match=f"{name} does not exist"):
+            open_table(name)
+
+
+def test_a_split_of_a_file_without_splits_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "rows.json").write_text("[{}]")
+    (tmp_path / "split.json").write_text('{"train": [{"id": 1}]}')
+    datasets.Dataset.from_list([{"id": 1}]).to_parquet(str(tmp_path / "rows.parquet"))
+    for name in ("rows.jsonl", "rows.json", "rows.parquet"):
+        with pytest.raises(InputError, match=f"{name} has no splits, and test was asked for"):
+            open_table(str(tmp_path / name), "test")
+    assert split_of(str(tmp_path / "rows.jsonl"), "test") == "train" and split_of("owner/name", "test") == "test"
+    with pytest.raises(InputError, match="has no split test: the choices are train"):
+        open_table(str(tmp_path / "split.json"), "test")

@@ -187,7 +187,7 @@ def test_export_pushes_the_folder_and_keeps_it(tiny_vlm_path, tmp_path, monkeypa
     ("changes", "message"),
     [
         ({"push_to_hub": True}, "give --hub_model_id OWNER/NAME"),
-        ({"hub_model_id": "../x"}, "hub_model_id ../x is no repository of the Hub"),
+        ({"hub_model_id": "../x"}, "hub_model_id ../x is not a valid Hub repository id"),
         ({"push_to_hub": True, "hub_model_id": "me/x", "adapter_path": "POLICY"}, "needs its base .*push the base first"),
         ({"eval_results": "nowhere"}, "nowhere holds no result.json"),
         ({"eval_results": "EVAL"}, "measured another model than is exported"),

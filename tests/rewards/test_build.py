@@ -16,7 +16,7 @@ def config(terms):
 @pytest.mark.parametrize(
     ("terms", "field", "message"),
     [
-        ("correctness=1", "answer", "names correctness, and none of the first 3 rows has an answer.*add `solution`"),
+        ("correctness=1", "answer", "names correctness, and none of the 3 rows has an answer.*add `solution`"),
         ("coverage=1", "facts", "names coverage, which compares claims with facts.*give --facts_file.*coverage@vlm"),
         ("hallucination@facts=-1", "facts", "names hallucination@facts.*such as hallucination@vlm"),
     ],

@@ -88,3 +88,10 @@ def test_probe_outcomes_match_hand_computation():
     # "right" has an r, the good answer and "left" have none: right or left are false, one by one.
     assert false_lowers.all() and false_lowers.shape == true_lowers.shape
     assert all(false.dtype == true.dtype == bool for false, true in outcomes.values())
+
+
+def test_make_probes_takes_each_rows_own_facts_though_ids_are_repeated():
+    rows = [make_preference("1", (Fact("count", "two spoons"),)), make_preference("1", (Fact("count", "three cats"),))]
+    assert [p.true_answer for p in make_probes(rows) if p.kind == "count"] == [
+        "A cup. Altogether one counts two spoons.", "A cup. Altogether one counts three cats."
+    ]  # fmt: skip

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from mmrlhf import scenes
+from mmrlhf.records import InputError
 from mmrlhf.scenes.scene_graph import generate_scene
 
 
@@ -19,3 +22,9 @@ def test_export_dataset_pairs_a_true_caption_with_a_false_one(tmp_path):
         assert not scenes.verify_answer(scene, row["chosen"][0]["content"]).false_claims
         assert scenes.verify_answer(scene, row["rejected"][0]["content"]).false_claims
     assert all(row["facts"] for row in rows["prompts"]) and all(row["completion"] for row in rows["sft"])
+
+
+def test_export_dataset_refuses_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output_dir .*file cannot be written"):
+        scenes.export_dataset(str(tmp_path / "file"), num_rows=1)

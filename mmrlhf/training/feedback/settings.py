@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmrlhf.config import FeedbackConfig
-from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.records import Example, InputError
@@ -83,10 +82,9 @@ def _check_algorithm(config: FeedbackConfig) -> None:
 def check_rows(config: FeedbackConfig, examples: Sequence[Example]) -> None:
     """Raise InputError for rows without the facts or the images that verifiers need."""
     names, dataset = verifier_names(config), Path(config.dataset_name).name
-    first_rows = examples[:FACTS_CHECK_ROWS]
-    if "facts" in names and not any(row.facts for row in first_rows):
+    if "facts" in names and not any(row.facts for row in examples):
         raise InputError(
-            f"{dataset}: verifier facts compares claims with facts, and none of the first {len(first_rows)} rows has any: give "
+            f"{dataset}: verifier facts compares claims with facts, and none of the {len(examples)} rows has any: give "
             "--facts_file, or another verifier, such as vlm"
         )
     if looking := [name for name in names if name in LOOKING]:

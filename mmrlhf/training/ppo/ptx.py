@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples, subset
+from mmrlhf.files.tables import split_of
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
@@ -59,7 +60,8 @@ class PTXRows:
 
 def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:
     """Read the rows of ptx_dataset_name, and record them in the run. Raises InputError."""
-    rows = read_examples(str(config.ptx_dataset_name), config.dataset_train_split, config.image_folder, require_answer=True)
+    name = str(config.ptx_dataset_name)
+    rows = read_examples(name, split_of(name, config.dataset_train_split), config.image_folder, require_answer=True)
     run.claim_rows(rows, "ptx")
     return rows
 

@@ -1,0 +1,12 @@
+"""Words are counted between blanks, and by character where there are none."""
+
+import pytest
+
+from mmrlhf.text.word_counts import count_words
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("", 0), (" a red\ncup. ", 3), ("红色的杯子", 5), ("桌上有 two 杯子", 6), ("두 개의 컵", 3)]
+)
+def test_count_words_counts_characters_where_there_are_no_blanks(text, count):
+    assert count_words(text) == count
