@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmrlhf.config import EngineConfig, EvalConfig
+from mmrlhf.config.base import PixelConfig
 from mmrlhf.evaluation.answer_cache import AnswerCache
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
 from mmrlhf.evaluation.openai_client import display_name, endpoint_answers, is_url, make_endpoint, resolve_model_name
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmrlhf.models.vlm import VLM
 
 ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
+PIXEL_LIMITS = tuple(PixelConfig.__dataclass_fields__)
 GENERATION_SETTINGS = (
     "temperature",
     "top_p",
@@ -109,7 +111,7 @@ def _generate_answers(
     """Answer what predictions.jsonl and the answer cache lack, writing each answer as it comes."""
     output_dir = Path(config.output_dir)
     model_info_path = output_dir / "model.json"
-    settings = {name: getattr(config, name) for name in GENERATION_SETTINGS}
+    settings = _generation_settings(config)
     generation_key = settings | _contents(config, "model_name_or_path", "adapter_path", "reward_model_path")
     if config.served_model:
         generation_key["served_model"] = config.served_model
@@ -149,6 +151,13 @@ def _generate_answers(
         **(json.loads(model_info_path.read_text()) if model_info_path.exists() else {}),
     }
     return [Prediction(id_, file.answers.get(id_, [None])) for id_ in task.examples], source
+
+
+def _generation_settings(config: EvalConfig) -> dict[str, Any]:
+    """Return the settings that answers depend on; a pixel limit only if it is given, so that
+    outputs made before the limits were recorded can be resumed and compared."""
+    limits = {name: limit for name in PIXEL_LIMITS if (limit := getattr(config, name)) is not None}
+    return {name: getattr(config, name) for name in GENERATION_SETTINGS} | limits
 
 
 def _contents(config: EvalConfig, *names: str) -> dict[str, Any]:
@@ -366,7 +375,7 @@ class ModelCache:
 
         Load it if it is not the last one, which is closed first.
         """
-        settings = [getattr(config, name) for name in ENGINE_FIELDS]
+        settings = [getattr(config, name) for name in (*ENGINE_FIELDS, *PIXEL_LIMITS)]
         key = json.dumps([config.model_name_or_path, config.adapter_path, config.dtype, *settings])
         if key != self._key:
             from mmrlhf.models.policy import load_policy
