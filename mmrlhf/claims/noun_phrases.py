@@ -309,7 +309,9 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         tag, word = tags[k], words[k]
         if tag == "#":
             number = word_to_number(word)
-            if number is not None and number > 0 and _counts_phrase(tokens, phrase, k, number):
+            if number == 0 and _counts_phrase(tokens, phrase, k, number):
+                phrase.is_negated = True
+            elif number is not None and _counts_phrase(tokens, phrase, k, number):
                 if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k

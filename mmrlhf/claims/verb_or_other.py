@@ -201,7 +201,7 @@ VERB_OR_OTHER = RuleTable(
         "The man does not *play* golf.",
         "V",
         "O",
-        lambda w: w.word_at(-1) == "cannot" or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
+        lambda w: w.word_at(-1) in ("cannot", "no longer") or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
     ),
     Rule("They *play* in the park.", "V", "Q", lambda w: w.word_at(-1) != "each other"),
     Rule("Watering in the morning can *help*.", "V", "M", lambda w: not _is_noun_subject(w)),
