@@ -22,7 +22,7 @@ import numpy as np
 
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, contains_yes_no, first_present, first_valid
 from mmrlhf.files.rows import read_json, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
@@ -129,4 +129,5 @@ def _sufficient_stats(rows: list[ScoreRow], task: Task, verdict_field: str) -> S
 
     clusters = [task.examples[row["id"]].meta["image"] for row in rows]
     reasons = {"": "nothing to divide by: the official script raises ZeroDivisionError"}
-    return SufficientStats(clusters, columns, metrics, reasons)
+    shares = {"accuracy": Proportion((0, 2), (1, 3)), "tnr": Proportion(0, 1), "tpr": Proportion(2, 3)}
+    return SufficientStats(clusters, columns, metrics, reasons, shares)

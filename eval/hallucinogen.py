@@ -45,7 +45,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import leading_yes_no, normalise, parse_yes_no
 
@@ -209,9 +209,13 @@ class Hallucinogen(Benchmark):
                 values[f"{prefix}hallucinated"] = 100 * hallucinated / absent
             return values
 
+        shares = {
+            f"{group}/accuracy" if group else "accuracy": Proportion(4 * i, 4 * i + 1, 100) for i, group in enumerate(groups)
+        }
         clusters = [task.examples[row["id"]].meta["image"] for row in judged]
         reason = "there are no judged answers, or no object of theirs is absent"
-        return {"robust": SufficientStats(clusters, columns.reshape(len(judged), 4 * len(groups)), metrics, {"": reason})}
+        table = columns.reshape(len(judged), 4 * len(groups))
+        return {"robust": SufficientStats(clusters, table, metrics, {"": reason}, shares)}
 
 
 def _make_examples(row: Row, kind: str, part: str, task: Task) -> list[Example]:

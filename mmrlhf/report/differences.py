@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmrlhf.metrics.intervals import MIN_CLUSTERS
+
 Comparison = Mapping[str, Any]
 """A metric of two results: `a`, `b`, `difference`, `low`, `high`, `p`, `detectable`."""
 COLUMNS = ("difference", "95% interval", "p", "minimum detectable effect")
@@ -29,7 +31,8 @@ class Difference:
     comparison: Comparison | None
     percent: bool
     word: str
-    """better or worse, higher or lower if no direction is known; unclear if the interval has 0."""
+    """better or worse, higher or lower if no direction is known; unclear if the interval has 0, or
+    there is none."""
 
     @property
     def cells(self) -> list[str]:
@@ -37,7 +40,7 @@ class Difference:
         value = self.comparison
         if value is None:
             return ["none"] * 6
-        has_width = value["low"] != value["high"]
+        has_width = value["low"] < value["high"]
         interval = f"{self.format(value['low'], sign=True)} to {self.format(value['high'], sign=True)}" if has_width else ""
         return [
             self.format(value["a"]),
@@ -176,7 +179,8 @@ def interval_note(cluster: str) -> str:
     """Return a note on the intervals and units in the tables."""
     return (
         f"Intervals: paired bootstrap over {cluster}s; differences of percentages are in points. "
-        "Minimum detectable effect: the difference that such data would show in 80% of trials."
+        "Minimum detectable effect: the difference that such data would show in 80% of trials. "
+        f"Fewer than {MIN_CLUSTERS} {cluster}s have no interval."
     )
 
 

@@ -52,6 +52,15 @@ def test_undefined_metrics_and_intervals_without_width_have_no_figures():
     assert equal.cells == ["50.0%", "50.0%", "+0.0", "", "", ""]
 
 
+def test_differences_without_an_interval_are_unclear():
+    value = comparison(0.2, 0.9) | dict.fromkeys(("low", "high", "p", "detectable"), float("nan"))
+    (difference,) = flat_differences({"accuracy": value}, "accuracy", "higher")
+    assert (difference.word, difference.is_clear) == ("unclear", False)
+    assert difference.cells == ["20.0%", "90.0%", "+70.0", "", "", ""]
+    pair = make_pair(robust={"accuracy": value})
+    assert headline_sentence("pope", pair, "accuracy", "higher", 6).startswith("No difference between base and tuned is shown")
+
+
 def test_tables_of_equal_modes_are_one():
     metrics = {"part": {"f1": comparison(0.5, 0.6)}}
     ((title, rows),) = tables_of(make_pair(official=metrics, robust=metrics), "f1", "higher")
