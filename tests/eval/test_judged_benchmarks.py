@@ -185,6 +185,27 @@ def test_hallusionbench_parses_verdicts_like_official_script():
     assert {text: module._parse_verdict(text) for text in said} == said
 
 
+@pytest.mark.parametrize(
+    ("reply", "is_right"),
+    [
+        ("Correct.", True),
+        ("It is not only correct but complete.", True),
+        ("It does not name the dog, but is correct.", True),
+        ("not incorrect", True),
+        ("Not at all correct", False),
+        ("It cannot be considered correct.", False),
+        ("The answer can't be called correct.", False),
+        ("hardly correct", False),
+        ("It is not in line with the reference: incorrect", False),
+        ("not partially correct", False),
+        ("partially correct", None),
+        ("correct or incorrect", None),
+    ],
+)
+def test_haloquest_parses_verdicts(reply, is_right):
+    assert load_benchmark("haloquest").module.parse_verdict(reply) is is_right
+
+
 # ---- ratings -------------------------------------------------------------------------------------
 
 
@@ -195,7 +216,7 @@ def test_hallusionbench_parses_verdicts_like_official_script():
         ("**Rating**: 5", 0, 5),
         ("Rating:4", 0, 4),
         ("The rating is 3", 0, 3),
-        ("Rating: 2 (not rating: 5)", 0, 5),
+        ("Rating: 2 (not rating: 5)", 0, 2),
         ("Rating: 10", 1, None),
         ("No rating", 0, None),
         ("6", 0, 6),
