@@ -280,6 +280,25 @@ def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
     )
 
 
+@pytest.mark.parametrize("caption", ["A star.\nIt is red.", ["A star.", "It is red."]])
+def test_llava_bench_asks_by_the_rules_of_its_images(tmp_path, caption):
+    rules = {f"{prefix}conv": {"role": "Assistant", "prompt": f"Rule {prefix}conv."} for prefix in ("", "llava_bench_")}
+    fake_data.write_jsonl(
+        tmp_path / "questions.jsonl", [{"question_id": 0, "image": "0.jpg", "text": "What is it?", "category": "conv"}]
+    )
+    fake_data.write_jsonl(tmp_path / "answers_gpt4.jsonl", [{"question_id": 0, "text": "A star."}])
+    fake_data.write_jsonl(tmp_path / "context.jsonl", [{"image": "0.jpg", "caption": caption}])
+    (tmp_path / "rule.json").write_text(json.dumps(rules))
+    benchmark, task = load_benchmark("llava_bench"), Task(str(tmp_path))
+    task = Task(task.data, examples={e.id: e for e in benchmark.load(task)})
+    (ask,) = benchmark.judge_requests({"0": ["A cat."]}, task)
+    assert ask.prompt.startswith("[Context]\nA star.\nIt is red.\n\n[Question]")
+    assert ask.prompt.endswith("[System]\nRule llava_bench_conv.\n\n")
+    (tmp_path / "rule.json").write_text(json.dumps({"conv": rules["conv"], "llava_bench_conv": {"prompt": "Rule."}}))
+    with pytest.raises(InputError, match=r"rule.json has no rule llava_bench_conv with role and prompt"):
+        list(benchmark.judge_requests({"0": ["A cat."]}, task))
+
+
 @pytest.mark.parametrize("name", ["tuple", "score", "scores"])
 def test_llava_bench_reads_reviews_by_the_names_of_their_ratings(tmp_path, capsys, name):
     """Means 8.5 and 7.5 without the unread review; 5.333 and 4.667 with its -1 and -1."""
