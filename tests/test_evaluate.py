@@ -80,7 +80,7 @@ def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     assert metric["value"] == 0.5 and metric["low"] == pytest.approx(0.0945, abs=1e-4)  # Wilson, 1 of 2
     counts = {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 1, "unparsed": 0, "judge_errors": 0}
     assert result["counts"] == counts and result["n"] == 2
-    with pytest.raises(InputError, match="2 are missing, 1 are of unknown ids, 1 are repeated, 1 are null"):
+    with pytest.raises(InputError, match="these answers: 2 missing, 1 with an unknown id, 1 repeated, 1 null: complete"):
         evaluate(str(tmp_path / "mine.py"), replace(config, strict=True))
     with pytest.raises(InputError, match=r"made from other inputs, benchmark \(there .*mine.py, now scenes\)"):
         evaluate(

@@ -115,7 +115,7 @@ def test_vl_rewardbench_reads_logs_of_harnesses_in_their_order(score, tmp_path, 
     rows[0]["input"] = LMMS_EVAL_PROMPT.format(pairs[0]["query"], *pairs[0]["response"])
     if not has_doc:  # not in lmms-eval's order: nothing says which is which
         result = score("vl_rewardbench", rows, data)
-        assert result["n"] == 2 and "1 answers are to no question of --data" in notes_of(result)
+        assert result["n"] == 2 and "1 answers have ids that --data lacks" in notes_of(result)
         sheet = [
             {"index": n, "question": pair["query"], "response": str(pair["response"]), "prediction": row["filtered_resps"][0]}
             for n, (pair, row) in enumerate(zip(pairs, rows, strict=True))
