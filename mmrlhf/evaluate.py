@@ -33,7 +33,8 @@ from mmrlhf.evaluation.benchmark import (
     text_sha256,
 )
 from mmrlhf.evaluation.judges import collect_judgments, count_unjudged
-from mmrlhf.evaluation.predict import ModelCache, collect_predictions, prompt_key
+from mmrlhf.evaluation.model_cache import ModelCache
+from mmrlhf.evaluation.predict import collect_predictions, prompt_key
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
 from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
 from mmrlhf.files import lock

@@ -12,7 +12,7 @@ from mmrlhf import evaluate as stage
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
-from mmrlhf.evaluation.predict import ModelCache
+from mmrlhf.evaluation.model_cache import ModelCache
 from mmrlhf.records import InputError
 from tests.helpers.fake_data import write_image, write_jsonl
 
@@ -165,6 +165,22 @@ def test_model_cache_loads_a_model_for_each_pixel_limit(monkeypatch):
     monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda path, adapter, dtype, config: nullcontext(config.max_pixels))
     config, cache = EvalConfig(model_name_or_path="m", output_dir="out"), ModelCache()
     assert [cache.get_policy(replace(config, max_pixels=n)) for n in (64, 128)] == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("adapter_path", "a"), ("top_k", 5), ("min_new_tokens", 2), ("dtype", "bfloat16"), ("min_pixels", 64), ("max_pixels", 64)],
+)
+def test_evaluate_refuses_settings_that_a_server_is_not_sent(benchmark_dir, tmp_path, name, value):
+    config = EvalConfig(
+        model_name_or_path="http://localhost:1/v1",
+        served_model="m",
+        data=str(benchmark_dir / "chair"),
+        output_dir=str(tmp_path / "out"),
+        **{name: value},
+    )
+    with pytest.raises(InputError, match=rf"^--{name} {value} cannot be sent to the server http://localhost:1/v1: set it where"):
+        evaluate("chair", config, {"lineage": "portable"})
 
 
 def test_evaluate_full_disk_is_reported_and_files_are_kept(benchmark_dir, tmp_path, monkeypatch):
