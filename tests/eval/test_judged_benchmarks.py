@@ -53,6 +53,10 @@ def test_mme_metrics_match_hand_computation(run_benchmark):
     assert metric_value(result, "existence/score", "robust") == 100 + 100
     assert metric_value(result, "color/accuracy") == 50  # `know` has a no in its first four characters, `It i` has none
     assert metric_value(result, "color/accuracy", "robust") == 50 and result["counts"]["unparsed"] == 1
+    del said["existence/1.jpg/1"]
+    one_answer = run_benchmark("mme", said)
+    assert metric_value(one_answer, "existence/accuracy", "robust") == 100
+    assert metric_value(one_answer, "existence/accuracy_plus", "robust") == 50  # the other image has one answer
     assert metric_value(result, "score") is None and "count" in result["reasons"]["official"]["score"]
     assert metric_value(run_benchmark("mme", said, {"subset": "hallucination"}), "score", "robust") is None
 
@@ -74,7 +78,7 @@ def test_mme_official_crash_becomes_a_reason(run_benchmark, tmp_path):
     result = evaluate("mme", EvalConfig(output_dir=str(tmp_path / "o"), answers=str(own)), {"subset": "hallucination"})
     assert metric_value(result, "existence/score") == 200
     reasons = result["reasons"]["official"]
-    assert "odd number" in reasons["count"]["score"] and metric_value(result, "count/score", "robust") == 200
+    assert "odd number" in reasons["count"]["score"] and metric_value(result, "count/score", "robust") == 150
     assert "odd number" in reasons["color"]["score"] and metric_value(result, "color/score", "robust") == 200
     assert "FileNotFoundError" in reasons["position"]["score"]
 
@@ -319,6 +323,16 @@ def test_llava_bench_refuses_reviews_without_two_ratings(tmp_path, pair):
 
 
 # ---- others --------------------------------------------------------------------------------------
+
+
+def test_dash_b_limits_each_kind_and_refuses_other_shapes(tmp_path):
+    for kind in ("neg", "pos"):
+        (tmp_path / f"dash_benchmark_{kind}.json").write_text(json.dumps({"coco": {"star": ["0.png", "1.png"]}}))
+    examples = load_benchmark("dash_b").load(Task(str(tmp_path), limit=1))
+    assert [example.meta["label"] for example in examples] == ["no", "yes"]
+    (tmp_path / "dash_benchmark_neg.json").write_text(json.dumps({"s": {"cat": 5}}))
+    with pytest.raises(InputError, match=r"dash_benchmark_neg.json: cat of s must be a list of images"):
+        load_benchmark("dash_b").load(Task(str(tmp_path)))
 
 
 def test_dash_b_metrics_match_hand_computation(run_benchmark):
