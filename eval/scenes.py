@@ -195,12 +195,14 @@ def by_split(rows: list[ScoreRow], seed: int = 0) -> dict[str, dict[str, Any]]:
 
 def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
     descriptions = [row for row in rows if row["kind"] == "describe"]
-    metrics: dict[str, Any] = bootstrap(_description_columns(descriptions), _description_metrics, seed)
-    metrics |= _diversity_metrics([row["answers"] for row in descriptions])
-    counts = np.array(
-        [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
-    )
-    metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
+    metrics: dict[str, Any] = {}
+    if descriptions:
+        metrics |= bootstrap(_description_columns(descriptions), _description_metrics, seed)
+        metrics |= _diversity_metrics([row["answers"] for row in descriptions])
+        counts = np.array(
+            [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
+        )
+        metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
     yes_no_rows = [row for row in rows if row["kind"] == "yes_no"]
     if yes_no_rows:
         metrics |= bootstrap(_yes_no_columns(yes_no_rows), _yes_no_metrics, seed)
@@ -223,7 +225,7 @@ def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
 
 def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return a split's metrics that are not functions of its sums, with value and interval."""
-    by_type = {f"chair_i_{kind}": value for kind, value in values["chair_i_by_type"].items()}
+    by_type = {f"chair_i_{kind}": value for kind, value in values.get("chair_i_by_type", {}).items()}
     extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
     return {
         name: {"value": value, **dict(zip(("low", "high"), extra.get(f"{name}_ci", ()), strict=False))}

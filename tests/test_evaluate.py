@@ -8,7 +8,7 @@ import pytest
 from mmrlhf.config import EvalConfig, ScenesConfig
 from mmrlhf.config_loader import load_config
 from mmrlhf.evaluate import evaluate
-from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.files.bundled import find
 from mmrlhf.records import InputError
 from tests.helpers.fake_server import scripted_server
@@ -27,6 +27,24 @@ def test_scenes_metrics_match_hand_computation():
     assert metrics["chair_i"] == 0.2 and metrics["chair_s"] == 0.5 and metrics["coverage"] == 0.5
     assert metrics["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
     assert metrics["utility"] == (8 - 4 * 2) / 2 and metrics["cooccurrence_errors"] == 1 and metrics["perception_errors"] == 0
+
+
+def test_scenes_metrics_of_yes_no_answers_alone():
+    module = load_benchmark("scenes").module
+    rows = [
+        {
+            "id": "0",
+            "index": 0,
+            "split": "held_out",
+            "kind": "yes_no",
+            "status": "ok",
+            "answers": ["yes"],
+            "said": ["yes"],
+            "truth": "yes",
+        }
+    ]
+    assert module.by_split(rows)["held_out"]["n"] == 0
+    assert load_benchmark("scenes").aggregate(rows, Task())["official"].columns_RK.shape[0] == 1
 
 
 def test_scenes_benchmark_shares_its_utility_with_the_demo():
