@@ -1,8 +1,10 @@
-"""Read a judge's reply: a verdict or a rating."""
+"""Read a judge's reply: a verdict, a list or a rating."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from mmrlhf.text.answer_parsing import normalise
 
@@ -31,6 +33,17 @@ def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str
         else:
             verdicts.add(match["far"] is None)
     return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def parse_json_list(reply: str) -> list[Any] | None:
+    """Return the JSON list in a judge's reply, with any text around it; None without one."""
+    text = reply.rpartition("</think>")[2]
+    start, end = text.find("["), text.rfind("]")
+    try:
+        values = json.loads(text[start : end + 1])
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, list) else None
 
 
 def parse_rating(reply: str, max_rating: int) -> int | None:

@@ -369,6 +369,10 @@ def test_object_halbench_reads_captions(run_benchmark):
         ('["dog", "wine glass"]', ["dog", "wine glass"]),
         ('Sure:\n```json\n["dog"]\n```', ["dog"]),
         ("[]", []),
+        ('Here:\n[\n  "dog",\n  "wine glass"\n]\nDone.', ["dog", "wine glass"]),
+        ('<think>\n```json\n["cat"]\n```\n</think>\n["dog"]', ["dog"]),
+        ('["cat"]\nno, better:\n["dog"]', ["dog"]),
+        ("[" * 100_000 + "]", None),
         ("a dog", None),
         ("[1]", None),
     ],
@@ -377,9 +381,19 @@ def test_object_halbench_parses_object_lists(reply, names):
     assert load_benchmark("object_halbench").module.parse_object_list(reply) == names
 
 
-def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path):
+@pytest.mark.parametrize("content", ['[{"a": 1}]', '{"a": 1}', "[1]", "5", "null", '{"s": {"cat": 5}}'])
+def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path, content):
     for name in fake_data.DATASET_WRITERS:
         other = tmp_path / f"{name}.other"
-        other.write_text('[{"a": 1}]')
+        other.write_text(content)
         with pytest.raises(InputError):
             run_benchmark(name, {"x": "yes"}, data=str(other))
+
+
+def test_object_halbench_prompts_name_images_by_their_ids(tmp_path):
+    (tmp_path / "gt.json").write_text(json.dumps({"photo_12.jpg": ["dog"], "12": ["cat"]}))
+    prompts = fake_data.write_jsonl(tmp_path / "p.jsonl", [{"image": "photo_12.jpg", "question": "What is it?"}])
+    benchmark = load_benchmark("object_halbench")
+    options = benchmark.options_type(prompts=str(prompts))
+    (example,) = benchmark.load(Task(str(tmp_path / "gt.json"), options=options))
+    assert example.id == "photo_12.jpg"
