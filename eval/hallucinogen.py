@@ -251,6 +251,10 @@ _PLACES = "(?:in|on|at|near|by|of|with|behind|next|inside|under|above|below|besi
 """Words after which another object's place follows: "no person in the car" denies no car."""
 
 
+_CLAUSE_STARTS = "(?:there|it|i|the|this|that|these|they|you|we|not)"
+"""Words after a No that answers the question."""
+
+
 def denies(answer: str, name: str) -> bool:
     """Return whether an answer explicitly denies that the object is in the image."""
     words = [re.escape(word) for word in name.lower().split()]
@@ -268,8 +272,12 @@ def denies(answer: str, name: str) -> bool:
         rf"\b(?:see|sees|contains?|shows?|has|have|features?|includes?|depicts?) no {named}",
         rf"\bno {named} (?:is|are|was|can be|appears?|present|visible|in (?:the|this) (?:image|picture|photo|scene))\b",
     )
+    # No one is inside it: another thing is denied.
+    other = re.compile(rf"\W*no (?!{named}|(?:sign|trace|evidence) of|{_CLAUSE_STARTS}\b)\w")
     for sentence in _SENTENCE.split(normalise(answer).lower()):
         stated = _HYPOTHETICAL.sub(" ", sentence)
-        if leading_yes_no(sentence) == "no" or any(re.search(pattern, stated) for pattern in patterns):
+        if (leading_yes_no(sentence) == "no" and not other.match(sentence)) or any(
+            re.search(pattern, stated) for pattern in patterns
+        ):
             return True
     return False
