@@ -70,9 +70,10 @@ class PolicyBenchmark:
 
     @property
     def headline(self) -> str:
-        """The main metric's name, as in `metric_names`."""
+        """The main metric's name, as in `metric_names`; of several parts, their mean."""
         headline = self.benchmark.headline
-        return next((name for name in self.metric_names if name.split("/")[-1] == headline), headline)
+        parts = [name for name in self.metric_names if name.split("/")[-1] == headline]
+        return next((name for name in (headline, f"mean/{headline}", *parts) if name in parts), headline)
 
 
 def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | None]:

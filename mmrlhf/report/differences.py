@@ -145,9 +145,12 @@ def categories_of(pair: Mapping[str, Any]) -> list[tuple[int, Difference]]:
 def headline_sentence(benchmark: str, pair: Mapping[str, Any], headline: str, direction: str, num_examples: int) -> str:
     """Return one sentence on the main metric, as far as the interval allows one."""
     for mode, differences in reversed(tables_of(pair, headline, direction)):
-        for difference in differences:
-            value = difference.comparison
-            if value is None or difference.name.split()[-1] != headline:
+        by_name = {difference.name: difference for difference in differences}
+        names = [name for name in by_name if name.split()[-1] == headline]
+        for name in dict.fromkeys((headline, f"mean {headline}", *names)):
+            difference = by_name.get(name)
+            value = difference.comparison if difference else None
+            if difference is None or value is None:
                 continue
             part = difference.name.removesuffix(headline).strip()
             place = f"{benchmark} {part}".rstrip()

@@ -86,6 +86,18 @@ def test_headline_sentence():
     assert "not defined" in headline_sentence("pope", make_pair(robust={"f1": None}), "f1", "higher", 20)
 
 
+def test_headline_sentence_prefers_the_mean_of_several_parts():
+    metrics = {
+        "random": {"f1": comparison(0.5, 0.6)},
+        "popular": {"f1": comparison(0.4, 0.3)},
+        "mean": {"f1": comparison(0.45, 0.5)},
+    }
+    sentence = headline_sentence("pope", make_pair(robust=metrics), "f1", "higher", 20)
+    assert sentence.startswith("tuned is better than base on pope mean: f1 from 45.0% to 50.0%")
+    whole = headline_sentence("pope", make_pair(robust={**metrics, "f1": comparison(0.1, 0.2)}), "f1", "higher", 20)
+    assert whole.startswith("tuned is better than base on pope: f1 from 10.0% to 20.0%")
+
+
 def test_forest_plot_describes_every_line_and_escapes_names():
     metrics = {"<b>$x$ accuracy": comparison(0.5, 0.6), "utility": comparison(4.0, 5.0), "recall": None}
     svg, description = forest_plot(flat_differences(metrics, "accuracy", "higher"), "forest")
