@@ -86,6 +86,8 @@ def process_connective(
         # `about twenty` hedges its number only.
         if word not in APPROXIMATE_NUMBER_WORDS and not builder.is_negated_at(index):
             state.is_hedged, state.hedge_index = True, index
+    elif tag == "Y" and word == "once" and state.verb in ("was", "were") and previous_tag == "B" and next_tag != "R":
+        state.negated_until = TO_SENTENCE_END  # there were *once* two horses
     elif tag == "Y":
         _process_conjunction(state, word, next_tag)
     elif tag == "W":

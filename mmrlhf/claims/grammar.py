@@ -124,7 +124,7 @@ for _tag, _words in {
     "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
     "R": "also just only very quite rather too still together here then now often always usually even almost nearly "
     "completely fully partially partly slightly mostly mainly clearly closely directly not-only additionally "
-    "furthermore moreover apart away ahead overall meanwhile elsewhere nearby well again else forth out aside",
+    "furthermore moreover apart away ahead overall meanwhile elsewhere nearby well again else forth out aside o'clock",
 }.items():
     CLOSED_CLASS_TAGS |= dict.fromkeys(_words.split(), _tag)
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}

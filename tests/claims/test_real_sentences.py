@@ -241,6 +241,20 @@ CLAUSES = {
     "An elderly couple stand near a car.": {"couple", "couple=elderly", "car", "couple>near>car"},
     "A wall with paper garlands on it.": {"wall", "garland", "garland=paper", "garland>on>wall"},
     "Two grandchildren and a schoolgirl.": {"grandchild", "grandchild#2", "schoolgirl"},
+    # two nouns with one article
+    "A fork and knife lie on the table.": {"fork", "fork>on>table", "knife", "knife>on>table", "table"},
+    "A red apple and green pear lie on a plate.": {
+        "apple", "apple=red", "apple>on>plate", "pear", "pear=green", "pear>on>plate", "plate",
+    },
+    "The bride and groom stand under a tree.": {"bride", "bride>under>tree", "groom", "groom>under>tree", "tree"},
+    "A cat and dog play.": {"cat", "dog"},
+    "A black and white dog barks.": {"dog", "dog=black", "dog=white"},
+    # times, and little of something
+    "It is 3 o'clock.": set(),
+    "There were once two horses here.": {"!horse", "!horse#2"},
+    "Little snow lies on the ground.": {"snow", "snow>on>ground", "ground"},
+    "A little dog sits here.": {"dog", "dog=little"},
+    "One red and two green apples lie in a bowl.": {"apple", "apple=green", "apple>in>bowl", "bowl"},
     # numbers
     "A dozen or so cookies lie here.": {"cookie", "?cookie#12"},
     "1. **Players**: Four players are on the court.": {"player", "player#4", "court", "player>on>court"},
