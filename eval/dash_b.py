@@ -132,6 +132,6 @@ def _sufficient_stats(rows: list[ScoreRow], task: Task, verdict_field: str) -> S
         }
 
     clusters = [task.examples[row["id"]].meta["image"] for row in rows]
-    reasons = {"": "nothing to divide by: the official script raises ZeroDivisionError"}
+    reasons = {"": "there is nothing to divide by: the official script raises ZeroDivisionError"}
     shares = {"accuracy": Proportion((0, 2), (1, 3)), "tnr": Proportion(0, 1), "tpr": Proportion(2, 3)}
     return SufficientStats(clusters, columns, metrics, reasons, shares)

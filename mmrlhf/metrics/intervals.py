@@ -103,7 +103,7 @@ def with_intervals(
 
 def _undefined_reason(reasons: Mapping[str, str], name: str) -> str:
     part = name.partition("/")[0]
-    return reasons.get(name) or reasons.get(part) or reasons.get("") or "nothing to divide by"
+    return reasons.get(name) or reasons.get(part) or reasons.get("") or "there is nothing to divide by"
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
