@@ -20,7 +20,7 @@ import numpy as np
 
 from mmrlhf import scenes
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
-from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
 from mmrlhf.records import Claim, Example, InputError, Message
 
@@ -29,8 +29,6 @@ DEFAULT_NUM_SCENES = 1000
 FALSE_CLAIM_PENALTY = 4.0
 """Number of true claims that one false claim cancels in `utility`."""
 SEED = 0
-FOLD_SIZE = 50
-"""Number of answers in a fold for diversity, which depends on their number."""
 VOCABULARY_SIZE = 80
 """Number of words in the scenes' language, for the expectation in EAD."""
 
@@ -212,9 +210,7 @@ def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
 def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
     """Return the diversity of first answers across prompts, and of several answers to a prompt."""
     first_answers = [texts[0] for texts in answers]
-    # Only full folds, unless there is none.
-    starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
-    folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
+    folds = whole_folds(first_answers)
     metrics = fold_interval("ead", [ead(fold, VOCABULARY_SIZE) for fold in folds])
     metrics |= fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
     if all(len(texts) > 1 for texts in answers):

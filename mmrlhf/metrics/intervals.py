@@ -200,7 +200,7 @@ def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[
     mean = float(np.mean(values))
     if len(values) < 2:
         return {name: mean}
-    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half_width = Z_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
 
 
