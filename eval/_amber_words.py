@@ -34,6 +34,8 @@ class Vocabulary(NamedTuple):
 def load_vocabulary(data: str) -> Vocabulary:
     """Read the word lists of AMBER's data folder. Raises InputError if one is missing."""
     relation = read_json(Path(data) / "relation.json")
+    if not isinstance(relation, dict) or not all(isinstance(related, list) for related in relation.values()):
+        raise InputError(f"{Path(data) / 'relation.json'} must hold a list of words for each word: give AMBER's file")
     path = Path(data) / "safe_words.txt"
     if not path.is_file():
         raise InputError(f"{path} does not exist: --data must be AMBER's data folder")

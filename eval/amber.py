@@ -97,10 +97,12 @@ class Amber(Benchmark):
     def load(self, task: Task) -> list[Example]:
         """Return the annotations in order, with their prompts if there is a file of queries."""
         path, queries_path = task.path / "annotations.json", _queries_path(task)
-        queries = {str(query["id"]): query for query in read_json(queries_path)} if queries_path.exists() else {}
+        annotations, queries = read_json(path), _read_queries(queries_path) if queries_path.exists() else {}
+        if not isinstance(annotations, list):
+            raise InputError(f"{path} must hold a list of annotations: give AMBER's file")
         relation = _vocabulary(task).relation
         examples = []
-        for number, row in enumerate(read_json(path)[: task.limit], 1):
+        for number, row in enumerate(annotations[: task.limit], 1):
             try:
                 id_, type_, truth = str(row["id"]), row["type"], row["truth"]
             except (KeyError, TypeError):
@@ -160,6 +162,13 @@ class Amber(Benchmark):
 def _queries_path(task: Task) -> Path:
     nested_path = task.path / "query" / "query_all.json"
     return nested_path if nested_path.exists() else task.path / "query_all.json"
+
+
+def _read_queries(path: Path) -> dict[str, dict[str, Any]]:
+    queries = read_json(path)
+    if not isinstance(queries, list) or not all(isinstance(query, dict) and "id" in query for query in queries):
+        raise InputError(f"{path} must hold a list of queries, each with an id: give AMBER's file")
+    return {str(query["id"]): query for query in queries}
 
 
 def _score_official(example: Example, answer: str, task: Task) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from mmrlhf.config import STRICT
 from mmrlhf.evaluation.answer_rows import IMAGE_FIELDS
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, first_present
 from mmrlhf.files.rows import read_json
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text import coco_objects, lemmatize
 
@@ -269,8 +269,8 @@ def _official_stats(ids: list[str], comparisons: list[dict[str, Any]], reason: s
         return {name: v if name == "length" else np.where(is_defined, v, np.nan) for name, v in values.items()}
 
     undefined = {"": reason or f"the official script raises ZeroDivisionError: {EMPTY_REASON}"}
-    return SufficientStats(ids, _columns(comparisons), metrics, undefined, {"chair_s": (0, 1)})
+    return SufficientStats(ids, _columns(comparisons), metrics, undefined, {"chair_s": Proportion(0, 1, 100)})
 
 
 def _robust_stats(ids: list[str], comparisons: list[dict[str, Any]]) -> SufficientStats:
-    return SufficientStats(ids, _columns(comparisons), _metrics, {"": EMPTY_REASON}, {"chair_s": (0, 1)})
+    return SufficientStats(ids, _columns(comparisons), _metrics, {"": EMPTY_REASON}, {"chair_s": Proportion(0, 1, 100)})

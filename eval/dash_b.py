@@ -22,7 +22,7 @@ import numpy as np
 
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, contains_yes_no, first_present, first_valid
 from mmrlhf.files.rows import read_json, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
@@ -44,7 +44,7 @@ class DashB(Benchmark):
     def load(self, task: Task) -> list[Example]:
         """Return the questions, absent objects first, with ids OBJECT/IMAGE.
 
-        Without --data, the questions come from the answer file.
+        --limit is for each kind of object. Without --data, the questions come from the answer file.
         """
         if task.data is None and task.answers is not None:
             examples = []
@@ -57,10 +57,14 @@ class DashB(Benchmark):
             data_sets = read_json(path)
             if not isinstance(data_sets, dict) or not all(isinstance(objects, dict) for objects in data_sets.values()):
                 raise InputError(f"{path} must hold {{data set: {{object: [images]}}}}")
+            of_label = []
             for data_set, images_by_object in data_sets.items():
                 for object_name, images in images_by_object.items():
-                    examples += [_make_example(task, label, object_name, image, data_set) for image in images]
-        return examples[: task.limit]
+                    if not isinstance(images, list):
+                        raise InputError(f"{path}: {object_name} of {data_set} must be a list of images")
+                    of_label += [_make_example(task, label, object_name, str(image), data_set) for image in images]
+            examples += of_label[: task.limit]
+        return examples
 
     def files(self, task: Task) -> list[Path]:
         """Return the files of absent and of present objects, which a folder `images` may hold."""
@@ -128,5 +132,6 @@ def _sufficient_stats(rows: list[ScoreRow], task: Task, verdict_field: str) -> S
         }
 
     clusters = [task.examples[row["id"]].meta["image"] for row in rows]
-    reasons = {"": "nothing to divide by: the official script raises ZeroDivisionError"}
-    return SufficientStats(clusters, columns, metrics, reasons)
+    reasons = {"": "there is nothing to divide by: the official script raises ZeroDivisionError"}
+    shares = {"accuracy": Proportion((0, 2), (1, 3)), "tnr": Proportion(0, 1), "tpr": Proportion(2, 3)}
+    return SufficientStats(clusters, columns, metrics, reasons, shares)

@@ -52,6 +52,7 @@ from mmrlhf.evaluation.judge_prompts import fill_template
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
+from mmrlhf.text.judge_parsing import parse_json_list
 
 EPSILON = 1e-8
 """The script's term in the denominator of F1."""
@@ -227,23 +228,16 @@ def _numbered(facts: Iterable[str]) -> str:
     return "\n".join(f"{number}. {fact}" for number, fact in enumerate(facts))
 
 
-def parse_json_list(reply: str | None) -> list[dict[str, Any]] | None:
-    """Return the JSON list of objects in a reply, with any text around it; None without one."""
-    if reply is None:
-        return None
-    text = reply.rpartition("</think>")[2]
-    start, end = text.find("["), text.rfind("]")
-    try:
-        values = json.loads(text[start : end + 1])
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, list) and all(isinstance(value, dict) for value in values) else None
+def parse_objects(reply: str | None) -> list[dict[str, Any]] | None:
+    """Return the JSON objects that a reply lists, or None without such a list."""
+    values = None if reply is None else parse_json_list(reply)
+    return values if values is not None and all(isinstance(value, dict) for value in values) else None
 
 
 def parse_units(reply: str | None) -> list[Unit] | None:
     """Return the statements that a reply lists, or None if it lists none in a form that can be
     read."""
-    values = parse_json_list(reply)
+    values = parse_objects(reply)
     if values is None or not all(isinstance(value.get("fact"), str) for value in values):
         return None
     return [Unit(value["fact"], value.get("relevance", 1) in (1, "1", True)) for value in values]
@@ -254,7 +248,7 @@ def parse_numbers(reply: str | None, units: Sequence[Unit], field: str) -> list[
 
     A statement is named by its number, or by its text. Returns None if one is left out.
     """
-    values = parse_json_list(reply)
+    values = parse_objects(reply)
     if values is None:
         return None
     numbers: dict[int, int | None] = {}

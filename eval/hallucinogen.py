@@ -45,7 +45,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import leading_yes_no, normalise, parse_yes_no
 
@@ -209,9 +209,13 @@ class Hallucinogen(Benchmark):
                 values[f"{prefix}hallucinated"] = 100 * hallucinated / absent
             return values
 
+        shares = {
+            f"{group}/accuracy" if group else "accuracy": Proportion(4 * i, 4 * i + 1, 100) for i, group in enumerate(groups)
+        }
         clusters = [task.examples[row["id"]].meta["image"] for row in judged]
         reason = "there are no judged answers, or no object of theirs is absent"
-        return {"robust": SufficientStats(clusters, columns.reshape(len(judged), 4 * len(groups)), metrics, {"": reason})}
+        table = columns.reshape(len(judged), 4 * len(groups))
+        return {"robust": SufficientStats(clusters, table, metrics, {"": reason}, shares)}
 
 
 def _make_examples(row: Row, kind: str, part: str, task: Task) -> list[Example]:
@@ -247,6 +251,10 @@ _PLACES = "(?:in|on|at|near|by|of|with|behind|next|inside|under|above|below|besi
 """Words after which another object's place follows: "no person in the car" denies no car."""
 
 
+_CLAUSE_STARTS = "(?:there|it|i|the|this|that|these|they|you|we|not)"
+"""Words after a No that answers the question."""
+
+
 def denies(answer: str, name: str) -> bool:
     """Return whether an answer explicitly denies that the object is in the image."""
     words = [re.escape(word) for word in name.lower().split()]
@@ -264,8 +272,12 @@ def denies(answer: str, name: str) -> bool:
         rf"\b(?:see|sees|contains?|shows?|has|have|features?|includes?|depicts?) no {named}",
         rf"\bno {named} (?:is|are|was|can be|appears?|present|visible|in (?:the|this) (?:image|picture|photo|scene))\b",
     )
+    # No one is inside it: another thing is denied.
+    other = re.compile(rf"\W*no (?!{named}|(?:sign|trace|evidence) of|{_CLAUSE_STARTS}\b)\w")
     for sentence in _SENTENCE.split(normalise(answer).lower()):
         stated = _HYPOTHETICAL.sub(" ", sentence)
-        if leading_yes_no(sentence) == "no" or any(re.search(pattern, stated) for pattern in patterns):
+        if (leading_yes_no(sentence) == "no" and not other.match(sentence)) or any(
+            re.search(pattern, stated) for pattern in patterns
+        ):
             return True
     return False

@@ -358,7 +358,7 @@ def _sufficient_stats(task: Task, judgments: Mapping[str, Judgment], reason: str
         if kind == "f":
             sums[set_id]["f_wrong"] += not any(outcomes)
     columns = np.array([[row[name] for name in COLUMNS] for row in sums.values()]).reshape(len(sums), len(COLUMNS))
-    reasons = {"": "nothing to divide by" if judgments else reason}
+    reasons = {"": "there is nothing to divide by" if judgments else reason}
     if judgments and with_causes:
         reasons |= dict.fromkeys(DIAGNOSTIC_METRICS, "no answer is wrong: the official script raises ZeroDivisionError")
         if columns[:, COLUMNS.index("unknown")].any():

@@ -111,12 +111,15 @@ class LlavaBench(Benchmark):
         """Ask for a comparison of each answer with the reference, by the rule of its category."""
         if _has_reviews(task):
             return
-        rules = read_json(_data_file(task, "rules"))
+        rules, prefix = read_json(_data_file(task, "rules")), _rule_prefix(task)
         for id_, answers in answers_by_id.items():
             meta = task.examples[id_].meta
-            rule = rules.get(meta["part"]) or rules.get("default")
-            if not isinstance(rule, dict):
-                raise InputError(f"{_data_file(task, 'rules')} has no rule for {meta['part']}")
+            name = f"{prefix}{meta['part']}"
+            rule = rules.get(name) if isinstance(rules, dict) else None
+            if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
+                raise InputError(
+                    f"{_data_file(task, 'rules')} has no rule {name} with role and prompt: give the file of this set"
+                )
             role = rule["role"]
             sides = "".join(
                 f"[{role} {number}]\n{text}\n\n[End of {role} {number}]\n\n"
@@ -182,9 +185,15 @@ def _data_file(task: Task, kind: str) -> Path:
     raise InputError(f"--data {task.path} has no {' or '.join(FILES[kind])}: give the folder of LLaVA-Bench")
 
 
+def _rule_prefix(task: Task) -> str:
+    """Return how the names of an image set's rules begin: those for In-the-Wild have a prefix."""
+    return "llava_bench_" if _data_file(task, "context").name == "context.jsonl" else ""
+
+
 def _format_context(fields: Mapping[str, Any]) -> str:
     """Return captions and labelled boxes in the format of the judge's prompt."""
-    captions = fields.get("captions") or ([fields["caption"]] if "caption" in fields else [])
+    captions = fields.get("captions") or fields.get("caption") or []
+    captions = captions if isinstance(captions, list) else [captions]
     boxes = [f"{instance['category']}: {instance['bbox']}" for instance in fields.get("instances", ())]
     return "\n\n".join("\n".join(map(str, lines)) for lines in (captions, boxes) if lines)
 

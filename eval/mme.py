@@ -256,14 +256,14 @@ def _run_official_script(lines: Sequence[str]) -> tuple[list[ImageResult], str]:
 
 def _sufficient_stats(results: Mapping[str, list[ImageResult]], reasons: Mapping[str, str]) -> SufficientStats:
     """Return statistics of four columns per task: right answers, questions, images with both right,
-    images.
+    images. An image with one question answered has not both right.
     """
     names = list(results)
     clusters, columns = [], []
     for number, name in enumerate(names):
         for image, right in results[name]:
             row = np.zeros((len(names), 4))
-            row[number] = sum(right), len(right), all(right), 1
+            row[number] = sum(right), len(right), len(right) > 1 and all(right), 1
             clusters.append(f"{name}/{image}")
             columns.append(row.reshape(-1))
 

@@ -92,6 +92,8 @@ class MMHalBench(Benchmark):
         for row in read_json_objects(task.path)[: task.limit]:
             meta = {name: row.require(name) for name in FIELDS}
             id_ = str(meta["image_id"])
+            if not isinstance(meta["image_content"], list):
+                row.fail("`image_content` must be a list of objects: give MMHal-Bench's file")
             name = Path(str(row.fields.get("image_src") or f"{id_}.jpg")).name
             meta["image_src"] = name
             source = ImageSource(path=str(_image_path(task, name, id_)))

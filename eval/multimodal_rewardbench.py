@@ -20,6 +20,7 @@ reward model are neither.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import sys
@@ -37,7 +38,7 @@ from mmrlhf.evaluation.benchmark import (
     is_self_describing,
     text_sha256,
 )
-from mmrlhf.files.rows import Row, read_json_objects
+from mmrlhf.files.rows import Row, preview, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
 from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.text.answer_parsing import normalise
@@ -90,9 +91,9 @@ class MultimodalRewardBench(Benchmark):
             return None
         predictions = []
         for row in rows:
-            id_, chosen, rejected = str(row.require("id")), row.require("score_chosen"), row.require("score_rejected")
+            id_, chosen, rejected = str(row.require("id")), _score(row, "score_chosen"), _score(row, "score_rejected")
             example = task.examples.get(id_)
-            reply = self.preference_reply(example, float(chosen), float(rejected)) if example else ""
+            reply = self.preference_reply(example, chosen, rejected) if example else ""
             predictions.append(Prediction(id_, [reply]))
         return predictions
 
@@ -109,7 +110,7 @@ class MultimodalRewardBench(Benchmark):
 
     def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
         """Return a reward model's preference in the words of a judge."""
-        if chosen == rejected:
+        if not (chosen < rejected or chosen > rejected):  # also if one is not a number
             return "The scores tie."
         label = example.meta["label"]
         if chosen < rejected:
@@ -151,6 +152,13 @@ def _is_results_file(task: Task) -> bool:
 def _require_answer(row: Row) -> str | None:
     answer = row.require("output")
     return answer if answer is None else row.require_text(answer, "output")
+
+
+def _score(row: Row, name: str) -> float:
+    score = row.require(name)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        row.fail(f"`{name}` must be a finite number, not {preview(score)}: score the pair again")
+    return float(score)
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:

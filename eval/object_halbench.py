@@ -28,6 +28,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, Message
 from mmrlhf.text import coco_objects, lemmatize
 from mmrlhf.text.answer_parsing import normalise
+from mmrlhf.text.judge_parsing import parse_json_list
 
 Mention = tuple[str, str]
 """A word and the object that it names."""
@@ -105,9 +107,10 @@ class ObjectHalBench(Benchmark):
         if task.options.prompts is None:
             return list(examples_by_id.values())[: task.limit]
         examples = []
+        loaded = replace(task, examples=examples_by_id)
         for row in read_json_objects(Path(task.options.prompts))[: task.limit]:
             has_image = not {"image_id", "image"}.isdisjoint(row.fields)
-            id_ = _chair().match_id(row.fields, task) if has_image else None
+            id_ = _chair().match_id(row.fields, loaded) if has_image else None
             if id_ not in examples_by_id:
                 row.fail(f"image {id_} is not in --data: give the annotations that it belongs to")
             source = examples_by_id[id_]
@@ -277,18 +280,16 @@ def spacy_phrase_words(phrase: str) -> list[str]:
 def parse_object_list(reply: str) -> list[str] | None:
     """Return the JSON list in a judge's reply, or None.
 
-    It may be in a fenced block; otherwise the last line with a list counts.
+    It may be in a fenced block, or take several lines; of several lists the last line with one
+    counts.
     """
-    fenced = re.search(r"```(?:json)?\n(.*?)\n```", reply, re.DOTALL)
+    text = reply.rpartition("</think>")[2]
+    fenced = re.search(r"```(?:json)?\n(.*?)\n```", text, re.DOTALL)
     candidates = [fenced[1]] if fenced else []
-    candidates += reversed(normalise(reply).split("\n"))
-    for text in candidates:
-        start, end = text.find("["), text.rfind("]")
-        try:
-            phrases = json.loads(text[start : end + 1])
-        except ValueError:
-            continue
-        if isinstance(phrases, list) and all(isinstance(phrase, str) for phrase in phrases):
+    candidates += [text, *reversed(normalise(text).split("\n"))]
+    for candidate in candidates:
+        phrases = parse_json_list(candidate)
+        if phrases is not None and all(isinstance(phrase, str) for phrase in phrases):
             return phrases
     return None
 

@@ -31,7 +31,7 @@ from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, contains_yes_no, first_valid
 from mmrlhf.evaluation.join import OTHER_SPLIT
 from mmrlhf.files.rows import open_binary, parse_json, read_json
-from mmrlhf.metrics.intervals import SufficientStats, wilson
+from mmrlhf.metrics.intervals import Proportion, SufficientStats, wilson
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
 
@@ -218,7 +218,8 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
     table = np.concatenate([np.zeros((0, NUM_COLUMNS * len(parts))), *columns])
     undefined = "; ".join(f"{part}: {reason}" for part, reason in reasons.items() if reason)
     reasons["mean"] = f"a split has no value ({undefined})"
-    return SufficientStats(clusters, table, _metrics_by_part(parts, _official_metrics), reasons, extra=notes)
+    metrics = _metrics_by_part(parts, _official_metrics)
+    return SufficientStats(clusters, table, metrics, reasons, _accuracies(parts, 4), extra=notes)
 
 
 def _belongs_to_part(id_: str, part: str, task: Task) -> bool:
@@ -320,7 +321,13 @@ def _stats_by_id(task: Task, verdicts: Mapping[str, str | None]) -> SufficientSt
     reasons |= {part: NO_ANSWERS for part in parts if part not in answered_parts}
     reasons["mean"] = "a split has no value"
     clusters = [example.meta["image"] for example in examples]
-    return SufficientStats(clusters, columns, _metrics_by_part(parts, _metrics_by_id), reasons)
+    return SufficientStats(clusters, columns, _metrics_by_part(parts, _metrics_by_id), reasons, _accuracies(parts, NUM_COLUMNS))
+
+
+def _accuracies(parts: list[str], num_outcomes: int) -> dict[str, Proportion]:
+    """Return which columns each part's accuracy divides; its first `num_outcomes` count answers."""
+    starts = {f"{part}/accuracy" if part else "accuracy": NUM_COLUMNS * i for i, part in enumerate(parts)}
+    return {name: Proportion((start, start + 2), range(start, start + num_outcomes)) for name, start in starts.items()}
 
 
 def _metrics_by_id(counts: np.ndarray) -> dict[str, np.ndarray]:

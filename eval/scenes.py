@@ -20,7 +20,7 @@ import numpy as np
 
 from mmrlhf import scenes
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
-from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
 from mmrlhf.records import Claim, Example, InputError, Message
 
@@ -29,8 +29,6 @@ DEFAULT_NUM_SCENES = 1000
 FALSE_CLAIM_PENALTY = 4.0
 """Number of true claims that one false claim cancels in `utility`."""
 SEED = 0
-FOLD_SIZE = 50
-"""Number of answers in a fold for diversity, which depends on their number."""
 VOCABULARY_SIZE = 80
 """Number of words in the scenes' language, for the expectation in EAD."""
 
@@ -195,12 +193,14 @@ def by_split(rows: list[ScoreRow], seed: int = 0) -> dict[str, dict[str, Any]]:
 
 def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
     descriptions = [row for row in rows if row["kind"] == "describe"]
-    metrics: dict[str, Any] = bootstrap(_description_columns(descriptions), _description_metrics, seed)
-    metrics |= _diversity_metrics([row["answers"] for row in descriptions])
-    counts = np.array(
-        [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
-    )
-    metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
+    metrics: dict[str, Any] = {}
+    if descriptions:
+        metrics |= bootstrap(_description_columns(descriptions), _description_metrics, seed)
+        metrics |= _diversity_metrics([row["answers"] for row in descriptions])
+        counts = np.array(
+            [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
+        )
+        metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
     yes_no_rows = [row for row in rows if row["kind"] == "yes_no"]
     if yes_no_rows:
         metrics |= bootstrap(_yes_no_columns(yes_no_rows), _yes_no_metrics, seed)
@@ -210,9 +210,7 @@ def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
 def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
     """Return the diversity of first answers across prompts, and of several answers to a prompt."""
     first_answers = [texts[0] for texts in answers]
-    # Only full folds, unless there is none.
-    starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
-    folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
+    folds = whole_folds(first_answers)
     metrics = fold_interval("ead", [ead(fold, VOCABULARY_SIZE) for fold in folds])
     metrics |= fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
     if all(len(texts) > 1 for texts in answers):
@@ -223,7 +221,7 @@ def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
 
 def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return a split's metrics that are not functions of its sums, with value and interval."""
-    by_type = {f"chair_i_{kind}": value for kind, value in values["chair_i_by_type"].items()}
+    by_type = {f"chair_i_{kind}": value for kind, value in values.get("chair_i_by_type", {}).items()}
     extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
     return {
         name: {"value": value, **dict(zip(("low", "high"), extra.get(f"{name}_ci", ()), strict=False))}

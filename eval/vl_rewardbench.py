@@ -9,7 +9,7 @@ The model under test is the judge (Li et al. 2024).
 A pair is judged --votes times, each time with a random order of the answers. Results as the
 authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) contain the
 questions and need no --data. Logs of lmms-eval and sheets of VLMEvalKit are read in their own order
-of the answers. A reward model (--reward_model_path) scores each pair once. Metrics are in percent.
+of the answers. A reward model (--reward_model_path) scores the pair of every vote. In percent.
 
 `official` follows cal.py: it takes the first k votes on each pair from a seeded shuffle, for k = 1,
 3, ... 9 (metrics without a prefix are those of k = 9); pairs without a majority and replies that
@@ -172,7 +172,7 @@ class VLRewardBench(Benchmark):
 
     def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
         """Return a reward model's preference in the words of a judge."""
-        if chosen == rejected:
+        if not (chosen < rejected or chosen > rejected):  # also if one is not a number
             return "Both are equal."
         worse = _rejected_position(example)
         return f"Overall Judgment: Answer {3 - worse if chosen > rejected else worse} is better."
@@ -294,7 +294,8 @@ _ROBUST = re.compile(
 
 def official_choice(reply: str) -> int | None:
     """Return the number of the answer that cal.py reads, or None."""
-    match = _OFFICIAL.search(reply.replace("\n", "").replace("*", ""))
+    # Two blanks or dashes match as more do, which would take minutes.
+    match = _OFFICIAL.search(re.sub("-{3,}", "--", re.sub(r"\s{3,}", "  ", reply.replace("\n", "").replace("*", ""))))
     return int(match[1]) if match else None
 
 

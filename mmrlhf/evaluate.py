@@ -32,8 +32,9 @@ from mmrlhf.evaluation.benchmark import (
     load_benchmark,
     text_sha256,
 )
-from mmrlhf.evaluation.judges import collect_judgments
-from mmrlhf.evaluation.predict import ModelCache, collect_predictions, prompt_key
+from mmrlhf.evaluation.judges import collect_judgments, count_unjudged
+from mmrlhf.evaluation.model_cache import ModelCache
+from mmrlhf.evaluation.predict import collect_predictions, prompt_key
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
 from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
 from mmrlhf.files import lock
@@ -49,7 +50,7 @@ SCHEMA_VERSION = 1
 """Version of the layout of result.json."""
 STRICT_COUNTS = {
     "missing": "missing",
-    "unknown_ids": "of unknown ids",
+    "unknown_ids": "with an unknown id",
     "duplicate": "repeated",
     "null": "null",
     "judge_errors": "not judged",
@@ -96,7 +97,7 @@ def evaluate(
         if config.strict:
             if judge_error:
                 raise judge_error
-            _require_complete(result["counts"])
+            _require_complete(result["counts"] | {"judge_errors": count_unjudged(loaded, task, rows)})
         text = json.dumps(to_jsonable(result), indent=1, ensure_ascii=False)
         write_atomic(output_dir / "result.json", text + "\n")
     print_eval_result(result)
@@ -225,12 +226,12 @@ def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> 
 
 def _count_notes(benchmark: Benchmark, num_answered: int, counts: Mapping[str, int]) -> list[str]:
     """Print and return what the counts mean for the figures."""
-    what_counts = "all of its answers count" if benchmark.counts_repeated else "robust figures have its first answer"
+    what_counts = "all of its answers count" if benchmark.counts_repeated else "robust metrics take its first answer"
     sentences = {
-        "unknown_ids": "{n} answers are to no question of --data, and count in no robust figure",
-        "duplicate": f"{{n}} answers are to a question that an earlier row answers, and {what_counts}",
-        "null": "{n} answers are null, and count in no robust figure",
-        "missing": f"the answers cover {num_answered} of {num_answered + counts['missing']} questions, and robust figures are of these",
+        "unknown_ids": "{n} answers have ids that --data lacks; robust metrics ignore them",
+        "duplicate": f"{{n}} answers are to a question that an earlier row answers; {what_counts}",
+        "null": "{n} answers are null; robust metrics ignore them",
+        "missing": f"the answers cover {num_answered} of {num_answered + counts['missing']} questions; robust metrics are of these",
     }
     notes = [text.format(n=counts[name]) for name, text in sentences.items() if counts[name]]
     for note in notes:
@@ -239,9 +240,11 @@ def _count_notes(benchmark: Benchmark, num_answered: int, counts: Mapping[str, i
 
 
 def _require_complete(counts: Mapping[str, int]) -> None:
-    problems = [f"{counts[key]} are {label}" for key, label in STRICT_COUNTS.items() if counts[key]]
+    problems = [f"{counts[key]} {label}" for key, label in STRICT_COUNTS.items() if counts[key]]
     if problems:
-        raise InputError(f"--strict: of the answers {', '.join(problems)}: complete and correct them, or leave --strict out")
+        raise InputError(
+            f"--strict refuses these answers: {', '.join(problems)}: complete and correct them, or leave --strict out"
+        )
 
 
 def _combined_hash(hashes: Mapping[str, str]) -> str | None:

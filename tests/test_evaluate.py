@@ -8,7 +8,7 @@ import pytest
 from mmrlhf.config import EvalConfig, ScenesConfig
 from mmrlhf.config_loader import load_config
 from mmrlhf.evaluate import evaluate
-from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.files.bundled import find
 from mmrlhf.records import InputError
 from tests.helpers.fake_server import scripted_server
@@ -27,6 +27,24 @@ def test_scenes_metrics_match_hand_computation():
     assert metrics["chair_i"] == 0.2 and metrics["chair_s"] == 0.5 and metrics["coverage"] == 0.5
     assert metrics["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
     assert metrics["utility"] == (8 - 4 * 2) / 2 and metrics["cooccurrence_errors"] == 1 and metrics["perception_errors"] == 0
+
+
+def test_scenes_metrics_of_yes_no_answers_alone():
+    module = load_benchmark("scenes").module
+    rows = [
+        {
+            "id": "0",
+            "index": 0,
+            "split": "held_out",
+            "kind": "yes_no",
+            "status": "ok",
+            "answers": ["yes"],
+            "said": ["yes"],
+            "truth": "yes",
+        }
+    ]
+    assert module.by_split(rows)["held_out"]["n"] == 0
+    assert load_benchmark("scenes").aggregate(rows, Task())["official"].columns_RK.shape[0] == 1
 
 
 def test_scenes_benchmark_shares_its_utility_with_the_demo():
@@ -80,7 +98,7 @@ def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     assert metric["value"] == 0.5 and metric["low"] == pytest.approx(0.0945, abs=1e-4)  # Wilson, 1 of 2
     counts = {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 1, "unparsed": 0, "judge_errors": 0}
     assert result["counts"] == counts and result["n"] == 2
-    with pytest.raises(InputError, match="2 are missing, 1 are of unknown ids, 1 are repeated, 1 are null"):
+    with pytest.raises(InputError, match="these answers: 2 missing, 1 with an unknown id, 1 repeated, 1 null: complete"):
         evaluate(str(tmp_path / "mine.py"), replace(config, strict=True))
     with pytest.raises(InputError, match=r"made from other inputs, benchmark \(there .*mine.py, now scenes\)"):
         evaluate(

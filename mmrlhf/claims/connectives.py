@@ -7,10 +7,15 @@ from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     APPROXIMATE_NUMBER_WORDS,
     COPULAS,
+    DENYING_VERBS,
     DOUBT_ADJECTIVES,
+    DOUBTFUL_ADJECTIVES,
     EXCEPTIVE_PREPOSITIONS,
+    FALSE_ADJECTIVES,
     FASTENED,
     NEGATIVE_PREPOSITIONS,
+    STATEMENT_NOUNS,
+    TRUE_WORDS,
     UNDENYING_WORDS,
 )
 from mmrlhf.claims.list_items import denies_list, process_item, read_bracketed, read_postposed
@@ -62,7 +67,10 @@ def process_connective(
             if previous_tag == "E" and state.verb in FASTENED and not builder.is_negated_at(index):
                 begin_relation(builder, index, word, previous_tag, next_tag)
             add_preposition(builder, index, word)
-            _end_denied_judgement(builder, index, previous_tag)
+            _process_judgement(builder, index, previous_tag)
+            # The boy fails *to* catch the ball.
+            if builder.lexicon.verb_base(builder.tokens.words[index - 1]) in DENYING_VERBS:
+                state.negated_until = -1 if builder.is_negated_at(index) else TO_SENTENCE_END
     elif tag == "O":
         _process_not(builder, index, previous_tag, next_tag)
     elif tag == "T":
@@ -78,10 +86,15 @@ def process_connective(
         # `about twenty` hedges its number only.
         if word not in APPROXIMATE_NUMBER_WORDS and not builder.is_negated_at(index):
             state.is_hedged, state.hedge_index = True, index
+    elif tag == "Y" and word == "once" and state.verb in ("was", "were") and previous_tag == "B" and next_tag != "R":
+        state.negated_until = TO_SENTENCE_END  # there were *once* two horses
     elif tag == "Y":
         _process_conjunction(state, word, next_tag)
     elif tag == "W":
-        _end_denied_judgement(builder, index, previous_tag)
+        _process_judgement(builder, index, previous_tag)
+        # The *claim that* there is a dog is false.
+        if word == "that" and builder.tokens.words[index - 1] in STATEMENT_NOUNS and _is_called_false(builder.tokens.words[:end]):
+            state.negated_until, state.verb_index = TO_SENTENCE_END, index
         # A room in *which* a boy lies: the place of the clause that follows.
         if previous_tag == "P" and state.open_relation is not None and state.conjuncts:
             _begin_clause_of_place(state)
@@ -146,20 +159,29 @@ def _process_there(state: SentenceState, previous_tag: str, next_tag: str) -> No
     state.action = None
 
 
-def _end_denied_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
-    """End a negation that denies a judgement only: it is not common *to* see a cat.
+def _process_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
+    """Read a judgement on what follows, an adjective or a noun after `it is`.
 
-    A judgement is an adjective or a noun after `it is not`; after `clear` and `sure`, what follows
-    is in doubt.
+    It is false that, not true that: a denial. It is unlikely that, not clear that: a doubt. Not
+    common to: the judgement alone is denied.
     """
-    state, words = builder.state, builder.tokens.words
-    if not builder.is_negated_at(index) or state.verb not in COPULAS:
+    state, judgement = builder.state, builder.tokens.words[index - 1]
+    if state.verb not in COPULAS:
         return
+    is_denied = builder.is_negated_at(index)
     is_expletive = len(state.subjects) == 1 and state.subjects[0].noun in ("it", "this", "that")
-    if previous_tag in ("J", "R") and words[index - 1] in DOUBT_ADJECTIVES:
+    if is_expletive and judgement in (TRUE_WORDS if is_denied else FALSE_ADJECTIVES) and builder.tokens.tags[index] == "W":
+        state.negated_until = TO_SENTENCE_END
+    elif previous_tag in ("J", "R") and judgement in (DOUBT_ADJECTIVES if is_denied else DOUBTFUL_ADJECTIVES):
         state.negated_until, state.is_hedged, state.hedge_index = -1, True, index
-    elif is_expletive and previous_tag in ("J", "X", "N", "R"):
+    elif is_denied and is_expletive and previous_tag in ("J", "X", "N", "R"):
         state.negated_until = -1
+
+
+def _is_called_false(sentence: list[str]) -> bool:
+    """Return whether a sentence ends in a verdict: ... is false, ... is not true."""
+    *_, before, verdict, _ = ["", "", *sentence]
+    return verdict in (TRUE_WORDS if before == "not" else FALSE_ADJECTIVES)
 
 
 def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None:
@@ -200,7 +222,7 @@ def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_
         state.negated_until, state.pending_negation = -1, ""
     # It is not common *for* a cat to swim.
     if word == "for":
-        _end_denied_judgement(builder, index, previous_tag)
+        _process_judgement(builder, index, previous_tag)
     state.possessor = state.conjuncts[-1] if state.conjuncts and word == "with" else None
     state.conjuncts, state.conjunct_role = [], "with"
     if state.verb_index < 0:

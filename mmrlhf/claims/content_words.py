@@ -12,6 +12,7 @@ from mmrlhf.claims.grammar import (
     COLOUR_MODIFIERS,
     COLOUR_NOUNS,
     COMMON_VERBS,
+    COPULAS,
     MODIFIABLE_COLOURS,
     SHADED_COLOURS,
 )
@@ -77,6 +78,10 @@ CONSTRUCTIONS = RuleTable(
     ),
 )
 WORD_RULES = {
+    "present": RuleTable(
+        Rule("A dog is not *present* here.", "J", "OR", lambda w: w.word_at(-2) in COPULAS and not w.head_follows),
+        Rule("There is a dog *present*.", "J", "NUu", lambda w: w.presents() and not w.head_follows),
+    ),
     "half": RuleTable(Rule("The pizza is *half* eaten.", "R", "B", lambda w: "E" in w.next_tags)),
     **dict.fromkeys(
         ("open", "shut"),

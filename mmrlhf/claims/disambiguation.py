@@ -23,6 +23,7 @@ from mmrlhf.claims.tags import (
     AFTER_POSSESSIVE_HER,
     AFTER_PRONOUN_ONE,
     BEFORE_COMPOUND,
+    CLAUSE_BREAK_TAGS,
     CLAUSE_END_TAGS,
     DETERMINER_TAGS,
     NOUN_PHRASE_TAGS,
@@ -103,6 +104,9 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
         # In `No, there is a dog.` it answers a question and negates nothing.
         if next_tags in PUNCTUATION_TAGS or (next_tags == "T" and previous_tag == "."):
             return ","
+    elif word in ("there", "here"):
+        # The dog is not *there*.
+        return "J" if previous_tag == "O" and next_tags in CLAUSE_BREAK_TAGS else tag
     elif tag == "P" and word in PARTICLE_PREPOSITIONS:
         # looks *up*
         if next_tags in AFTER_PARTICLE and not (next_tags == "W" and words[i + 1] in ("which", "whom", "whose")):

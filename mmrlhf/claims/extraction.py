@@ -77,6 +77,8 @@ class _SentencePass:
         """A phrase before `of` that counts or measures the next one: a couple of, a slice of."""
         self.of_head: Phrase | None = None
         """A phrase before `of` that is an object itself: a cup of."""
+        self.counted: Phrase | None = None
+        """The phrase after `the number of`, which a number after a form of be counts."""
         self.possessor: Phrase | None = None
         """The phrase before 's."""
         self.previous_tag = "."
@@ -151,6 +153,8 @@ class _SentencePass:
             phrase.start, phrase.is_approximate = quantifier.start, quantifier.is_approximate
         elif quantifier.count and phrase.count in (12, 100) and counts_objects:
             phrase.count, phrase.is_approximate = quantifier.count * phrase.count, True  # a couple of dozen
+        if quantifier.noun == "number" and quantifier.is_definite:
+            self.counted = phrase
         phrase.is_negated = phrase.is_negated or quantifier.is_negated
         phrase.is_bare = phrase.is_bare and quantifier.is_bare
         if quantifier.is_negated:
@@ -181,6 +185,9 @@ class _SentencePass:
         elif tag == "%":
             self._count_previous_phrase(index, word)
             return
+        # the number of dogs is *two*
+        elif tag == "#" and self.previous_tag == "B" and self.counted is not None:
+            self._count_phrase(self.counted, index, word)
         if tag in COORDINATION_TAGS or word == "nor":
             self.is_coordinated = True
         elif tag not in COORDINATION_KEEPING_TAGS:
@@ -193,12 +200,14 @@ class _SentencePass:
     def _count_previous_phrase(self, index: int, word: str) -> None:
         """Give the phrase right before a number in brackets that number, unless it is a label."""
         conjuncts = self.builder.state.conjuncts
-        number = word_to_number(word.strip("() x×–—-"))
-        if not conjuncts or conjuncts[-1].end != index or number is None:
-            return
-        phrase = conjuncts[-1]
+        if conjuncts and conjuncts[-1].end == index:
+            self._count_phrase(conjuncts[-1], index, word.strip("() x×–—-"))
+
+    def _count_phrase(self, phrase: Phrase, index: int, word: str) -> None:
+        """Give a phrase the number that comes after it; zero negates it."""
+        number = word_to_number(word)
         is_label = self.tags[phrase.start] in DETERMINER_TAGS  # the man (1) and the woman (2)
-        if not phrase.name or phrase.count or is_label:
+        if number is None or not phrase.name or phrase.count or is_label:
             return
         if number:
             phrase.count = number

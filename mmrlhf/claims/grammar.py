@@ -81,7 +81,7 @@ AMBIGUOUS_FUNCTION_WORDS = (
     | NUMBER_APPROXIMATORS
     | VAGUE_QUALIFIERS
     | HEDGING_MODALS
-    | word_set("yes that her one no 's can only between")
+    | word_set("yes that her one no 's can only between there here")
 )
 """Words with a fixed tag that some contexts change."""
 COLOUR_WORDS = frozenset(BASIC_COLOURS) | {"violet", "gray", "grey", "beige", "tan", "black", "white", "gold", "silver"}
@@ -124,7 +124,7 @@ for _tag, _words in {
     "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
     "R": "also just only very quite rather too still together here then now often always usually even almost nearly "
     "completely fully partially partly slightly mostly mainly clearly closely directly not-only additionally "
-    "furthermore moreover apart away ahead overall meanwhile elsewhere nearby well again else forth out aside",
+    "furthermore moreover apart away ahead overall meanwhile elsewhere nearby well again else forth out aside o'clock",
 }.items():
     CLOSED_CLASS_TAGS |= dict.fromkeys(_words.split(), _tag)
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
@@ -141,13 +141,15 @@ for _tag, _phrases in {
     "focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;interested in;"
     "involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;"
     "more than;less than;fewer than;up to;ready to;prior to;thanks to;related to",
-    "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;"
+    "O": "no longer",
+    "R": "at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;"
     "in action;by hand;in order;on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;"
     "not just:not only;not merely:not only;not simply:not only;not solely:not only;not necessarily:not only;"
     "up close;as if;as though;face to face;on foot;at a time;in total;in particular;one by one;to and fro;"
     "back and forth;up and down;face down;face up;upside down;not only",
     "C": "as well as",
-    "?": "looks like;look like;looking like;looked like;hardly any;barely any;scarcely any;it is possible that;it's possible that;it is likely that;it seems that;"
+    "?": "looks like;look like;looking like;looked like;hardly any;barely any;scarcely any;hardly a;barely a;"
+    "scarcely a;hardly an;barely an;scarcely an;it is possible that;it's possible that;it is likely that;it seems that;"
     "no more than;no less than;no fewer than;not more than;not less than;not fewer than;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "J": "or so;or more",
@@ -189,9 +191,18 @@ UNDENYING_WORDS = word_set(
 """Words after `not` with which it denies no object: not *often*, not *only*, not *all*."""
 DOUBT_ADJECTIVES = word_set("sure certain clear evident obvious known confirmed possible")
 """Adjectives that, denied, leave a statement open: it is not *clear* that ..."""
+DOUBTFUL_ADJECTIVES = word_set("doubtful unlikely improbable questionable uncertain unclear impossible")
+"""Adjectives that leave a statement open: it is *unlikely* that ..."""
+FALSE_ADJECTIVES = word_set("false untrue incorrect wrong inaccurate")
+TRUE_WORDS = word_set("true correct right accurate case")
+"""Words that deny a statement if they are denied: it is not *true* that ..."""
+STATEMENT_NOUNS = word_set("claim statement idea assertion suggestion notion belief assumption")
+"""Nouns before a statement: the *claim* that ... is false."""
+DENYING_VERBS = word_set("fail refuse decline neglect")
+"""Verbs before `to` and what is not done: *fails* to catch the ball."""
 UNDENIED_OBJECT_VERBS = word_set(
     "notice see mind care watch look face realize realise acknowledge react bother disturb touch reach block obstruct interact "
-    "interfere overlap distract detract affect miss ignore overlook forget deny know pay seem approach"
+    "interfere overlap distract detract affect miss ignore overlook forget doubt deny know pay seem approach"
 )
 """Verbs whose object is there although they are denied: he does not *notice* the dog."""
 CLAUSE_CONJUNCTIONS = word_set("as until before after since")
@@ -327,7 +338,7 @@ APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximatel
 """All words that make a number approximate."""
 PICTURE_NOUNS = word_set("picture photo photograph")
 """Nouns for the image itself, or for an object if the sentence has one of `WALL_ART_WORDS`."""
-IMAGE_NOUNS = PICTURE_NOUNS | {"image", "frame", "shot", "view"}
+IMAGE_NOUNS = PICTURE_NOUNS | {"image", "frame", "shot", "view", "scene"}
 """Nouns for the image itself: what is not in the *image* is absent."""
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
@@ -340,7 +351,7 @@ OPENNESS_ADJECTIVES = word_set("open closed shut")
 """States that follow what somebody has: with his mouth *open*."""
 ABSENCE_WORDS = word_set("absent missing nowhere")
 """Predicates that say that the subject is absent."""
-PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there found captured observed")
+PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there here found captured observed")
 """Predicates that only say that the subject is present."""
 ANIMATE_ACTIONS = word_set(
     "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping "

@@ -309,7 +309,9 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         tag, word = tags[k], words[k]
         if tag == "#":
             number = word_to_number(word)
-            if number is not None and number > 0 and _counts_phrase(tokens, phrase, k, number):
+            if number == 0 and _counts_phrase(tokens, phrase, k, number):
+                phrase.is_negated = True
+            elif number is not None and _counts_phrase(tokens, phrase, k, number):
                 if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k
@@ -332,12 +334,16 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
             if not tokens.attribute_rank[k]:
                 k += 1
                 continue
+            if word == "little" and k == start and not phrase.is_plural:
+                k += 1  # little snow: not much
+                continue
             phrase.attributes.append((word.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in NOUN_TAGS and tokens.attribute_rank[k]:
             phrase.attributes.append((word, k))
         k += 1
-    if phrase.count == 1 and phrase.is_approximate:
-        phrase.count = None  # more than one
+    # one red and *two green* apples: not two in all
+    if (phrase.count == 1 and phrase.is_approximate) or tags[max(0, start - 3) : start] == ["#", "J", "C"]:
+        phrase.count = None
 
 
 def continues_list(tags: str, comma_index: int, end: int) -> bool:

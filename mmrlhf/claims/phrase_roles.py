@@ -288,7 +288,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
         and state.conjuncts[-1].is_negated
         and not phrase.is_definite
         and (is_indefinite_start or words[phrase.start] == "any")
-        and next_tag not in FINITE_VERB_TAGS
+        and (next_tag not in FINITE_VERB_TAGS or words[phrase.start - 1] in ("or", "nor"))
     ):
         phrase.is_negated = True
         phrase.is_additive = phrase.is_additive or state.conjuncts[-1].is_additive

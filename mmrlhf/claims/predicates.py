@@ -94,7 +94,8 @@ def _hedge_by_verb(builder: ClaimBuilder, index: int, word: str, next_tag: str, 
     """Hedge what follows a verb of appearance: the dog *appears* to sleep."""
     is_seeming = word in SEEM_FORMS and not is_negated
     is_followed = next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E"))
-    if (is_seeming and is_followed) or word in ("suggests", "suggest", "resembles", "resemble"):
+    is_doubt = word in ("doubt", "doubts") and not is_negated
+    if (is_seeming and is_followed) or is_doubt or word in ("suggests", "suggest", "resembles", "resemble"):
         builder.state.is_hedged, builder.state.hedge_index = True, index
 
 
@@ -110,6 +111,7 @@ def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:
         "ignore",
         "overlook",
         "forget",
+        "doubt",
     )
 
 

@@ -88,6 +88,17 @@ def _is_inverted(word: WordContext) -> bool:
     return opens_clause and _is_common_verb(word) and word.next_tag in ("D", "#")
 
 
+def _joins_noun(tags: list[str], index: int) -> bool:
+    """Return whether the noun before a word is joined to another: a fork and *knife* lie here.
+
+    Looks back at most 4 words.
+    """
+    for start in range(index - 1, max(0, index - 5), -1):
+        if tags[start] not in ("N", "J"):
+            return tags[start] == "C" and tags[start - 1] in NOMINAL_TAGS
+    return False
+
+
 # ---- after a noun ------------------------------------------------------------------------------
 
 COLLECTIVES = word_set("couple crew family team group crowd class band pair trio staff audience")
@@ -172,10 +183,8 @@ def _choose_after_subject(word: WordContext) -> str:
     tokens, index = word.tokens, word.index
     # A singular noun joined by `and` can end a plural subject: a man and a woman *play* ...
     ends_plural_subject = (
-        word.phrase_start > 0
-        and tokens.tags[word.phrase_start - 1] == "C"
-        and (word.next_tag in DETERMINER_TAGS or (word.next_tag in AFTER_COORDINATED_SUBJECT_VERB and _is_common_verb(word)))
-    )
+        (word.phrase_start > 0 and tokens.tags[word.phrase_start - 1] == "C") or _joins_noun(tokens.tags, index)
+    ) and (word.next_tag in DETERMINER_TAGS or (word.next_tag in AFTER_COORDINATED_SUBJECT_VERB and _is_common_verb(word)))
     is_singular = not tokens.is_plural[index - 1] and not ends_plural_subject
     if word.text.endswith("s") and not word.text.endswith("ss"):
         return (S_FORM_AFTER_SINGULAR if is_singular else S_FORM_AFTER_PLURAL).decide(word) or "V"
@@ -201,7 +210,7 @@ VERB_OR_OTHER = RuleTable(
         "The man does not *play* golf.",
         "V",
         "O",
-        lambda w: w.word_at(-1) == "cannot" or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
+        lambda w: w.word_at(-1) in ("cannot", "no longer") or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
     ),
     Rule("They *play* in the park.", "V", "Q", lambda w: w.word_at(-1) != "each other"),
     Rule("Watering in the morning can *help*.", "V", "M", lambda w: not _is_noun_subject(w)),

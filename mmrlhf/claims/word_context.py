@@ -54,6 +54,16 @@ class WordContext:
         """Return whether the clause presents something: there are *swimming* pools."""
         return self.tokens.tags[self.index - 2 : self.index - 1] == ["T"]
 
+    def presents(self) -> bool:
+        """Return whether `there is` opens the clause. Looks back at most 13 words."""
+        tags = self.tokens.tags
+        for index in range(self.index - 1, max(-1, self.index - 14), -1):
+            if tags[index] in CLAUSE_BREAK_TAGS:
+                return False
+            if tags[index] == "T":
+                return tags[index + 1] in FINITE_VERB_TAGS
+        return False
+
     def prefers_adjective(self) -> bool:
         """Return whether the word is likelier an adjective than a noun."""
         return self.possible_tags.index("J") < self.possible_tags.index(self.noun_tag)

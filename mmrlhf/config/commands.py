@@ -262,7 +262,8 @@ class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     endpoint_concurrency: Count = 4
     """Concurrent requests."""
     strict: bool = False
-    """Fail on missing, unknown, repeated or empty (null) answers instead of counting them."""
+    """Fail on missing, unknown, repeated, empty (null) or not judged answers instead of counting
+    them."""
     data: str | None = None
     """The benchmark's data (file or folder); some benchmarks generate their own."""
     image_folder: str | None = None

@@ -7,13 +7,10 @@ from typing import Any
 
 from mmrlhf.evaluation.benchmark import first_valid
 from mmrlhf.evaluation.results import Result
-from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
 from mmrlhf.metrics.intervals import fold_interval
 from mmrlhf.records import Example
 
-FOLD_SIZE = 50
-"""Answers that are measured together: the measures depend on their number, so that folds must have
-one size."""
 EAD_NOTE = (
     "EAD: distinct words over the number that as many words drawn uniformly from the vocabulary would give. The vocabulary "
     "is all words that these models use there, not a language's, so EAD can be above 1 and compares only within a table."
@@ -53,9 +50,7 @@ def diversity(results: Sequence[Result], examples: dict[str, Example], ids: set[
 def _diversity_metrics(answers: list[list[str]], vocabulary_size: int) -> dict[str, Any]:
     """Return metrics of the answers to each of several prompts, with their intervals."""
     first_answers = [texts[0] for texts in answers]
-    # Only whole folds, unless there is not even one.
-    starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
-    folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
+    folds = whole_folds(first_answers)
     metrics = fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
     metrics |= fold_interval("ead", [ead(fold, vocabulary_size) for fold in folds])
     metrics |= fold_interval("length", [len(answer.split()) for answer in first_answers])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.config import EvalConfig
-from mmrlhf.evaluation.benchmark import AnswersById, Benchmark, JudgeRequest, Task, text_sha256
+from mmrlhf.evaluation.benchmark import AnswersById, Benchmark, JudgeRequest, ScoreRow, Task, first_valid, text_sha256
 from mmrlhf.evaluation.openai_client import (
     Endpoint,
     Reply,
@@ -64,6 +64,15 @@ def collect_judgments(
         if error is not None or not has_asked:
             return judgments, error
     return judgments, None
+
+
+def count_unjudged(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> int:
+    """Return how many judgments of these answers are missing or failed."""
+    if not benchmark.uses_judge:
+        return 0
+    answers_by_id = {row["id"]: row["answers"] for row in first_valid(rows)}
+    requests = benchmark.judge_requests(answers_by_id, task)
+    return sum(task.replies.get(request.key, {}).get("status") != "ok" for request in requests)
 
 
 def _ask_judge(
@@ -115,7 +124,7 @@ def _known_judgments(
     return requests, judgments
 
 
-def judgment_record(request: JudgeRequest, reply: Reply, signature: Mapping[str, str]) -> dict[str, Any]:
+def judgment_record(request: JudgeRequest, reply: Reply, signature: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of judgments.jsonl.
 
     `text` is null unless the reply counts; what a wrong model replied stays in `reply`.
@@ -155,13 +164,16 @@ def estimate_cost(requests: Sequence[JudgeRequest], config: EvalConfig) -> str:
 
 
 def _latest_valid(rows: Sequence[Mapping[str, Any]], requests: Mapping[str, JudgeRequest]) -> Judgments:
-    """Return the last row of each requested key, leaving out rows whose prompt is not the requested
-    one."""
-    return {
-        row["key"]: dict(row)
-        for row in rows
-        if row.get("key") in requests and row.get("prompt") in (None, requests[row["key"]].prompt)
-    }
+    """Return the last row of each requested key, leaving out rows whose prompt or images are not
+    the requested ones."""
+    return {row["key"]: dict(row) for row in rows if row.get("key") in requests and _answers(row, requests[row["key"]])}
+
+
+def _answers(row: Mapping[str, Any], request: JudgeRequest) -> bool:
+    """Return whether a judgment on file is about this prompt and images, as far as it says."""
+    if row.get("prompt") not in (None, request.prompt):
+        return False
+    return row.get("images") is None or row["images"] == [image.key for image in request.images]
 
 
 def _replay_judgments(
@@ -194,28 +206,37 @@ def _replay_judgments(
     return requests, judgments
 
 
-def _check_same_judge(judgments: Judgments, signature: Mapping[str, str], path: Path) -> None:
+def _check_same_judge(judgments: Judgments, signature: Mapping[str, Any], path: Path) -> None:
     for row in judgments.values():
         is_same = (row["judge"], row["requested"]) == (signature["judge"], signature["requested"])
-        if row["status"] == "ok" and not is_same:
+        if row["status"] != "ok":
+            continue
+        if not is_same:
             raise InputError(f"{path} holds judgments of {row['requested']} ({row['judge']}): give another --out, or that judge")
+        limit = row.get("max_tokens")  # earlier versions did not keep it
+        if limit not in (None, signature.get("max_tokens")):
+            raise InputError(
+                f"{path} holds judgments of at most {limit} tokens: give another --out, or --judge_max_tokens {limit}"
+            )
 
 
 # ---- judges --------------------------------------------------------------------------------------
 
 
-def _make_judge(benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig) -> tuple[Judge, dict[str, str]]:
+def _make_judge(benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig) -> tuple[Judge, dict[str, Any]]:
     """Return the judge that --judge names, and how its judgments are signed."""
     assert config.judge is not None
     if config.judge == "rules":
         if not benchmark.has_rules:
             raise InputError("--judge rules: this benchmark has no rules: give a server or a model")
-        signature = {"judge": "rules", "requested": f"rules of version {benchmark.version}"}
+        signature: dict[str, Any] = {"judge": "rules", "requested": f"rules of version {benchmark.version}"}
         return rule_judge(lambda request: benchmark.rule(request.key, answers_by_id, task)), signature
     if is_url(config.judge):
         endpoint = resolve_model_name(make_endpoint(config.judge, config.judge_model, config))
-        return endpoint_judge(endpoint, config), {"judge": endpoint.display_url, "requested": endpoint.model}
-    return local_judge(config.judge, config), {"judge": "in process", "requested": config.judge}
+        signature = {"judge": endpoint.display_url, "requested": endpoint.model, "max_tokens": config.judge_max_tokens}
+        return endpoint_judge(endpoint, config), signature
+    signature = {"judge": "in process", "requested": config.judge, "max_tokens": config.judge_max_tokens}
+    return local_judge(config.judge, config), signature
 
 
 def rule_judge(rule: Callable[[JudgeRequest], str | None]) -> Judge:
@@ -224,7 +245,7 @@ def rule_judge(rule: Callable[[JudgeRequest], str | None]) -> Judge:
     def judge(requests: Sequence[JudgeRequest]) -> Iterator[tuple[str, Reply]]:
         for request in requests:
             text = rule(request)
-            yield request.key, _text_reply(text, "the rules say nothing")
+            yield request.key, _text_reply(text, "the rules give no verdict")
 
     return judge
 

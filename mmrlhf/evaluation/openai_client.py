@@ -96,6 +96,8 @@ class Endpoint:
         url = httpx2.URL(self.base_url)
         if url.scheme not in ("http", "https") or not url.host:
             raise InputError(f"{self.base_url} is not a server URL: use http://HOST:PORT/v1")
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InputError(f"{self.api_key_env} holds a curly quote or another character that no key has: set it to the key")
 
     @property
     def display_url(self) -> str:
@@ -253,7 +255,7 @@ def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Cli
         return Reply(None, "malformed", f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"), False, 0.0
     except httpx2.TimeoutException as error:
         if isinstance(error, httpx2.ConnectTimeout):
-            return Reply(None, "unreachable", "it accepts no connection in time"), True, 0.0
+            return Reply(None, "unreachable", "it did not accept a connection in time"), True, 0.0
         return Reply(None, "timeout", f"no whole reply in {endpoint.timeout:g} s"), True, 0.0
     except httpx2.ConnectError as error:
         return Reply(None, "unreachable", endpoint.redact(str(error)) or "no connection"), True, 0.0
@@ -369,8 +371,8 @@ def _raise_if_unusable(endpoint: Endpoint, reply: Reply, too_many_failures: bool
 def endpoint_answers(
     endpoint: Endpoint, examples: Sequence[Example], sampling_params: Mapping[str, Any], num_generations: int, seed: int
 ) -> Iterator[tuple[Example, list[str]]]:
-    """Yield each example with its answers as soon as it has all of them, leaving out examples with
-    a failed answer.
+    """Yield each example with its answers, in the order of their seeds, as soon as it has all of
+    them, leaving out examples with a failed answer.
 
     Raises InputError as `request_replies` does.
     """
@@ -384,13 +386,14 @@ def endpoint_answers(
         return seed + int(key.partition("/")[2])
 
     is_sampled = bool(sampling_params.get("temperature"))
-    answers_by_example: dict[str, list[str]] = {}
+    answers_by_example: dict[str, dict[int, str]] = {}
     for key, reply in request_replies(endpoint, chats, sampling_params, seed_of=seed_of if is_sampled else None):
         if reply.status != "ok" or reply.text is None:
             row_id = printable(examples_by_key[key].id)
             print(f"note: {row_id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
             continue
-        answers = answers_by_example.setdefault(key.partition("/")[0], [])
-        answers.append(reply.text)
+        number, _, sample = key.partition("/")
+        answers = answers_by_example.setdefault(number, {})
+        answers[int(sample)] = reply.text
         if len(answers) == num_generations:
-            yield examples_by_key[key], answers
+            yield examples_by_key[key], [answers[index] for index in range(num_generations)]

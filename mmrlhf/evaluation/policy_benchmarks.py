@@ -20,12 +20,12 @@ from mmrlhf.config import EvalConfig, PolicyEvalConfig, RewardTermsConfig
 from mmrlhf.config.base import SamplingConfig
 from mmrlhf.config_loader import load_config, suggestion
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, load_benchmark
-from mmrlhf.evaluation.diversity import FOLD_SIZE, MIN_MEAN_WORDS
+from mmrlhf.evaluation.diversity import MIN_MEAN_WORDS
 from mmrlhf.evaluation.predict import require_images, require_prompts
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
 from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_options
 from mmrlhf.files.inputs import content_digest, reward_function_files
-from mmrlhf.metrics.diversity import distinct_n
+from mmrlhf.metrics.diversity import distinct_n, whole_folds
 from mmrlhf.metrics.intervals import Z_95, Interval
 from mmrlhf.records import InputError
 from mmrlhf.report.differences import better_direction
@@ -70,9 +70,10 @@ class PolicyBenchmark:
 
     @property
     def headline(self) -> str:
-        """The main metric's name, as in `metric_names`."""
+        """The main metric's name, as in `metric_names`; of several parts, their mean."""
         headline = self.benchmark.headline
-        return next((name for name in self.metric_names if name.split("/")[-1] == headline), headline)
+        parts = [name for name in self.metric_names if name.split("/")[-1] == headline]
+        return next((name for name in (headline, f"mean/{headline}", *parts) if name in parts), headline)
 
 
 def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | None]:
@@ -89,8 +90,7 @@ def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | Non
     if 2 * len(said) > len(texts):
         metrics["yes_rate"] = mean_interval([word == "yes" for word in said])
     if fmean(lengths) >= MIN_MEAN_WORDS:
-        folds = [texts[start : start + FOLD_SIZE] for start in range(0, len(texts) - FOLD_SIZE + 1, FOLD_SIZE)] or [texts]
-        metrics["distinct_2"] = mean_interval([distinct_n(fold, 2) for fold in folds])
+        metrics["distinct_2"] = mean_interval([distinct_n(fold, 2) for fold in whole_folds(texts)])
     return metrics
 
 

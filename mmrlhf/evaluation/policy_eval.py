@@ -39,7 +39,7 @@ and metric_for_best_model may name it."""
 
 
 NUM_SAMPLED_STEPS = 5
-"""Times after the first that the fixed prompts are answered in a run."""
+"""How often, after step 0, the fixed prompts are answered in a run."""
 SAMPLE_BATCH_SIZE = 8
 NUM_SHOWN_METRICS = 2
 """Metrics of an evaluation function that are printed: its first ones."""

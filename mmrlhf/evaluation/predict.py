@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmrlhf.config import EngineConfig, EvalConfig
+from mmrlhf.config import EvalConfig
+from mmrlhf.config.base import PixelConfig
 from mmrlhf.evaluation.answer_cache import AnswerCache
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
+from mmrlhf.evaluation.model_cache import ModelCache
 from mmrlhf.evaluation.openai_client import display_name, endpoint_answers, is_url, make_endpoint, resolve_model_name
 from mmrlhf.evaluation.prediction_files import read_predictions
 from mmrlhf.files import lock
@@ -28,7 +30,7 @@ from mmrlhf.records import Example, InputError
 if TYPE_CHECKING:
     from mmrlhf.models.vlm import VLM
 
-ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
+PIXEL_LIMITS = tuple(PixelConfig.__dataclass_fields__)
 GENERATION_SETTINGS = (
     "temperature",
     "top_p",
@@ -41,6 +43,10 @@ GENERATION_SETTINGS = (
     "dtype",
 )
 """Settings that answers depend on. They are part of an output directory's run key."""
+CHECKPOINT_SETTINGS = ("adapter_path", "top_k", "min_new_tokens")
+"""Settings that a server is not sent."""
+LOADING_SETTINGS = ("dtype", *PIXEL_LIMITS)
+"""Settings of a model in this process: the one that answers, or a judge."""
 AnswerStream = Iterator[tuple[Example, list[str]]]
 """Examples with their answers, in the order in which they are answered."""
 
@@ -92,11 +98,25 @@ def _require_one_model(benchmark: Benchmark, config: EvalConfig) -> None:
     if config.reward_model_path is None:
         if config.model_name_or_path is None:
             raise InputError("there is nothing to measure: give --model DIR, or --answers FILE to score existing answers")
+        if is_url(config.model_name_or_path):
+            _refuse_settings_of_checkpoints(config)
         return
     if not benchmark.has_pairs:
         raise InputError(f"{benchmark.name} is not a benchmark for reward models: give --model DIR")
     if config.model_name_or_path is not None:
         raise InputError("--model and --reward_model_path were both given: give one")
+
+
+def _refuse_settings_of_checkpoints(config: EvalConfig) -> None:
+    """Raise InputError for a setting that would not reach the server that answers."""
+    has_local_judge = config.judge not in (None, "rules") and not is_url(str(config.judge))
+    for name in CHECKPOINT_SETTINGS if has_local_judge else CHECKPOINT_SETTINGS + LOADING_SETTINGS:
+        value = getattr(config, name)
+        if value != EvalConfig.__dataclass_fields__[name].default:
+            raise InputError(
+                f"--{name} {value} cannot be sent to the server {display_name(config.model_name_or_path)}: "
+                "set it where the server is started, and leave it out here"
+            )
 
 
 def _generate_answers(
@@ -109,7 +129,7 @@ def _generate_answers(
     """Answer what predictions.jsonl and the answer cache lack, writing each answer as it comes."""
     output_dir = Path(config.output_dir)
     model_info_path = output_dir / "model.json"
-    settings = {name: getattr(config, name) for name in GENERATION_SETTINGS}
+    settings = _generation_settings(config)
     generation_key = settings | _contents(config, "model_name_or_path", "adapter_path", "reward_model_path")
     if config.served_model:
         generation_key["served_model"] = config.served_model
@@ -149,6 +169,13 @@ def _generate_answers(
         **(json.loads(model_info_path.read_text()) if model_info_path.exists() else {}),
     }
     return [Prediction(id_, file.answers.get(id_, [None])) for id_ in task.examples], source
+
+
+def _generation_settings(config: EvalConfig) -> dict[str, Any]:
+    """Return the settings that answers depend on; a pixel limit only if it is given, so that
+    outputs made before the limits were recorded can be resumed and compared."""
+    limits = {name: limit for name in PIXEL_LIMITS if (limit := getattr(config, name)) is not None}
+    return {name: getattr(config, name) for name in GENERATION_SETTINGS} | limits
 
 
 def _contents(config: EvalConfig, *names: str) -> dict[str, Any]:
@@ -349,35 +376,3 @@ def _model_info(vlm: VLM) -> dict[str, Any]:
     """Return what a result says about its model: hashes of weights and chat template."""
     template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
     return {"model_sha256": vlm.fingerprint, "template_sha256": text_sha256(json.dumps(template))}
-
-
-# ---- caches --------------------------------------------------------------------------------------
-
-
-class ModelCache:
-    """Keeps the last model, with the images it has encoded, for the next benchmark of the same
-    call."""
-
-    def __init__(self) -> None:
-        self._stack, self._key, self._vlm = ExitStack(), "", cast("VLM", None)
-
-    def get_policy(self, config: EvalConfig) -> VLM:
-        """Return the configuration's model.
-
-        Load it if it is not the last one, which is closed first.
-        """
-        settings = [getattr(config, name) for name in ENGINE_FIELDS]
-        key = json.dumps([config.model_name_or_path, config.adapter_path, config.dtype, *settings])
-        if key != self._key:
-            from mmrlhf.models.policy import load_policy
-
-            self.close()
-            policy = load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
-            self._vlm = self._stack.enter_context(policy)
-            self._key = key
-        return self._vlm
-
-    def close(self) -> None:
-        """Release the model."""
-        self._stack.close()
-        self._key, self._vlm = "", cast("VLM", None)

@@ -185,7 +185,8 @@ def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Bench
     """Return the fields that say what was asked, and the answers."""
     if format_ == "predictions":
         answers = row.get("answers", row.get("answer"))
-        return row, [_check_text(location, answer) for answer in (answers if isinstance(answers, list) else [answers])]
+        texts = answers if isinstance(answers, list) else [answers]
+        return row, [_check_text(location, text) for text in texts or [None]]
     if format_ == "lmms-eval":
         return lmms_eval_fields(row), [_check_text(location, lmms_eval_answer(row))]
     names = {"llava": ("text",), "vlmevalkit": ("prediction",), "plain": PLAIN_FIELDS}.get(format_, _answer_fields(benchmark)[1:])

@@ -14,7 +14,7 @@ MIN_MATCH_RATE = 0.9
 """Minimum share of rows that fit where numbers at a constant distance are taken for ids."""
 MAX_VOTES = 2_000_000
 """Maximum number of pairs of a row and an example that are compared to find a distance."""
-MIN_WORDS_INSIDE = 12
+MIN_CHARS_INSIDE = 12
 """Minimum length of a question, in characters, that is searched for in a longer prompt."""
 
 
@@ -66,7 +66,7 @@ class ExampleIndex:
             return False
         if not row.wordings or not target.question or target.question in row.wordings:
             return True
-        return len(target.question) >= MIN_WORDS_INSIDE and f" {target.question} " in f" {fold(row.asked)} "
+        return len(target.question) >= MIN_CHARS_INSIDE and f" {target.question} " in f" {fold(row.asked)} "
 
     def is_blind(self, row: RowFacts, split: str) -> bool:
         """Return whether nothing in the row can be compared with a split's examples."""

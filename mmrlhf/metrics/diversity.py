@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+FOLD_SIZE = 50
+"""Answers that are measured together: the measures depend on their number, so that folds must have
+one size."""
+
+
+def whole_folds(answers: Sequence[str]) -> list[list[str]]:
+    """Return answers in folds of FOLD_SIZE, without the rest; all of them if there is no fold."""
+    starts = range(0, len(answers) - FOLD_SIZE + 1, FOLD_SIZE)
+    return [list(answers[start : start + FOLD_SIZE]) for start in starts] or [list(answers)]
+
 
 def distinct_n(answers: Sequence[str], n: int) -> float:
     """Return the ratio of distinct n-grams to all n-grams of lower-cased words (Li et al. 2016); 0

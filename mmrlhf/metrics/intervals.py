@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 NUM_RESAMPLES = 1000
 """Bootstrap samples of an interval. A paired comparison takes twice as many."""
+MIN_CLUSTERS = 6
+"""Clusters that a comparison needs: with fewer, no exact two-sided test reaches p = 0.05."""
 Z_95 = 1.959963984540054
 """The 97.5% point of the standard normal distribution, for two-sided 95% intervals."""
 Z_POWER_80 = 0.8416212335729143
@@ -22,6 +24,22 @@ MetricsOfSums = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Maps sums of columns [..., K] to metrics [...] by name. NaN where a metric is undefined."""
 Interval = dict[str, float]
 """A metric as result.json has it: {"value", "low", "high"}."""
+
+
+class Proportion(NamedTuple):
+    """A metric that is a share of trials: the columns whose sums are its hits and its trials, and
+    its value where all hit (100 for percent)."""
+
+    hits: int | Sequence[int]
+    trials: int | Sequence[int]
+    scale: float = 1.0
+
+    def interval(self, sums_CK: np.ndarray) -> tuple[float, float]:
+        """Return Wilson's interval, with each of C clusters as one trial."""
+        hits_C, trials_C = (sums_CK[:, np.atleast_1d(columns)].sum(1) for columns in (self.hits, self.trials))
+        num_clusters = int((trials_C > 0).sum())
+        low, high = wilson(num_clusters * hits_C.sum() / trials_C.sum(), num_clusters)
+        return self.scale * low, self.scale * high
 
 
 @dataclass(frozen=True)
@@ -33,16 +51,17 @@ class SufficientStats:
     clusters: for each of R rows, what it shares with the rows it is not independent of (its image).
     columns_RK: what is summed. metrics: from sums [..., K] to values [...] by name. A name
     `part/metric` is nested in result.json. undefined: why a metric is undefined, by its name or
-    part; the reason under "" holds for all others. proportions: metrics that are one column over
-    another (their indices), each row being one trial. They get Wilson's interval if every cluster
-    is a single row. extra: metrics that are not functions of sums, with intervals of their own.
+    part; the reason under "" holds for all others. proportions: metrics that are shares, each row
+    being one trial. They get Wilson's interval if every cluster is a single row, or if all clusters
+    are alike, so that resampling them shows no width. extra: metrics that are not functions of
+    sums, with intervals of their own.
     """
 
     clusters: Sequence[Hashable]
     columns_RK: np.ndarray
     metrics: MetricsOfSums
     undefined: Mapping[str, str] = field(default_factory=dict)
-    proportions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    proportions: Mapping[str, Proportion | tuple[int, int]] = field(default_factory=dict)
     extra: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def cluster_sums(self) -> tuple[list[Hashable], np.ndarray]:
@@ -74,21 +93,17 @@ def with_intervals(
         if not np.isfinite(metric):
             intervals[name], reasons[name] = None, _undefined_reason(stats.undefined, name)
             continue
-        if name in stats.proportions and has_single_rows:
-            hits, trials = (float(sums_CK[:, column].sum()) for column in stats.proportions[name])
-            # The metric may be in percent.
-            scale = metric / (hits / trials) if hits else 1.0
-            low, high = (scale * bound for bound in wilson(hits, trials))
-        else:
-            finite = np.asarray(resampled[name])[np.isfinite(resampled[name])]
-            low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (metric, metric)
+        finite = np.asarray(resampled[name])[np.isfinite(resampled[name])]
+        low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (metric, metric)
+        if name in stats.proportions and (has_single_rows or low == high):
+            low, high = Proportion(*stats.proportions[name]).interval(sums_CK)
         intervals[name] = {"value": metric, "low": float(low), "high": float(high)}
     return intervals | {name: dict(leaf) for name, leaf in stats.extra.items()}, reasons
 
 
 def _undefined_reason(reasons: Mapping[str, str], name: str) -> str:
     part = name.partition("/")[0]
-    return reasons.get(name) or reasons.get(part) or reasons.get("") or "nothing to divide by"
+    return reasons.get(name) or reasons.get(part) or reasons.get("") or "there is nothing to divide by"
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +171,10 @@ def accuracy_by_group(
         }
 
     columns_RK = columns_RG2.reshape(len(outcomes), 2 * len(names))
-    return SufficientStats(clusters, columns_RK, metrics, {"": reason})
+    proportions = {
+        f"{name}/accuracy" if name else "accuracy": Proportion(2 * i, 2 * i + 1, scale) for i, name in enumerate(names)
+    }
+    return SufficientStats(clusters, columns_RK, metrics, {"": reason}, proportions)
 
 
 def bootstrap(
@@ -182,7 +200,7 @@ def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[
     mean = float(np.mean(values))
     if len(values) < 2:
         return {name: mean}
-    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half_width = Z_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
 
 
@@ -197,7 +215,8 @@ def paired_bootstrap(
 
     A comparison holds `a`, `b`, their `difference` (b minus a), its 95% interval `low` and `high`,
     `p` (two-sided, of no difference), and `detectable`, the difference that such data would detect
-    in 80% of trials. It is None if either metric is undefined.
+    in 80% of trials; these are NaN with fewer than MIN_CLUSTERS clusters. It is None if either
+    metric is undefined.
     """
     (names_a, sums_a), (names_b, sums_b) = a.cluster_sums(), b.cluster_sums()
     index_of = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
@@ -219,6 +238,8 @@ def paired_bootstrap(
             comparisons[name] = None
             continue
         differences = np.asarray(resampled_b[name], float) - np.asarray(resampled_a[name], float)
+        if len(index_of) < MIN_CLUSTERS:
+            differences = differences[:0]
         comparisons[name] = {
             "a": metric_a,
             "b": metric_b,
@@ -231,10 +252,10 @@ def paired_bootstrap(
 def _difference_statistics(differences: np.ndarray) -> dict[str, float]:
     """Return interval, p-value and detectable difference of resampled differences.
 
-    NaN and p = 1 without any.
+    All are NaN without any.
     """
     if not differences.size:
-        return {"low": np.nan, "high": np.nan, "p": 1.0, "detectable": np.nan}
+        return dict.fromkeys(("low", "high", "p", "detectable"), np.nan)
     low, high = np.percentile(differences, [2.5, 97.5])
     tail_count = min((differences <= 0).sum(), (differences >= 0).sum())
     return {

@@ -28,8 +28,8 @@ def _logs(config: Any) -> dict[Path, str]:
 
 
 def _best(config: Any, kind: str, last: str) -> tuple[str, str]:
-    """Return how a stage's result is called, which may be its `last` or its best one, and how the
-    best one is."""
+    """Return what a stage's result is called, which may be its `last` or its best one, and what the
+    best one is called."""
     finished = json.loads(text) if (text := _text_of(Path(config.output_dir) / "finished.json")) else {}
     best = finished.get("best") or {}
     label = f"the best {kind} by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else f"the best {kind}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmrlhf.metrics.intervals import MIN_CLUSTERS
+
 Comparison = Mapping[str, Any]
 """A metric of two results: `a`, `b`, `difference`, `low`, `high`, `p`, `detectable`."""
 COLUMNS = ("difference", "95% interval", "p", "minimum detectable effect")
@@ -29,7 +31,8 @@ class Difference:
     comparison: Comparison | None
     percent: bool
     word: str
-    """better or worse, higher or lower if no direction is known; unclear if the interval has 0."""
+    """better or worse, higher or lower if no direction is known; unclear if the interval has 0, or
+    there is none."""
 
     @property
     def cells(self) -> list[str]:
@@ -37,7 +40,7 @@ class Difference:
         value = self.comparison
         if value is None:
             return ["none"] * 6
-        has_width = value["low"] != value["high"]
+        has_width = value["low"] < value["high"]
         interval = f"{self.format(value['low'], sign=True)} to {self.format(value['high'], sign=True)}" if has_width else ""
         return [
             self.format(value["a"]),
@@ -142,9 +145,12 @@ def categories_of(pair: Mapping[str, Any]) -> list[tuple[int, Difference]]:
 def headline_sentence(benchmark: str, pair: Mapping[str, Any], headline: str, direction: str, num_examples: int) -> str:
     """Return one sentence on the main metric, as far as the interval allows one."""
     for mode, differences in reversed(tables_of(pair, headline, direction)):
-        for difference in differences:
-            value = difference.comparison
-            if value is None or difference.name.split()[-1] != headline:
+        by_name = {difference.name: difference for difference in differences}
+        names = [name for name in by_name if name.split()[-1] == headline]
+        for name in dict.fromkeys((headline, f"mean {headline}", *names)):
+            difference = by_name.get(name)
+            value = difference.comparison if difference else None
+            if difference is None or value is None:
                 continue
             part = difference.name.removesuffix(headline).strip()
             place = f"{benchmark} {part}".rstrip()
@@ -176,7 +182,8 @@ def interval_note(cluster: str) -> str:
     """Return a note on the intervals and units in the tables."""
     return (
         f"Intervals: paired bootstrap over {cluster}s; differences of percentages are in points. "
-        "Minimum detectable effect: the difference that such data would show in 80% of trials."
+        "Minimum detectable effect: the difference that such data would show in 80% of trials. "
+        f"Fewer than {MIN_CLUSTERS} {cluster}s have no interval."
     )
 
 

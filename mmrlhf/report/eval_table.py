@@ -55,7 +55,7 @@ def print_eval_result(result: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for mode, reasons in result["reasons"].items():
         for reason in dict.fromkeys(_iter_reasons(reasons)):
-            console.print(f"{mode}: no figure where {reason}", markup=False)
+            console.print(f"{mode}: undefined, because {reason}", markup=False)
     problems = [f"{count} {COUNT_LABELS.get(name, name)}" for name, count in result["counts"].items() if count]
     if problems:
         console.print(f"answers: {', '.join(problems)}", markup=False)

@@ -8,8 +8,7 @@ from pathlib import Path
 from mmrlhf.records import InputError
 
 MAX_SHARE_OF_TIME = 0.02
-"""Share of a run's time that its page may take: it is not refreshed before the last refresh has
-become cheap."""
+"""Share of a run's time that its page may take: it is not refreshed until that would take less."""
 
 
 FIRST_SECONDS = 5.0

@@ -17,6 +17,7 @@ from typing import Literal
 from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize, states_alternative
 from mmrlhf.text.chinese_answers import chinese_yes_no, is_chinese
 from mmrlhf.text.count_answers import count_verdict
+from mmrlhf.text.existence_answers import asked_object, state_existence
 from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
 
 YesNo = Literal["yes", "no"]
@@ -212,7 +213,9 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
     if conclusions := list(_CONCLUSION.finditer(text)):
         return "yes" if conclusions[-1]["yes"] else "no"
     is_unsure, implied, question_words = False, None, content_words(question_text)
+    name = asked_object(question_text)
     for sentence in text.split("\n"):
+        sentence = state_existence(sentence, name) if name else sentence
         if is_chinese(sentence):
             verdict, certainty = chinese_yes_no(sentence, question_text)
             if certainty == "stated":

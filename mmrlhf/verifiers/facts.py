@@ -60,6 +60,8 @@ class FactIndex:
     negated_actions: dict[tuple[str, str], dict[str, Evidence]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    listed: list[ListedObject] = field(default_factory=list)
+    """The object facts, one for each object."""
     complete: CompleteList | None = None
     """The list itself if it says that it is complete."""
 
@@ -105,7 +107,6 @@ def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) 
 @functools.lru_cache(maxsize=256)
 def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
     fact_index = FactIndex()
-    listed_objects = []
     for fact in facts:
         claims, evidence = list(claims_of_fact(fact, lexicon)), _evidence_of(fact)
         for claim in claims:
@@ -113,11 +114,11 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
         noun = next((claim.subject for claim in claims if claim.kind == "object" and not claim.negated), "")
         if fact.kind == "object" and noun:
             values = {canonical_value(c.value) for c in claims if c.kind == "attribute" and c.subject == noun and not c.negated}
-            listed_objects.append(ListedObject(noun, frozenset(values), evidence))
+            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence))
     if split_scope(facts)[0] == "complete":
         scope = next(_evidence_of(fact) for fact in facts if fact.kind == "scope")
         counts = {noun: max(numbers) for noun, numbers in fact_index.counts.items()}
-        fact_index.complete = CompleteList(scope, listed_objects, counts, frozenset(fact_index.objects))
+        fact_index.complete = CompleteList(scope, fact_index.listed, counts, frozenset(fact_index.objects))
     return fact_index
 
 
@@ -148,7 +149,7 @@ def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
     if fact.kind == "relation" and not any(c.kind in ("relation", "action") for c in claims):
         claims = list(_claims_of_triple(fact.text, lexicon)) or claims
     if fact.kind in ("attribute", "count") and not any(c.kind == fact.kind for c in claims):
-        claims += _claim_from_remainder(fact, claims)
+        claims = _read_remainder(fact, claims)
     yield from claims
 
 
@@ -165,18 +166,20 @@ def _claims_of_triple(text: str, lexicon: Lexicon) -> list[Claim]:
     return []
 
 
-def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claim, if any, of a noun with a value, such as `dog: brown` or `dogs 2`."""
-    if len(claims) != 1 or claims[0].kind != "object":
-        return []
+def _read_remainder(fact: Fact, claims: list[Claim]) -> list[Claim]:
+    """Return the claims of a noun with a value, such as `dog: brown` or `dogs 2`; zero denies the
+    noun."""
+    if len(claims) != 1 or claims[0].kind != "object" or claims[0].negated:
+        return claims
     start, end = claims[0].span
     value = f"{fact.text[:start]} {fact.text[end:]}".lower().strip(" :=,.-")
     if fact.kind == "count":
+        if value in NO_NUMBER:
+            return [replace(claims[0], negated=True)]
         number = word_to_number(value)
-        return [] if number is None else [replace(claims[0], kind="count", value=str(number))]
-    if not value.replace(" ", "").isalpha():
-        return []
-    return [replace(claims[0], kind="attribute", value=value)]
+        return claims if number is None else [*claims, replace(claims[0], kind="count", value=str(number))]
+    is_word = value.replace(" ", "").isalpha()
+    return [*claims, replace(claims[0], kind="attribute", value=value)] if is_word else claims
 
 
 def _singularize(text: str, lexicon: Lexicon) -> str:
@@ -185,6 +188,8 @@ def _singularize(text: str, lexicon: Lexicon) -> str:
     return f"{head}{space}{singular[0] if singular else last}"
 
 
+NO_NUMBER = frozenset(("0", "zero", "no", "none"))
+"""Words for a number of nothing."""
 _EXISTENCE_QUESTION = re.compile(r"(?:is|are) there (.+?)\?\s*(yes|no)\b.*", re.IGNORECASE | re.DOTALL)
 _COUNT_QUESTION = re.compile(
     r"how many (.+?) (?:are|can|do|is)\b.*?\?\s*(?:there (?:are|is) )?(\w+)\b.*", re.IGNORECASE | re.DOTALL
@@ -199,7 +204,7 @@ def _question_to_statement(text: str) -> str:
         noun = re.sub(r"^(?:an?|any|some) ", "", match[1], flags=re.IGNORECASE)
         return f"There is {'a' if match[2].lower() == 'yes' else 'no'} {noun}."
     if match := _COUNT_QUESTION.fullmatch(text):
-        return f"There are {match[2]} {match[1]}."
+        return f"There are {'no' if match[2].lower() in NO_NUMBER else match[2]} {match[1]}."
     if match := _COLOUR_QUESTION.fullmatch(text):
         # An answer of more than three words is a sentence of its own.
         return match[2] if len(match[2].split()) > 3 else f"{match[1]} is {match[2].strip('. ').lower()}."
@@ -295,8 +300,17 @@ def _count_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tu
 
 
 def _is_unique(noun: str, fact_index: FactIndex) -> bool:
-    """Return whether no fact counts more than one object of that name."""
-    return not any(number > 1 for number in fact_index.counts.get(noun, {}))
+    """Return whether facts neither count nor list more than one object of that name."""
+    is_counted = any(number > 1 for number in fact_index.counts.get(noun, {}))
+    return not is_counted and sum(listed.noun == noun for listed in fact_index.listed) < 2
+
+
+def _exclude_value(value: str, noun: str, fact_index: FactIndex) -> bool:
+    """Return whether no object of that name can have a value: each is listed with another one."""
+    is_counted = any(number > 1 for number in fact_index.counts.get(noun, {}))
+    listed = [other for other in fact_index.listed if other.noun == noun]
+    excluding = mutually_exclusive(value)
+    return not is_counted and (len(listed) < 2 or all(other.values & excluding for other in listed))
 
 
 def _is_single(noun: str, fact_index: FactIndex) -> bool:
@@ -309,8 +323,8 @@ def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -
     tables = [table for name, table in fact_index.attributes.items() if is_a(name, claim.subject, lexicon)]
     supporting = [item for table in tables for item in table.get(value, [])]
     contradicting = list(fact_index.negated_attributes.get(claim.subject, {}).get(value, []))
-    # Another value contradicts only if there is one such object: a second one may have this value.
-    if claim.subject in fact_index.attributes and _is_unique(claim.subject, fact_index) and not supporting:
+    # Another value contradicts only if no second object may have this one.
+    if claim.subject in fact_index.attributes and not supporting and _exclude_value(value, claim.subject, fact_index):
         own_values = fact_index.attributes[claim.subject]
         contradicting += [item for exclusive in sorted(mutually_exclusive(value)) for item in own_values.get(exclusive, [])]
     elif supporting and 1 in fact_index.counts.get(claim.subject, {}) and value in COLOURS | MATERIALS:

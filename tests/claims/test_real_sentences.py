@@ -50,6 +50,33 @@ DENIALS = {
     "No one rides the bicycle leaning against the wall.": {"!person", "bicycle", "bicycle>against>wall", "wall"},
     "What I don't see: a dog, any cars, or other boats.": {"!dog", "!car"},
     "Not many people are on the beach.": {"person", "person>on>beach", "beach"},
+    # present, there, here
+    "A dog is not present in the image.": {"!dog"},
+    "The dog isn't present, but a cat is.": {"!dog", "cat"},
+    "Dogs are not present.": {"!dog"},
+    "The dog is not there, and a cat isn't here.": {"!dog", "!cat"},
+    "There is no dog present.": {"!dog"},
+    "There is a clock present on the wall.": {"clock", "clock>on>wall", "wall"},
+    "A dog isn't in the scene.": {"!dog"},
+    "The girl opens a present.": {"girl"},
+    # no longer, false, unlikely, fails to
+    "There is no longer a car in the driveway.": {"!car", "!car>in>driveway", "driveway"},
+    "The dog is no longer on the couch.": {"dog", "!dog>on>couch", "couch"},
+    "It is false that there is a dog.": {"!dog"},
+    "It is not true that a dog is here, but there is a cat.": {"!dog", "cat"},
+    "It is not the case that there is a dog.": {"!dog"},
+    "The claim that there is a dog is false.": {"!dog"},
+    "The claim that there is a dog is true.": {"dog"},
+    "It is unlikely that a dog is in the image.": {"?dog"},
+    "It is impossible to see a dog here.": {"?dog"},
+    "I doubt that there is a dog.": {"?dog"},
+    "I don't doubt that there is a dog.": {"dog"},
+    "There is barely a cloud.": {"?cloud"},
+    "The man refuses to wear a helmet.": {"man", "!helmet"},
+    # the last of several
+    "No dogs, cats or birds are visible.": {"!dog", "!cat", "!bird"},
+    "No dogs or cats are present in the image.": {"!dog", "!cat"},
+    "No dog is on the couch, and cats are on the bed.": {"!dog", "!dog>on>couch", "couch", "cat", "cat>on>bed", "bed"},
 }  # fmt: skip
 NUMBERS = {
     # both A and B
@@ -78,6 +105,12 @@ NUMBERS = {
     "- Chairs (4) - black\n- Table - wooden, round\n- Sofa: dark and soft": {
         "chair", "chair#4", "chair=black", "table", "table=wooden", "table=round", "couch", "couch=dark", "couch=soft",
     },
+    # zero
+    "There are zero dogs and two cats.": {"!dog", "cat", "cat#2"},
+    "0 dogs, 2 cats.": {"!dog", "cat", "cat#2"},
+    "There are 0 people on the street.": {"!person", "!person>on>street", "street"},
+    "The number of dogs is zero.": {"!dog"},
+    "The number of apples on the table is four.": {"apple", "apple#4", "apple>on>table", "table"},
     # parts of a number
     "A player kicks the ball. Two players run.": {"player", "ball"},
     "There is a cat. There are two cats.": {"cat", "cat#2"},
@@ -208,6 +241,20 @@ CLAUSES = {
     "An elderly couple stand near a car.": {"couple", "couple=elderly", "car", "couple>near>car"},
     "A wall with paper garlands on it.": {"wall", "garland", "garland=paper", "garland>on>wall"},
     "Two grandchildren and a schoolgirl.": {"grandchild", "grandchild#2", "schoolgirl"},
+    # two nouns with one article
+    "A fork and knife lie on the table.": {"fork", "fork>on>table", "knife", "knife>on>table", "table"},
+    "A red apple and green pear lie on a plate.": {
+        "apple", "apple=red", "apple>on>plate", "pear", "pear=green", "pear>on>plate", "plate",
+    },
+    "The bride and groom stand under a tree.": {"bride", "bride>under>tree", "groom", "groom>under>tree", "tree"},
+    "A cat and dog play.": {"cat", "dog"},
+    "A black and white dog barks.": {"dog", "dog=black", "dog=white"},
+    # times, and little of something
+    "It is 3 o'clock.": set(),
+    "There were once two horses here.": {"!horse", "!horse#2"},
+    "Little snow lies on the ground.": {"snow", "snow>on>ground", "ground"},
+    "A little dog sits here.": {"dog", "dog=little"},
+    "One red and two green apples lie in a bowl.": {"apple", "apple=green", "apple>in>bowl", "bowl"},
     # numbers
     "A dozen or so cookies lie here.": {"cookie", "?cookie#12"},
     "1. **Players**: Four players are on the court.": {"player", "player#4", "court", "player>on>court"},
@@ -249,6 +296,9 @@ ACTIONS = {
     "A horse ridden by a man crosses the river.": {"man@ride@horse", "horse@cross@river"},
     "The motorcycle is parked by the curb.": set(),
     "Someone left a bicycle against the fence.": {"person@leave@bicycle"},
+    "The man no longer holds the umbrella.": {"!man@hold@umbrella"},
+    "The boy failed to catch the ball.": {"!boy@catch@ball"},
+    "The girl does not fail to catch the ball.": {"girl@catch@ball"},
     "The boy is not wearing shoes.": {"!boy@wear@shoe"},
     "Nobody is riding the horse.": {"!person@ride@horse"},
     "The man might be holding a cup.": {"?man@hold@cup"},

@@ -101,7 +101,7 @@ def test_compare_says_what_eval_noted_about_answers(question_file, tmp_path, cap
     capsys.readouterr()
     report = compare([a, b], str(tmp_path / "out"))
     (note,) = report["benchmarks"]["pope"]["notes"]
-    assert note.startswith("b: 1 answers are to no question of --data")
+    assert note.startswith("b: 1 answers have ids that --data lacks")
     assert f"note: {note}" in capsys.readouterr().err
     assert f"**Note:** {note}." in (tmp_path / "out" / "compare.md").read_text()
     assert f"Note: {note}." in (tmp_path / "out" / "compare.html").read_text()

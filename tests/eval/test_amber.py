@@ -9,6 +9,7 @@ import pytest
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.records import InputError
 
 ANNOTATIONS = [
@@ -145,6 +146,20 @@ def test_amber_incomplete_data_is_refused(amber_dir, tiny_vlm_path):
     (amber_dir / "safe_words.txt").unlink()
     with pytest.raises(InputError, match=r"safe_words\.txt does not exist"):
         evaluate_amber(amber_dir, {1: "dog"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("annotations.json", {"a": 1}, "annotations.json must hold a list of annotations"),
+        ("query_all.json", [{"query": "Is it?"}], "query_all.json must hold a list of queries, each with an id"),
+        ("relation.json", ["dog"], "relation.json must hold a list of words for each word"),
+    ],
+)
+def test_amber_files_of_another_shape_are_refused(amber_dir, name, content, message):
+    (amber_dir / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        load_benchmark("amber").load(Task(str(amber_dir), options=load_benchmark("amber").options_type()))
 
 
 def test_amber_malformed_similarity_table_is_refused(amber_dir):

@@ -122,6 +122,11 @@ def test_answers_of_a_run_that_broke_off_are_read_without_the_torn_line(score, p
     assert result["n"] == 3 and "torn.jsonl line 4 is torn" in notes_of(result) and "cover 3 of 4" in notes_of(result)
 
 
+def test_an_empty_list_of_answers_is_a_null_answer(score, pope):
+    result = score("pope", [{"id": "random/1", "answers": []}, {"id": "random/2", "answers": ["yes"]}], pope)
+    assert result["n"] == 1 and result["counts"]["null"] == 1
+
+
 def test_failed_requests_are_no_answers(score, pope):
     rows = [
         {"question": f"Is there a {noun} in the image?", "image_path": "COCO_val2014_000000000000.jpg", "prediction": said}

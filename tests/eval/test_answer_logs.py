@@ -196,7 +196,7 @@ def test_hallusionbench_does_not_guess_between_figures(score, hallusion):
     result = score("hallusionbench", rows, hallusion, suffix=".tsv")
     assert result["n"] == 0 and result["counts"]["unknown_ids"] == 2
     assert "2 rows have questions that --data has several times" in notes_of(result)
-    assert "2 answers are to no question of --data" in notes_of(result)
+    assert "2 answers have ids that --data lacks" in notes_of(result)
 
 
 # ---- MMHal-Bench and others ----------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_mmhal_bench_takes_bare_numbers_only_if_they_are_complete(score, mmhal):
     result = score("mmhal_bench", rows, mmhal)
     assert result["n"] == 8 and "8 rows have nothing but numbers" in notes_of(result)
     result = score("mmhal_bench", rows[:7], mmhal)
-    assert result["n"] == 0 and "7 answers are to no question of --data" in notes_of(result)
+    assert result["n"] == 0 and "7 answers have ids that --data lacks" in notes_of(result)
 
 
 def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):

@@ -122,7 +122,7 @@ def test_chair_says_that_captions_of_one_image_all_count(tmp_path, capsys):
     error = capsys.readouterr().err
     assert (
         "1 answers are to a question that an earlier row answers, and all of its answers count" in error
-        and "1 answers are to no question of --data" in error
+        and "1 answers have ids that --data lacks" in error
     )
 
 

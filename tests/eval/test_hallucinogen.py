@@ -129,6 +129,11 @@ def test_hallucinogen_needs_the_names_of_the_release(tmp_path):
         ("There are no people near the dining table", "dining table", False),
         ("I do not see a red car.", "car", True),
         ("I do not see the driver of the car.", "car", False),
+        ("The car is parked near a house. No one is inside it.", "car", False),
+        ("No people sit in the car.", "car", False),
+        ("No sign of a car.", "car", True),
+        ("No cars or trucks.", "car", True),
+        ("No", "car", True),
         ("The scene would be incomplete without the car, as there is nothing else.", "car", False),
     ],
 )

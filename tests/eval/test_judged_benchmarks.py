@@ -53,6 +53,10 @@ def test_mme_metrics_match_hand_computation(run_benchmark):
     assert metric_value(result, "existence/score", "robust") == 100 + 100
     assert metric_value(result, "color/accuracy") == 50  # `know` has a no in its first four characters, `It i` has none
     assert metric_value(result, "color/accuracy", "robust") == 50 and result["counts"]["unparsed"] == 1
+    del said["existence/1.jpg/1"]
+    one_answer = run_benchmark("mme", said)
+    assert metric_value(one_answer, "existence/accuracy", "robust") == 100
+    assert metric_value(one_answer, "existence/accuracy_plus", "robust") == 50  # the other image has one answer
     assert metric_value(result, "score") is None and "count" in result["reasons"]["official"]["score"]
     assert metric_value(run_benchmark("mme", said, {"subset": "hallucination"}), "score", "robust") is None
 
@@ -74,7 +78,7 @@ def test_mme_official_crash_becomes_a_reason(run_benchmark, tmp_path):
     result = evaluate("mme", EvalConfig(output_dir=str(tmp_path / "o"), answers=str(own)), {"subset": "hallucination"})
     assert metric_value(result, "existence/score") == 200
     reasons = result["reasons"]["official"]
-    assert "odd number" in reasons["count"]["score"] and metric_value(result, "count/score", "robust") == 200
+    assert "odd number" in reasons["count"]["score"] and metric_value(result, "count/score", "robust") == 150
     assert "odd number" in reasons["color"]["score"] and metric_value(result, "color/score", "robust") == 200
     assert "FileNotFoundError" in reasons["position"]["score"]
 
@@ -185,6 +189,27 @@ def test_hallusionbench_parses_verdicts_like_official_script():
     assert {text: module._parse_verdict(text) for text in said} == said
 
 
+@pytest.mark.parametrize(
+    ("reply", "is_right"),
+    [
+        ("Correct.", True),
+        ("It is not only correct but complete.", True),
+        ("It does not name the dog, but is correct.", True),
+        ("not incorrect", True),
+        ("Not at all correct", False),
+        ("It cannot be considered correct.", False),
+        ("The answer can't be called correct.", False),
+        ("hardly correct", False),
+        ("It is not in line with the reference: incorrect", False),
+        ("not partially correct", False),
+        ("partially correct", None),
+        ("correct or incorrect", None),
+    ],
+)
+def test_haloquest_parses_verdicts(reply, is_right):
+    assert load_benchmark("haloquest").module.parse_verdict(reply) is is_right
+
+
 # ---- ratings -------------------------------------------------------------------------------------
 
 
@@ -195,7 +220,7 @@ def test_hallusionbench_parses_verdicts_like_official_script():
         ("**Rating**: 5", 0, 5),
         ("Rating:4", 0, 4),
         ("The rating is 3", 0, 3),
-        ("Rating: 2 (not rating: 5)", 0, 5),
+        ("Rating: 2 (not rating: 5)", 0, 2),
         ("Rating: 10", 1, None),
         ("No rating", 0, None),
         ("6", 0, 6),
@@ -259,6 +284,25 @@ def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
     )
 
 
+@pytest.mark.parametrize("caption", ["A star.\nIt is red.", ["A star.", "It is red."]])
+def test_llava_bench_asks_by_the_rules_of_its_images(tmp_path, caption):
+    rules = {f"{prefix}conv": {"role": "Assistant", "prompt": f"Rule {prefix}conv."} for prefix in ("", "llava_bench_")}
+    fake_data.write_jsonl(
+        tmp_path / "questions.jsonl", [{"question_id": 0, "image": "0.jpg", "text": "What is it?", "category": "conv"}]
+    )
+    fake_data.write_jsonl(tmp_path / "answers_gpt4.jsonl", [{"question_id": 0, "text": "A star."}])
+    fake_data.write_jsonl(tmp_path / "context.jsonl", [{"image": "0.jpg", "caption": caption}])
+    (tmp_path / "rule.json").write_text(json.dumps(rules))
+    benchmark, task = load_benchmark("llava_bench"), Task(str(tmp_path))
+    task = Task(task.data, examples={e.id: e for e in benchmark.load(task)})
+    (ask,) = benchmark.judge_requests({"0": ["A cat."]}, task)
+    assert ask.prompt.startswith("[Context]\nA star.\nIt is red.\n\n[Question]")
+    assert ask.prompt.endswith("[System]\nRule llava_bench_conv.\n\n")
+    (tmp_path / "rule.json").write_text(json.dumps({"conv": rules["conv"], "llava_bench_conv": {"prompt": "Rule."}}))
+    with pytest.raises(InputError, match=r"rule.json has no rule llava_bench_conv with role and prompt"):
+        list(benchmark.judge_requests({"0": ["A cat."]}, task))
+
+
 @pytest.mark.parametrize("name", ["tuple", "score", "scores"])
 def test_llava_bench_reads_reviews_by_the_names_of_their_ratings(tmp_path, capsys, name):
     """Means 8.5 and 7.5 without the unread review; 5.333 and 4.667 with its -1 and -1."""
@@ -279,6 +323,16 @@ def test_llava_bench_refuses_reviews_without_two_ratings(tmp_path, pair):
 
 
 # ---- others --------------------------------------------------------------------------------------
+
+
+def test_dash_b_limits_each_kind_and_refuses_other_shapes(tmp_path):
+    for kind in ("neg", "pos"):
+        (tmp_path / f"dash_benchmark_{kind}.json").write_text(json.dumps({"coco": {"star": ["0.png", "1.png"]}}))
+    examples = load_benchmark("dash_b").load(Task(str(tmp_path), limit=1))
+    assert [example.meta["label"] for example in examples] == ["no", "yes"]
+    (tmp_path / "dash_benchmark_neg.json").write_text(json.dumps({"s": {"cat": 5}}))
+    with pytest.raises(InputError, match=r"dash_benchmark_neg.json: cat of s must be a list of images"):
+        load_benchmark("dash_b").load(Task(str(tmp_path)))
 
 
 def test_dash_b_metrics_match_hand_computation(run_benchmark):
@@ -315,6 +369,10 @@ def test_object_halbench_reads_captions(run_benchmark):
         ('["dog", "wine glass"]', ["dog", "wine glass"]),
         ('Sure:\n```json\n["dog"]\n```', ["dog"]),
         ("[]", []),
+        ('Here:\n[\n  "dog",\n  "wine glass"\n]\nDone.', ["dog", "wine glass"]),
+        ('<think>\n```json\n["cat"]\n```\n</think>\n["dog"]', ["dog"]),
+        ('["cat"]\nno, better:\n["dog"]', ["dog"]),
+        ("[" * 100_000 + "]", None),
         ("a dog", None),
         ("[1]", None),
     ],
@@ -323,9 +381,19 @@ def test_object_halbench_parses_object_lists(reply, names):
     assert load_benchmark("object_halbench").module.parse_object_list(reply) == names
 
 
-def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path):
+@pytest.mark.parametrize("content", ['[{"a": 1}]', '{"a": 1}', "[1]", "5", "null", '{"s": {"cat": 5}}'])
+def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path, content):
     for name in fake_data.DATASET_WRITERS:
         other = tmp_path / f"{name}.other"
-        other.write_text('[{"a": 1}]')
+        other.write_text(content)
         with pytest.raises(InputError):
             run_benchmark(name, {"x": "yes"}, data=str(other))
+
+
+def test_object_halbench_prompts_name_images_by_their_ids(tmp_path):
+    (tmp_path / "gt.json").write_text(json.dumps({"photo_12.jpg": ["dog"], "12": ["cat"]}))
+    prompts = fake_data.write_jsonl(tmp_path / "p.jsonl", [{"image": "photo_12.jpg", "question": "What is it?"}])
+    benchmark = load_benchmark("object_halbench")
+    options = benchmark.options_type(prompts=str(prompts))
+    (example,) = benchmark.load(Task(str(tmp_path / "gt.json"), options=options))
+    assert example.id == "photo_12.jpg"

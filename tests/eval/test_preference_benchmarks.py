@@ -37,6 +37,13 @@ def test_vl_rewardbench_parses_choices(reply, official, robust):
     assert (module.official_choice(reply), module.robust_choice(reply)) == (official, robust)
 
 
+def test_vl_rewardbench_reads_long_runs_of_blanks_and_dashes():
+    module = load_benchmark("vl_rewardbench").module
+    run = f"Therefore{' ' * 20_000}{'-' * 3_000}"
+    assert module.official_choice(run) is None and module.official_choice(f"{run} Answer 2 is   the better") == 2
+    assert module.official_choice("Overall  Judgment: Answer 1 is better") is None  # cal.py wants one blank
+
+
 def test_vl_rewardbench_metrics_match_hand_computation(run_benchmark):
     benchmark = load_benchmark("vl_rewardbench")
     data = run_benchmark("vl_rewardbench", {"VLFeedback-0/0": "?"})["data"]
@@ -115,7 +122,7 @@ def test_vl_rewardbench_reads_logs_of_harnesses_in_their_order(score, tmp_path, 
     rows[0]["input"] = LMMS_EVAL_PROMPT.format(pairs[0]["query"], *pairs[0]["response"])
     if not has_doc:  # not in lmms-eval's order: nothing says which is which
         result = score("vl_rewardbench", rows, data)
-        assert result["n"] == 2 and "1 answers are to no question of --data" in notes_of(result)
+        assert result["n"] == 2 and "1 answers have ids that --data lacks" in notes_of(result)
         sheet = [
             {"index": n, "question": pair["query"], "response": str(pair["response"]), "prediction": row["filtered_resps"][0]}
             for n, (pair, row) in enumerate(zip(pairs, rows, strict=True))
@@ -158,6 +165,20 @@ def test_multimodal_rewardbench_reads_reward_scores(run_benchmark, tmp_path):
     rows = [{"id": i, "score_chosen": a, "score_rejected": b} for i, a, b in scores]
     result = run_benchmark("multimodal_rewardbench", rows)
     assert metric_value(result, "accuracy", "robust") == 2 / 4 and result["counts"]["unparsed"] == 1
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), None, "high", True])
+def test_multimodal_rewardbench_refuses_scores_that_are_no_numbers(run_benchmark, score):
+    with pytest.raises(InputError, match=r"`score_chosen` must be a finite number, not .*: score the pair again"):
+        run_benchmark("multimodal_rewardbench", [{"id": "math_1", "score_chosen": score, "score_rejected": 1.0}])
+
+
+@pytest.mark.parametrize("name", ["multimodal_rewardbench", "vl_rewardbench"])
+def test_a_reward_that_is_not_a_number_prefers_neither(run_benchmark, monkeypatch, name):
+    model = SimpleNamespace(role=ShortAnswerReward.role, score=lambda groups: [[float("nan"), 1.0] for _ in groups])
+    monkeypatch.setattr("mmrlhf.rewards.checkpoint.load_reward_model", lambda path, **settings: model)
+    result = run_benchmark(name, reward_model_path="rm")
+    assert metric_value(result, "accuracy", "robust") == 0 and result["counts"]["unparsed"] == result["n"]
 
 
 class ShortAnswerReward:

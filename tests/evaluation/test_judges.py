@@ -7,8 +7,10 @@ import pytest
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.benchmark import JudgeRequest
+from mmrlhf.evaluation.judges import _latest_valid
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.records import InputError
+from mmrlhf.records import ImageSource, InputError
 from tests.helpers import fake_data
 from tests.helpers.fake_server import chat_completion, free_port, scripted_server, transformers_serve
 
@@ -138,6 +140,30 @@ def test_collect_judgments_dry_run_and_token_budget(evaluate_judged, capsys):
             accuracy_value(evaluate_judged("budget", judge=server.url, judge_token_budget=1000)[0]) == 100
             and len(server.requests) == 2
         )
+
+
+def test_strict_refuses_answers_without_a_judgment(evaluate_judged):
+    with pytest.raises(InputError, match="--strict refuses these answers: 2 not judged"):
+        evaluate_judged(strict=True)
+    with scripted_server(CORRECT_REPLY) as server:
+        with pytest.raises(InputError, match="--strict refuses these answers: 1 not judged"):
+            evaluate_judged(judge=server.url, judge_token_budget=1, strict=True)
+        assert accuracy_value(evaluate_judged(judge=server.url, strict=True)[0]) == 100
+
+
+def test_collect_judgments_refuses_another_judge_max_tokens(evaluate_judged):
+    with scripted_server(CORRECT_REPLY) as server:
+        evaluate_judged(judge=server.url, judge_token_budget=1)
+        with pytest.raises(InputError, match="judgments of at most 512 tokens: give another --out, or --judge_max_tokens 512"):
+            evaluate_judged(judge=server.url, judge_max_tokens=64)
+
+
+def test_judgments_about_other_images_are_asked_again():
+    image, other = ImageSource(data=b"a"), ImageSource(data=b"b")
+    row = {"key": "0", "prompt": "Is it right?", "images": [image.key]}
+    for images, is_known in (((image,), True), ((other,), False), ((), False)):
+        assert bool(_latest_valid([row], {"0": JudgeRequest("0", "Is it right?", "", images)})) is is_known
+    assert _latest_valid([{"key": "0"}], {"0": JudgeRequest("0", "Is it right?", "")})  # records of other programs
 
 
 def test_collect_judgments_uses_custom_template(evaluate_judged):

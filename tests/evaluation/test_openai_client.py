@@ -11,6 +11,7 @@ from mmrlhf.evaluation import openai_client
 from mmrlhf.evaluation.openai_client import (
     MAX_INITIAL_FAILURES,
     Endpoint,
+    Reply,
     _is_same_model,
     chat_message,
     chat_messages,
@@ -197,6 +198,22 @@ def test_endpoint_answers_seed_each_answer_of_an_example(temperature, seeds):
         answers = {e.id: texts for e, texts in endpoint_answers(endpoint, examples, {"temperature": temperature}, 2, 3)}
     assert answers == {name: [f"seed {seed}" for seed in seeds[:2]] for name in ("a", "b")}
     assert [request.get("seed") for request in server.requests] == seeds
+
+
+def test_endpoint_answers_come_by_sample_number(monkeypatch):
+    replies = [("0/2", "c"), ("1/1", "e"), ("0/0", "a"), ("1/0", "d"), ("0/1", "b"), ("1/2", "f")]
+    monkeypatch.setattr(openai_client, "request_replies", lambda *_, **__: [(key, Reply(text, "ok")) for key, text in replies])
+    examples = [Example(name, (), (Message("user", f"{name}?"),)) for name in ("x", "y")]
+    endpoint = Endpoint("http://localhost/v1", "stub")
+    answers = {e.id: texts for e, texts in endpoint_answers(endpoint, examples, {"temperature": 1.0}, 3, 0)}
+    assert answers == {"x": ["a", "b", "c"], "y": ["d", "e", "f"]}
+
+
+@pytest.mark.parametrize("key", ["sk-“secret”", "sk-secret\n"])
+def test_endpoint_refuses_a_key_that_no_header_can_hold(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match=r"^OPENAI_API_KEY holds a curly quote or another character that no key has"):
+        Endpoint("http://localhost/v1", "stub")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,14 @@ def test_open_benchmarks_takes_scenes_without_data(make_config):
     assert {"claim_f1", "chair_i_object", "yes_no_accuracy"} <= {*scenes.metric_names}
 
 
+def test_headline_of_several_parts_is_their_mean(make_config, pope):
+    write_questions(pope.parent / "coco_pope_popular.json")
+    (both,) = open_benchmarks(make_config(eval_benchmarks="pope", eval_data=str(pope.parent)))
+    assert both.headline == "mean/f1" and "random/f1" in both.metric_names
+    (one,) = open_benchmarks(make_config(eval_benchmarks="pope", eval_data=str(pope)))
+    assert one.headline == "f1"
+
+
 def test_open_benchmarks_gives_each_its_data(make_config, pope):
     config = make_config(eval_benchmarks="pope, scenes", eval_data=f"scenes=selection,ood_1,pope={pope}", eval_limit=2)
     opened = {item.name: item for item in open_benchmarks(config)}

@@ -3,6 +3,7 @@ disk."""
 
 import errno
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from mmrlhf import evaluate as stage
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.model_cache import ModelCache
 from mmrlhf.records import InputError
 from tests.helpers.fake_data import write_image, write_jsonl
 
@@ -128,6 +130,57 @@ def test_answer_cache_avoids_repeated_generation(tiny_vlm_path, benchmark_dir, t
     write_image(benchmark_dir / "pope" / "0.jpg", 7)  # another image of the same name
     evaluate("pope", EvalConfig(**settings, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "c")))
     assert opened == [tiny_vlm_path, tiny_vlm_path]
+
+
+def test_answers_of_other_pixel_limits_are_not_reused(tiny_vlm_path, benchmark_dir, tmp_path, monkeypatch):
+    import mmrlhf.models.policy
+
+    limits, policy = [], mmrlhf.models.policy.load_policy
+
+    def load(path, adapter, dtype, config):
+        limits.append((config.min_pixels, config.max_pixels))
+        return policy(path, adapter, dtype, replace(config, min_pixels=None, max_pixels=None))  # LLaVA's have one size
+
+    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", load)
+    config = EvalConfig(
+        model_name_or_path=tiny_vlm_path,
+        data=str(benchmark_dir / "chair"),
+        output_dir=str(tmp_path / "out"),
+        answer_cache_dir=str(tmp_path / "cache"),
+        response_length=3,
+    )
+    first = evaluate("chair", config, {"lineage": "portable"})
+    for name in ("min_pixels", "max_pixels"):
+        limited = replace(config, **{name: 64})
+        with pytest.raises(InputError, match=rf"{name} \(there not set, now 64\): give another --out"):
+            evaluate("chair", limited, {"lineage": "portable"})
+        result = evaluate("chair", replace(limited, output_dir=str(tmp_path / name)), {"lineage": "portable"})
+        assert result["generation"] == first["generation"] | {name: 64}
+    assert limits == [(None, None), (64, None), (None, 64)]
+
+
+def test_model_cache_loads_a_model_for_each_pixel_limit(monkeypatch):
+    import mmrlhf.models.policy
+
+    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda path, adapter, dtype, config: nullcontext(config.max_pixels))
+    config, cache = EvalConfig(model_name_or_path="m", output_dir="out"), ModelCache()
+    assert [cache.get_policy(replace(config, max_pixels=n)) for n in (64, 128)] == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("adapter_path", "a"), ("top_k", 5), ("min_new_tokens", 2), ("dtype", "bfloat16"), ("min_pixels", 64), ("max_pixels", 64)],
+)
+def test_evaluate_refuses_settings_that_a_server_is_not_sent(benchmark_dir, tmp_path, name, value):
+    config = EvalConfig(
+        model_name_or_path="http://localhost:1/v1",
+        served_model="m",
+        data=str(benchmark_dir / "chair"),
+        output_dir=str(tmp_path / "out"),
+        **{name: value},
+    )
+    with pytest.raises(InputError, match=rf"^--{name} {value} cannot be sent to the server http://localhost:1/v1: set it where"):
+        evaluate("chair", config, {"lineage": "portable"})
 
 
 def test_evaluate_full_disk_is_reported_and_files_are_kept(benchmark_dir, tmp_path, monkeypatch):

@@ -2,7 +2,13 @@
 
 import pytest
 
-from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
+
+
+def test_whole_folds_leave_out_the_rest_unless_there_is_none():
+    answers = [str(number) for number in range(120)]
+    assert whole_folds(answers) == [answers[:50], answers[50:100]]
+    assert whole_folds(answers[:49]) == [answers[:49]]
 
 
 def test_distinct_n_and_ead_match_hand_computation():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmrlhf.metrics.intervals import (
+    Proportion,
     SufficientStats,
     accuracy_by_group,
     bootstrap,
@@ -47,12 +48,24 @@ def test_with_intervals_resamples_by_cluster():
 
 
 def test_with_intervals_uses_wilson_when_every_cluster_is_a_row():
-    stats = proportion_statistics(range(10), [1] * 10, proportions={"share": (0, 1)})
+    stats = proportion_statistics(range(10), [1] * 10, proportions={"share": Proportion(0, 1)})
     share = with_intervals(stats, 0)[0]["share"]
     assert share["high"] == pytest.approx(1) and share["low"] == pytest.approx(1 - 0.2775328, abs=1e-6)
-    # two rows of one image: a bootstrap of one cluster has no width
-    stats = proportion_statistics([0, 0], [1, 1], proportions={"share": (0, 1)})
-    assert with_intervals(stats, 0)[0]["share"]["low"] == 1
+
+
+def test_with_intervals_uses_wilson_over_clusters_that_are_alike():
+    # ten images of two rows each, all right: as ten right answers, not as an interval without width
+    stats = proportion_statistics([i // 2 for i in range(20)], [1] * 20, proportions={"share": Proportion(0, 1)})
+    share = with_intervals(stats, 0)[0]["share"]
+    assert share["low"] == pytest.approx(1 - 0.2775328, abs=1e-6) and share["high"] == pytest.approx(1)
+
+
+def test_with_intervals_gives_wilson_in_the_unit_of_the_metric():
+    columns = np.array([[0, 1]] * 50, float)
+    percent = Proportion(0, 1, 100)
+    stats = SufficientStats(range(50), columns, lambda s: {"x": 100 * s[..., 0] / s[..., 1]}, proportions={"x": percent})
+    interval = with_intervals(stats, 0)[0]["x"]
+    assert interval == {"value": 0, "low": pytest.approx(0), "high": pytest.approx(7.135, abs=1e-3)}
 
 
 def test_with_intervals_gives_reason_for_undefined_value():
@@ -90,13 +103,24 @@ def test_paired_bootstrap_equal_rates_are_not_significant():
         proportion_statistics(range(300), rng.random(300) < 0.5), proportion_statistics(range(300), rng.random(300) < 0.5), 0
     )["share"]
     assert comparison["low"] < 0 < comparison["high"] and comparison["p"] > 0.05
-    assert paired_bootstrap(proportion_statistics([0], [1]), proportion_statistics([0], [1]), 0)["share"]["p"] == 1
 
 
 def test_paired_bootstrap_joins_clusters_by_name():
-    a, b = proportion_statistics(["x", "y"], [1, 0]), proportion_statistics(["y", "x"], [0, 1])
+    a, b = proportion_statistics("xyzuvw", [1, 0, 0, 1, 1, 1]), proportion_statistics("wvuzyx", [1, 1, 1, 0, 0, 1])
     comparison = paired_bootstrap(a, b, 0)["share"]
     assert comparison["difference"] == comparison["low"] == comparison["high"] == 0
+
+
+def test_paired_bootstrap_of_few_clusters_claims_nothing():
+    def compare(num_images):  # two questions about each image, which b has right
+        images = [i // 2 for i in range(2 * num_images)]
+        return paired_bootstrap(
+            proportion_statistics(images, [0] * len(images)), proportion_statistics(images, [1] * len(images)), 0
+        )
+
+    few, enough = compare(5)["share"], compare(6)["share"]
+    assert few["difference"] == enough["difference"] == enough["low"] == 1
+    assert np.isnan([few[name] for name in ("low", "high", "p", "detectable")]).all()
 
 
 def test_mcnemar_matches_hand_computation():

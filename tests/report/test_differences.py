@@ -52,6 +52,15 @@ def test_undefined_metrics_and_intervals_without_width_have_no_figures():
     assert equal.cells == ["50.0%", "50.0%", "+0.0", "", "", ""]
 
 
+def test_differences_without_an_interval_are_unclear():
+    value = comparison(0.2, 0.9) | dict.fromkeys(("low", "high", "p", "detectable"), float("nan"))
+    (difference,) = flat_differences({"accuracy": value}, "accuracy", "higher")
+    assert (difference.word, difference.is_clear) == ("unclear", False)
+    assert difference.cells == ["20.0%", "90.0%", "+70.0", "", "", ""]
+    pair = make_pair(robust={"accuracy": value})
+    assert headline_sentence("pope", pair, "accuracy", "higher", 6).startswith("No difference between base and tuned is shown")
+
+
 def test_tables_of_equal_modes_are_one():
     metrics = {"part": {"f1": comparison(0.5, 0.6)}}
     ((title, rows),) = tables_of(make_pair(official=metrics, robust=metrics), "f1", "higher")
@@ -75,6 +84,18 @@ def test_headline_sentence():
         "f1 from 50.0% to 50.0% (+0.0 points; higher is better; robust, 20 examples)."
     )
     assert "not defined" in headline_sentence("pope", make_pair(robust={"f1": None}), "f1", "higher", 20)
+
+
+def test_headline_sentence_prefers_the_mean_of_several_parts():
+    metrics = {
+        "random": {"f1": comparison(0.5, 0.6)},
+        "popular": {"f1": comparison(0.4, 0.3)},
+        "mean": {"f1": comparison(0.45, 0.5)},
+    }
+    sentence = headline_sentence("pope", make_pair(robust=metrics), "f1", "higher", 20)
+    assert sentence.startswith("tuned is better than base on pope mean: f1 from 45.0% to 50.0%")
+    whole = headline_sentence("pope", make_pair(robust={**metrics, "f1": comparison(0.1, 0.2)}), "f1", "higher", 20)
+    assert whole.startswith("tuned is better than base on pope: f1 from 10.0% to 20.0%")
 
 
 def test_forest_plot_describes_every_line_and_escapes_names():

@@ -42,5 +42,5 @@ def test_other_modes_have_columns_of_their_own(capsys):
         ["official", "95%", "interval", "robust", "95%", "interval"],
         ["f1", "0.5", "0.25", "to", "0.75", "0.625", "0.5", "to", "0.75"],
         ["ead", "0.9"],
-        ["official:", "no", "figure", "where", "no", "question", "asks", "it"],
+        ["official:", "undefined,", "because", "no", "question", "asks", "it"],
     ]

@@ -261,6 +261,45 @@ def test_parse_yes_no_reads_absence_and_contrast(question, answer, expected):
     assert parse_yes_no(answer, question) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # what is said of the dog, or of others, leaves it there
+        ("The dog is not brown.", "yes"),
+        ("The dogs are not looking at the camera.", "yes"),
+        ("The dog isn't on the sofa but on the floor.", "yes"),
+        ("The dog is missing a leg.", "yes"),
+        ("No one is near the dog.", "yes"),
+        ("No people, but a dog is on the grass.", "yes"),
+        ("No cats, only a dog.", "yes"),
+        ("Definitely not a cat. It's a dog.", "yes"),
+        ("There is a dog not far from the man.", "yes"),
+        # its presence is denied
+        ("The dog is not in the picture.", "no"),
+        ("The dog is not clearly visible.", "no"),
+        ("The dog does not seem to be here.", "no"),
+        ("The dog is missing.", "no"),
+        ("The image is missing a dog.", "no"),
+        ("No people, and no dog.", "no"),
+        ("No, but there is a cat.", "no"),
+        ("0 dogs.", "no"),
+        ("10 dogs.", "yes"),
+        ("It is unlikely that there is a dog.", "no"),
+        # another thing
+        ("There is a hot dog.", None),
+        ("There is a dog house.", None),
+        ("There is a hot dog and a dog.", "yes"),
+    ],
+)
+def test_parse_yes_no_reads_what_says_existence_in_passing(answer, expected):
+    assert parse_yes_no(answer, "Is there a dog in the image?") == expected
+
+
+def test_parse_yes_no_takes_the_same_words_for_a_denial_of_a_place():
+    assert parse_yes_no("The dog is not on the sofa.", "Is there a dog on the sofa?") == "no"
+    assert parse_yes_no("The dog is not brown.", "Is the dog brown?") == "no"
+
+
 def test_parse_yes_no_without_question_is_stricter():
     assert parse_yes_no("A dog.", "Is there a dog?") == "yes"
     assert parse_yes_no("A dog.") is None

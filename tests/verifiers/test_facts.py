@@ -92,6 +92,28 @@ def test_verify_against_facts_counts():
     assert verdict_values("Three birds.", ("absent", "bird")) == {"bird": "contradicted", "bird#3": "contradicted"}
 
 
+@pytest.mark.parametrize(
+    "fact",
+    [
+        *(("qa", f"How many dogs are there? {answer}") for answer in ("0", "Zero", "None.", "There are no dogs.")),
+        *(("count", text) for text in ("0 dogs", "zero dogs", "no dogs", "dogs: 0", "dogs 0", "dogs: none")),
+    ],
+)
+def test_verify_against_facts_zero_is_absence(fact):
+    assert verdict_values("There is a dog.", fact) == {"dog": "contradicted"}
+    assert verdict_values("There are two dogs.", fact) == {"dog": "contradicted", "dog#2": "contradicted"}
+    assert verdict_values("There are no dogs.", fact) == {"dog": "supported"}
+
+
+def test_verify_against_facts_objects_of_one_name_may_differ():
+    assert verdict_values("A blue car.", ("object", "red car"), ("object", "car"))["car=blue"] == "unknown"
+    assert verdict_values("A blue car.", ("object", "red car"), ("object", "grey car"))["car=blue"] == "contradicted"
+    left = ("relation", "car left of tree")
+    assert verdict_values("A car is right of the tree.", ("object", "car"), left)["car>right of>tree"] == "contradicted"
+    two_cars = (("object", "red car"), ("object", "grey car"))
+    assert verdict_values("A car is right of the tree.", *two_cars, left)["car>right of>tree"] == "unknown"
+
+
 def test_verify_against_facts_attributes():
     assert verdict_values("A grey cat.", ("attribute", "gray cat"))["cat=grey"] == "supported"
     assert verdict_values("A black cat.", ("attribute", "white cat"))["cat=black"] == "contradicted"
