@@ -85,7 +85,7 @@ class Options:
 class Amber(Benchmark):
     """AMBER's generative and discriminative tasks."""
 
-    version = "2"
+    version = "3"
     license = "Apache-2.0"
     headline = "amber_score"
     direction = "higher"

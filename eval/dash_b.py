@@ -34,7 +34,7 @@ IMAGE_FOLDERS = {"no": "neg", "yes": "pos"}
 class DashB(Benchmark):
     """DASH-B."""
 
-    version = "2"
+    version = "3"
     license = "not stated"
     headline = "accuracy"
     direction = "higher"

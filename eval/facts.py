@@ -52,7 +52,7 @@ class Options:
 class OwnFacts(Benchmark):
     """Answers about a user's images, checked against a user's facts."""
 
-    version = "1"
+    version = "2"
     license = "the user's own data"
     headline = "chair_s"
     direction = "lower"

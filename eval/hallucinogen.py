@@ -96,7 +96,7 @@ class Options:
 class Hallucinogen(Benchmark):
     """HALLUCINOGEN, on POPE's images and objects."""
 
-    version = "1"
+    version = "2"
     license = "MIT (questions), CC-BY-4.0 (COCO's images)"
     headline = "accuracy"
     direction = "higher"

@@ -91,7 +91,7 @@ class Judgment(NamedTuple):
 class HallusionBench(Benchmark):
     """HallusionBench."""
 
-    version = "2"
+    version = "3"
     license = "BSD-3-Clause"
     headline = "a_acc"
     direction = "higher"

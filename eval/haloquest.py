@@ -64,7 +64,7 @@ class Options:
 class HaloQuest(Benchmark):
     """HaloQuest."""
 
-    version = "1"
+    version = "2"
     license = "CC-BY-4.0"
     headline = "accuracy"
     direction = "higher"

@@ -58,7 +58,7 @@ UNREAD_RATINGS = [-1.0, -1.0]
 class LlavaBench(Benchmark):
     """LLaVA-Bench, on COCO's images or in the wild."""
 
-    version = "2"
+    version = "3"
     license = "Apache-2.0"
     headline = "score"
     direction = "higher"

@@ -58,7 +58,7 @@ class Options:
 class MME(Benchmark):
     """MME."""
 
-    version = "2"
+    version = "3"
     license = "research only"
     headline = "score"
     direction = "higher"

@@ -77,7 +77,7 @@ class Options:
 class MMHalBench(Benchmark):
     """MMHal-Bench."""
 
-    version = "1"
+    version = "2"
     license = "CC-BY-NC-4.0"
     headline = "score"
     direction = "higher"

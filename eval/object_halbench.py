@@ -91,7 +91,7 @@ class Options:
 class ObjectHalBench(Benchmark):
     """Object HalBench, on the images and objects of CHAIR."""
 
-    version = "1"
+    version = "2"
     license = "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
     headline = "response_rate"
     direction = "lower"

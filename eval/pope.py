@@ -81,7 +81,7 @@ class Options:
 class Pope(Benchmark):
     """POPE and the data sets in its format."""
 
-    version = "2"
+    version = "3"
     license = "MIT"
     headline = "f1"
     direction = "higher"

@@ -36,7 +36,7 @@ VOCABULARY_SIZE = 80
 class SceneDescriptions(Benchmark):
     """Descriptions of synthetic scenes, and yes/no questions about them."""
 
-    version = "4"
+    version = "5"
     license = "Apache-2.0"
     headline = "chair_s"
     direction = "lower"

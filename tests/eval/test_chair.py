@@ -121,7 +121,7 @@ def test_chair_says_that_captions_of_one_image_all_count(tmp_path, capsys):
     assert metric_value(result, "chair_s", "robust") == 50
     error = capsys.readouterr().err
     assert (
-        "1 answers are to a question that an earlier row answers, and all of its answers count" in error
+        "1 answers are to a question that an earlier row answers; all of its answers count" in error
         and "1 answers have ids that --data lacks" in error
     )
 
