@@ -31,6 +31,11 @@ from mmrlhf.report.plots import style_context
 METRICS = ("chair_s", "coverage", "claim_f1", "u", "habit", "sight", "ead", "kl", "seconds")
 PERCENT = ("chair_s", "coverage", "claim_f1")
 GENERALISATION_METHODS = ("sft", "dpo", "ppo", "best_of_n")
+COMPARED = (
+    ("rft", "sft"), ("dpo", "sft"), ("ppo", "sft"), ("ppo", "best_of_n"), ("dpo", "ppo"), ("grpo", "ppo"), ("rloo", "ppo"),
+    ("ppo_dense", "ppo"), ("clean_sft", "ppo_dense"),
+)  # fmt: skip
+"""Methods that are compared seed by seed, the first minus the second."""
 ONLINE = ("rft", "rft3", "grpo", "rloo", "ppo", "ppo_dense")
 UNTRAINED = ("sft", *TEMPERATURES, "best_of_n")
 """Methods that a trained one must beat in u."""
@@ -107,6 +112,8 @@ def report(out: Path, labels: Sequence[int]) -> dict[str, Any]:
     if not by_method:
         raise InputError(f"{out} has no method that was measured with {main} labels: run some first")
     sections = {f"{split}, {main} labels": method_table(by_method, split) for split in SPLITS}
+    differences = differences_of(by_method)
+    sections["Differences within a seed"] = differences_table(differences)
     sections["What is reached"] = targets_table(targets := reached(by_method))
     with_facts = method_cells(out, "best_of_n", main, "with_facts") if "best_of_n" in by_method else {}
     if with_facts:
@@ -140,6 +147,10 @@ def report(out: Path, labels: Sequence[int]) -> dict[str, Any]:
             if split != "held_out"
         },
         "best_of_n_with_facts": {split: intervals(cells) for split, cells in with_facts.items()},
+        "differences": {
+            f"{first} - {second}": {key: interval(values) for key, values in by_key.items()}
+            for (first, second), by_key in differences.items()
+        },
         "targets": targets,
         "other_labels": few,
         "generalisation": generalisation,
@@ -176,6 +187,37 @@ def method_table(by_method: Mapping[str, Mapping[str, Cells]], split: str) -> st
         values = [format_mean([metrics[name] for metrics in cells[split].values()], name in PERCENT) for name in METRICS]
         rows.append((method, str(len(cells[split])), *values))
     return markdown_table(("method", "seeds", *METRICS), rows)
+
+
+Differences = dict[tuple[str, str], dict[str, list[float]]]
+"""One value per seed, by the methods and by split and metric."""
+
+
+def differences_of(by_method: Mapping[str, Mapping[str, Cells]]) -> Differences:
+    """Return the differences of COMPARED methods in the seeds that both have.
+
+    A world's difficulty is in both, so their interval is narrower than those of the methods.
+    """
+    names = [("held_out", name) for name in ("claim_f1", "coverage", "u")] + [(split, "u") for split in SPLITS[1:]]
+    differences: Differences = {}
+    for first, second in COMPARED:
+        if first not in by_method or second not in by_method:
+            continue
+        differences[first, second] = {}
+        for split, name in names:
+            ours, theirs = by_method[first][split], by_method[second][split]
+            values = [ours[seed][name] - theirs[seed][name] for seed in sorted(ours.keys() & theirs.keys())]
+            differences[first, second][f"{split} {name}"] = values
+    return differences
+
+
+def differences_table(differences: Differences) -> str:
+    keys = list(next(iter(differences.values()), {}))
+    rows = [
+        (f"{first} - {second}", *(format_mean(values, key.endswith(PERCENT), sign="+") for key, values in by_key.items()))
+        for (first, second), by_key in differences.items()
+    ]
+    return markdown_table(("difference", *keys), rows)
 
 
 def reached(by_method: Mapping[str, Mapping[str, Cells]]) -> dict[str, dict[str, Any]]:
