@@ -354,7 +354,7 @@ class VLM:
         """Return the log-prob [N, T] of each token, 0 on padding.
 
         Column t of `hidden_NTD` predicts token t. No answer can end before `min_tokens`. Only real
-        tokens reach the head, in chunks of at most MAX_LOGITS (MAX_LOGITS_GPU). With several chunks,
+        tokens reach the head, in chunks of MAX_LOGITS or MAX_LOGITS_GPU. With several chunks,
         backward recomputes each chunk's logits, so the batch's logits never all exist at once.
         """
         is_token_NT = mask_NT.bool()
