@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mmrlhf.models.finite import check_finite
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_PATTERN_LENGTH = 1000
@@ -100,7 +101,7 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
     try:
         saved = load_file(directory / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise InputError(f"adapter {directory} cannot be loaded ({reason}): copy it again, or train it again") from None
     if config.get("bias", "none") != "none" and any(key.endswith(".bias") and ".lora_" not in key for key in saved):
         raise InputError(
@@ -173,7 +174,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path} cannot be read ({reason}): copy the adapter again") from None
     defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "lora_bias": False}
     taken = {name: default if config.get(name) is None else config[name] for name, default in defaults.items()}

@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 GIB = 1 << 30
 ABANDONED_AFTER_SECONDS = 3600.0
@@ -166,7 +167,7 @@ class DiskTier:
                 os.utime(path)  # recently used
             return ImageFeatures(levels, metadata["stacked"], metadata["text"], grid_thw)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            print(f"note: {path} is not a complete feature file ({str(error).splitlines()[0]}): encoding the image again")
+            print(f"note: {path} is not a complete feature file ({first_line(error)}): encoding the image again")
             return None
 
     def put(self, key: str, features: ImageFeatures) -> None:

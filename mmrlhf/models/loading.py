@@ -37,6 +37,7 @@ from mmrlhf.models.pixel_limits import limit_pixels
 from mmrlhf.models.vision_encoder import Encoder
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Message
+from mmrlhf.text.printable import first_line
 
 
 def load(
@@ -85,7 +86,7 @@ def _read_checkpoint(name: str, dtype: str, device: torch.device) -> tuple[PreTr
             **_precision_kwargs(name, dtype, device),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         not_found = "" if Path(name).is_dir() else "no such directory, and as a Hub id: "
         raise InputError(
             f"model {name} cannot be loaded ({not_found}{reason}): give the directory or Hub id of an image-text-to-text model"

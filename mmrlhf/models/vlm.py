@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from mmrlhf.models.answer_images import AnswerText
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.control_tokens import MARKED
+from mmrlhf.models.device_errors import is_device_error
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
@@ -246,9 +247,9 @@ class VLM:
         """Tokenize with the processor, which needs pixels even if the features are known."""
         try:
             batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
-        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
         except Exception as error:
+            if isinstance(error, InputError) or is_device_error(error):
+                raise
             raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} images ({error})") from None
         return batch["input_ids"][0].cpu(), {k: batch[k][0].cpu() for k in PER_TOKEN_INPUTS if k in batch}
 

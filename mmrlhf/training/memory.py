@@ -32,6 +32,7 @@ from mmrlhf.models.vlm import MAX_LOGITS_GPU
 from mmrlhf.records import InputError
 from mmrlhf.rewards.checkpoint import reward_model_paths
 from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.text.printable import first_line
 
 PROMPT_TOKENS = 128
 """Assumed text tokens of a prompt, facts included."""
@@ -63,7 +64,7 @@ def build_meta_model(name: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         raise InputError(
             f"model {name}: its architecture cannot be read ({reason}): give a checkpoint directory or a Hub id"
         ) from None

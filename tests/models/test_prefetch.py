@@ -1,11 +1,12 @@
 """Work on threads: in order, ahead of the consumer, and without a trace afterwards."""
 
+import os
 import threading
 
 import pytest
 import torch
 
-from mmrlhf.models.prefetch import map_ahead
+from mmrlhf.models.prefetch import map_ahead, num_cores
 
 
 def test_map_ahead_keeps_the_order_and_raises_what_work_raises():
@@ -26,3 +27,9 @@ def test_map_ahead_gives_later_threads_their_cores_back():
         assert numbers == [3]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this platform has no affinity")
+def test_num_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
+    assert num_cores() == 3

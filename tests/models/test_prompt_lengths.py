@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mmrlhf.models.images import open_image, read_image_size
@@ -62,6 +63,18 @@ def test_an_image_that_only_the_tower_refuses_is_found(tmp_path: Path):
     lengths = PromptLengths(load(str(tmp_path)))
     with pytest.raises(InputError, match=r"\(28 x 28\) is refused by the model's vision tower"):
         lengths.count([Message("user", "?")], (blank(28, 28),))
+
+
+def test_a_device_without_room_is_not_the_images_fault(tmp_path: Path, monkeypatch):
+    build_checkpoint("mistral3", tmp_path)
+    vlm = load(str(tmp_path))
+
+    def fail(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(vlm.encoder, "run_tower", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        PromptLengths(vlm).count([Message("user", "?")], (blank(28, 28),))
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
