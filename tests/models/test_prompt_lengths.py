@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mmrlhf.models.images import open_image, read_image_size
 from mmrlhf.models.loading import load
@@ -85,6 +86,15 @@ def test_the_size_in_a_header_is_that_of_the_opened_image(file_format, orientati
     Image.new("RGB", (40, 20)).save(file, file_format, exif=exif)
     source = ImageSource(data=file.getvalue())
     assert read_image_size(source) == open_image(source).size == ((20, 40) if orientation in (6, 8) else (40, 20))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_in_a_header_is_that_of_an_opened_image_with_xmp(orientation):
+    file, chunks = io.BytesIO(), PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    Image.new("RGB", (40, 20)).save(file, "PNG", pnginfo=chunks)
+    source = ImageSource(data=file.getvalue())
+    assert read_image_size(source) == open_image(source).size == ((20, 40) if orientation == 6 else (40, 20))
 
 
 def test_a_header_is_enough():
