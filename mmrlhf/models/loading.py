@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -46,18 +47,20 @@ def load(
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
     *,
-    sharded: bool = False,
+    sharded: bool | None = None,
 ) -> VLM:
     """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
-    The default device is the GPU if there is one. With `sharded`, all processes call this, and each
-    keeps a share of the decoder's layers (`models.sharding`). Raises InputError if the checkpoint
+    The default device is the GPU if there is one. If `sharded` is given, all processes call this,
+    in turns (`models.loading_turns`), and if it is true, each keeps a share of the decoder's layers
+    (`models.sharding`). Raises InputError if the checkpoint
     is missing, holds no image-text-to-text model, lacks weights or has some that are not finite, or
     has no chat template that tells prompts from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with loading_turn(name, getattr(torch, dtype)) if sharded else contextlib.nullcontext():
+    takes_turns = sharded is not None and dtype != "nf4" and PartialState().num_processes > 1
+    with loading_turn(name, getattr(torch, dtype)) if takes_turns else contextlib.nullcontext():
         model, processor = _read_checkpoint(name, dtype, device)
         limits: object = engine  # most configurations of commands are both
         if isinstance(limits, PixelConfig):
