@@ -8,6 +8,7 @@ one batch.
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -130,8 +131,17 @@ def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
     if stage in ("sft", "rft"):
         return str(path / "model"), None, None
     if stage in ("ppo", "dpo") or (stage == "feedback" and (path / "policy").is_dir()):
-        return str(settings["model_name_or_path"]), str(path / "policy"), None
+        return _base_of(path / "policy", str(settings["model_name_or_path"])), str(path / "policy"), None
     raise InputError(f"{name} is a run of {stage}, which has no model to serve: give a run of sft, reward, dpo, rft or ppo")
+
+
+def _base_of(adapter: Path, name: str) -> str:
+    """Return the base of a run's adapter, whose path is absolute, or its `name` in the settings."""
+    try:
+        base = str(json.loads((adapter / "base.json").read_text(encoding="utf-8"))["base"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+    return base if Path(base).is_dir() or not Path(base).is_absolute() else name
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -163,10 +173,12 @@ def make_service(config: ServeConfig, models: Models, queue: BatchQueue) -> Serv
         "object": "list",
         "data": [{"id": config.model_name_or_path, "object": "model", "owned_by": "mmrlhf"}],
     }
-    get: dict[str, Callable[[], dict[str, Any]]] = {
-        "/v1/models": lambda: listing,
-        "/health": lambda: {"status": "ok", "waiting": len(queue)},
-    }
+
+    def health() -> dict[str, Any]:
+        queue.check_open()
+        return {"status": "ok", "waiting": len(queue)}
+
+    get: dict[str, Callable[[], dict[str, Any]]] = {"/v1/models": lambda: listing, "/health": health}
     return Service(post, get, absent, None if is_loopback(config.host) else secrets.token_urlsafe(24))
 
 

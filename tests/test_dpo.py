@@ -163,7 +163,7 @@ def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pair
     inputs = json.loads(inputs_file.read_text())
     inputs["inputs"]["base"] = "another"
     inputs_file.write_text(json.dumps(inputs))
-    with pytest.raises(InputError, match=r"reference_logps.jsonl was made with other inputs, base \(there another, now "):
+    with pytest.raises(InputError, match=r"reference_logps.jsonl was made with other inputs, base \(was another, now "):
         dpo(config, pairs)
     inputs_file.unlink()  # unknown inputs: computed again
     logps_file = tmp_path / "run" / "reference_logps.jsonl"

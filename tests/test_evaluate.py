@@ -100,7 +100,7 @@ def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     assert result["counts"] == counts and result["n"] == 2
     with pytest.raises(InputError, match="these answers: 2 missing, 1 with an unknown id, 1 repeated, 1 null: complete"):
         evaluate(str(tmp_path / "mine.py"), replace(config, strict=True))
-    with pytest.raises(InputError, match=r"made from other inputs, benchmark \(there .*mine.py, now scenes\)"):
+    with pytest.raises(InputError, match=r"made from other inputs, benchmark \(was .*mine.py, now scenes\)"):
         evaluate(
             "scenes", EvalConfig(model_name_or_path=tiny_vlm_path, output_dir=str(tmp_path / "run"), limit=2, response_length=4)
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmrlhf.engine.prefill import Prefix
 from mmrlhf.models import kv_cache
+from mmrlhf.text.printable import first_line
 
 REPLAY_TOLERANCE = 1e-2
 """Largest allowed difference between a replay and the step, as a share of the largest entry."""
@@ -127,7 +128,7 @@ class CudaGraphDecodeStep(DecodeStep):
             raise
         except RuntimeError as error:
             vlm.engine.use_cuda_graphs = False
-            print(f"note: {vlm.name} is sampled without CUDA graphs ({(str(error).splitlines() or [''])[0]})")
+            print(f"note: {vlm.name} is sampled without CUDA graphs ({first_line(error)})")
             return self._run
 
 

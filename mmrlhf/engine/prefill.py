@@ -24,7 +24,9 @@ from transformers.cache_utils import Cache
 
 from mmrlhf.engine import naive
 from mmrlhf.models import kv_cache
+from mmrlhf.models.device_errors import is_device_error
 from mmrlhf.models.vlm import VLM, Prompt
+from mmrlhf.text.printable import first_line
 
 notes = logging.getLogger(__name__)
 """Shown with --verbose."""
@@ -300,10 +302,10 @@ def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
     """Return whether the two paths agree on a prompt, and a description of the gap or failure."""
     try:
         gap = max_logp_gap(vlm, prompt)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # an untested family may fail in any way; the naive path is the fallback
-        return False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if is_device_error(error):
+            raise
+        return False, f"{type(error).__name__}: {first_line(error)}"
     return gap <= LOGP_TOLERANCE[vlm.model.dtype], f"max log-prob difference {gap:.2g} nats"
 
 

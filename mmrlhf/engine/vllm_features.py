@@ -62,13 +62,15 @@ def engine_pictures(vlm: VLM, prompt: Prompt) -> list[EnginePicture]:
         if embeds.shape[1] != expected or not is_run:
             raise InputError(
                 f"the features of image {source.name} have the shape {list(embeds.shape)}, and row {prompt.id} has "
-                f"{len(own)} places of {expected} for them: they are not of this model, encode them again"
+                f"{len(own)} image placeholders of width {expected}: the features come from another model, encode them again"
             )
         key = vlm.encoder.feature_key(source, len(prompt.images))
         pictures.append(EnginePicture(key, embeds, own[0], features.grid_thw))
         start += len(embeds)
     if start != len(places):
-        raise InputError(f"row {prompt.id} has {len(places)} places for image tokens, and its features are {start}")
+        raise InputError(
+            f"row {prompt.id} has {len(places)} image placeholders, and its images have {start} features: encode them again"
+        )
     return pictures
 
 

@@ -208,7 +208,8 @@ class VLLMServers:
             )
         n, max_tokens = sampling_params["n"], sampling_params["max_tokens"]
         if len(answers) != n or any(not 0 < len(answer.token_ids) <= max_tokens for answer in answers):
-            raise EngineError(f"rollout_engine: {server.url} sends other than {n} answers of up to {max_tokens} tokens")
+            asked = f"{n} answer{'s' if n > 1 else ''} of at most {max_tokens} token{'s' if max_tokens > 1 else ''}"
+            raise EngineError(f"rollout_engine: {server.url} did not return {asked}: {START_AGAIN}")
         return answers
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from mmrlhf.engine.vllm_requests import EngineAnswer, EngineError
 from mmrlhf.models.images import open_image
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import InputError
-from mmrlhf.text.printable import printable
+from mmrlhf.text.printable import first_line, printable
 
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"}
 """vLLM's settings on a CPU, if they are not set: a small cache (GiB), and the process's threads."""
@@ -146,7 +146,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         raise EngineError(f"rollout_engine vllm: vLLM refuses ({printable(reason)}): use rollout_engine local") from None
 
 

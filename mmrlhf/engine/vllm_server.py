@@ -48,7 +48,7 @@ class Server:
         """Speak with the server at `url`; wait up to `patience` seconds for one that is gone, and
         `timeout` for the answer to a request.
 
-        Raises EngineError for what is no address, and for a key that no header may hold.
+        Raises EngineError for what is not an address, and for a key that no header may hold.
         """
         self.url, self.patience = url, patience
         key = os.environ.get(API_KEY_ENV, "").strip()
@@ -63,7 +63,7 @@ class Server:
                 trust_env=not is_local_url(url),  # no proxy leads to this machine
             )
         except httpx2.InvalidURL:
-            raise EngineError(f"rollout_engine {url} is no address: give http://HOST:PORT") from None
+            raise EngineError(f"rollout_engine {url} is not an address: give http://HOST:PORT") from None
 
     def check(self, max_length: int) -> None:
         """Raise EngineError if the server lacks what sampling needs, up to `max_length` tokens."""
@@ -95,7 +95,9 @@ class Server:
             models = self.request("GET", "/v1/models")["data"]
             return next(model for model in models if not model.get("parent"))
         except (KeyError, TypeError, AttributeError, StopIteration):
-            raise EngineError(f"rollout_engine: {self.url} is no vLLM server, it lists no model: correct the address") from None
+            raise EngineError(
+                f"rollout_engine: {self.url} is not a vLLM server, because it lists no models: correct the address"
+            ) from None
 
     def load(self, name: str, adapter: Path) -> None:
         """Load an adapter by its path, under a name that the server must not know yet."""

@@ -11,6 +11,7 @@ from jinja2 import StrictUndefined, Template
 
 from mmrlhf.facts.scope import mark_incomplete, split_scope
 from mmrlhf.records import Fact, InputError
+from mmrlhf.text.printable import first_line
 from mmrlhf.text.templates import BoundedEnvironment
 
 
@@ -105,5 +106,5 @@ def _render_jinja(template: str, facts: Sequence[Fact]) -> str:
         environment, compiled = _compile(template)
         return environment.render_bounded(compiled, facts=list(facts))
     except Exception as error:  # a template may raise anything
-        reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+        reason = first_line(error)
         raise InputError(f"facts_template fails ({reason}): correct it; it gets `facts`, with kind and text") from None

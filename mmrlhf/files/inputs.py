@@ -224,9 +224,9 @@ def _is_same(saved: Any, requested: Any) -> bool:
 def _difference(saved: Inputs, requested: Inputs, name: str) -> str:
     if name not in saved or name not in requested:
         shown = [_display(values[name]) if name in values else "not set" for values in (saved, requested)]
-        return f"there {shown[0]}, now {shown[1]}"
+        return f"was {shown[0]}, now {shown[1]}"
     was, now = _display(saved[name]), _display(requested[name])
-    return f"{now} has changed since".strip() if was == now else f"there {was}, now {now}"
+    return f"{now} has changed since".strip() if was == now else f"was {was}, now {now}"
 
 
 def _display(value: Any) -> str:

@@ -23,9 +23,14 @@ from torch import Tensor
 from mmrlhf.files.rows import is_finite_number
 from mmrlhf.models.finite import check_finite
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_PATTERN_LENGTH = 1000
+MAX_PATTERN_CHOICES = 4
+"""Repetitions and alternatives in a pattern; the time to match it grows exponentially with them."""
+ALTERNATIVES = re.compile(r"\((?:\?:)?((?:[\w|-]|\\\.)*)\)")
+"""A group in a pattern that only has names: `(q_proj|v_proj)`, `(?:0|1)`."""
 TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 """Settings that are applied."""
 WITHOUT_EFFECT = (
@@ -96,7 +101,7 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
     try:
         saved = load_file(directory / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise InputError(f"adapter {directory} cannot be loaded ({reason}): copy it again, or train it again") from None
     if config.get("bias", "none") != "none" and any(key.endswith(".bias") and ".lora_" not in key for key in saved):
         raise InputError(
@@ -169,7 +174,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path} cannot be read ({reason}): copy the adapter again") from None
     defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "lora_bias": False}
     taken = {name: default if config.get(name) is None else config[name] for name, default in defaults.items()}
@@ -197,11 +202,15 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
         ("r", lambda value: type(value) is int and value >= 1, "a rank of at least 1"),
         ("lora_alpha", is_finite_number, "a finite number"),
     ):
-        pattern = config["rank_pattern" if name == "r" else "alpha_pattern"]
+        pattern_name = "rank_pattern" if name == "r" else "alpha_pattern"
+        pattern = config[pattern_name]
         if not isinstance(pattern, dict):
-            raise InputError(f"adapter {directory} has a {name} pattern that is no object: correct adapter_config.json")
+            raise InputError(f"adapter {directory} has a {pattern_name} that is not an object: correct adapter_config.json")
         if bad_keys := [key for key in pattern if not _is_usable_pattern(key)]:
-            raise InputError(f"adapter {directory} has {bad_keys[0]!s:.50} in its {name} pattern, which is no usable expression")
+            raise InputError(
+                f"adapter {directory} has {bad_keys[0]!s:.50} in {pattern_name}, which is not a usable expression: "
+                "name the layers in full in adapter_config.json"
+            )
         if bad := [value for value in (config[name], *pattern.values()) if not is_valid(value)]:
             raise InputError(
                 f"adapter {directory} has {name} {bad[0]!s:.50}, which must be {expected}: correct adapter_config.json"
@@ -209,13 +218,17 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
 
 
 def _is_usable_pattern(key: str) -> bool:
-    """Return whether an expression is valid, and has no repetition of repetitions, which may never
-    end."""
+    """Return whether an expression is valid and soon matched: few choices, in groups of names."""
     try:
         re.compile(key)
     except (re.error, RecursionError, OverflowError):
         return False
-    return len(key) <= MAX_PATTERN_LENGTH and not re.search(r"[+*}][^()]*\)[+*{]", key)
+    groups = [group.split("|") for group in ALTERNATIVES.findall(key)]
+    rest = ALTERNATIVES.sub("()", key)
+    num_choices = len(groups) + len(re.findall(r"[*+?{]", rest))
+    has_other_groups = rest.count("(") > len(groups) or re.search(r"\)[*+{]", rest)
+    has_repeated_names = any(len(set(names)) < len(names) for names in groups)
+    return len(key) <= MAX_PATTERN_LENGTH and num_choices <= MAX_PATTERN_CHOICES and not (has_other_groups or has_repeated_names)
 
 
 def saved_tensors(parameters: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

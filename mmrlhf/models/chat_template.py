@@ -13,6 +13,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from mmrlhf.records import InputError, Message, place_images
+from mmrlhf.text.printable import first_line
 from mmrlhf.text.templates import BoundedEnvironment
 
 
@@ -85,7 +86,7 @@ def apply_chat_template(
     try:
         text = _render(processor, placed, generation_prompt=generation_prompt)
     except Exception as error:  # a template may raise anything
-        reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+        reason = first_line(error)
         if where is None:
             raise InputError(f"{name}: its chat template fails on a plain question ({reason}): use another template") from None
         raise InputError(

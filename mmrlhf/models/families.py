@@ -32,14 +32,19 @@ class Family:
     has_one_token_per_patch: bool = False
     """An image takes one placeholder per patch of the tower. `mmrlhf plan` then counts patches if
     the configuration does not give the number of image tokens."""
+    max_tiles: int = 1
+    """The most tiles of an image, the whole included, if the model's configuration does not list
+    sizes (`image_grid_pinpoints`). Only `mmrlhf plan` reads it."""
 
 
 FAMILIES = {
     "llava": Family(has_one_token_per_patch=True),
-    "llava_onevision": Family(tiles_only_lone_images=True),
+    "internvl": Family(max_tiles=13),
+    "llava_onevision": Family(tiles_only_lone_images=True, has_one_token_per_patch=True),
     "mllama": Family(uses_cross_attention=True),
     # Token type 0 is the prompt, which attends in both directions; 1 is the answer.
     "paligemma": Family(first_position_id=1, answer_token_type_id=1),
+    "qianfan_ocr": Family(max_tiles=13),
 }
 """Quirks by `config.model_type`."""
 

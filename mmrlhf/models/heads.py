@@ -45,8 +45,8 @@ def yes_no_head(vlm: VLM) -> nn.Linear:
         raise InputError(
             f'{vlm.name}: its tokenizer does not tell "Yes" from "No", so a head cannot start from them: set head_init to random'
         )
-    output_embeddings = vlm.model.get_output_embeddings().weight.detach().float()
-    return scalar_head(output_embeddings[first_difference[0]] - output_embeddings[first_difference[1]])
+    yes_D, no_D = vlm.model.get_output_embeddings().weight.detach()[list(first_difference)].float()
+    return scalar_head(yes_D - no_D)
 
 
 YES_NO_QUESTION = "Is all of this true of the picture?"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import time
 import zlib
 from collections import OrderedDict
@@ -24,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 GIB = 1 << 30
 ABANDONED_AFTER_SECONDS = 3600.0
@@ -31,6 +34,12 @@ ABANDONED_AFTER_SECONDS = 3600.0
 EVICT_TO = 0.9
 """Share of the disk budget that remains in use after an eviction. The margin avoids listing the
 folder, which takes time, for every new file."""
+LIST_AFTER = 0.02
+"""Share of the disk budget after which a process lists the folder again, because others write to it
+too."""
+FILE_NAME = re.compile(r"[0-9a-f]{20}/[0-9a-f]{64}(-several)?\.safetensors")
+"""Files that a cache writes, and may remove: a tower's fingerprint and an image's content."""
+UNFINISHED_FILE_NAME = re.compile(r"[0-9a-f]{20}/\.[0-9a-f]{64}(-several)?\.safetensors\.[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -120,13 +129,15 @@ class DiskTier:
     """A folder of safetensors files with a subfolder per tower.
 
     If a file cannot be read, its image is encoded again. If the folder cannot be written, a note
-    says so once, and the run goes on without it.
+    says so once, and the run goes on without it. The budget is that of the folder, whoever writes
+    to it; files that no cache has written neither count nor are removed.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
         self.writable = True
         self.num_bytes = 0
+        self._num_unlisted_bytes = 0
         if folder.exists():
             if not folder.is_dir():
                 raise InputError(f"feature_cache_dir {folder} is a file: name a folder")
@@ -156,17 +167,14 @@ class DiskTier:
                 os.utime(path)  # recently used
             return ImageFeatures(levels, metadata["stacked"], metadata["text"], grid_thw)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            print(f"note: {path} is not a complete feature file ({str(error).splitlines()[0]}): encoding the image again")
+            print(f"note: {path} is not a complete feature file ({first_line(error)}): encoding the image again")
             return None
 
     def put(self, key: str, features: ImageFeatures) -> None:
         if not self.writable:
             return
-        tensors = {
-            f"{level}.{unit}": tensor.cpu().contiguous()
-            for level, units in enumerate(features.levels)
-            for unit, tensor in enumerate(units)
-        }
+        levels = [[unit.cpu().contiguous() for unit in level] for level in features.levels]
+        tensors = {f"{level}.{unit}": tensor for level, units in enumerate(levels) for unit, tensor in enumerate(units)}
         if features.grid_thw is not None:
             tensors["grid"] = features.grid_thw.cpu()
         metadata = {
@@ -175,11 +183,11 @@ class DiskTier:
             "stacked": features.is_stacked,
             "text": features.placeholder_text,
             "grid": features.grid_thw is not None,
-            "checksum": _checksum(features.levels),
+            "checksum": _checksum(levels),
         }
         data = save(tensors, {"picture": json.dumps(metadata)})
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # No fsync: it would cost more than re-encoding what a power cut damages. `get` detects
@@ -193,13 +201,16 @@ class DiskTier:
             print(f"note: feature_cache_dir {self.folder} cannot be written ({error.strerror}): going on without it")
             return
         self.num_bytes += len(data)
-        if self.num_bytes > self.max_bytes:
+        self._num_unlisted_bytes += len(data)
+        if self.num_bytes > self.max_bytes or self._num_unlisted_bytes > LIST_AFTER * self.max_bytes:
             self._evict(kept_path=path)
 
     def _evict(self, kept_path: Path) -> None:
-        """Remove the least recently used files until EVICT_TO of the budget is left."""
+        """List the folder; if it is over the budget, keep the last used files in EVICT_TO of it."""
         files = sorted(self._files())
-        self.num_bytes = sum(size for _, size, _ in files)
+        self.num_bytes, self._num_unlisted_bytes = sum(size for _, size, _ in files), 0
+        if self.num_bytes <= self.max_bytes:
+            return
         for _, size, file in files:
             if self.num_bytes <= EVICT_TO * self.max_bytes:
                 break
@@ -211,14 +222,16 @@ class DiskTier:
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield each file's time of last use, size and path.
 
-        Removes unfinished files of killed runs, and skips files that vanish meanwhile.
+        Removes unfinished files of killed runs, and skips files that vanish meanwhile, or that
+        something else has put there.
         """
-        for file in self.folder.rglob("*.safetensors*"):
+        for file in self.folder.glob("*/*.safetensors*"):
+            name = f"{file.parent.name}/{file.name}"
             with contextlib.suppress(OSError):
-                status = file.stat()
-                if file.suffix == ".safetensors":
+                if FILE_NAME.fullmatch(name):
+                    status = file.stat()
                     yield status.st_mtime, status.st_size, file
-                elif time.time() - status.st_mtime > ABANDONED_AFTER_SECONDS:
+                elif UNFINISHED_FILE_NAME.fullmatch(name) and time.time() - file.stat().st_mtime > ABANDONED_AFTER_SECONDS:
                     file.unlink()
 
 
@@ -239,7 +252,6 @@ class FeatureCache:
 
     def __init__(self, device: torch.device, memory_gib: float = 2.0, folder: str | None = None, disk_gib: float = 100.0):
         devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-        self.device = device
         self.max_bytes = int(memory_gib * GIB)
         self.tiers = [MemoryTier[ImageFeatures](tier_device, self.max_bytes) for tier_device in devices]
         self.disk = DiskTier(Path(folder), int(disk_gib * GIB)) if folder else None
@@ -251,13 +263,11 @@ class FeatureCache:
         for level, tier in enumerate(self.tiers):
             if (features := tier.get(key)) is not None:
                 self.counters.memory_hits += 1
-                if level > 0:  # used again: move it to the first tier
-                    self._store(key, features)
-                return features.to(self.device)
+                # Used again: move it to the first tier.
+                return self._store(key, features) if level > 0 else features
         if self.disk is not None and (features := self.disk.get(key)) is not None:
             self.counters.disk_hits += 1
-            self._store(key, features)
-            return features.to(self.device)
+            return self._store(key, features)
         return None
 
     def put(self, key: str, features: ImageFeatures) -> None:
@@ -273,11 +283,15 @@ class FeatureCache:
         if self.disk is not None:
             self.disk.put(key, features)
 
-    def _store(self, key: str, features: ImageFeatures) -> None:
-        """Put features into the first tier, and what each tier evicts into the next."""
+    def _store(self, key: str, features: ImageFeatures) -> ImageFeatures:
+        """Put features into the first tier, and what each tier evicts into the next.
+
+        Returns the first tier's.
+        """
         entries = [(key, features)]
         for tier in self.tiers:
             entries = [evicted for entry in entries for evicted in tier.put(*entry)]
+        return self.tiers[0].entries[key]
 
     @property
     def num_bytes(self) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmrlhf.models.vision_encoder import Encoder
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -125,7 +126,7 @@ class ImageTokens:
 
 
 def _refused(size: Size, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error)
     return InputError(
         f"image of a row ({size[0]} x {size[1]}) is refused by the model's processor ({reason}): change its size or drop the row"
     )

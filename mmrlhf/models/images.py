@@ -106,12 +106,12 @@ SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return EXIF's orientation. In a PNG, only the metadata before its pixels is read."""
+    """Return EXIF's or XMP's orientation. In a PNG, only the metadata before its pixels is read."""
     if image.format == "TIFF":
         return None  # Pillow has already swapped the sides
-    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
-        return None  # `getexif` would decode the image to look behind its pixels
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # A PNG's own `getexif` would decode the image to look behind its pixels.
+    exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+    orientation = exif.get(ExifTags.Base.Orientation)
     return orientation if isinstance(orientation, int) else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -37,6 +38,7 @@ from mmrlhf.models.pixel_limits import limit_pixels
 from mmrlhf.models.vision_encoder import Encoder
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Message
+from mmrlhf.text.printable import first_line
 
 
 def load(
@@ -45,18 +47,20 @@ def load(
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
     *,
-    sharded: bool = False,
+    sharded: bool | None = None,
 ) -> VLM:
     """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
-    The default device is the GPU if there is one. With `sharded`, all processes call this, and each
-    keeps a share of the decoder's layers (`models.sharding`). Raises InputError if the checkpoint
+    The default device is the GPU if there is one. If `sharded` is given, all processes call this,
+    in turns (`models.loading_turns`), and if it is true, each keeps a share of the decoder's layers
+    (`models.sharding`). Raises InputError if the checkpoint
     is missing, holds no image-text-to-text model, lacks weights or has some that are not finite, or
     has no chat template that tells prompts from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with loading_turn(name, getattr(torch, dtype)) if sharded else contextlib.nullcontext():
+    takes_turns = sharded is not None and dtype != "nf4" and PartialState().num_processes > 1
+    with loading_turn(name, getattr(torch, dtype)) if takes_turns else contextlib.nullcontext():
         model, processor = _read_checkpoint(name, dtype, device)
         limits: object = engine  # most configurations of commands are both
         if isinstance(limits, PixelConfig):
@@ -85,7 +89,7 @@ def _read_checkpoint(name: str, dtype: str, device: torch.device) -> tuple[PreTr
             **_precision_kwargs(name, dtype, device),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         not_found = "" if Path(name).is_dir() else "no such directory, and as a Hub id: "
         raise InputError(
             f"model {name} cannot be loaded ({not_found}{reason}): give the directory or Hub id of an image-text-to-text model"

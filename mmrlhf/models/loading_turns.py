@@ -1,7 +1,7 @@
 """Load a model in the processes of a machine in turns, so that its main memory suffices.
 
-A process that keeps a shard of a base still reads all of it first. Eight processes with a base of
-145 GB each would take more than a terabyte at once.
+A process reads all of a base before it moves it to its GPU or keeps its shard of it. Eight
+processes with a base of 145 GB each would take more than a terabyte at once.
 """
 
 from __future__ import annotations

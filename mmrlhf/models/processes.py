@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import accelerate
+import torch
 from accelerate import utils
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
@@ -32,6 +33,7 @@ class Accelerator(accelerate.Accelerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         note = use_fsdp_for_zero(os.environ)
+        kwargs.setdefault("cpu", not torch.cuda.is_available())  # Apple's GPUs have no float64
         kwargs.setdefault("kwargs_handlers", [InitProcessGroupKwargs(timeout=EXCHANGE_TIMEOUT)])
         super().__init__(*args, **kwargs)
         if note and self.is_main_process:

@@ -8,11 +8,13 @@ from typing import Any
 
 from PIL import Image
 
+from mmrlhf.models.device_errors import is_device_error
 from mmrlhf.models.image_tokens import ImageTokens, Size, blank_image
 from mmrlhf.models.images import read_image_size
 from mmrlhf.models.preprocessed_images import PreprocessedImage
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.text.printable import first_line
 
 MIN_ORDINARY_SIDE, MAX_ORDINARY_ASPECT = 64, 8
 """Images with a shorter side or a larger aspect ratio are tried on the processor and the tower, as
@@ -134,7 +136,9 @@ class PromptLengths:
         try:
             self._vlm.encoder.run_tower([preprocessed])
         except (InputError, ValueError, RuntimeError, IndexError) as error:
-            return f"is refused by the model's vision tower ({_first_line(error)})"
+            if is_device_error(error):
+                raise
+            return f"is refused by the model's vision tower ({first_line(error)})"
         return ""
 
 
@@ -158,7 +162,3 @@ class _RememberingImageProcessor:
 def _sizes_in(images: Any) -> tuple:
     """Return the sizes of images in nested lists."""
     return images.size if isinstance(images, Image.Image) else tuple(map(_sizes_in, images))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Prompts of two kinds, built together: conversations, and what comes before texts of answers."""
+"""Prompts of two kinds, built together: conversations, and some cut before a text of an answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmrlhf.records import ImageSource
 
 
 class PromptList:
-    """The prompts of a batch: conversations, and what comes before texts of answers."""
+    """The prompts of a batch: conversations, and conversations cut before one text of an answer."""
 
     def __init__(self, vlm: VLM, max_length: int) -> None:
         self.vlm, self.max_length, self.num_prompts = vlm, max_length, 0

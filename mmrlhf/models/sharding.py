@@ -29,7 +29,7 @@ from mmrlhf.models.lost_process import naming_lost_process
 from mmrlhf.records import InputError
 
 DONE = -1
-"""What a process asks for that waits for no layer."""
+"""Sent by a process that waits for no layer."""
 
 
 def is_wanted(config: Any) -> bool:

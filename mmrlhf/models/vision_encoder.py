@@ -14,10 +14,10 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -30,14 +30,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmrlhf.models.control_tokens import MARKED
+from mmrlhf.models.device_errors import is_device_error
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures, MemoryTier
 from mmrlhf.models.images import open_image
 from mmrlhf.models.lora_layers import active_adapter, are_changed
-from mmrlhf.models.prefetch import map_ahead
+from mmrlhf.models.prefetch import map_ahead, num_cores
 from mmrlhf.models.preprocessed_images import PreprocessedImage, batch_by_shape, split_by_image, wait_until_ready
 from mmrlhf.records import ImageSource, InputError
+from mmrlhf.text.printable import first_line
 
 MAX_ELEMENTS_GPU = 1 << 23
 """Maximum elements of pixel tensors per pass of the tower on a GPU: 24 images of 336 x 336. Larger
@@ -104,6 +106,11 @@ class Encoder:
             ]
             self._fingerprint = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
         return self._fingerprint
+
+    @cached_property
+    def _side_stream(self) -> torch.cuda.Stream | None:
+        """On a GPU, the stream that moves images to it."""
+        return torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,7 +192,7 @@ class Encoder:
                     images[key] = known
                 else:
                     missing[key] = source, num_images
-            workers = min(MAX_GPU_WORKERS, os.cpu_count() or 1)
+            workers = min(MAX_GPU_WORKERS, num_cores())
             for image in map_ahead(workers, lambda item: self._preprocess(*item), list(missing.items())) if missing else ():
                 images[image.key] = image
                 list(self._pixels.put(image.key, image))
@@ -208,7 +215,7 @@ class Encoder:
 
         Giving each core its own images is faster than sharing one image's matrix products.
         """
-        items, num_workers = list(missing.items()), os.cpu_count() or 1
+        items, num_workers = list(missing.items()), num_cores()
         # Use as few rounds as IMAGES_PER_WORKER allows, in equal chunks: all workers end together.
         num_rounds = math.ceil(len(items) / (IMAGES_PER_WORKER * num_workers))
         chunk_size = math.ceil(len(items) / (num_rounds * num_workers))
@@ -232,7 +239,7 @@ class Encoder:
         Meanwhile, threads prepare the next images, and a side stream moves them to the GPU. Tests
         call this on a CPU.
         """
-        side_stream = torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
+        side_stream = self._side_stream
 
         def preprocess(item: MissingImage) -> PreprocessedImage:
             if side_stream is None:
@@ -242,7 +249,7 @@ class Encoder:
                 device_tensors = {k: self._on_device(t) for k, t in image.tensors.items()}
                 return replace(image, tensors=device_tensors, ready_event=side_stream.record_event())
 
-        preprocessed = map_ahead(min(MAX_GPU_WORKERS, os.cpu_count() or 1), preprocess, list(missing.items()))
+        preprocessed = map_ahead(min(MAX_GPU_WORKERS, num_cores()), preprocess, list(missing.items()))
         for batch in batch_by_shape(preprocessed, MAX_ELEMENTS_GPU):
             yield from self._encode_batch(batch)
 
@@ -253,16 +260,16 @@ class Encoder:
         """
         try:
             return list(zip((p.key for p in batch), self.run_tower(batch), strict=True))
-        except (InputError, torch.AcceleratorError):
-            raise
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             torch.cuda.empty_cache()
             print(f"note: out of GPU memory: going on with {len(batch) // 2} images at a time in the tower")
         except Exception as error:  # for an image of one patch, for example
+            if isinstance(error, InputError) or is_device_error(error):
+                raise
             if len(batch) == 1:
-                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                reason = first_line(error)
                 raise InputError(
                     f"image {batch[0].name} is refused by the model's vision tower ({reason}): change its size or drop the row"
                 ) from None
@@ -279,12 +286,17 @@ class Encoder:
         # One of several images is preprocessed as the first of two copies of itself, because the
         # processor treats it differently from a single image.
         num_copies = 2 if self.family.tiles_only_lone_images and num_images > 1 else 1
+        inputs = [self._prompt_texts[num_copies]], [[image] * num_copies]
         try:
-            batch, texts = self.process([self._prompt_texts[num_copies]], [[image] * num_copies], offsets=True)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # the device's fault, not the image's
+            try:
+                batch, texts = self.process(*inputs, offsets=True)
+            except torch.OutOfMemoryError:  # on a GPU; main memory has more room
+                torch.cuda.empty_cache()
+                batch, texts = self.process(*inputs, offsets=True, on_cpu=True)
         except Exception as error:  # for a strip of 5,000 x 1, or because a setting is missing
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            if is_device_error(error):
+                raise
+            reason = first_line(error)
             width, height = image.size
             advice = "complete processor_config.json" if isinstance(error, TypeError) else "change its size or drop the row"
             raise InputError(
@@ -296,7 +308,7 @@ class Encoder:
         return PreprocessedImage(key, name, tensors, num_copies, num_placeholders, texts[0][0] if texts else None, grid_thw)
 
     def process(
-        self, texts: list[str], images: list[list[Any]], *, offsets: bool = False
+        self, texts: list[str], images: list[list[Any]], *, offsets: bool = False, on_cpu: bool = False
     ) -> tuple[dict[str, Any], list[list[str]]]:
         """Run the processor on texts with their images, left-padded.
 
@@ -304,7 +316,7 @@ class Encoder:
         reports that.
         """
         options: dict[str, Any] = {}
-        if self.model.device.type == "cuda" and _uses_torchvision(self.processor):
+        if self.model.device.type == "cuda" and not on_cpu and _uses_torchvision(self.processor):
             options["device"] = self.model.device
         if offsets:
             options["return_text_replacement_offsets"] = True
@@ -353,7 +365,8 @@ class Encoder:
     def _run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
         for image in batch:
             wait_until_ready(image)
-        tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}
+        # Kept pixels are in main memory, and new ones may be on a GPU.
+        tensors = {k: torch.cat([p.tensors[k].to(self.model.device) for p in batch]) for k in batch[0].tensors}
         tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
         if self.family.uses_cross_attention:
             return self._cross_attention_features(tensors, len(batch))

@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from mmrlhf.models.answer_images import AnswerText
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.control_tokens import MARKED
+from mmrlhf.models.device_errors import is_device_error
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
@@ -38,6 +39,8 @@ PER_TOKEN_INPUTS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask
 """What a processor may return for each token of a prompt besides its id."""
 MAX_LOGITS = 1 << 24
 """Maximum number of logits [tokens, vocabulary] that exist at a time: 64 MiB in float32."""
+MAX_LOGITS_GPU = 1 << 26
+"""The same on a GPU, which would not be busy with less: 440 tokens of a vocabulary of 152,000."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +247,9 @@ class VLM:
         """Tokenize with the processor, which needs pixels even if the features are known."""
         try:
             batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
-        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
         except Exception as error:
+            if isinstance(error, InputError) or is_device_error(error):
+                raise
             raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} images ({error})") from None
         return batch["input_ids"][0].cpu(), {k: batch[k][0].cpu() for k in PER_TOKEN_INPUTS if k in batch}
 
@@ -352,12 +355,13 @@ class VLM:
         """Return the log-prob [N, T] of each token, 0 on padding.
 
         Column t of `hidden_NTD` predicts token t. No answer can end before `min_tokens`. Only real
-        tokens reach the head, in chunks of at most MAX_LOGITS. With several chunks, backward
-        recomputes each chunk's logits, so the batch's logits never all exist at once.
+        tokens reach the head, in chunks of MAX_LOGITS or MAX_LOGITS_GPU. With several chunks,
+        backward recomputes each chunk's logits, so the batch's logits never all exist at once.
         """
         is_token_NT = mask_NT.bool()
         is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(is_token_NT)
-        chunk_size = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
+        max_logits = MAX_LOGITS_GPU if self.device.type == "cuda" else MAX_LOGITS
+        chunk_size = max(1, max_logits // self.model.get_output_embeddings().weight.shape[0])
         eos_ids = torch.tensor(self.eos, device=token_ids_NT.device)
 
         def chunk_logps(hidden: Tensor, token_ids: Tensor, is_early: Tensor) -> Tensor:
@@ -373,6 +377,9 @@ class VLM:
         should_recompute = torch.is_grad_enabled() and len(hidden_chunks) > 1
         logps = []
         for chunk in zip(hidden_chunks, id_chunks, early_chunks, strict=True):
-            logps.append(checkpoint(chunk_logps, *chunk, use_reentrant=False) if should_recompute else chunk_logps(*chunk))
+            if should_recompute:  # nothing in a chunk is random
+                logps.append(checkpoint(chunk_logps, *chunk, use_reentrant=False, preserve_rng_state=False))
+            else:
+                logps.append(chunk_logps(*chunk))
         zeros = torch.zeros(token_ids_NT.shape, dtype=torch.float32, device=token_ids_NT.device)
         return zeros.masked_scatter(is_token_NT, torch.cat(logps)) if bool(is_token_NT.any()) else zeros

@@ -18,11 +18,11 @@ def span_rewards(vlm: VLM, completions: SampledCompletions, breakdowns: Sequence
     A false claim is thus penalised where it was completed, not at the end of the answer.
     """
     rewards_NT = torch.zeros_like(completions.logps_NT)
+    token_ids_NT, mask_NT = completions.token_ids_NT.cpu(), completions.mask_NT.bool().cpu()  # one wait for a GPU
     for n, breakdown in enumerate(breakdowns):
         if not any(breakdown.spans.values()):
             continue
-        token_ids = completions.token_ids_NT[n][completions.mask_NT[n].bool()]
-        token_of_char = char_to_token(vlm, token_ids, completions.texts[n])
+        token_of_char = char_to_token(vlm, token_ids_NT[n][mask_NT[n]], completions.texts[n])
         for spans in breakdown.spans.values():
             for _, end, reward in spans:
                 rewards_NT[n, token_of_char[end - 1]] += reward

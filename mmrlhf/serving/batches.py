@@ -13,7 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import first_line
 
 RunBatch = Callable[[Hashable, Sequence[Any]], Sequence[Any]]
 """Maps a key and the items of a batch, which all have that key, to a result for each item."""
@@ -38,18 +41,25 @@ class BatchQueue:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._failure = ""
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def check_open(self) -> None:
+        """Raise BusyError if the queue takes no more jobs."""
+        if self._is_closed:
+            raise BusyError("the server is shutting down")
+        if self._failure:
+            raise BusyError(f"the device has failed ({self._failure}): start the server again")
 
     def submit(self, key: Hashable, item: Any) -> Future[Any]:
         """Add a job; jobs of one key may share a batch. Raises BusyError if it cannot wait."""
         job = _Job(key, item)
         with self._changed:
-            if self._is_closed:
-                raise BusyError("the server is shutting down")
+            self.check_open()
             if len(self._jobs) >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} requests wait already: try again later")
+                raise BusyError(f"the queue is full ({self._max_waiting} waiting): try again later")
             self._jobs.append(job)
             self._changed.notify()
         return job.future
@@ -78,7 +88,7 @@ class BatchQueue:
     def _run(self, jobs: Sequence[_Job]) -> None:
         """Run a batch. If one job's input is unusable, run each alone, so that only it fails."""
         try:
-            results = self._run_batch(jobs[0].key, [job.item for job in jobs])
+            results = list(zip(jobs, self._run_batch(jobs[0].key, [job.item for job in jobs]), strict=True))
         except InputError as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -86,8 +96,10 @@ class BatchQueue:
             else:
                 jobs[0].future.set_exception(error)
         except Exception as error:  # whatever happens to a batch, the server goes on
+            if isinstance(error, torch.AcceleratorError):  # all later batches would fail as well
+                self._failure = first_line(error)
             for job in jobs:
                 job.future.set_exception(error)
         else:
-            for job, result in zip(jobs, results, strict=True):
+            for job, result in results:
                 job.future.set_result(result)

@@ -64,11 +64,13 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.service = service
         self._free_connections = threading.Semaphore(MAX_CONNECTIONS)
+        self._open_connections: set[socket.socket] = set()
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, or refuse it if there are too many."""
         if self._free_connections.acquire(blocking=False):
+            self._open_connections.add(request)
             return super().process_request(request, client_address)
         with contextlib.suppress(OSError):
             request.settimeout(1.0)
@@ -82,7 +84,15 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._open_connections.discard(request)
             self._free_connections.release()
+
+    def server_close(self) -> None:
+        """Read no more requests, and return once the responses are written."""
+        for connection in list(self._open_connections):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client has gone."""

@@ -91,7 +91,7 @@ def _parse_body(body: Any, known_fields: tuple[str, ...]) -> Row:
         if name in NEUTRAL_VALUES and value not in NEUTRAL_VALUES[name]:
             row.fail(f"`{name}` is not supported: leave it out")
         if name not in (*known_fields, *NEUTRAL_VALUES, *IGNORED_FIELDS):
-            row.fail(f"`{preview(name)[1:-1]}` is no field of this request: it has {', '.join(known_fields)}")
+            row.fail(f"`{preview(name)[1:-1]}` is not a field of this request: the fields are {', '.join(known_fields)}")
     return row
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or its type's name."""
+    return next(iter(str(error).splitlines()), "").rstrip(".:") or type(error).__name__
+
+
 def printable(text: str, keep: str = "") -> str:
     """Replace characters that a terminal would act on, except those in `keep`.
 

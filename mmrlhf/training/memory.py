@@ -1,23 +1,26 @@
 """Estimate a training stage's memory before it runs, and measure its peak.
 
 Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
-that depends on the length of rows: a prompt is assumed to be one image and `PROMPT_TOKENS` of text.
-Not included: the CUDA context, fragmentation, and the forward pass of a vision tower that does not
-train (a few hundred MiB).
+that depends on the length of rows: a prompt is assumed to be one image, in the most tiles that its
+family cuts, and `PROMPT_TOKENS` of text. Not included: the CUDA context, fragmentation, the forward
+pass of a vision tower that does not train (a few hundred MiB), and what top-k and top-p sort.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
 from mmrlhf.models.adapters import absolute_name
@@ -25,8 +28,11 @@ from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.lora_layers import LANGUAGE_MODEL, VISION_TOWER, layers_by_part, target_layers
-from mmrlhf.models.vlm import MAX_LOGITS
+from mmrlhf.models.vlm import MAX_LOGITS_GPU
 from mmrlhf.records import InputError
+from mmrlhf.rewards.checkpoint import reward_model_paths
+from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.text.printable import first_line
 
 PROMPT_TOKENS = 128
 """Assumed text tokens of a prompt, facts included."""
@@ -58,21 +64,31 @@ def build_meta_model(name: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         raise InputError(
             f"model {name}: its architecture cannot be read ({reason}): give a checkpoint directory or a Hub id"
         ) from None
 
 
 def num_image_tokens(model: PreTrainedModel) -> int:
-    """Return the number of tokens of an image, or a default if it depends on the image."""
+    """Return the number of tokens of the largest image, or a default if its size decides it."""
     config = model.config
-    if num_tokens := getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None):
-        return int(num_tokens)
+    num_tokens = getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None)
     vision_config = getattr(config, "vision_config", None)
-    if family_of(config).has_one_token_per_patch and vision_config is not None:
-        return int((vision_config.image_size // vision_config.patch_size) ** 2)
-    return DEFAULT_IMAGE_TOKENS
+    if not num_tokens and family_of(config).has_one_token_per_patch and vision_config is not None:
+        num_tokens = (vision_config.image_size // vision_config.patch_size) ** 2
+    return _in_most_tiles(config, int(num_tokens)) if num_tokens else DEFAULT_IMAGE_TOKENS
+
+
+def _in_most_tiles(config: PretrainedConfig, tile_tokens: int) -> int:
+    """Return the tokens of an image in the most tiles that its family cuts, the whole included."""
+    if not (sizes := getattr(config, "image_grid_pinpoints", None)):
+        return tile_tokens * family_of(config).max_tiles
+    tile_tokens = int(tile_tokens * Fraction(getattr(config, "downsample_rate", None) or 1) ** 2)
+    max_tiles = int(getattr(config, "vision_aspect_ratio", "").partition("anyres_max_")[2] or 99)
+    grids = [[math.ceil(side / config.vision_config.image_size) for side in size] for size in sizes]
+    # A new line ends each row of features.
+    return max(tile_tokens * (1 + min(rows * columns, max_tiles)) + rows * math.isqrt(tile_tokens) for rows, columns in grids)
 
 
 def estimate_memory(
@@ -95,7 +111,7 @@ def estimate_memory(
         _keys_and_values(config, model, lengths),
         _activations(config, model, lengths),
         *_vision_activations(config, model, lengths, targets),
-        MemoryItem("logits", 3 * MAX_LOGITS * 4, "one chunk, its log-probs and its gradient"),
+        _logits(config, model, lengths),
     ]
 
 
@@ -125,12 +141,15 @@ def _bytes_per_value(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
+def _whole_base_bytes(weights: WeightCounts, dtype: str) -> int:
+    num_nf4 = weights.linear if dtype == "nf4" else 0
+    return int((weights.total - num_nf4) * _bytes_per_value(dtype) + num_nf4 * NF4_BYTES_PER_WEIGHT)
+
+
 def _base_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, num_shards: int) -> list[MemoryItem]:
     """Return the base, or this process's shard of it and the layer that is gathered at a time."""
-    num_nf4 = weights.linear if config.dtype == "nf4" else 0
     if num_shards == 1:
-        num_bytes = int((weights.total - num_nf4) * _bytes_per_value(config.dtype) + num_nf4 * NF4_BYTES_PER_WEIGHT)
-        return [MemoryItem("base weights", num_bytes, f"{weights.total:,} x {config.dtype}")]
+        return [MemoryItem("base weights", _whole_base_bytes(weights, config.dtype), f"{weights.total:,} x {config.dtype}")]
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.base_model.get_decoder().layers]
     num_whole = weights.total - sum(layers)
     num_held = num_whole + sum(math.ceil(layer / num_shards) for layer in layers)
@@ -141,42 +160,63 @@ def _base_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCo
     ]
 
 
-def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[list[str], list[MemoryItem]]:
-    """Return the adapters on the policy's base, and the separate bases of reward models."""
+def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[dict[str, str | None], list[MemoryItem]]:
+    """Return the adapters on the policy's base, each with the folder that it is loaded from, and
+    the separate bases of reward models."""
+    start = config.adapter_path
     if isinstance(config, DPOConfig):
-        return ["policy"], []
+        return {"policy": start, **({"reference": start} if start else {})}, []
     if not isinstance(config, PPOConfig):
-        return [type(config).__name__.removesuffix("Config").lower()], []
-    paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
+        return {type(config).__name__.removesuffix("Config").lower(): start}, []
+    has_reward_model = "fact_rm" in parse_reward_spec(config.reward_terms)
+    paths = (reward_model_paths(config) or ["-"]) if has_reward_model else []
     separate_bases = {path: base for path in paths if (base := _separate_base(path, config, base_fingerprint)) is not None}
     items = []
     for path, (base_name, dtype) in separate_bases.items():
         try:
-            count = sum(p.numel() for p in build_meta_model(base_name).parameters())
+            weights = _count_weights(build_meta_model(base_name))
         except InputError as error:  # an estimate stops nothing: loading refuses a base that is missing
             items.append(MemoryItem(f"base of {path}", 0, f"unknown: {error}"))
             continue
-        bytes_per_weight = NF4_BYTES_PER_WEIGHT if dtype == "nf4" else _bytes_per_value(dtype)
-        items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
-    num_shared = len(paths) - len(separate_bases)
-    rewards = [f"reward_{i}" if i else "reward" for i in range(num_shared)]
-    copies = [*(["reference"] if config.sync_ref_model else []), *(["sampler"] if config.async_steps else [])]
-    return ["policy", *(["value"] if config.has_critic else []), *copies, *rewards], items
+        calculation = f"{weights.total:,} x {dtype}: not the policy's base"
+        items.append(MemoryItem(f"base of {path}", _whole_base_bytes(weights, dtype), calculation))
+    rewards = [path for path in paths if path not in separate_bases]
+    roles: dict[str, str | None] = {"policy": start}
+    if config.has_critic:
+        roles["value"] = rewards[0] if rewards and rewards[0] == paths[0] else None
+    if config.sync_ref_model or start:
+        roles["reference"] = start
+    if config.async_steps:
+        roles["sampler"] = start
+    return roles | {f"reward_{i}" if i else "reward": path for i, path in enumerate(rewards)}, items
+
+
+def _count_adapter_weights(path: str | None, config: TrainConfig, targets: Mapping[str, nn.Linear]) -> int:
+    """Count the weights of an adapter that is loaded from a folder, or of a new one."""
+    with contextlib.suppress(OSError, SafetensorError):  # loading reports what cannot be read
+        if path is not None:
+            with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file:
+                return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return sum((layer.in_features + layer.out_features) * config.lora_r for layer in targets.values())
 
 
 def _trained_weights(
-    config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str], targets: Mapping[str, nn.Linear]
+    config: TrainConfig,
+    model: PreTrainedModel,
+    weights: WeightCounts,
+    roles: Mapping[str, str | None],
+    targets: Mapping[str, nn.Linear],
 ) -> list[MemoryItem]:
     """Return adapters, and gradients with AdamW's moments (12 bytes per trained float32 weight)."""
-    num_lora = sum((m.in_features + m.out_features) * config.lora_r for m in targets.values())
+    num_lora = {role: _count_adapter_weights(path, config, targets) for role, path in roles.items()}
     items = []
     if isinstance(config, SFTConfig | RewardConfig) and config.tuning == "full":
         num_trained, trained_part = weights.language_model, "the language model"
     else:
-        calculation = f"{', '.join(roles)}: {num_lora:,} x float32 each"
-        items.append(MemoryItem("adapters", num_lora * 4 * len(roles), calculation))
-        trained_roles = [role for role in roles if not role.startswith(("reward", "reference", "sampler"))] or roles
-        num_trained, trained_part = num_lora * len(trained_roles), ", ".join(trained_roles)
+        num_weights = sum(num_lora.values())
+        items.append(MemoryItem("adapters", num_weights * 4, f"{', '.join(roles)}: {num_weights:,} x float32"))
+        trained_roles = [role for role in roles if not role.startswith(("reward", "reference", "sampler"))] or list(roles)
+        num_trained, trained_part = sum(num_lora[role] for role in trained_roles), ", ".join(trained_roles)
     if isinstance(config, RewardConfig) and config.tuning == "head":
         num_trained, trained_part = int(model.config.get_text_config().hidden_size), "the head"
     return [*items, MemoryItem("gradients and AdamW", num_trained * 12, f"{trained_part}: 12 bytes per weight")]
@@ -248,6 +288,16 @@ def _keys_and_values(config: TrainConfig, model: PreTrainedModel, lengths: Micro
         f"{lengths.num_prompts} prompts and {lengths.num_answers} answers, each with a copy of its prompt's; "
         f"{bytes_per_token:,} bytes per token",
     )
+
+
+def _logits(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
+    """Return the float32 logits of a chunk in training, or of a step of sampling if it has more."""
+    num_values = 3 * MAX_LOGITS_GPU
+    sampled_values = 4 * lengths.num_answers * int(model.config.get_text_config().vocab_size)
+    if isinstance(config, PPOConfig) and sampled_values > num_values:
+        calculation = f"of {lengths.num_answers} tokens, their log-probs, probabilities and cumulative sums"
+        return MemoryItem("logits", sampled_values * 4, calculation)
+    return MemoryItem("logits", num_values * 4, "one chunk, its log-probs and its gradient")
 
 
 def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:

@@ -101,8 +101,8 @@ def optimizer_step(
         # None, of an adapter in the vision tower in a step without images, is 0 on any number of
         # processes: AdamW would leave such a parameter as it is, but move one with a gradient of 0.
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if accelerator.num_processes > 1:
-            p.grad = accelerator.reduce(p.grad, "sum")
+    if accelerator.num_processes > 1:
+        _sum_gradients(accelerator, parameters)
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(grad_norm):
         optimizer.zero_grad(set_to_none=True)
@@ -110,6 +110,15 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm
+
+
+def _sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients over the processes, all of a dtype in one exchange."""
+    for dtype in dict.fromkeys(p.dtype for p in parameters):
+        gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+        total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

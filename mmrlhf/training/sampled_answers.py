@@ -14,7 +14,7 @@ from mmrlhf.training.run import Run
 
 def build_samples(rows: Sequence[Example], completions: SampledCompletions, group_size: int, max_tokens: int) -> list[Sample]:
     """Return each answer as reward functions see it, in the order of `completions`."""
-    lengths = completions.mask_NT.sum(1).tolist()
+    lengths, finished = completions.mask_NT.sum(1).tolist(), completions.finished_N.tolist()
     row_of_answer = [row for row in rows for _ in range(group_size)]
     return [
         Sample(
@@ -27,7 +27,7 @@ def build_samples(rows: Sequence[Example], completions: SampledCompletions, grou
             meta=row.meta,
             num_tokens=int(lengths[n]),
             max_tokens=max_tokens,
-            finished=bool(completions.finished_N[n]),
+            finished=finished[n],
         )
         for n, row in enumerate(row_of_answer)
     ]

@@ -27,6 +27,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.images import open_image
 from mmrlhf.records import Claim, ImageSource, InputError, Verdict
+from mmrlhf.text.printable import first_line
 from mmrlhf.verifiers.base import AnswerClaims, PlattScaling, load_calibration, strip_negation, unknown_verdict
 from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, distractors
 
@@ -290,7 +291,7 @@ def _download_weights(name: str, architecture: str, tag: str) -> Path:
     try:
         return Path(open_clip.download_pretrained(entry))
     except Exception as error:  # a download may raise anything
-        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:160]
+        reason = " ".join(first_line(error).split())[:160]
         raise InputError(
             f"open_clip model {name} is not on this machine and cannot be fetched ({reason}): fetch it on a machine with a "
             "network, or give a directory"

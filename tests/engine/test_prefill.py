@@ -51,6 +51,15 @@ def fast_logps(vlm, examples, answers, prompt_indices):
     return vlm.token_logps(hidden, token_ids, mask), mask
 
 
+def test_prefill_does_not_take_a_device_that_failed_for_a_path_that_differs(vlm, examples, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(prefill_module, "max_logp_gap", fail)
+    with pytest.raises(RuntimeError, match="CUBLAS_STATUS_ALLOC_FAILED"):
+        prefill(vlm, prompts_from_examples(vlm, examples[:1]))
+
+
 def test_prefill_logps_and_lora_gradients_match_naive_forward(perturbed_adapters, examples):
     vlm, prompt_indices = perturbed_adapters.vlm, [0, 0, 1, 1]
     texts = ["A star.", examples[0].answer, "There is a ring.", "No."]

@@ -1,17 +1,14 @@
 """The engine that a trainer samples with, local or external, and the noise behind the samples."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmrlhf.engine.completions import SampledCompletions, pad_right
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples, sample_completions, sampling_noise
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.models.vlm import VLM, Prompt
 
 
 @pytest.fixture
@@ -98,51 +95,3 @@ def test_sampling_noise_differs_by_row_answer_step_and_seed():
     assert len({tuple(row) for row in noise.tolist()}) == 4
     assert not torch.equal(noise, sampling_noise(["a", "b"], 2, 3, seed=step_seed(0, 1)))
     assert not torch.equal(noise, sampling_noise(["a", "b"], 2, 3, seed=1))
-
-
-# ---- an external engine ------------------------------------------------------------------------
-
-
-class FixedAnswerEngine:
-    """An engine without a model that gives the same answer to every prompt."""
-
-    def __init__(self, vlm: VLM, text: str):
-        self.vlm, self.text = vlm, text
-        self.policy: tuple[int, Path | None] = (0, None)
-
-    def set_policy(self, version: int, adapter: Path | None = None) -> None:
-        self.policy = version, adapter
-
-    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
-        token_ids = torch.tensor([*self.vlm.tokenizer(self.text, add_special_tokens=False)["input_ids"], self.vlm.eos[0]])
-        num_answers = n * len(prompts)
-        token_ids_NT, mask_NT = pad_right([token_ids] * num_answers, int(self.vlm.tokenizer.pad_token_id), self.vlm.device)
-        return SampledCompletions(
-            prompts=list(prompts),
-            prompt_index_N=torch.arange(len(prompts)).repeat_interleave(n),
-            token_ids_NT=token_ids_NT,
-            mask_NT=mask_NT,
-            logps_NT=torch.zeros(token_ids_NT.shape),
-            entropy_NT=torch.zeros(token_ids_NT.shape),
-            finished_N=torch.ones(num_answers, dtype=torch.bool),
-            texts=[self.text] * num_answers,
-            sampling_params=params,
-        )
-
-    def free(self) -> None: ...
-
-    def wake(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def test_external_engine_satisfies_the_protocol(vlm, examples):
-    fake = FixedAnswerEngine(vlm, "A star.")
-    engine: RolloutEngine = fake  # mypy compares the signatures here
-    engine.set_policy(3, Path("policy-v3"))
-    sampled = engine.sample(prompts_from_examples(vlm, examples[:2]), 3, SamplingParams(8))
-    assert fake.policy == (3, Path("policy-v3"))
-    assert sampled.texts == ["A star."] * 6 and sampled.finish_reasons == ["stop"] * 6
-    assert [
-        vlm.decode(ids[mask.bool()]) for ids, mask in zip(sampled.token_ids_NT, sampled.mask_NT, strict=True)
-    ] == sampled.texts

@@ -216,11 +216,11 @@ def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
     assert (answer.token_ids, answer.logps, answer.is_finished) == ([7, 3], [-0.5, -1.0], True)
     for changes, message in (
         ({"prompt_token_ids": [1, 2]}, "reads row .* as 2 tokens"),
-        ({"choices": []}, "sends other than 1 answers of up to 8 tokens"),
+        ({"choices": []}, "did not return 1 answer of at most 8 tokens"),
         ({"choices": [choice | {"finish_reason": "abort"}]}, "an answer ended by abort"),
         ({"choices": [choice | {"token_ids": [7, 4]}]}, "log-probs of other tokens"),
         ({"choices": [choice | {"logprobs": None}]}, "sends no answers"),
-        ({"choices": [choice | {"token_ids": [], "logprobs": {"content": []}}]}, "sends other than 1 answers"),
+        ({"choices": [choice | {"token_ids": [], "logprobs": {"content": []}}]}, "did not return 1 answer of"),
     ):
         with pytest.raises(EngineError, match=message):
             engine._read(server, prepared, params, reply | changes)
@@ -255,7 +255,7 @@ def test_a_key_that_no_header_may_hold_is_not_printed(monkeypatch, key):
 
 
 def test_what_is_no_address_is_refused():
-    with pytest.raises(EngineError, match=r"rollout_engine http://\[::1 is no address"):
+    with pytest.raises(EngineError, match=r"rollout_engine http://\[::1 is not an address"):
         Server("http://[::1", 0)
 
 

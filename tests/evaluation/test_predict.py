@@ -91,7 +91,7 @@ def test_evaluate_refuses_answers_of_other_prompt_or_settings(tiny_vlm_path, ben
     evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable"})
     with pytest.raises(InputError, match="answers to other prompts"):
         evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable", "prompt": "Look!"})
-    with pytest.raises(InputError, match=r"response_length \(there 3, now 4\)"):
+    with pytest.raises(InputError, match=r"response_length \(was 3, now 4\)"):
         evaluate("chair", EvalConfig(**config, response_length=4, limit=1), {"lineage": "portable"})
     resumed = evaluate("chair", EvalConfig(**config, response_length=3), {"lineage": "portable"})
     assert resumed["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2

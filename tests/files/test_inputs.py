@@ -98,7 +98,7 @@ def test_differences_leave_out_engine_settings_and_moved_files(tmp_path):
     first, moved = write(tmp_path / "a.jsonl", "x"), write(tmp_path / "b.jsonl", "x")
     before, after = (inputs_of(FakeConfig(dataset_name=str(path), micro_batch_tokens=n)) for path, n in ((first, 1), (moved, 2)))
     assert differences(before, after) == []
-    assert differences(before, inputs_of(FakeConfig(dataset_name=str(first), seed=3))) == ["seed (there 0, now 3)"]
+    assert differences(before, inputs_of(FakeConfig(dataset_name=str(first), seed=3))) == ["seed (was 0, now 3)"]
 
 
 def test_rows_digest_notices_another_image_of_the_same_size_and_time(tmp_path):

@@ -56,16 +56,14 @@ def test_resumable_writer_refuses_other_inputs_by_name(tmp_path):
     path = tmp_path / "out.jsonl"
     file = ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}})
     file.append(["1\n"])
-    with pytest.raises(
-        InputError, match=r"\.part was made with other inputs, seed \(there 0, now 1\): give another --output_file"
-    ):
+    with pytest.raises(InputError, match=r"\.part was made with other inputs, seed \(was 0, now 1\): give another --output_file"):
         ResumableWriter(path, {"seed": 1, "data": {"path": "a", "sha256": "1"}})
     with pytest.raises(InputError, match=r"data \(a has changed since\)"):
         ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "2"}})
     moved = ResumableWriter(path, {"seed": 0, "data": {"path": "b", "sha256": "1"}})
     assert moved.num_done == 1 and not moved.is_finished
     moved.finish()
-    with pytest.raises(InputError, match=r"out\.jsonl was made with other inputs, limit \(there not set, now 5\)"):
+    with pytest.raises(InputError, match=r"out\.jsonl was made with other inputs, limit \(was not set, now 5\)"):
         ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}, "limit": 5})
     assert ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}}).is_finished
 

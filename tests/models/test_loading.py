@@ -1,7 +1,9 @@
 """`load` refuses paths without a checkpoint; tests/test_refusals.py covers damaged checkpoints."""
 
+import contextlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.models import loading
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.loading import load
@@ -21,6 +24,22 @@ def test_load_missing_model_is_one_sentence(tmp_path):
         load(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"holds no config\.json"):
         load(str(tmp_path))
+
+
+def test_several_processes_load_a_base_in_turns_with_and_without_shards(tiny_vlm_path, monkeypatch):
+    turns = []
+
+    def turn(name, dtype):
+        turns.append(dtype)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(loading, "loading_turn", turn)
+    load(tiny_vlm_path, sharded=False)
+    assert turns == []  # there is one process
+    monkeypatch.setattr(loading, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    load(tiny_vlm_path)  # one process, for itself
+    load(tiny_vlm_path, "bfloat16", sharded=False)
+    assert turns == [torch.bfloat16]
 
 
 def copy_model(tiny_vlm_path, directory):

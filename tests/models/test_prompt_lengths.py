@@ -4,7 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mmrlhf.models.images import open_image, read_image_size
 from mmrlhf.models.loading import load
@@ -64,6 +66,18 @@ def test_an_image_that_only_the_tower_refuses_is_found(tmp_path: Path):
         lengths.count([Message("user", "?")], (blank(28, 28),))
 
 
+def test_a_device_without_room_is_not_the_images_fault(tmp_path: Path, monkeypatch):
+    build_checkpoint("mistral3", tmp_path)
+    vlm = load(str(tmp_path))
+
+    def fail(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(vlm.encoder, "run_tower", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        PromptLengths(vlm).count([Message("user", "?")], (blank(28, 28),))
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_the_size_in_a_header_is_that_of_the_opened_image(file_format, orientation):
@@ -72,6 +86,15 @@ def test_the_size_in_a_header_is_that_of_the_opened_image(file_format, orientati
     Image.new("RGB", (40, 20)).save(file, file_format, exif=exif)
     source = ImageSource(data=file.getvalue())
     assert read_image_size(source) == open_image(source).size == ((20, 40) if orientation in (6, 8) else (40, 20))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_in_a_header_is_that_of_an_opened_image_with_xmp(orientation):
+    file, chunks = io.BytesIO(), PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    Image.new("RGB", (40, 20)).save(file, "PNG", pnginfo=chunks)
+    source = ImageSource(data=file.getvalue())
+    assert read_image_size(source) == open_image(source).size == ((20, 40) if orientation == 6 else (40, 20))
 
 
 def test_a_header_is_enough():

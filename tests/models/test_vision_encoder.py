@@ -153,6 +153,30 @@ def test_encoder_does_not_blame_an_image_for_the_device(checkpoints, tmp_path, m
         vlm.build_prompts([(PROMPT, (save_image(tmp_path / "a.png"),))])
 
 
+def test_encoder_preprocesses_on_the_cpu_if_a_gpu_has_no_room(checkpoints, tmp_path, monkeypatch):
+    vlm = load(str(checkpoints / "llava"))
+    process = vlm.encoder.process
+
+    def process_on_full_gpu(*args, on_cpu=False, **kwargs):
+        if not on_cpu:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return process(*args, **kwargs)
+
+    monkeypatch.setattr(vlm.encoder, "process", process_on_full_gpu)
+    assert vlm.encoder.get_features([(save_image(tmp_path / "a.png"),)])[0][0].levels[0][0].isfinite().all()
+
+
+def test_encoder_does_not_blame_an_image_for_the_towers_device(checkpoints, tmp_path, monkeypatch):
+    vlm = load(str(checkpoints / "llava"))
+
+    def fail(batch):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR")
+
+    monkeypatch.setattr(vlm.encoder, "run_tower", fail)
+    with pytest.raises(RuntimeError, match=r"^cuDNN error"):
+        vlm.encoder.get_features([(save_image(tmp_path / "a.png"),)])
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_encoder_reads_unusual_images(checkpoints, tmp_path, family):
     exif = Image.Exif()

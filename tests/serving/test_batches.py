@@ -51,10 +51,21 @@ def test_a_failure_of_the_model_ends_its_batch_and_not_the_worker():
     assert second.result() == 2
 
 
+def test_a_wrong_number_of_results_ends_its_batch_and_not_the_worker():
+    queue = BatchQueue(lambda key, items: items[1:] if key == "short" else items, max_batch=2, max_waiting=9)
+    jobs = [queue.submit("short", 1), queue.submit("short", 2), queue.submit("a", 3)]
+    queue.close()
+    queue.work()
+    for job in jobs[:2]:
+        with pytest.raises(ValueError, match="shorter"):
+            job.result()
+    assert jobs[2].result() == 3
+
+
 def test_a_full_queue_and_a_closed_one_take_no_jobs():
     queue = BatchQueue(double, max_batch=1, max_waiting=2)
     waiting = [queue.submit("a", 1), queue.submit("a", 2)]
-    with pytest.raises(BusyError, match="2 requests wait already: try again later"):
+    with pytest.raises(BusyError, match=r"the queue is full \(2 waiting\): try again later"):
         queue.submit("a", 3)
     queue.close()
     with pytest.raises(BusyError, match="shutting down"):

@@ -61,7 +61,7 @@ def test_defaults_are_openais_and_a_seed_makes_equal_requests_equal():
         ({"messages": [turn(TEXT, image_part("data:image/png;base64,!"))]}, "base64"),
         ({"stream": True}, "`stream` is not supported: leave it out"),
         ({"tools": [{}]}, "`tools` is not supported"),
-        ({"temprature": 1}, "`temprature` is no field of this request"),
+        ({"temprature": 1}, "`temprature` is not a field of this request"),
         ({"temperature": 3}, "`temperature` must be a number from 0 to 2, not 3"),
         ({"temperature": True}, "`temperature` must be a number"),
         ({"temperature": float("nan")}, "`temperature` must be a number"),
@@ -94,7 +94,7 @@ def test_a_score_request_has_answers_and_may_have_facts():
         ({"answers": ["a"] * 65}, "`answers` must be a list of 1 to 64 texts"),
         ({"answers": ["a", 2]}, r"`answers\[2\]` must be text"),
         ({"facts": [{"kind": "smell", "text": "x"}]}, r"`facts\[1\].kind` must be one of"),
-        ({"n": 2}, "`n` is no field of this request"),
+        ({"n": 2}, "`n` is not a field of this request"),
     ):
         with pytest.raises(InputError, match=sentence):
             parse_score({"messages": messages, "answers": ["a"]} | change)

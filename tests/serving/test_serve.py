@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import shutil
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from dataclasses import replace
 from http.client import HTTPConnection
 
 import pytest
+import torch
 
 from mmrlhf import serve as serve_module
 from mmrlhf.cli import main
@@ -127,6 +129,16 @@ def test_too_many_connections_are_refused_until_one_ends(models, monkeypatch):
     assert reply.startswith("HTTP/1.1 503 ") and "too many connections" in reply and status == 200
 
 
+def test_a_stop_does_not_wait_for_clients_that_keep_their_connections(models):
+    with serving(config_of(), models) as running:
+        idle = HTTPConnection(*running.server_address[:2])
+        idle.request("GET", "/health")
+        assert idle.getresponse().read()
+        stopped_at = time.monotonic()
+    assert time.monotonic() - stopped_at < http.READ_TIMEOUT / 2
+    idle.close()
+
+
 def test_openais_own_client_gets_answers_and_errors(models, examples):
     openai = pytest.importorskip("openai")
     with serving(config_of(), models) as running:
@@ -196,9 +208,22 @@ def test_a_full_queue_answers_503_and_a_stop_answers_what_waits(models, examples
             while request(server, "/health")[1]["waiting"] == 0:
                 pass
             status, reply = request(server, CHAT_PATH, body)
-            assert status == 503 and "1 requests wait already" in reply["error"]["message"]
+            assert status == 503 and "the queue is full (1 waiting)" in reply["error"]["message"]
             go_on.set()
         assert (running.result()[0], waiting.result()[0]) == (200, 200)
+
+
+def test_a_device_that_failed_for_good_makes_the_server_unhealthy(models, examples, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(serve_module, "complete_chats", fail)
+    with serving(config_of(), models) as server:
+        assert request(server, CHAT_PATH, {"messages": messages_of(examples[0])})[0] == 500
+        status, reply = request(server, "/health")
+        assert status == 503 and "CUDA error: an illegal memory access" in reply["error"]["message"]
+        status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0])})
+        assert status == 503 and "start the server again" in reply["error"]["message"]
 
 
 def test_a_failure_of_the_model_is_a_500_and_the_server_goes_on(models, examples, monkeypatch, capsys):
@@ -233,6 +258,13 @@ def test_runs_stand_for_their_models(tmp_path, reward_dir):
         resolve_run(str(run))
     (run / "finished.json").write_text("{}")
     assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
+    (run / "policy").mkdir()
+    for base, expected in ((tmp_path, tmp_path), ("owner/model", "owner/model"), (tmp_path / "moved", "base")):
+        (run / "policy" / "base.json").write_text(json.dumps({"base": str(base), "base_fingerprint": "x"}))
+        assert resolve_run(str(run)) == (str(expected), str(run / "policy"), None)
+    (run / "policy" / "base.json").write_text("{")
+    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
+    shutil.rmtree(run / "policy")
     (run / "config.yaml").unlink()
     save_config(FeedbackConfig(model_name_or_path="base", dataset_name="x", output_dir=str(run)), run / "config.yaml")
     with pytest.raises(InputError, match="is a run of feedback, which has no model to serve"):

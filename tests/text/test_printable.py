@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmrlhf.text.printable import printable
+from mmrlhf.text.printable import first_line, printable
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,16 @@ def test_printable_replaces_what_a_terminal_acts_on(text, expected):
 
 def test_printable_keeps_what_is_asked_for():
     assert printable("a\n\x1b[31mb", keep="\n") == "a\n\ufffd[31mb"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("one.\ntwo"), "one"),
+        (KeyError(), "KeyError"),
+        (ValueError("."), "ValueError"),
+        (OSError("\nlater"), "OSError"),
+    ],
+)
+def test_first_line_names_an_error_without_a_message(error, expected):
+    assert first_line(error) == expected

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import save_file
 
 from mmrlhf import config_loader
 from mmrlhf.cli import main
@@ -136,6 +137,51 @@ def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
     )
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
     assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "internvl"])
+def test_num_image_tokens_are_those_of_the_most_tiles(tmp_path, family):
+    build_checkpoint(family, tmp_path)
+    processor = hf.AutoProcessor.from_pretrained(tmp_path)
+    processor.image_processor.max_patches = 12  # internvl's default
+    sides = range(20, 400, 20)
+    counts = processor._get_num_multimodal_tokens([[h, w] for h in sides for w in sides])["num_image_tokens"]
+    assert 0 <= num_image_tokens(build_meta_model(str(tmp_path))) - (max(counts) - (2 if family == "internvl" else 0)) <= 4
+
+
+def test_estimate_memory_counts_the_adapters_that_a_run_loads(tiny_llava, tmp_path):
+    """An adapter at adapter_path has its own rank, and stays as the reference."""
+    model = build_meta_model(tiny_llava)
+    base = ppo_config(tiny_llava, lora_r=4, lora_target_modules="q_proj")
+    (tmp_path / "adapter").mkdir()
+    save_file({"A": torch.zeros(8, 64), "B": torch.zeros(64, 8)}, tmp_path / "adapter" / "adapter_model.safetensors")
+
+    def adapters(config, **changed):
+        return estimated_bytes(dataclasses.replace(config, **changed), model)["adapters"] // 4
+
+    new, loaded, path = 2048, 1024, str(tmp_path / "adapter")
+    assert adapters(base) == 3 * new  # policy, value and reward
+    assert adapters(base, reward_terms="length=1") == 2 * new
+    assert adapters(base, adapter_path=path) == 2 * loaded + 2 * new  # and reference
+    assert adapters(base, reward_model_path=path) == new + 2 * loaded
+    dpo = DPOConfig(model_name_or_path=tiny_llava, dataset_name="-", output_dir="-", lora_r=4, lora_target_modules="q_proj")
+    assert adapters(dpo) == new and adapters(dpo, adapter_path=path) == 2 * loaded
+
+
+def test_estimate_memory_counts_a_separate_base_in_4_bits_like_the_policys(tiny_llava, tmp_path):
+    (tmp_path / "reward.json").write_text(json.dumps({"base": tiny_llava, "dtype": "nf4"}))
+    config = ppo_config(tiny_llava, dtype="nf4")
+    own = estimated_bytes(config, build_meta_model(tiny_llava))["base weights"]
+    separate = dataclasses.replace(config, dtype="bfloat16", reward_model_path=str(tmp_path))
+    assert estimated_bytes(separate, build_meta_model(tiny_llava))[f"base of {tmp_path}"] == own
+
+
+def test_estimate_memory_counts_the_logits_of_many_answers(tiny_llava):
+    """All answers of a step of sampling have float32 logits, and three tensors of that size."""
+    model = build_meta_model(tiny_llava)
+    model.config.get_text_config().vocab_size = 1 << 20
+    config = ppo_config(tiny_llava, num_generations=64, response_length=8, per_device_train_batch_size=2, micro_batch_tokens=9999)
+    assert estimated_bytes(config, model)["logits"] == 4 * 4 * 128 << 20
 
 
 def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys):

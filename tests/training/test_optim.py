@@ -1,8 +1,34 @@
 """The groups of a PPO step's rows: whole, random, and spread evenly over processes."""
 
 import pytest
+import torch
 
-from mmrlhf.training.optim import random_minibatches
+from mmrlhf.training.optim import optimizer_step, random_minibatches
+
+
+class TwoProcesses:
+    """Two processes with the same gradients; counts what they exchange."""
+
+    num_processes = 2
+
+    def __init__(self):
+        self.num_exchanges = 0
+
+    def reduce(self, tensor, reduction):
+        assert reduction == "sum"
+        self.num_exchanges += 1
+        return tensor + tensor
+
+
+def test_optimizer_step_sums_the_gradients_of_a_dtype_in_one_exchange():
+    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape, dtype in
+                  (((2, 3), torch.float32), ((4,), torch.float64), ((1,), torch.float32))]  # fmt: skip
+    for number, parameter in enumerate(parameters[:2], 1):
+        parameter.grad = torch.full_like(parameter, number)  # and none in the third
+    processes = TwoProcesses()
+    norm = optimizer_step(processes, torch.optim.SGD(parameters, lr=1.0), parameters, max_grad_norm=1e9)
+    assert processes.num_exchanges == 2 and norm == pytest.approx((6 * 2**2 + 4 * 4**2) ** 0.5)
+    assert [parameter.unique().tolist() for parameter in parameters] == [[-2], [-4], [0]]
 
 
 @pytest.mark.parametrize(("num_rows", "num_minibatches"), [(1, 2), (3, 2), (8, 2), (12, 5), (16, 3), (7, 7)])

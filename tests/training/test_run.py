@@ -30,7 +30,7 @@ def test_run_refuses_changed_settings_by_name_and_value(tmp_path):
     with pytest.raises(InputError) as caught:
         open_run(tmp_path, learning_rate=2e-5, facts="given")
     message = str(caught.value)
-    assert "learning_rate (there 1e-05, now 2e-05), facts (there none, now given)" in message
+    assert "learning_rate (was 1e-05, now 2e-05), facts (was none, now given)" in message
     assert message.endswith("remove this one, or continue it with --allow_change learning_rate,facts")
 
 
@@ -44,7 +44,7 @@ def test_run_refuses_setting_unknown_to_the_directory(tmp_path):
     open_run(tmp_path).begin()
     text = (tmp_path / "config.yaml").read_text().replace("max_steps", "num_steps")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"max_steps \(there not set, now 10\), num_steps \(there 10, now not set\)"):
+    with pytest.raises(InputError, match=r"max_steps \(was not set, now 10\), num_steps \(was 10, now not set\)"):
         open_run(tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_run_of_another_stage_is_named(tmp_path):
 
 def test_run_refuses_another_number_of_processes(data, tmp_path):
     open_run_on(data, tmp_path / "run", num_processes=2).begin()
-    with pytest.raises(InputError, match=r"num_processes \(there 2, now 1\)"):
+    with pytest.raises(InputError, match=r"num_processes \(was 2, now 1\)"):
         open_run_on(data, tmp_path / "run")
 
 
@@ -120,10 +120,10 @@ def start(path: Path, **settings: object) -> None:
 def test_allowed_change_continues_is_recorded_and_holds_from_then_on(tmp_path, capsys):
     start(tmp_path)
     open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate, facts").resume()
-    assert capsys.readouterr().out.startswith("note: learning_rate (there 1e-05, now 2e-05) (--allow_change)\nresuming")
+    assert capsys.readouterr().out.startswith("note: learning_rate (was 1e-05, now 2e-05) (--allow_change)\nresuming")
     assert read_jsonl(tmp_path / "changes.jsonl") == [{"step": 5, "name": "learning_rate", "there": 1e-05, "now": 2e-05}]
     open_run(tmp_path, learning_rate=2e-5).resume()
-    with pytest.raises(InputError, match=r"learning_rate \(there 2e-05, now 1e-05\)"):
+    with pytest.raises(InputError, match=r"learning_rate \(was 2e-05, now 1e-05\)"):
         open_run(tmp_path)
     assert len(read_jsonl(tmp_path / "changes.jsonl")) == 1
 
@@ -134,7 +134,7 @@ def test_all_differences_are_listed_and_only_named_ones_may_change(tmp_path):
     with pytest.raises(InputError) as caught:
         open_run(tmp_path, **changed, allow_change="max_steps,learning_rate")
     message = str(caught.value)
-    assert all(f"{name} (there " in message for name in changed)
+    assert all(f"{name} (was " in message for name in changed)
     assert message.endswith("(seed determines the rows of a step and cannot change along the way)")
     with pytest.raises(InputError, match=r", or continue it with --allow_change learning_rate,facts$"):
         open_run(tmp_path, learning_rate=2e-5, facts="given", allow_change="learning_rate")
@@ -187,12 +187,12 @@ def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
     open_with(2, 4).save_checkpoint(5, {"w": torch.ones(1)}, {})
     with pytest.raises(
         InputError,
-        match=r"num_processes .there 2, now 1.* determines the rows of a step .*; a step had 8 rows and would have 4: choose",
+        match=r"num_processes .was 2, now 1.* determines the rows of a step .*; a step had 8 rows and would have 4: choose",
     ):
         open_with(1, 4, both)
     with pytest.raises(
         InputError,
-        match=r"per_device_train_batch_size \(there 4, now 8\).*continue it with --allow_change per_device\w+,num_processes$",
+        match=r"per_device_train_batch_size \(was 4, now 8\).*continue it with --allow_change per_device\w+,num_processes$",
     ):
         open_with(1, 8)
     open_with(1, 8, both).resume()
@@ -282,7 +282,7 @@ def test_run_says_other_versions_when_it_resumes(tmp_path, monkeypatch, capsys):
     run.save_checkpoint(1, {"w": torch.ones(1)}, {})
     monkeypatch.setattr(run_inputs, "package_versions", lambda: {"torch": "2.14.0", "peft": "0.21"})
     open_run(tmp_path).resume()
-    assert "after step 1, which began with other versions: torch (there 2.13.0, now 2.14.0)\n" in capsys.readouterr().out
+    assert "after step 1, which began with other versions: torch (was 2.13.0, now 2.14.0)\n" in capsys.readouterr().out
 
 
 def test_run_says_that_it_is_finished(tmp_path, capsys):
