@@ -31,6 +31,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.rows import read_json_objects
 from mmrlhf.records import Example, InputError, Message
+from mmrlhf.text.printable import first_line
 
 Judge = Callable[[Sequence[JudgeRequest]], Iterator[tuple[str, Reply]]]
 """Yields replies by key, in any order.
@@ -285,7 +286,7 @@ def local_judge(model_name: str, config: EvalConfig) -> Judge:
         try:
             config_class = type(AutoConfig.from_pretrained(model_name))
         except (OSError, ValueError) as error:
-            raise InputError(f"--judge {model_name} is neither a server URL nor a model ({str(error).splitlines()[0]})") from None
+            raise InputError(f"--judge {model_name} is neither a server URL nor a model ({first_line(error)})") from None
         is_vlm = config_class in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         for request, text in (_vlm_replies if is_vlm else _lm_replies)(model_name, requests, config):
             yield request.key, _text_reply(text if text.strip() else None, "the reply holds no text", model_name)
@@ -328,7 +329,7 @@ def _lm_replies(model_name: str, requests: Sequence[JudgeRequest], config: EvalC
     try:
         model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"--judge {model_name} cannot be loaded ({reason}): give a checkpoint in safetensors") from None
     for request in requests:
         chat = [{"role": "user", "content": request.prompt}]

@@ -42,6 +42,7 @@ from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Plac
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
+from mmrlhf.text.printable import first_line
 
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
@@ -196,8 +197,9 @@ def load_reward_model(
     except (InputError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
+        raise InputError(
+            f"reward model {path} cannot be loaded ({first_line(error)}): copy it again, or train it again"
+        ) from None
 
 
 def _check_metadata(path: str, metadata: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ def test_answers_of_other_pixel_limits_are_not_reused(tiny_vlm_path, benchmark_d
     first = evaluate("chair", config, {"lineage": "portable"})
     for name in ("min_pixels", "max_pixels"):
         limited = replace(config, **{name: 64})
-        with pytest.raises(InputError, match=rf"{name} \(there not set, now 64\): give another --out"):
+        with pytest.raises(InputError, match=rf"{name} \(was not set, now 64\): give another --out"):
             evaluate("chair", limited, {"lineage": "portable"})
         result = evaluate("chair", replace(limited, output_dir=str(tmp_path / name)), {"lineage": "portable"})
         assert result["generation"] == first["generation"] | {name: 64}
