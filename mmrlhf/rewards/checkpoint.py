@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmrlhf.config import EngineConfig, RewardConfig, RewardedConfig
+from mmrlhf.config import EngineConfig, RewardConfig
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
-from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters, Role, absolute_name
 from mmrlhf.models.export import save_checkpoint
 from mmrlhf.models.fingerprints import fingerprint
@@ -39,8 +37,6 @@ from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, PlacedImage, Preference
-from mmrlhf.rewards.ledger import parse_reward_spec
-from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
 from mmrlhf.text.printable import first_line
 
@@ -283,6 +279,18 @@ def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     return AnswerGroup(images, prompt, tuple(row["answers"]), facts, row["id"], answer_images)
 
 
+# ---- for those who score ------------------------------------------------------------------------
+
+
+def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Sequence[Preference]) -> None:
+    """Print a note if a model was trained with facts, and the rows that it scores have none."""
+    if model.facts == "given" and not any(row.facts for row in rows):
+        print(
+            f"note: {path} was trained with facts, and these rows have none: "
+            "give --facts_file, unless it is meant to score without them"
+        )
+
+
 # ---- for a further round of reward --------------------------------------------------------------
 
 
@@ -332,70 +340,3 @@ def load_to_continue(path: str, adapters: Adapters, config: RewardConfig) -> Rol
     for parameter in adapters.parameters("reward").values():
         parameter.requires_grad_(True)
     return role
-
-
-# ---- for ppo -----------------------------------------------------------------------------------
-
-
-def reward_model_paths(config: RewardedConfig) -> list[str]:
-    """Return the directories in `reward_model_path`, which are separated by commas."""
-    return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
-
-
-def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
-    """Load the models that `fact_rm` uses; return none if `reward_terms` does not name it.
-
-    Raises InputError if no path is given, a model cannot be loaded, one fails too many probes, or
-    training made one worse at telling false claims from true ones.
-    """
-    if "fact_rm" not in parse_reward_spec(config.reward_terms):
-        return []
-    paths = reward_model_paths(config)
-    if not paths:
-        raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
-    reward_models = []
-    for index, path in enumerate(paths):
-        adapter_name = "reward" if index == 0 else f"reward_{index}"
-        reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
-        _check_probes(path, reward_model, config.min_probe_detection_rate)
-        if not config.allow_worse_judge:
-            _check_j(path, reward_model)
-        reward_models.append(reward_model)
-    return reward_models
-
-
-def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Sequence[Preference]) -> None:
-    """Print a note if a model was trained with facts, and the rows that it scores have none."""
-    if model.facts == "given" and not any(row.facts for row in rows):
-        print(
-            f"note: {path} was trained with facts, and these rows have none: "
-            "give --facts_file, unless it is meant to score without them"
-        )
-
-
-def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
-    """Raise InputError if the model misses too many false claims of a kind.
-
-    Prints a note if the model was never probed.
-    """
-    if min_rate and not reward_model.probes:
-        print(f"note: reward model {path} was never tested with injected hallucinations: {NOTHING_TO_INJECT}")
-    for kind, detection_rate in reward_model.probes.items():
-        if detection_rate < min_rate:
-            raise InputError(
-                f"reward model {path} lowers its score for {detection_rate:.0%} of injected hallucinations of kind {kind}, less "
-                f"than min_probe_detection_rate {min_rate:g}: a policy would learn to make them; train it on such pairs, or "
-                "lower --min_probe_detection_rate"
-            )
-
-
-def _check_j(path: str, reward_model: RewardModel) -> None:
-    """Raise InputError if J fell in training, beyond the 95% interval of the change."""
-    change = reward_model.j.get("change")
-    if change and change["high"] < 0:
-        before, after = (reward_model.j[name][ALL_KINDS]["j"] for name in ("before", "after"))
-        raise InputError(
-            f"reward model {path} tells false claims from true ones worse than before its training (J {after:.2f}, before "
-            f"{before:.2f}): use the untrained review (`mmrlhf reward --max_steps 0`), train it with --load_best_model_at_end true "
-            "--metric_for_best_model j, or give --allow_worse_judge true"
-        )

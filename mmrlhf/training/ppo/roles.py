@@ -20,8 +20,8 @@ from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
 from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation
 from mmrlhf.rewards.build import build_rewards
-from mmrlhf.rewards.checkpoint import reward_model_paths
 from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.fact_rm import reward_model_paths
 from mmrlhf.rewards.ledger import WeightedReward
 from mmrlhf.rewards.reward_model import RewardModel, prompt_with_facts
 from mmrlhf.rewards.types import RewardFunction

@@ -1,0 +1,69 @@
+"""The reward models that `fact_rm` uses: loaded, and refused if they were measured to be bad."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from mmrlhf.config import RewardedConfig
+from mmrlhf.metrics.youden import ALL_KINDS
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.records import InputError
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT
+from mmrlhf.rewards.reward_model import RewardModel
+
+
+def reward_model_paths(config: RewardedConfig) -> list[str]:
+    """Return the directories in `reward_model_path`, which are separated by commas."""
+    return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
+
+
+def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
+    """Load the models that `fact_rm` uses; return none if `reward_terms` does not name it.
+
+    Raises InputError if no path is given, a model cannot be loaded, one fails too many probes, or
+    training made one worse at telling false claims from true ones.
+    """
+    if "fact_rm" not in parse_reward_spec(config.reward_terms):
+        return []
+    paths = reward_model_paths(config)
+    if not paths:
+        raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
+    reward_models = []
+    for index, path in enumerate(paths):
+        adapter_name = "reward" if index == 0 else f"reward_{index}"
+        reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
+        _check_probes(path, reward_model, config.min_probe_detection_rate)
+        if not config.allow_worse_judge:
+            _check_j(path, reward_model)
+        reward_models.append(reward_model)
+    return reward_models
+
+
+def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
+    """Raise InputError if the model misses too many false claims of a kind.
+
+    Prints a note if the model was never probed.
+    """
+    if min_rate and not reward_model.probes:
+        print(f"note: reward model {path} was never tested with injected hallucinations: {NOTHING_TO_INJECT}")
+    for kind, detection_rate in reward_model.probes.items():
+        if detection_rate < min_rate:
+            raise InputError(
+                f"reward model {path} lowers its score for {detection_rate:.0%} of injected hallucinations of kind {kind}, less "
+                f"than min_probe_detection_rate {min_rate:g}: a policy would learn to make them; train it on such pairs, or "
+                "lower --min_probe_detection_rate"
+            )
+
+
+def _check_j(path: str, reward_model: RewardModel) -> None:
+    """Raise InputError if J fell in training, beyond the 95% interval of the change."""
+    change = reward_model.j.get("change")
+    if change and change["high"] < 0:
+        before, after = (reward_model.j[name][ALL_KINDS]["j"] for name in ("before", "after"))
+        raise InputError(
+            f"reward model {path} tells false claims from true ones worse than before its training (J {after:.2f}, before "
+            f"{before:.2f}): use the untrained review (`mmrlhf reward --max_steps 0`), train it with --load_best_model_at_end true "
+            "--metric_for_best_model j, or give --allow_worse_judge true"
+        )
