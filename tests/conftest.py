@@ -19,6 +19,14 @@ hypothesis.settings.register_profile("repeat", hypothesis.settings.get_profile("
 hypothesis.settings.load_profile("repeat")
 
 
+LONGEST = ("test_stages.py", "test_ppo_engine.py", "test_crash_study.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process waits for another one's at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def tiny_vlm_path() -> str:
     """The checkpoint of the bundled tiny vision-language model."""
