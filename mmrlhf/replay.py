@@ -60,9 +60,9 @@ class Step:
     compute: Callable[[], float | None]
 
 
-LOSS_TOLERANCE = 1e-5
-"""Relative difference of losses that counts as rounding: a replay encodes the step's images alone,
-in other batches than the run did."""
+LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "nf4": 1e-2}
+"""Relative difference of losses that counts as rounding, by `dtype`: a replay encodes the step's
+images alone, in other batches than the run did."""
 
 
 def replay(file: str, model_name_or_path: str | None = None) -> bool:
@@ -115,7 +115,8 @@ def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
     if loss is None or "loss" not in saved.numbers:
         return "answers and rewards are finite", not saved.is_cause
     in_run = saved.numbers["loss"]
-    return f"the loss is {loss}", repr(loss) == repr(in_run) or math.isclose(loss, in_run, rel_tol=LOSS_TOLERANCE)
+    is_rounding = math.isclose(loss, in_run, rel_tol=LOSS_TOLERANCE[saved.config["dtype"]])
+    return f"the loss is {loss}", repr(loss) == repr(in_run) or is_rounding
 
 
 def _load_weights(roles: Sequence[Role], weights: Mapping[str, Tensor]) -> None:

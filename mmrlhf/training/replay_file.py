@@ -2,7 +2,8 @@
 
 The file is in the format safetensors: weights as `weights.NAME`, tensors of the batch as
 `batch.NAME`, images as their encoded bytes, and everything else as JSON in the header. It needs the
-base model, and nothing else of the run or its data.
+models that the run loads (its base, and what adapter_path and reward_model_path name), and nothing
+else of the run or its data.
 """
 
 from __future__ import annotations
