@@ -25,12 +25,14 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples, subset
 from mmrlhf.engine.rollout import RolloutEngine
 from mmrlhf.engine.scoring import in_micro_batches, logps, values
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.loading import load
+from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -166,11 +168,13 @@ def _train(
                     rollout = collect_rollout(
                         config, accelerator, roles, engine, state.prompt_order, step, attempt, run.path / FAILURE_FILE, started
                     )
-                except NotFiniteError:
-                    raise  # the step is skipped
+                except (NotFiniteError, LostProcessError):
+                    raise  # the step is skipped; nothing can be saved together
                 except InputError as error:
                     state.prompt_order.position, state.started = position, started
-                    raise _save_and_stop(run, evaluation, state, step, error) from None
+                    refusal = _save_and_stop(run, evaluation, state, step, error)
+                    accelerator.wait_for_everyone()  # the first process that leaves ends the others
+                    raise refusal from None
 
                 # 4-5. Log-probs, values, advantages
                 batch = build_batch(config, accelerator, roles, rollout, step, state.kl_controller.coef)
@@ -232,8 +236,12 @@ def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step
     if step == 0:
         return InputError(str(error))
     best_tensors, best_state = evaluation.checkpoint(run, state.roles.policy)
-    run.save_checkpoint(step, state.tensors() | best_tensors, state.numbers() | best_state)
-    return InputError(f"{error}; {run.path} is saved after step {step}, and the same command goes on from there")
+    try:
+        run.save_checkpoint(step, state.tensors() | best_tensors, state.numbers() | best_state)
+    except InputError as failure:
+        return InputError(f"{error}; {failure}")
+    change = "" if isinstance(error, EngineError) else " (add --allow_change reward_terms if you change the reward)"
+    return InputError(f"{error}; {run.path} is saved after step {step}, and the same command goes on from there{change}")
 
 
 def answers_per_step(config: PPOConfig, accelerator: Accelerator) -> int:

@@ -90,7 +90,7 @@ def train_reward_model(
         run.print_finished(run.path)
         return run.path
     preferences = _select_preferences(config, preferences)
-    for rows in (preferences, held_out or ()):
+    for rows in (preferences, held_out if held_out and config.eval_steps else ()):
         check_margins(config, rows)
     reference_rows(config, preferences, held_out).check(config)
 
@@ -118,7 +118,9 @@ def train_reward_model(
     )
 
     # 3. Normalise, calibrate and probe, then save
-    if config.load_best_model_at_end:
+    if config.load_best_model_at_end and best.step is None:
+        run.print(f"note: {best.metric} was never a number, so the last weights are kept")
+    elif config.load_best_model_at_end:
         model.role.load_state_dict(best.tensors)
         run.print(f"kept the weights of step {best.step}, the best measured: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
@@ -159,7 +161,7 @@ def _train(
         load_optimizer(optimizer, tensors)
         best.restore(tensors, state)
         monitor.load_state(state.get("monitor", {}))
-        num_not_better = state["num_not_better"]
+        num_not_better = state["num_not_better"] if best.step is not None else 0
         skipped_steps.restore(state)
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:

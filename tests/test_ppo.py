@@ -175,7 +175,8 @@ def test_ppo_keeps_the_steps_before_a_reward_function_fails(tiny_vlm_path, examp
         return [float(len(s.answer)) for s in samples]
 
     with pytest.raises(
-        InputError, match=r"picky raised TimeoutError: no answer.*out is saved after step 2, and the same command"
+        InputError,
+        match=r"picky raised TimeoutError: no answer.*out is saved after step 2, and the same command .*add --allow_change",
     ):
         ppo(config, examples, extra_reward_functions={"picky": picky})
     ppo(config, examples, extra_reward_functions={"picky": picky})

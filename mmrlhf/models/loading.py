@@ -32,7 +32,7 @@ from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
-from mmrlhf.models.loading_turns import loading_turn
+from mmrlhf.models.loading_turns import UNREADABLE, loading_turn
 from mmrlhf.models.micro_batch import Budget
 from mmrlhf.models.pixel_limits import limit_pixels
 from mmrlhf.models.vision_encoder import Encoder
@@ -53,9 +53,9 @@ def load(
 
     The default device is the GPU if there is one. If `sharded` is given, all processes call this,
     in turns (`models.loading_turns`), and if it is true, each keeps a share of the decoder's layers
-    (`models.sharding`). Raises InputError if the checkpoint
-    is missing, holds no image-text-to-text model, lacks weights or has some that are not finite, or
-    has no chat template that tells prompts from answers.
+    (`models.sharding`). Raises InputError if the checkpoint is missing, holds no image-text-to-text
+    model, lacks weights or has some that are not finite, or has no chat template that tells prompts
+    from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -88,7 +88,7 @@ def _read_checkpoint(name: str, dtype: str, device: torch.device) -> tuple[PreTr
             output_loading_info=True,
             **_precision_kwargs(name, dtype, device),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         reason = first_line(error)
         not_found = "" if Path(name).is_dir() else "no such directory, and as a Hub id: "
         raise InputError(

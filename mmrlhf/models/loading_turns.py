@@ -49,12 +49,16 @@ def _wait(num_turns: int) -> None:
             PartialState().wait_for_everyone()
 
 
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
+"""What transformers raises for a model that it cannot read."""
+
+
 def _model_bytes(name: str, dtype: torch.dtype) -> int:
     """Return the size of a model's weights, or 1 if it cannot be read, which loading reports."""
     try:
         config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, KeyError):
+    except UNREADABLE:
         return 1
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize

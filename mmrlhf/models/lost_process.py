@@ -15,18 +15,22 @@ LOST = re.compile(
 """What gloo and NCCL say when another process is gone, or does not answer."""
 
 
+class LostProcessError(InputError):
+    """Another process has stopped, so that nothing can be exchanged any more."""
+
+
 @contextlib.contextmanager
 def naming_lost_process() -> Iterator[None]:
     """Exchange something with other processes in the block.
 
-    Raises InputError if one of them has stopped.
+    Raises LostProcessError if one of them has stopped.
     """
     try:
         yield
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
-        raise InputError(
+        raise LostProcessError(
             f"process {os.environ.get('RANK', '0')} stops, because another one has stopped or does not answer: see its own "
             "message above or in the launcher's log; the same command resumes after the last checkpoint"
         ) from None

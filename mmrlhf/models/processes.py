@@ -33,7 +33,8 @@ class Accelerator(accelerate.Accelerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         note = use_fsdp_for_zero(os.environ)
-        kwargs.setdefault("cpu", not torch.cuda.is_available())  # Apple's GPUs have no float64
+        if torch.backends.mps.is_available():
+            kwargs.setdefault("cpu", True)  # Apple's GPUs have no float64
         kwargs.setdefault("kwargs_handlers", [InitProcessGroupKwargs(timeout=EXCHANGE_TIMEOUT)])
         super().__init__(*args, **kwargs)
         if note and self.is_main_process:

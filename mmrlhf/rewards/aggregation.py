@@ -49,9 +49,9 @@ class RewardAggregation:
 
         The state lacks what was not measured yet, because steps were skipped or settings changed.
         """
-        if self.normalizer is not None and state["moments"] is not None:
+        if self.normalizer is not None and state.get("moments") is not None:
             self.normalizer.load_state(state["moments"])
-        if self.length_bounds is not None and self.length_bounds.bounds is None and state["length_bounds"] is not None:
+        if self.length_bounds is not None and self.length_bounds.bounds is None and state.get("length_bounds") is not None:
             lower, upper = state["length_bounds"]
             self.length_bounds.bounds = lower, upper
 

@@ -65,6 +65,7 @@ class Server(ThreadingHTTPServer):
         self.service = service
         self._free_connections = threading.Semaphore(MAX_CONNECTIONS)
         self._open_connections: set[socket.socket] = set()
+        self.is_closing = False
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -89,6 +90,7 @@ class Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         """Read no more requests, and return once the responses are written."""
+        self.is_closing = True
         for connection in list(self._open_connections):
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 connection.shutdown(socket.SHUT_RD)
@@ -154,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > MAX_BODY_BYTES:
             raise RequestError(413, f"the body has {int(length):,} bytes: send at most {MAX_BODY_BYTES:,}")
         body = self.rfile.read(int(length))
+        if len(body) < int(length) and self.server.is_closing:
+            raise BusyError("the server is shutting down")
         if len(body) < int(length):
             raise RequestError(400, "the body is shorter than its Content-Length")
         return body

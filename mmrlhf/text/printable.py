@@ -4,8 +4,9 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop, or its type's name."""
-    return next(iter(str(error).splitlines()), "").rstrip(".:") or type(error).__name__
+    """Return the first line with text of an error, without its full stop, or its type's name."""
+    lines = (line.strip().rstrip(".:") for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def printable(text: str, keep: str = "") -> str:

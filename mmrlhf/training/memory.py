@@ -27,6 +27,7 @@ from mmrlhf.models.adapters import absolute_name
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
+from mmrlhf.models.loading_turns import UNREADABLE
 from mmrlhf.models.lora_layers import LANGUAGE_MODEL, VISION_TOWER, layers_by_part, target_layers
 from mmrlhf.models.vlm import MAX_LOGITS_GPU
 from mmrlhf.records import InputError
@@ -63,7 +64,7 @@ def build_meta_model(name: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         reason = first_line(error)
         raise InputError(
             f"model {name}: its architecture cannot be read ({reason}): give a checkpoint directory or a Hub id"

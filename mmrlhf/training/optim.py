@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from mmrlhf.config import TrainConfig
 from mmrlhf.models.adapters import OTHER_CHECKPOINT
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.records import InputError
+
+BUCKET_SIZE = 1 << 24
+"""Gradient values that processes exchange at once: 64 MiB in float32, and twice that in copies."""
 
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
@@ -113,12 +116,25 @@ def optimizer_step(
 
 
 def _sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Sum the gradients over the processes, all of a dtype in one exchange."""
-    for dtype in dict.fromkeys(p.dtype for p in parameters):
-        gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+    """Sum the gradients over the processes, many small ones in one exchange."""
+    all_gradients = [p.grad for p in parameters if p.grad is not None]
+    for gradients in _buckets(sorted(all_gradients, key=lambda gradient: str(gradient.dtype))):
         total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
         for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield neighbours of one dtype with at most BUCKET_SIZE values together, or a larger one."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(other.numel() for other in bucket) + tensor.numel()
+        if bucket and (size > BUCKET_SIZE or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -19,8 +19,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.finite import NotFiniteError
+from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.processes import gather_object
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.training.replay_file import SavedStep
@@ -167,16 +169,19 @@ def _step_of(path: Path) -> int:
 def together(attempt: Attempt) -> Iterator[None]:
     """Raise an InputError of one process on all of them, so that none waits.
 
-    It stays a NotFiniteError, for which the step is skipped, if no process has another one. The
-    block must not exchange anything between processes.
+    It is the gravest of all processes: a NotFiniteError, for which the step is skipped, only if
+    there is no other. The block must not exchange anything between processes.
     """
     own = None
     try:
         yield
+    except LostProcessError:
+        raise  # nothing can be exchanged any more
     except InputError as error:
         attempt.is_cause = isinstance(error, NotFiniteError)
-        own = (not attempt.is_cause, str(error))  # not the exception, which may take other arguments
+        gravity = 0 if attempt.is_cause else 2 if isinstance(error, EngineError) else 1
+        own = (gravity, str(error))  # not the exception, which may take other arguments
     problems = [other for other in gather_object([own]) if other is not None]
     if problems:
-        must_stop, text = max(problems, key=lambda other: other[0])
-        raise InputError(text) if must_stop else NotFiniteError(text)
+        gravity, text = max(problems, key=lambda other: other[0])
+        raise (NotFiniteError, InputError, EngineError)[gravity](text)

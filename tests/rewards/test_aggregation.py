@@ -37,6 +37,7 @@ def test_nothing_is_restored_where_nothing_was_measured(tmp_path, settings):
     """The first steps may have been skipped, or the setting was changed along the way."""
     aggregation = aggregation_of(tmp_path, **settings)
     aggregation.load_state(aggregation_of(tmp_path).state())
+    aggregation.load_state({})  # of a checkpoint from before there were any
     if aggregation.length_bounds is not None:
         aggregation.load_state(aggregation_of(tmp_path, length_bounds="auto").state())
     assert [breakdown.total for breakdown in reward(aggregation, 5, 5)] in ([5.0, 5.0], [0.0, 0.0])

@@ -119,12 +119,13 @@ def test_too_many_connections_are_refused_until_one_ends(models, monkeypatch):
         with socket.create_connection(running.server_address[:2], timeout=30) as refused:
             reply = refused.makefile("rb").read().decode()
         idle[0].close()
+        status = 0
         for _ in range(100):  # the thread of the closed connection has to notice
             with contextlib.suppress(OSError):
-                if request(running, "/health")[0] == 200:
-                    break
+                status = request(running, "/health")[0]
+            if status == 200:
+                break
             time.sleep(0.05)
-        status = request(running, "/health")[0]
         idle[1].close()
     assert reply.startswith("HTTP/1.1 503 ") and "too many connections" in reply and status == 200
 
@@ -137,6 +138,19 @@ def test_a_stop_does_not_wait_for_clients_that_keep_their_connections(models):
         stopped_at = time.monotonic()
     assert time.monotonic() - stopped_at < http.READ_TIMEOUT / 2
     idle.close()
+
+
+def test_a_request_that_a_stop_cuts_off_may_be_sent_again(models):
+    with serving(config_of(), models) as running:
+        connection = HTTPConnection(*running.server_address[:2])
+        connection.putrequest("POST", CHAT_PATH)
+        for name, value in (("Content-Type", "application/json"), ("Content-Length", "100")):
+            connection.putheader(name, value)
+        connection.endheaders()
+        time.sleep(0.3)  # it waits for the body
+    response = connection.getresponse()
+    assert response.status == 503 and b"shutting down" in response.read()
+    connection.close()
 
 
 def test_openais_own_client_gets_answers_and_errors(models, examples):

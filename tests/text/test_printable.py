@@ -31,7 +31,8 @@ def test_printable_keeps_what_is_asked_for():
         (ValueError("one.\ntwo"), "one"),
         (KeyError(), "KeyError"),
         (ValueError("."), "ValueError"),
-        (OSError("\nlater"), "OSError"),
+        (OSError("\n  later.\nlast"), "later"),
+        (OSError("\n \n"), "OSError"),
     ],
 )
 def test_first_line_names_an_error_without_a_message(error, expected):

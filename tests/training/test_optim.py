@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmrlhf.training import optim
 from mmrlhf.training.optim import optimizer_step, random_minibatches
 
 
@@ -29,6 +30,19 @@ def test_optimizer_step_sums_the_gradients_of_a_dtype_in_one_exchange():
     norm = optimizer_step(processes, torch.optim.SGD(parameters, lr=1.0), parameters, max_grad_norm=1e9)
     assert processes.num_exchanges == 2 and norm == pytest.approx((6 * 2**2 + 4 * 4**2) ** 0.5)
     assert [parameter.unique().tolist() for parameter in parameters] == [[-2], [-4], [0]]
+
+
+@pytest.mark.parametrize(("bucket_size", "num_exchanges"), [(1, 4), (4, 3), (6, 2), (100, 1)])
+def test_optimizer_step_exchanges_gradients_in_buckets(monkeypatch, bucket_size, num_exchanges):
+    """Of 3, 2, 1 and 4 values: copies of all gradients at once would take as much memory again."""
+    monkeypatch.setattr(optim, "BUCKET_SIZE", bucket_size)
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 2, 1, 4)]
+    for number, parameter in enumerate(parameters, 1):
+        parameter.grad = torch.full_like(parameter, number)
+    processes = TwoProcesses()
+    optimizer_step(processes, torch.optim.SGD(parameters, lr=1.0), parameters, max_grad_norm=1e9)
+    assert processes.num_exchanges == num_exchanges
+    assert [parameter.unique().tolist() for parameter in parameters] == [[-2], [-4], [-6], [-8]]
 
 
 @pytest.mark.parametrize(("num_rows", "num_minibatches"), [(1, 2), (3, 2), (8, 2), (12, 5), (16, 3), (7, 7)])

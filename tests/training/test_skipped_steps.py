@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
 from mmrlhf.config import SFTConfig
+from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.engine.vllm_server import RefusedError
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, check_finite, is_finite
 from mmrlhf.models.loading import load
+from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.records import InputError
 from mmrlhf.replay import replay
 from mmrlhf.reward_model import train_reward_model
@@ -212,13 +214,31 @@ def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
     assert attempt.is_cause == is_cause
 
 
-def test_a_servers_refusal_ends_the_step_for_good():
-    """Before something that is not finite: the run saves and stops, and skips nothing."""
+@pytest.mark.parametrize(
+    ("error", "others", "raised"),
+    [
+        (NotFiniteError("nan"), [None], (NotFiniteError, "nan")),
+        (NotFiniteError("nan"), [(1, "the judge is away")], (InputError, "the judge is away")),
+        (InputError("the judge is away"), [(0, "nan"), (2, "the server is gone")], (EngineError, "the server is gone")),
+        (RefusedError(400, "http://x", "y"), [(0, "nan")], (EngineError, "http://x refuses a request (HTTP 400: y)")),
+        (None, [(0, "nan"), (1, "the judge is away")], (InputError, "the judge is away")),
+    ],
+)
+def test_all_processes_end_a_step_by_the_gravest_error(monkeypatch, error, others, raised):
+    """Only if nothing else happened is the step skipped; else the run saves and stops."""
+    monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [*own, *others])
     attempt = skipped_steps.Attempt(1, ())
-    message = r"http://x refuses a request \(HTTP 400: y\)"
-    with pytest.raises(InputError, match=message) as caught, skipped_steps.together(attempt):
-        raise RefusedError(400, "http://x", "y")
-    assert not attempt.is_cause and not isinstance(caught.value, NotFiniteError)
+    with pytest.raises(InputError) as caught, skipped_steps.together(attempt):
+        if error is not None:
+            raise error
+    assert type(caught.value) is raised[0] and raised[1] in str(caught.value)
+    assert attempt.is_cause == isinstance(error, NotFiniteError)
+
+
+def test_nothing_is_exchanged_once_a_process_is_lost(monkeypatch):
+    monkeypatch.setattr(skipped_steps, "gather_object", lambda own: 1 / 0)
+    with pytest.raises(LostProcessError), skipped_steps.together(skipped_steps.Attempt(1, ())):
+        raise LostProcessError("another one has stopped")
 
 
 def test_a_replay_of_another_processs_share_is_as_in_the_run(tiny_vlm_path, examples, tmp_path, capsys):

@@ -45,19 +45,22 @@ class HeldOutPairs:
         assert self.policy is not None
         if not self._ref_logps:
             self._measure_reference(vlm)
-        config, sums = replace(self.config, image_pairs="none"), Counter[str]()
+        sums = Counter[str]()
         with torch.no_grad():
             for batch, ref_logps_N in zip(self._batches(vlm), self._ref_logps, strict=True):
                 logps_NT = in_micro_batches(token_logps, self.policy, batch.completions)
                 all_rows = range(len(batch.answers_per_row))
-                sums.update(preference_loss(config, batch, all_rows, logps_NT, ref_logps_N, self._counts)[1])
+                sums.update(preference_loss(self._config, batch, all_rows, logps_NT, ref_logps_N, self._counts)[1])
         return mean_metrics(sums, self._counts)
 
+    @property
+    def _config(self) -> DPOConfig:
+        return replace(self.config, image_pairs="none")
+
     def _batches(self, vlm: VLM) -> Iterator[PreferenceBatch]:
-        config = replace(self.config, image_pairs="none")
         for start in range(0, len(self.rows), ROWS_PER_BATCH):
             rows = self.rows[start : start + ROWS_PER_BATCH]
-            yield build_batch(config, vlm, rows, [None] * len(rows))
+            yield build_batch(self._config, vlm, rows, [None] * len(rows))
 
     def _measure_reference(self, vlm: VLM) -> None:
         """Compute the reference's log-probs, and count rows and tokens."""

@@ -13,7 +13,7 @@ from mmrlhf.files import bundled
 from mmrlhf.training.feedback.round_files import image_root
 
 SHARED_SETTINGS = (
-    "model_name_or_path", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
+    "model_name_or_path", "max_length", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
     "share_prefix", "micro_batch_tokens", "activation_checkpointing", "feature_memory_gib", "feature_cache_dir", "feature_disk_gib",
 )  # fmt: skip
 """Settings that a stage has from the run, if it has them at all."""
@@ -65,6 +65,8 @@ def _stage_config(
     file = None if recipe is None else Path(recipe) if Path(recipe).exists() else bundled.find("configs", recipe)
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     settings = {name: getattr(config, name) for name in SHARED_SETTINGS if name in names} | values
+    if config.overlong == "drop":  # the run's rows are the stage's
+        settings["overlong"] = "drop"
     # What is not set here is the recipe's to say.
     given = {name: value for name, value in settings.items() if value is not None}
     return load_config(cls, file, given | {"output_dir": str(output_dir)})

@@ -117,10 +117,10 @@ def collect_rollout(
 ) -> Rollout:
     """Sample answers to this process's share of a step's prompts, and reward them.
 
-    Waits for those that `started` samples already. If a reward function fails, the run stops, and
-    `failure_file` records the failed input. Raises NotFiniteError, on all processes, if something
-    was not finite, EngineError if the engine is gone, and InputError if dynamic sampling finds no
-    prompt that tells answers apart.
+    Waits for those that `started` samples already. `failure_file` records the input on which a
+    reward function fails. Raises, on all processes, NotFiniteError if something was not finite,
+    EngineError if the engine is gone, and InputError if a reward function fails or dynamic sampling
+    finds no prompt that tells answers apart.
     """
     if started is not None:
         attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
