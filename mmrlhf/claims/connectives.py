@@ -14,6 +14,7 @@ from mmrlhf.claims.grammar import (
     FALSE_ADJECTIVES,
     FASTENED,
     NEGATIVE_PREPOSITIONS,
+    NO_LONGER,
     STATEMENT_NOUNS,
     TRUE_WORDS,
     UNDENYING_WORDS,
@@ -86,15 +87,17 @@ def process_connective(
         # `about twenty` hedges its number only.
         if word not in APPROXIMATE_NUMBER_WORDS and not builder.is_negated_at(index):
             state.is_hedged, state.hedge_index = True, index
-    elif tag == "Y" and word == "once" and state.verb in ("was", "were") and previous_tag == "B" and next_tag != "R":
-        state.negated_until = TO_SENTENCE_END  # there were *once* two horses
+    # there were *once* two horses
+    elif tag == "Y" and word == "once" and state.verb in ("was", "were") and builder.tokens.words[max(0, index - 2)] == "there":
+        state.negated_until = TO_SENTENCE_END
     elif tag == "Y":
         _process_conjunction(state, word, next_tag)
     elif tag == "W":
         _process_judgement(builder, index, previous_tag)
         # The *claim that* there is a dog is false.
-        if word == "that" and builder.tokens.words[index - 1] in STATEMENT_NOUNS and _is_called_false(builder.tokens.words[:end]):
-            state.negated_until, state.verb_index = TO_SENTENCE_END, index
+        if word == "that" and builder.tokens.words[index - 1] in STATEMENT_NOUNS and _is_called_false(builder, end):
+            state.verb_index = index
+            _deny_statement(builder, index)
         # A room in *which* a boy lies: the place of the clause that follows.
         if previous_tag == "P" and state.open_relation is not None and state.conjuncts:
             _begin_clause_of_place(state)
@@ -136,6 +139,11 @@ def _process_not(builder: ClaimBuilder, index: int, previous_tag: str, next_tag:
     # You do not *often* see a horse here; it does not *only* show a dog.
     if next_word in UNDENYING_WORDS:
         return
+    # A clock that *no longer* works, or no longer in use, hangs here: an aside denies nothing else.
+    if words[index] == NO_LONGER:
+        is_aside = "W" in builder.tokens.tags[max(0, index - 2) : index]
+        if is_aside or (previous_tag == "N" and next_tag not in FINITE_VERB_TAGS):
+            return
     # The bus is red, *not* a car. A dog and *not* a cat.
     if next_tag in NEGATED_PHRASE_START_TAGS and previous_tag not in ("B", "M"):
         state.pending_negation = "word"
@@ -171,17 +179,33 @@ def _process_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> 
     is_denied = builder.is_negated_at(index)
     is_expletive = len(state.subjects) == 1 and state.subjects[0].noun in ("it", "this", "that")
     if is_expletive and judgement in (TRUE_WORDS if is_denied else FALSE_ADJECTIVES) and builder.tokens.tags[index] == "W":
-        state.negated_until = TO_SENTENCE_END
+        _deny_statement(builder, index)
     elif previous_tag in ("J", "R") and judgement in (DOUBT_ADJECTIVES if is_denied else DOUBTFUL_ADJECTIVES):
         state.negated_until, state.is_hedged, state.hedge_index = -1, True, index
     elif is_denied and is_expletive and previous_tag in ("J", "X", "N", "R"):
         state.negated_until = -1
 
 
-def _is_called_false(sentence: list[str]) -> bool:
+def _deny_statement(builder: ClaimBuilder, index: int) -> None:
+    """Deny what is said to exist after `that`, and doubt any other statement.
+
+    The objects of another one may exist.
+
+    It is false that there is a dog; it is not true that a man holds it.
+    """
+    state, following = builder.state, builder.tokens.words[index + 1 : index + 2]
+    if following == ["there"]:
+        state.negated_until = TO_SENTENCE_END
+    else:
+        state.negated_until, state.is_hedged, state.hedge_index = -1, True, index
+
+
+def _is_called_false(builder: ClaimBuilder, end: int) -> bool:
     """Return whether a sentence ends in a verdict: ... is false, ... is not true."""
-    *_, before, verdict, _ = ["", "", *sentence]
-    return verdict in (TRUE_WORDS if before == "not" else FALSE_ADJECTIVES)
+    copula, before, verdict = ["", "", "", *builder.tokens.words[max(0, end - 4) : end - 1]][-3:]
+    return (before in COPULAS and verdict in FALSE_ADJECTIVES) or (
+        copula in COPULAS and before == "not" and verdict in TRUE_WORDS
+    )
 
 
 def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None:

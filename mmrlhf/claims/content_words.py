@@ -37,6 +37,7 @@ from mmrlhf.claims.tags import (
 from mmrlhf.claims.verb_forms import base_form
 from mmrlhf.claims.verb_or_other import choose_verb_or_other
 from mmrlhf.claims.word_context import WordContext, starts_noun_phrase
+from mmrlhf.text.words import word_set
 
 # ---- certain words and constructions -----------------------------------------------------------
 
@@ -77,10 +78,17 @@ CONSTRUCTIONS = RuleTable(
         ),
     ),
 )
+GIFT_OCCASIONS = word_set("birthday christmas wedding shower anniversary graduation")
+"""Nouns before a `present` that is a gift."""
 WORD_RULES = {
     "present": RuleTable(
         Rule("A dog is not *present* here.", "J", "OR", lambda w: w.word_at(-2) in COPULAS and not w.head_follows),
-        Rule("There is a dog *present*.", "J", "NUu", lambda w: w.presents() and not w.head_follows),
+        Rule(
+            "There is a dog *present*.",
+            "J",
+            "NUu",
+            lambda w: w.presents() and not w.head_follows and w.word_at(-1) not in GIFT_OCCASIONS,
+        ),
     ),
     "half": RuleTable(Rule("The pizza is *half* eaten.", "R", "B", lambda w: "E" in w.next_tags)),
     **dict.fromkeys(

@@ -106,7 +106,7 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
             return ","
     elif word in ("there", "here"):
         # The dog is not *there*.
-        return "J" if previous_tag == "O" and next_tags in CLAUSE_BREAK_TAGS else tag
+        return "J" if previous_tag == "O" and (next_tags in CLAUSE_BREAK_TAGS or next_tags == "C") else tag
     elif tag == "P" and word in PARTICLE_PREPOSITIONS:
         # looks *up*
         if next_tags in AFTER_PARTICLE and not (next_tags == "W" and words[i + 1] in ("which", "whom", "whose")):

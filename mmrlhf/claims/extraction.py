@@ -187,7 +187,12 @@ class _SentencePass:
             return
         # the number of dogs is *two*
         elif tag == "#" and self.previous_tag == "B" and self.counted is not None:
-            self._count_phrase(self.counted, index, word)
+            is_range = self.tags[index + 1 : index + 2] == "C"  # two or three
+            if not (is_range or self.builder.state.is_hedged):
+                self._count_phrase(self.counted, index, word)
+            self.counted = None
+        if tag in "YC,":
+            self.counted = None
         if tag in COORDINATION_TAGS or word == "nor":
             self.is_coordinated = True
         elif tag not in COORDINATION_KEEPING_TAGS:

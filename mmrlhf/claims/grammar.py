@@ -196,6 +196,11 @@ DOUBTFUL_ADJECTIVES = word_set("doubtful unlikely improbable questionable uncert
 FALSE_ADJECTIVES = word_set("false untrue incorrect wrong inaccurate")
 TRUE_WORDS = word_set("true correct right accurate case")
 """Words that deny a statement if they are denied: it is not *true* that ..."""
+NO_LONGER = "no longer"
+MASS_NOUNS = word_set(
+    "snow water hair traffic light sunlight shade grass food space room ice rain sand smoke foliage vegetation detail furniture"
+)
+"""Nouns of which there may be *little*, which says nothing of a size."""
 STATEMENT_NOUNS = word_set("claim statement idea assertion suggestion notion belief assumption")
 """Nouns before a statement: the *claim* that ... is false."""
 DENYING_VERBS = word_set("fail refuse decline neglect")

@@ -14,6 +14,7 @@ from mmrlhf.claims.grammar import (
     DEFINITE_DETERMINERS,
     INVARIANT_NOUNS,
     LATERAL_BODY_PARTS,
+    MASS_NOUNS,
     MODIFIABLE_COLOURS,
     NUMBER_VALUES,
     OCCUPIED_OBJECTS,
@@ -334,8 +335,8 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
             if not tokens.attribute_rank[k]:
                 k += 1
                 continue
-            if word == "little" and k == start and not phrase.is_plural:
-                k += 1  # little snow: not much
+            if word == "little" and k == start and words[head] in MASS_NOUNS:
+                k += 1  # not much
                 continue
             phrase.attributes.append((word.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in NOUN_TAGS and tokens.attribute_rank[k]:
