@@ -48,6 +48,7 @@ from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import leading_yes_no, normalise, parse_yes_no
+from mmrlhf.text.plurals import pluralize
 
 TASKS = ("id", "loc", "vc", "cf")
 SPLITS = {"rand": "random", "pop": "popular", "adv": "adversarial"}
@@ -251,14 +252,16 @@ _PLACES = "(?:in|on|at|near|by|of|with|behind|next|inside|under|above|below|besi
 """Words after which another object's place follows: "no person in the car" denies no car."""
 
 
-_CLAUSE_STARTS = "(?:there|it|i|the|this|that|these|they|you|we|not)"
+_CLAUSE_STARTS = "(?:there|it|its|it's|he|she|i|the|this|that|these|they|you|we|not|nothing|such)"
 """Words after a No that answers the question."""
 
 
 def denies(answer: str, name: str) -> bool:
     """Return whether an answer explicitly denies that the object is in the image."""
-    words = [re.escape(word) for word in name.lower().split()]
-    named = rf"(?:(?!{_PLACES}\b)[\w-]+ ){{0,3}}?{' '.join(words)}(?:e?s)?\b"
+    *words, noun = name.lower().split()
+    nouns = dict.fromkeys((noun, pluralize(noun), *(("people", "one", "body") if noun == "person" else ())))
+    whole = " ".join([*map(re.escape, words), f"(?:{'|'.join(map(re.escape, nouns))})"])
+    named = rf"(?:(?!{_PLACES}\b)[\w-]+ ){{0,3}}?{whole}\b"
     patterns = (
         rf"\bthere (?:is|are|was|appears? to be|seems? to be)(?: \w+ly)? (?:no|not (?:an?|any)) {named}",
         rf"\bthere (?:isn't|aren't|doesn't (?:appear|seem) to be|does not (?:appear|seem) to be)(?: \w+ly)? (?:(?:an?|any) )?{named}",
@@ -273,7 +276,9 @@ def denies(answer: str, name: str) -> bool:
         rf"\bno {named} (?:is|are|was|can be|appears?|present|visible|in (?:the|this) (?:image|picture|photo|scene))\b",
     )
     # No one is inside it: another thing is denied.
-    other = re.compile(rf"\W*no (?!{named}|(?:sign|trace|evidence) of|{_CLAUSE_STARTS}\b)\w")
+    other = re.compile(
+        rf"\W*no (?!{named}|(?:visible )?(?:signs?|traces?|evidence|hints?|indications?|images?) of|{_CLAUSE_STARTS}\b)\w"
+    )
     for sentence in _SENTENCE.split(normalise(answer).lower()):
         stated = _HYPOTHETICAL.sub(" ", sentence)
         if (leading_yes_no(sentence) == "no" and not other.match(sentence)) or any(

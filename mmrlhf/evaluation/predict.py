@@ -44,9 +44,8 @@ GENERATION_SETTINGS = (
 )
 """Settings that answers depend on. They are part of an output directory's run key."""
 CHECKPOINT_SETTINGS = ("adapter_path", "top_k", "min_new_tokens")
-"""Settings that a server is not sent."""
-LOADING_SETTINGS = ("dtype", *PIXEL_LIMITS)
-"""Settings of a model in this process: the one that answers, or a judge."""
+"""Settings of answers that a server is not sent. How a model is loaded (dtype, pixel limits) may be
+said beside a server, for a judge or the other models of a suite."""
 AnswerStream = Iterator[tuple[Example, list[str]]]
 """Examples with their answers, in the order in which they are answered."""
 
@@ -109,8 +108,7 @@ def _require_one_model(benchmark: Benchmark, config: EvalConfig) -> None:
 
 def _refuse_settings_of_checkpoints(config: EvalConfig) -> None:
     """Raise InputError for a setting that would not reach the server that answers."""
-    has_local_judge = config.judge not in (None, "rules") and not is_url(str(config.judge))
-    for name in CHECKPOINT_SETTINGS if has_local_judge else CHECKPOINT_SETTINGS + LOADING_SETTINGS:
+    for name in CHECKPOINT_SETTINGS:
         value = getattr(config, name)
         if value != EvalConfig.__dataclass_fields__[name].default:
             raise InputError(

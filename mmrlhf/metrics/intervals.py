@@ -215,8 +215,8 @@ def paired_bootstrap(
 
     A comparison holds `a`, `b`, their `difference` (b minus a), its 95% interval `low` and `high`,
     `p` (two-sided, of no difference), and `detectable`, the difference that such data would detect
-    in 80% of trials; these are NaN with fewer than MIN_CLUSTERS clusters. It is None if either
-    metric is undefined.
+    in 80% of trials; these are NaN with fewer than MIN_CLUSTERS clusters that the metric reads. It
+    is None if either metric is undefined.
     """
     (names_a, sums_a), (names_b, sums_b) = a.cluster_sums(), b.cluster_sums()
     index_of = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
@@ -238,7 +238,9 @@ def paired_bootstrap(
             comparisons[name] = None
             continue
         differences = np.asarray(resampled_b[name], float) - np.asarray(resampled_a[name], float)
-        if len(index_of) < MIN_CLUSTERS:
+        # Of k clusters that a metric reads, a resample lacks all with a probability of about e^-k.
+        has_few = np.mean(~np.isfinite(differences)) > np.exp(-MIN_CLUSTERS)
+        if len(index_of) < MIN_CLUSTERS or has_few:
             differences = differences[:0]
         comparisons[name] = {
             "a": metric_a,

@@ -9,8 +9,10 @@ from typing import Any
 from mmrlhf.text.answer_parsing import normalise
 
 _NEGATOR = r"(?:\b(?:not(?! (?:only|just|merely)\b)|never|cannot|hardly|barely|scarcely|far from)|n't) "
-_WORDS_BETWEEN = r"(?:(?!but\b|and\b|or\b|so\b|yet\b|thus\b|hence\b|therefore\b)[\w-]+ ){0,4}"
-"""Words between a negator and what it negates: not to be considered correct."""
+_STOP = "but|and|or|so|yet|thus|hence|therefore|far|contradict\\w*|conflict\\w*|differ\\w*|deviat\\w*|disagree\\w*"
+_WORDS_BETWEEN = rf"(?:(?!(?:{_STOP})\b)[\w-]+ ){{0,4}}"
+"""Words between a negator and what it negates: not to be considered correct. What does not conflict
+with the correct answer is not negated by that."""
 
 
 def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str = "incorrect") -> bool | None:

@@ -200,6 +200,8 @@ def test_hallusionbench_parses_verdicts_like_official_script():
         ("It cannot be considered correct.", False),
         ("The answer can't be called correct.", False),
         ("hardly correct", False),
+        ("It is not in conflict with the correct answer.", True),
+        ("The answer does not contradict the correct answer. Verdict: correct", True),
         ("It is not in line with the reference: incorrect", False),
         ("not partially correct", False),
         ("partially correct", None),

@@ -169,7 +169,7 @@ def test_model_cache_loads_a_model_for_each_pixel_limit(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("adapter_path", "a"), ("top_k", 5), ("min_new_tokens", 2), ("dtype", "bfloat16"), ("min_pixels", 64), ("max_pixels", 64)],
+    [("adapter_path", "a"), ("top_k", 5), ("min_new_tokens", 2)],
 )
 def test_evaluate_refuses_settings_that_a_server_is_not_sent(benchmark_dir, tmp_path, name, value):
     config = EvalConfig(

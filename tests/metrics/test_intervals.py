@@ -123,6 +123,18 @@ def test_paired_bootstrap_of_few_clusters_claims_nothing():
     assert np.isnan([few[name] for name in ("low", "high", "p", "detectable")]).all()
 
 
+@pytest.mark.parametrize(("num_rare", "claims"), [(2, False), (5, False), (12, True)])
+def test_paired_bootstrap_of_a_metric_that_reads_few_clusters_claims_nothing(num_rare, claims):
+    groups = [["rare"] if i < num_rare else ["common"] for i in range(100)]
+
+    def statistics(is_right):
+        return accuracy_by_group(range(100), [is_right] * 100, groups, ["rare", "common"], "no rows")
+
+    comparisons = paired_bootstrap(statistics(False), statistics(True), 0)
+    assert comparisons["common/accuracy"]["low"] == comparisons["rare/accuracy"]["difference"] == 1
+    assert np.isfinite(comparisons["rare/accuracy"]["p"]) == claims
+
+
 def test_mcnemar_matches_hand_computation():
     assert mcnemar(0, 0) == 1 and mcnemar(5, 5) == 1
     assert mcnemar(0, 5) == pytest.approx(2 / 32) and mcnemar(1, 5) == pytest.approx(2 * 7 / 64)
