@@ -9,7 +9,8 @@ The model under test is the judge (Li et al. 2024).
 A pair is judged --votes times, each time with a random order of the answers. Results as the
 authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) contain the
 questions and need no --data. Logs of lmms-eval and sheets of VLMEvalKit are read in their own order
-of the answers. A reward model (--reward_model_path) scores the pair of every vote. In percent.
+of the answers. A reward model (--reward_model_path) scores the pair once for each vote. Metrics are
+in percent.
 
 `official` follows cal.py: it takes the first k votes on each pair from a seeded shuffle, for k = 1,
 3, ... 9 (metrics without a prefix are those of k = 9); pairs without a majority and replies that

@@ -231,7 +231,7 @@ def _count_notes(benchmark: Benchmark, num_answered: int, counts: Mapping[str, i
         "unknown_ids": "{n} answers have ids that --data lacks; robust metrics ignore them",
         "duplicate": f"{{n}} answers are to a question that an earlier row answers; {what_counts}",
         "null": "{n} answers are null; robust metrics ignore them",
-        "missing": f"the answers cover {num_answered} of {num_answered + counts['missing']} questions; robust metrics are of these",
+        "missing": f"the answers cover {num_answered} of {num_answered + counts['missing']} questions; robust metrics cover these",
     }
     notes = [text.format(n=counts[name]) for name, text in sentences.items() if counts[name]]
     for note in notes:

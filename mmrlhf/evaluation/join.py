@@ -224,7 +224,7 @@ def _agree_in_order(rows: Sequence[RowFacts], numbers: Iterable[int], targets: I
 SENTENCES = {
     "other id": "{n} rows have the id of another question, and their own question decides ({example})",
     "no such id": "{n} rows have an id that --data does not have, and are joined by their question ({example})",
-    "distance": "{n} rows have ids at a constant distance from those of their questions, and are joined by that offset ({example})",
+    "distance": "{n} rows have ids at a constant distance from those of their questions, and are joined by that distance ({example})",
     "order": "{n} rows have no id of the data but its questions in its order, and are joined by order",
     "position": "{n} rows have nothing but numbers, one for each question of --data, and are joined by position ({example})",
     "question": "{n} rows name neither id nor image of the data, and are joined by their question",
