@@ -47,7 +47,7 @@ def asked_object(question: str) -> str | None:
 
 
 def counts_none(sentence: str) -> bool:
-    """Return whether a sentence begins with a `no` that belongs to the next word: "no cats, only"."""
+    """Return whether a sentence begins with a `no` that belongs to the next word: "no cats"."""
     return re.match(r"\W*(?:no (?!(?:the|it|there|i|an?|this|that)\b)\w|nobody\b)", sentence) is not None
 
 
@@ -70,7 +70,7 @@ def _presuppositions(name: str) -> list[re.Pattern[str]]:
     """Return patterns of what is denied of an object that is there, or of others about it."""
     thing = rf"{re.escape(name)}(?:s|es)?\b"
     patterns = (
-        # the dog is not brown; the dog does not wear a hat; the dog is missing a leg; no one is near the dog
+        # the dog is not brown, does not wear a hat, is missing a leg; no one is near the dog
         rf"\bthe (?:\w+ )?{thing} (?:is|are|was|were)(?:n't| not) (?:\w+ly )?(?:{_ATTRIBUTES}|{_VERBS}|{_PLACES})\b",
         rf"\bthe (?:\w+ )?{thing} (?:does|do|did)(?:n't| not) (?:\w+ly )?(?:{_VERBS})\b",
         rf"\bthe (?:\w+ )?{thing} (?:is|are) missing (?:an?|its|one|two|some)\b",
