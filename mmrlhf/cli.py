@@ -38,7 +38,7 @@ from mmrlhf.cli_commands import (
     run_serve,
 )
 from mmrlhf.cli_label import run_label_add, run_label_export, run_label_report, run_label_serve
-from mmrlhf.cli_parser import Command, parse_config
+from mmrlhf.cli_parser import Command, parse_config, stop_message
 from mmrlhf.config import (
     CalibrateClipConfig,
     CalibrateVLMConfig,
@@ -65,8 +65,6 @@ DESCRIPTION = """Train vision-language models with feedback, so that they claim 
 usage: mmrlhf COMMAND [--config FILE] [--FIELD VALUE ...] [--verbose]
 
 --verbose prints the engine's decisions, too."""
-STARTS_ANEW = ("data", "compare", "report", "plan", "env")
-"""Commands that keep nothing when they are interrupted."""
 RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data base": "mmrlhf data tiny-vlm"}
 """Old commands with the new ones. They are refused, not accepted as aliases."""
 
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0 on success, 1 for bad rows (`data check`) or another result (`replay`), 2 for an error that
-    the user can correct, 130 when interrupted, 143 after SIGTERM and 129 after SIGHUP.
+    the user can correct, 130 when interrupted, 143, 129 and 141 after SIGTERM, SIGHUP and SIGPIPE.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
@@ -87,13 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
     except InputError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # the reader of the output has ended, as `| head` does
+        return stop_signals.discard_output()
     except OSError as error:
-        return _refuse(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check its path and permissions")
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename} cannot be used ({error.strerror or error}): check its path and permissions")
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, stop_signals.Stopped) else stop_signals.Stopped(signal.SIGINT)
-        reason = "interrupted" if stopped.name == "SIGINT" else f"stopped by {stopped.name}"
-        kept = " resumes from what is already written" if arguments[0] not in STARTS_ANEW else " starts anew"
-        print(f"{reason}: the same command{kept}", file=sys.stderr)
+        print(stop_message(stopped.name, arguments), file=sys.stderr)
         return stopped.exit_code
 
 

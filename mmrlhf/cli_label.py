@@ -28,7 +28,14 @@ def run_label_add(command: Command, argv: list[str]) -> None:
     parser.add_argument("--scores_file", metavar="FILE", help="output of `mmrlhf score` for the same pairs")
     help_text = "report of `mmrlhf reward-eval --answers`, instead"
     parser.add_argument("--reward_eval_file", metavar="FILE", help=help_text)
-    parser.add_argument("--split", metavar="NAME", default="train", help="split of a dataset that has several (default train)")
+    parser.add_argument(
+        "--split",
+        "--dataset_train_split",
+        dest="split",
+        metavar="NAME",
+        default="train",
+        help="split of a dataset that has several (default train)",
+    )
     args = parser.parse(argv)
     from mmrlhf.label import add_tasks
 

@@ -158,7 +158,7 @@ def load_named_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
     name = flag_values.pop("config", None)
     if name is None:
         return load_config(cls, None, flag_values)
-    file = Path(name) if os.path.isfile(name) else bundled.find("configs", name)
+    file = Path(name) if os.path.exists(name) and not os.path.isdir(name) else bundled.find("configs", name)
     return load_config(cls, file, flag_values)
 
 
@@ -207,3 +207,25 @@ def _format_default(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- commands that are interrupted ---------------------------------------------------------------
+
+STARTS_ANEW = ("data", "compare", "report", "plan", "env", "export", "calibrate", "replay")
+"""Commands that keep nothing when they are interrupted."""
+STARTS_ANEW_WITHIN = {"label": ("add", "export", "report"), "arena": ("export", "report")}
+"""Those of groups of which others do."""
+
+
+def stop_message(signal_name: str, arguments: Sequence[str]) -> str:
+    """Return why a command stopped, and what it does if it is given again."""
+    reason = "interrupted" if signal_name == "SIGINT" else f"stopped by {signal_name}"
+    return f"{reason}: the same command {'starts anew' if _starts_anew(arguments) else 'resumes from what is already written'}"
+
+
+def _starts_anew(arguments: Sequence[str]) -> bool:
+    """Return whether an interrupted command keeps nothing. A captioner's replies are kept."""
+    command, *rest = arguments
+    if command == "data" and any(word.partition("=")[0] == "--captioner" for word in rest):
+        return False
+    return command in STARTS_ANEW or (rest[:1] != [] and rest[0] in STARTS_ANEW_WITHIN.get(command, ()))

@@ -328,8 +328,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """Read a decimal integer."""
-        return int(node.value)
+        """Read an integer: decimal, 0x10 or 0o17."""
+        return int(node.value, {"0x": 16, "0o": 8}.get(node.value[:2], 10))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -341,7 +341,7 @@ class _Dumper(yaml.SafeDumper):
 _VALUES = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?\d+", list("-+0123456789")),
+    "int": (r"[-+]?\d+|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
     "float": (r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)", list("-+.0123456789")),
 }
 """Pattern of each kind of value but text, and the characters that it may begin with."""

@@ -57,12 +57,15 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     examples = examples[: config.limit]
     inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
     inputs["images"] = {"path": "", "sha256": rows_digest(examples, images_only=isinstance(examples, Records))}
+    num_embedded_bytes = sum(len(i.data) for e in examples for i in e.images if i.data is not None)
+    if num_embedded_bytes:
+        inputs["embedded images"] = "in the answers"  # mmrlhf 0.3 and earlier left them out
     writer = ResumableWriter(Path(config.output_file), inputs, num_lines)
     if writer.is_finished:
         writer.print_finished()
         return writer.path
     image_root = Path(config.image_folder or Path(config.dataset_name).parent)
-    if num_embedded_bytes := sum(len(i.data) for e in examples for i in e.images if i.data is not None):
+    if num_embedded_bytes:
         mib = 4 / 3 * num_lines * num_embedded_bytes / 2**20  # base64 writes 3 bytes as 4 characters
         print(f"note: images are embedded in {config.dataset_name}, and so in the answers: {mib:.1f} MiB")
     num_done = writer.num_done // num_lines

@@ -1,15 +1,18 @@
 """The command line passes the right arguments to each command, refuses bad ones, and is fast."""
 
 import logging
+import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import mmrlhf
+from mmrlhf import cli
 from mmrlhf.cli import ARENA_COMMANDS, CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config.other_commands import OTHER_COMMANDS
@@ -417,6 +420,65 @@ def test_main_explains_errors_of_the_system_in_one_line(stub_stage, capsys):
     assert (
         capsys.readouterr().err == "error: /data/rows.jsonl cannot be used (Permission denied): check its path and permissions\n"
     )
+
+
+def test_main_passes_on_errors_of_the_system_without_a_file(stub_stage):
+    stub_stage("commands.check", "check", result=ConnectionResetError(104, "Connection reset by peer"))
+    with pytest.raises(ConnectionResetError):
+        main(["data", "check", "rows.jsonl"])
+
+
+def test_main_ends_quietly_when_its_reader_does():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-u", "-m", "mmrlhf", "--help"]
+    run = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "starts_anew"),
+    [
+        ("data check rows.jsonl", True),
+        ("data facts coco.json --output_file f.jsonl", True),
+        ("data facts rows.jsonl --captioner http://localhost:1/v1 --output_file f.jsonl", False),
+        ("data facts rows.jsonl --captioner=http://localhost:1/v1 --output_file f.jsonl", False),
+        ("export --model_name_or_path m --output_dir o", True),
+        ("calibrate clip --data d --out c.json", True),
+        ("replay step.safetensors", True),
+        ("label export l.db", True),
+        ("label report l.db", True),
+        ("label serve rows.jsonl", False),
+        ("arena export v.db", True),
+        ("arena report v.db", True),
+        ("arena judge a=a.jsonl", False),
+        ("label", False),
+        ("ppo --config c", False),
+    ],
+)
+def test_interrupted_commands_say_whether_they_start_anew(line, starts_anew, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupt)
+    assert main(line.split()) == 130
+    assert ("starts anew" if starts_anew else "resumes from") in capsys.readouterr().err
+
+
+def test_main_reads_a_config_from_a_pipe(stub_stage, tmp_path):
+    os.mkfifo(fifo := tmp_path / "config")
+    thread = threading.Thread(target=lambda: fifo.write_text("seed: 5"))
+    thread.start()
+    calls = stub_stage("sft", "sft")
+    assert main(["sft", "--config", str(fifo), *REQUIRED]) == 0 and calls[0][0].seed == 5
+    thread.join()
+
+
+def test_label_add_takes_both_names_of_a_split(stub_stage):
+    for flag in ("--split", "--dataset_train_split"):
+        calls = stub_stage("label", "add_tasks")
+        assert main(["label", "add", "a.jsonl", "--output_file", "l.db", flag, "test"]) == 0 and "test" in calls[0]
 
 
 def test_main_finds_a_recipe_next_to_a_folder_of_its_name(stub_stage, tmp_path, monkeypatch):

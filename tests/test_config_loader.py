@@ -77,6 +77,8 @@ def test_load_config_reads_words_and_integers_as_they_are_written(tmp_path):
     assert (config.seed, config.load_best_model_at_end, config.metric_for_best_model) == (16, False, None)
     assert (config.share_prefix, config.adapter_path) == ("off", None)
     assert read_yaml(tmp_path / "recipe.yaml")["output_dir"] == "2026-01-01"
+    for value, seed in (("0x10", 16), ("0o17", 15), ("+7", 7)):
+        assert load_config(SFTConfig, write_config(tmp_path, f"seed: {value}"), REQUIRED).seed == seed
     for word in ("yes", "On", "true"):
         assert load_config(
             SFTConfig, write_config(tmp_path, f"activation_checkpointing: {word}"), REQUIRED
@@ -217,7 +219,7 @@ def test_save_config_leaves_one_complete_file(tmp_path):
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(
-    ["1e-4", "null", "2026-01-01", "~", "off", "016", "1.", ".inf", "true"]
+    ["1e-4", "null", "2026-01-01", "~", "off", "016", "0x10", "0o17", "1.", ".inf", "true"]
 )
 
 

@@ -24,7 +24,7 @@ from mmrlhf.arena.ledger import Void
 from mmrlhf.arena.ratings import ELO_PER_UNIT, NUM_RESAMPLES, Ratings, score_tables
 from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import read_ballots
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.labeling.visible_text import visible
 from mmrlhf.metrics.intervals import Interval
 from mmrlhf.records import InputError
@@ -39,6 +39,8 @@ COLUMNS = ("model", "rank", "rating", "style controlled", "votes")
 
 def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -> None:
     """Print the leaderboard, and write it as a page. Raises InputError without any votes."""
+    if page_file is not None:
+        refuse_output_file(Path(page_file), "out", [votes_file])
     with open_votes(Path(votes_file)) as (store, ledger):
         ballots, voids = read_ballots(store, ledger), ledger.voids()
     boards = make_boards(ballots, seed)

@@ -26,6 +26,7 @@ from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfi
 from mmrlhf.datasets import read_examples
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.files.rows import preview
+from mmrlhf.files.tables import split_of
 from mmrlhf.label import RunningServer, read_guidelines, serving_labels, wait_for_end
 from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.store import Store
@@ -95,7 +96,8 @@ def read_questions(config: ArenaConfig) -> dict[str, Example]:
 
 def read_kept_answers(contestants: Sequence[Contestant], config: PairsConfig) -> dict[str, Answers]:
     """Return the answers of those contestants that are files. Raises InputError."""
-    return {c.name: read_answers(c.source, config.image_folder, config.dataset_train_split) for c in contestants if c.is_kept}
+    split = config.dataset_train_split
+    return {c.name: read_answers(c.source, config.image_folder, split_of(c.source, split)) for c in contestants if c.is_kept}
 
 
 def kept_pairs(answers: Mapping[str, Answers], config: PairsConfig) -> tuple[list[Task], list[Pair]]:

@@ -22,6 +22,7 @@ from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.row_errors import RowErrors
+from mmrlhf.files.tables import split_of
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError
 from mmrlhf.report.progress import progress
@@ -49,7 +50,13 @@ def facts_from_files(
     """
     output_path = Path(output_file)
     refuse_output_file(output_path, inputs=[*paths, dataset_name])
-    files = [read_facts(path) if caption_key is None else read_captions(path, caption_key, split) for path in paths]
+    is_secondary = dataset_name is not None or len(paths) > 1
+    files = [
+        read_facts(path)
+        if caption_key is None
+        else read_captions(path, caption_key, split_of(path, split) if is_secondary else split)
+        for path in paths
+    ]
     if dataset_name is None:
         names, note = dict.fromkeys(name for file in files for name in file), ""
         facts = {name: _join([file.get(name, ()) for file in files]) for name in names}

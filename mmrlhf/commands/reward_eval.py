@@ -38,6 +38,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.report.progress import progress
@@ -157,7 +158,7 @@ def _read_answers(config: RewardEvalConfig) -> list[AnswerGroup]:
     if config.answers is None:
         return []
     facts = read_facts(config.facts_file) if config.facts_file else None
-    rows = read_examples(config.answers, config.dataset_train_split, config.image_folder, facts)
+    rows = read_examples(config.answers, split_of(config.answers, config.dataset_train_split), config.image_folder, facts)
     return answer_groups(rows, config.answers)
 
 

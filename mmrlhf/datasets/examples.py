@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmrlhf.datasets.conversations import (
     Turn,
     answer_text,
@@ -12,6 +14,7 @@ from mmrlhf.datasets.conversations import (
 from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_id, parse_images, without_decimals
 from mmrlhf.datasets.other_trainers import (
     is_factory_pair,
+    is_swift_conversation,
     is_swift_pair,
     parse_any_conversation,
     parse_factory_pair,
@@ -55,7 +58,7 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
             row.fail("the row compares answers and has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers")
         reason = "prompts for ppo have no SFT target: " if is_ppo_prompt(row) else ""
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
-    label = next((name for name in LABEL_FIELDS if row.fields.get(name) in (False, 0.0)), None)
+    label = _label_to_avoid(row)
     if label is not None and require_answer:
         row.fail(f"`{label}` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
     answer = answer if label is None else None
@@ -65,6 +68,16 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
     if answer is None:
         used_fields -= REFERENCE_FIELDS
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
+
+
+def _label_to_avoid(row: Row) -> str | None:
+    """Return the field that says that the answer is one to avoid (KTO), or None.
+
+    0 counts only in `kto_tag`: a column `label` may hold classes.
+    """
+    if row.fields.get("label") is False:
+        return "label"
+    return "kto_tag" if row.fields.get("kto_tag") in (False, 0.0) else None
 
 
 def is_ppo_prompt(row: Row) -> bool:
@@ -95,7 +108,8 @@ def _parse_trl(row: Row, require_answer: bool) -> tuple[list[Turn], str | None]:
 def _parse_reference(row: Row, name: str, is_required: bool) -> str | None:
     """Parse an answer: text, a turn, or a number, as in the solutions of counting questions.
 
-    Return None for a reference of another kind. Raises InputError for it if `is_required`.
+    Return None for a reference of another kind. Raises InputError for it if `is_required`, and for
+    empty text and malformed turns.
     """
     value = row.fields[name]
     if name in REFERENCE_FIELDS and is_finite_number(value):
@@ -103,9 +117,16 @@ def _parse_reference(row: Row, name: str, is_required: bool) -> str | None:
     try:
         return answer_text(row, parse_answer(row, name), name)
     except InputError:
-        if is_required or name not in REFERENCE_FIELDS:
+        if is_required or name not in REFERENCE_FIELDS or isinstance(value, str) or _looks_like_turns(value):
             raise
         return None
+
+
+def _looks_like_turns(value: Any) -> bool:
+    """Return whether a value is a turn, or a list with one: an object with role or content."""
+    return any(
+        isinstance(item, dict) and {"role", "content"} & item.keys() for item in (value if isinstance(value, list) else [value])
+    )
 
 
 def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
@@ -157,7 +178,7 @@ def detect_format(row: Row) -> str:
         return "LLaVA-RLHF pairs" if has_field("output_1") or has_field("output_2") or has_field("preference") else "rankings"
     if has_field("messages"):
         return "TRL messages"
-    if has_field("conversation") and not has_field("prompt"):
+    if is_swift_conversation(row):
         return "ms-swift conversations"
     if has_field("query") and not has_field("prompt"):
         return "ms-swift queries"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,10 @@ OTHER_MEDIA = ("video", "videos", "audio", "audios")
 """Fields of unsupported media; a row may have them next to images."""
 IMAGE_FIELD = re.compile(r"ima?g|picture|photo", re.IGNORECASE)
 """Part of the name of a field that may hold an image."""
+IMAGE_VALUE = re.compile(r"data:image/|[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm)\s*$", re.IGNORECASE)
+"""Text that is an encoded image, or the path of one."""
+TEXT_FIELDS = ("id", "idx", "messages", "system", "solution", "answer")
+"""Fields that hold no image next to `messages`, whatever their text looks like."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
 """Fields with turns whose parts may hold images; the first of them that a row has."""
 
@@ -162,6 +167,7 @@ def _is_null(row: Row) -> bool:
     return bool({"image", "images"} & row.null_fields) and not any(map(_is_typo, row.fields))
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_typo(name: str) -> bool:
     """Return whether a field's name seems to be a misspelt `images`."""
     return bool(difflib.get_close_matches("images", [name], cutoff=0.75))
@@ -170,8 +176,21 @@ def _is_typo(name: str) -> bool:
 def _is_text_only(row: Row) -> bool:
     """Return whether `messages` show no image and no field seems to hold one."""
     messages = row.fields.get("messages")
-    has_image_field = any(IMAGE_FIELD.search(name) or _is_typo(name) for name in row.fields)
-    return messages is not None and PLACEHOLDER not in str(messages) and not has_image_field
+    if messages is None or PLACEHOLDER in str(messages):
+        return False
+    return not any(
+        IMAGE_FIELD.search(name) or _is_typo(name) or (name not in TEXT_FIELDS and _looks_like_image(value))
+        for name, value in row.fields.items()
+    )
+
+
+def _looks_like_image(value: Any) -> bool:
+    """Return whether a value, or one in a list, is an encoded image or a path with its suffix."""
+    if isinstance(value, list):
+        return any(map(_looks_like_image, value))
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes", value.get("base64")), str | bytes) or _looks_like_image(value.get("path"))
+    return isinstance(value, bytes) or (isinstance(value, str) and IMAGE_VALUE.match(value) is not None)
 
 
 def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:

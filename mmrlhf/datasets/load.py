@@ -66,6 +66,11 @@ class Records(Sequence[Record]):
         return f"<{len(self)} records>"
 
 
+def have_facts(rows: Sequence[Example] | Sequence[Preference]) -> bool:
+    """Return whether any row has facts. Those of a table were read once, and are not read again."""
+    return rows.has_facts if isinstance(rows, Records) else any(row.facts for row in rows)
+
+
 def subset(rows: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
     """Return the rows at these indices; those of a file are still read when they are needed."""
     if list(indices) == list(range(len(rows))):
@@ -155,9 +160,10 @@ def read_records(
 def _check_facts_match(records: Records[Record], dataset_name: str, facts: FactsByName | None) -> Records[Record]:
     """Return the records. Raises InputError if facts are given and no row has any."""
     if facts is not None and not records.has_facts:
+        plural = "" if len(records) == 1 else "s"
         fact_names = ", ".join(map(preview, list(facts)[:3]))
         raise InputError(
-            f"{dataset_name}: the facts file has no facts about the images of the {len(records)} rows "
+            f"{dataset_name}: the facts file has no facts about the images of the {len(records)} row{plural} "
             f"(it has {fact_names or 'none'}): name images in it as the rows do, or omit the facts file"
         )
     return records

@@ -33,7 +33,7 @@ def unpack_instruction(row: Row) -> Row:
     ms-swift's `conversation` of {human, assistant} becomes `messages`. Other rows stay as they are.
     Raises InputError if one of the fields has another type.
     """
-    if "conversation" in row.fields and not any(field in row.fields for field in PROMPT_FIELDS):
+    if is_swift_conversation(row):
         return _unpack_conversation(row)
     name = next((name for name in ("instruction", "problem") if name in row.fields), None)
     if name is None or any(field in row.fields for field in PROMPT_FIELDS):
@@ -44,6 +44,12 @@ def unpack_instruction(row: Row) -> Row:
     if "output" in row.fields and not {"chosen", "rejected"} & row.fields.keys():
         fields["completion"] = row.fields["output"]
     return replace(row, fields=fields)
+
+
+def is_swift_conversation(row: Row) -> bool:
+    """Return whether ms-swift's `conversation` holds the prompt: no other field does."""
+    other_fields = (*PROMPT_FIELDS, "instruction", "problem", "chosen", "rejected")
+    return "conversation" in row.fields and not any(field in row.fields for field in other_fields)
 
 
 def _unpack_conversation(row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -40,10 +41,11 @@ MAX_RATING = 1_000_000_000
 MAX_ANSWERS = 64
 """Answers to one prompt; K of them make K (K - 1) / 2 comparisons."""
 NON_RLHF_V_FIELDS = (
-    "prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers", "instruction", "problem",
-    "query", "response", "output",
+    "prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers",
 )  # fmt: skip
 """A row with `text` and any of these fields has another format."""
+TEXT_COLUMN_FIELDS = ("instruction", "problem", "query", "response", "output")
+"""Fields next to which `text` is a mere column, unless it holds a pair."""
 
 
 def parse_preference(row: Row, context: RowContext) -> Preference:
@@ -98,7 +100,19 @@ def is_rlhf_v(row: Row) -> bool:
     """Return whether `text` holds the question and the answers, as in RLHF-V."""
     if isinstance(row.fields.get("text"), str) and "file_name" in row.fields:
         return False  # a caption in imagefolder's metadata.jsonl
-    return "text" in row.fields and not any(name in row.fields for name in NON_RLHF_V_FIELDS)
+    if "text" not in row.fields or any(name in row.fields for name in NON_RLHF_V_FIELDS):
+        return False
+    return not any(name in row.fields for name in TEXT_COLUMN_FIELDS) or _holds_pair(row.fields["text"])
+
+
+def _holds_pair(text: Any) -> bool:
+    """Return whether `text` is an object with question, chosen and rejected, or its JSON."""
+    if isinstance(text, str) and text.lstrip().startswith("{"):
+        try:
+            text = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(text, dict) and {"question", "chosen", "rejected"} <= text.keys()
 
 
 def unpack_rlhf_v(row: Row) -> Row:

@@ -98,7 +98,9 @@ class DatasetSummary:
         if num_repeated := self.num_rows - len(self.row_fingerprints):
             table["repeated rows"] = f"{num_repeated}: prompt, answers and images of an earlier row"
         if num_repeated := self.num_rows - len(self.ids):
-            table["repeated ids"] = f"{num_repeated}: facts and probes are looked up by id, so give each row its own"
+            table["repeated ids"] = (
+                f"{num_repeated}: facts of rows without image names are looked up by id: give each row its own"
+            )
         table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
         if self.num_learnt:
             num_answered = len(self.word_counts["answer"])

@@ -151,9 +151,16 @@ def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig,
     config_file, hash_file = output_path / "scenes.yaml", output_path / "base.sha256"
     if not config_file.is_file() and output_path.is_dir() and any(output_path.iterdir()):
         raise InputError(f"output_dir {output_path} has files that are not a demo's: give another --output_dir, or an empty one")
-    if fresh:
-        shutil.rmtree(output_path, ignore_errors=True)
-    output_path.mkdir(parents=True, exist_ok=True)
+    folder = output_path.resolve()  # a symlink stays
+    try:
+        if fresh and folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise InputError(
+            f"output_dir {output_path} cannot be deleted ({error.strerror}: {error.filename}): delete it yourself, or give "
+            "another --output_dir"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
     if config_file.is_file() and load_config(ScenesConfig, config_file, {}) != data_config:
         raise InputError(
             f"{output_path} holds a demo with other scenes or another seed: "

@@ -44,7 +44,7 @@ def find(kind: ResourceKind, name: str) -> Path:
     """
     if name.endswith(".py"):
         path = Path(name)
-        if os.path.isfile(path):
+        if os.path.exists(path) and not os.path.isdir(path):
             return path
         candidates = [str(file) for file in path.parent.glob("*.py")]
         raise InputError(f"{name} does not exist" + (f": {suggestion(name, candidates)}" if candidates else ""))

@@ -8,12 +8,13 @@ REPEAT_SECONDS is the same one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -45,7 +46,7 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.signal_number
 
 
-@contextmanager
+@contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Turn signals into `Stopped` in the block.
 
@@ -92,3 +93,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
         os.write(2, text.encode())  # print may be in the middle of a line of the interrupted code
         return
     raise Stopped(number)
+
+
+def discard_output() -> int:
+    """Discard what is left to print once nobody reads it, and return the exit code of SIGPIPE."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

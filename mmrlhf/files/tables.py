@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
-from mmrlhf.files.hub_names import is_hub_id
+from mmrlhf.files.hub_names import HUB_ID, is_hub_id
 from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
@@ -40,6 +40,15 @@ MAX_ROW_GROUP_BYTES = 2 << 30
 thousand times smaller."""
 MAX_CELL_BYTES = 64 << 20
 """Largest text or encoded image of a row."""
+
+
+DEFAULT_SPLIT = "train"
+LIST_NAMES = ("data", "rows", "examples")
+"""Fields of a JSON object that hold all of its rows, and name no split."""
+
+
+class _NoSplitsError(InputError):
+    """A split was named of a dataset that has none."""
 
 
 class Table(Protocol):
@@ -89,8 +98,16 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
 
 
 def split_of(dataset_name: str, split: str) -> str:
-    """Return the split to read next to a dataset whose split was named: a file has none."""
-    return "train" if os.path.isfile(dataset_name) else split
+    """Return the split to read next to a dataset whose split was named: the default if it has none.
+
+    Raises InputError if it has splits and not this one, or cannot be opened.
+    """
+    try:
+        if split != DEFAULT_SPLIT and os.path.exists(dataset_name):
+            open_table(dataset_name, split)
+    except _NoSplitsError:
+        return DEFAULT_SPLIT
+    return split
 
 
 def dataset_folder(dataset_name: str) -> Path | None:
@@ -161,6 +178,8 @@ class _JsonListTable:
             value = parse_json(file.read(), str(path))
         if isinstance(value, dict):
             lists = {name: rows for name, rows in value.items() if isinstance(rows, list)}
+            if split not in lists and len(lists) == 1 and set(lists) <= set(LIST_NAMES):
+                _refuse_split(str(path), split)
             value = lists[_resolve_split(str(path), split, lists)]
         self._values: list[Any] = value
 
@@ -191,7 +210,10 @@ def _open_arrow_table(name: str, split: str) -> Table:
     if os.path.isfile(path) and path.suffix != ".parquet":
         raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
     if not os.path.exists(path) and not is_hub_id(name):
-        raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name")
+        hint = ""
+        if HUB_ID.fullmatch(name) and os.path.isdir(path.parts[0]):
+            hint = f"; the folder {path.parts[0]} here hides any Hub id of its name, so run the command in another folder"
+        raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name{hint}")
     import datasets
 
     if path.is_file():
@@ -206,21 +228,23 @@ def _open_arrow_table(name: str, split: str) -> Table:
         else:
             _refuse_split(name, split)
         return _ArrowTable(name, saved)
-    if next(path.rglob("*.parquet"), None) is not None:
+    if parquet_files := [file.relative_to(path).as_posix() for file in path.rglob("*.parquet")]:
         files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
+        if list(files) == [DEFAULT_SPLIT] and not any(DEFAULT_SPLIT in file for file in parquet_files):
+            _refuse_split(name, split)  # `datasets` calls the rows of a folder without splits so
         return _ParquetTable(name, [Path(file) for file in files[_resolve_split(name, split, files)]])
     raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
 
 
 def _refuse_split(name: str, split: str) -> None:
     """Raise InputError if a split was named of a dataset that has none."""
-    if split != "train":
-        raise InputError(f"{name} has no splits, and {split} was asked for: name the file of that split, and no split")
+    if split != DEFAULT_SPLIT:
+        raise _NoSplitsError(f"{name} has no splits: leave --split out, or name the file of split {split}")
 
 
 def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
     """Return the requested split, or the only one if none was named. Raises InputError."""
-    if split not in splits and (len(splits) > 1 or split != "train"):
+    if split not in splits and (len(splits) > 1 or split != DEFAULT_SPLIT):
         raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
     return split if split in splits else next(iter(splits))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, one_sided, summarise_annotators
 from mmrlhf.labeling.results import Labels, read_labels
 from mmrlhf.labeling.store import Store
@@ -24,8 +24,10 @@ MAX_NOTES = 500
 def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
     """Print agreement and annotators, and write a page with them and the notes.
 
-    Raises InputError if the page cannot be written.
+    Raises InputError, before anything is printed, if the page cannot be written.
     """
+    if page_file is not None:
+        refuse_output_file(Path(page_file), "out", [labels_file])
     with contextlib.closing(Store(labels_file)) as store:
         labels = read_labels(store, is_anonymous=is_anonymous)
         entries, notes = store.task_entries(), _notes(store, labels)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mmrlhf.datasets import is_preference, parse_example, parse_preference, row_context
+from mmrlhf.datasets.examples import LABEL_FIELDS
 from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
-from mmrlhf.files.tables import read_rows
+from mmrlhf.files.tables import read_rows, split_of
 from mmrlhf.labeling.other_exports import unpack_other_export
 from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
@@ -102,7 +103,8 @@ def read_tasks(
     groups: dict[tuple[Any, ...], Task] = {}
     for dataset_name in dataset_names:
         context = row_context(dataset_name, image_folder)
-        for raw_row in read_rows(dataset_name, split):
+        is_secondary = is_gold or len(dataset_names) > 1
+        for raw_row in read_rows(dataset_name, split_of(dataset_name, split) if is_secondary else split):
             row = unpack_other_export(raw_row.parse())
             _check_mode(row)
             asked_mode = mode or row.fields.get("mode")
@@ -147,7 +149,9 @@ def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) ->
     elif is_gold:
         row.fail("a gold question needs its right answer: give `chosen` and `rejected`, or `answers` with `ranks`")
     else:
-        example = parse_example(row, context, require_answer=False)
+        # An answer to avoid (KTO) is one to label like any other.
+        unlabelled = replace(row, fields={name: value for name, value in row.fields.items() if name not in LABEL_FIELDS})
+        example = parse_example(unlabelled, context, require_answer=False)
         answers = _candidate_answers(row) if "answers" in row.fields else []
         if not answers and example.answer is not None:
             answers = [(example.answer, str(row.fields.get("model", file_stem)))]

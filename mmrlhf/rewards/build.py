@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from mmrlhf.config import RewardedConfig
+from mmrlhf.datasets import have_facts
 from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Example, InputError
@@ -89,7 +90,7 @@ def check_reward_rows(config: RewardedConfig, examples: Sequence[Example]) -> No
             "to compare with: add `solution` (or `answer`) to the rows, or leave correctness out"
         )
     by_facts = [name for name, verifier in claim_reward_verifiers(config.reward_terms).items() if verifier == "facts"]
-    if by_facts and not any(row.facts for row in examples):
+    if by_facts and not have_facts(examples):
         raise InputError(
             f"{config.dataset_name}: reward_terms names {by_facts[0]}, which compares claims with facts, and none of the "
             f"{len(examples)} rows has any: give --facts_file, or another verifier, such as {by_facts[0].partition('@')[0]}@vlm"

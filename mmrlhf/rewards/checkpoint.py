@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmrlhf.config import EngineConfig, RewardConfig
+from mmrlhf.datasets import have_facts
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -284,7 +285,7 @@ def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
 
 def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Sequence[Preference]) -> None:
     """Print a note if a model was trained with facts, and the rows that it scores have none."""
-    if model.facts == "given" and not any(row.facts for row in rows):
+    if model.facts == "given" and not have_facts(rows):
         print(
             f"note: {path} was trained with facts, and these rows have none: "
             "give --facts_file, unless it is meant to score without them"

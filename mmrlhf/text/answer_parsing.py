@@ -17,7 +17,7 @@ from typing import Literal
 from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize, states_alternative
 from mmrlhf.text.chinese_answers import chinese_yes_no, is_chinese
 from mmrlhf.text.count_answers import count_verdict
-from mmrlhf.text.existence_answers import asked_object, state_existence
+from mmrlhf.text.existence_answers import asked_object, counts_none, state_existence
 from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
 
 YesNo = Literal["yes", "no"]
@@ -215,7 +215,8 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
     is_unsure, implied, question_words = False, None, content_words(question_text)
     name = asked_object(question_text)
     for sentence in text.split("\n"):
-        sentence = state_existence(sentence, name) if name else sentence
+        is_plain = _STANDALONE.search(sentence) or (leading_yes_no(sentence) and not counts_none(sentence))
+        sentence = state_existence(sentence, name) if name and not is_plain else sentence
         if is_chinese(sentence):
             verdict, certainty = chinese_yes_no(sentence, question_text)
             if certainty == "stated":

@@ -18,11 +18,26 @@ _OTHER_THINGS = {"dog": "hot dog", "bear": "teddy bear"}
 """Things whose name ends in that of something else."""
 _COMPOUND_HEADS = "house|bowl|bed|collar|leash|food|kennel|cage|statue|station|stop|feeder|carrier|shelter"
 """Nouns before which an object's name says only what they are for: a *dog* bowl."""
-_PRESENCE = (
-    r"(?:\w+ )?(?:present|there|here|visible|shown|seen|found|included|depicted|pictured|captured|detected|observed|mentioned"
-    r"|anywhere|appear|exist|seem|able|be|been|to|an?|one|among|real|evident|part|(?:in|on|within) (?:(?:the|this|that) )?(?:image|picture|photo\w*|scene|frame|shot|view|sight))\b"
+_DENIAL = re.compile(r"\b(?:no|not|none|nor|neither|never|cannot|without|absent|missing|nowhere|nothing|nobody)\b|n't\b")
+_VERBS = (
+    "look(?:ing)? (?:at|away|into|up|down|towards?|directly)|fac(?:e|ing)|runn?(?:ing)?|walk(?:ing)?|sit(?:ting)?|stand(?:ing)?(?! out)"
+    "|lying|laying|sleep(?:ing)?|wear(?:ing)?|hold(?:ing)?|carry(?:ing)?|eat(?:ing)?|drink(?:ing)?|play(?:ing)?|jump(?:ing)?"
+    "|bark(?:ing)?|mov(?:e|ing)|swim(?:ming)?|chas(?:e|ing)|bit(?:e|ing)|smil(?:e|ing)|watch(?:ing)?|rest(?:ing)?"
+    "|rid(?:e|ing)|driv(?:e|ing)|fly(?:ing)?|touch(?:ing)?|pet(?:ting)?|feed(?:ing)?|pull(?:ing)?"
 )
-"""Predicates that deny the thing itself: the dog is not *visible*."""
+"""What only a thing that is there may do, or not do."""
+_ATTRIBUTES = (
+    "black|white|brown|red|blue|green|yellow|orange|gr[ea]y|pink|purple|gold|golden|silver|tan|beige|dark|light"
+    "|big|large|small|little|tall|short|long|huge|tiny|old|young|wet|dry|happy|sad|angry|alone|asleep|awake|open|closed|empty"
+    "|wooden|metal|metallic|plastic|glass|leather|furry|fluffy|the only"
+)
+"""What only a thing that is there may be, or not be."""
+_PLACES = (
+    r"(?:on|on top of|under|underneath|behind|beside|next to|near|close to|inside|in front of|between|above|below|with"
+    r"|in(?= (?:\w+ ){1,2}(?:car|truck|boat|basket|bed|cage|crate|bag|box|bowl|lap|arms|water|pool|sink|grass|snow)\b))"
+    r"(?: (?:the|an?|its|his|her)\b)(?! (?:\w+ ){0,3}(?:image|picture|photo\w*|scene|frame|shot|view|sight|list|screen\w*)\b)"
+)
+"""Where only a thing that is there may be, or not be: none of these is the image itself."""
 
 
 def asked_object(question: str) -> str | None:
@@ -31,26 +46,47 @@ def asked_object(question: str) -> str | None:
     return match[1] if match else None
 
 
+def counts_none(sentence: str) -> bool:
+    """Return whether a sentence begins with a `no` that belongs to the next word: "no cats"."""
+    return re.match(r"\W*(?:no (?!(?:the|it|there|i|an?|this|that)\b)\w|nobody\b)", sentence) is not None
+
+
 def state_existence(sentence: str, name: str) -> str:
-    """Return a sentence in lower case with what it says about the asked object's existence."""
+    """Return a sentence in lower case with what it says about the asked object's existence.
+
+    A sentence that denies anything else besides what an object is or does stays as it is.
+    """
+    for pattern in _presuppositions(name):
+        match = pattern.search(sentence)
+        if match and not _DENIAL.search(sentence[: match.start()] + " " + sentence[match.end() :]):
+            return f"the {name} is visible."
     for pattern, replacement in _rewrites(name):
         sentence = pattern.sub(replacement, sentence)
     return sentence
 
 
 @functools.lru_cache(maxsize=1024)
+def _presuppositions(name: str) -> list[re.Pattern[str]]:
+    """Return patterns of what is denied of an object that is there, or of others about it."""
+    thing = rf"{re.escape(name)}(?:s|es)?\b"
+    patterns = (
+        # the dog is not brown, does not wear a hat, is missing a leg; no one is near the dog
+        rf"\bthe (?:\w+ )?{thing} (?:is|are|was|were)(?:n't| not) (?:\w+ly )?(?:{_ATTRIBUTES}|{_VERBS}|{_PLACES})\b",
+        rf"\bthe (?:\w+ )?{thing} (?:does|do|did)(?:n't| not) (?:\w+ly )?(?:{_VERBS})\b",
+        rf"\bthe (?:\w+ )?{thing} (?:is|are) missing (?:an?|its|one|two|some)\b",
+        rf"^\W*(?:no one|nobody) (?:is|was) (?:\w+ly )?(?:{_VERBS}|near)?(?: ?(?:near|close to|next to|beside|behind|with|on|by))? ?the {thing}",
+    )
+    return [re.compile(pattern) for pattern in patterns]
+
+
+@functools.lru_cache(maxsize=1024)
 def _rewrites(name: str) -> list[tuple[re.Pattern[str], str]]:
     thing = rf"{re.escape(name)}(?:s|es)?\b"
-    there_is = f"the {name} is visible."
     rewrites = [
         (rf"\b{re.escape(name)} (?=(?:{_COMPOUND_HEADS})\b)", ""),
         # no people, but a dog; definitely not a cat
         (rf"^\W*no (?!{thing})\w+,? (?:but|only|just) (?=(?:(?:an?|one|two|the) )?(?:\w+ )?{thing})", ""),
         (rf"^\W*(?:(?:definitely|certainly|clearly) )?not an? (?!{thing})\w+\W*$", ""),
-        # the dog is not brown; the dog is missing a leg; no one is near the dog
-        (rf"^.*\bthe (?:\w+ )?{thing} (?:is|are|was|were|does|do|did|has|have)(?:n't| not)(?! {_PRESENCE}).*$", there_is),
-        (rf"^.*\bthe (?:\w+ )?{thing} (?:is|are) missing (?:an?|its|one|two|some)\b.*$", there_is),
-        (rf"^\W*(?:no one|nobody)\b(?!.*\b(?:see|find|spot)).*\bthe {thing}.*$", there_is),
         (r"\bnot far\b", "near"),
         (
             r"\bit(?:'s| is) (?:\w+ )?(?:unlikely|doubtful|improbable) (?:that )?(?:there (?:is|are) )?(?:an?|any) "

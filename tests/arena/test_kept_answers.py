@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, parse_words, read_answers, read_categories
 from mmrlhf.arena.ledger import question_key
-from mmrlhf.arena.serve import judge_arena, serving_arena
+from mmrlhf.arena.serve import judge_arena, read_kept_answers, serving_arena
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig
 from mmrlhf.records import InputError, Message
@@ -164,3 +164,9 @@ def test_rows_that_ask_the_same_are_one_question(make_arena, tmp_path):
     for _ in range(2):
         with serving_arena(config) as running:
             assert len(running.store.task_entries()) == 2
+
+
+def test_kept_answers_beside_live_questions_need_no_split(write_answers, tmp_path):
+    config = ArenaConfig(output_file=str(tmp_path / "votes.db"), dataset_name="questions.json", dataset_train_split="test")
+    (kept_file,) = parse_contestants(f"a={write_answers('a', ['x'])},b=http://localhost:1/v1")[:1]
+    assert [example.answer for example in read_kept_answers([kept_file], config)["a"].values()] == ["x"]

@@ -137,6 +137,9 @@ def test_the_page_says_what_is_real_and_opens_offline(arena, tmp_path):
     voter_at(app_of(store)).vote_for(by_quality)
     report_arena(str(store.path), str(tmp_path / "arena.html"))
     page = (tmp_path / "arena.html").read_text()
+    with pytest.raises(InputError, match=r"out .* is an input file: name another"):
+        report_arena(str(store.path), str(store.path))
+    assert store.path.read_bytes().startswith(b"SQLite")
     assert "zebrafinch is better than" in page and "By category" in page and "<svg" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "http" not in re.sub(r"http://www.w3.org/\S+", "", page)
 

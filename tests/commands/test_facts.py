@@ -78,6 +78,9 @@ def test_facts_from_a_column_of_captions(folder, capsys):
     )
     assert main(["data", "facts", "c.jsonl", "--caption_key", "text", "--output_file", "facts.jsonl"]) == 0
     assert [fact.text for facts in read_facts("facts.jsonl").values() for fact in facts] == ["A cup.", "A mug.", "A plate."]
+    write(folder, "rows.json", {"test": [{"image": "a.png", "prompt": "What is it?"}]})
+    line = ["data", "facts", "c.jsonl", "--caption_key", "text", "--dataset_name", "rows.json", "--split", "test"]
+    assert main([*line, "--output_file", "test.jsonl"]) == 0 and set(read_facts("test.jsonl")) == {"a.png"}
     assert main(["data", "facts", "c.jsonl", "--caption_key", "txet", "--output_file", "facts.jsonl"]) == 2
     assert "c.jsonl, line 1: `txet` is missing: rename `text` to it" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from mmrlhf.commands.policy_outlook import (
     outlook_sentences,
     weighted_score,
 )
-from mmrlhf.commands.reward_eval import reward_eval
+from mmrlhf.commands.reward_eval import _read_answers, reward_eval
 from mmrlhf.commands.reward_metrics import perturbed_pictures
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
@@ -148,6 +148,12 @@ def test_claim_rewards_are_scored_by_each_condition_of_the_facts():
     assert list(fact_conditions(groups, False)) == ["without facts"]
     with pytest.raises(InputError, match="reward_terms names length"):
         check_reward_terms("fact_rm=1, length=-0.1")
+
+
+def test_answers_need_no_split_of_the_pairs(tmp_path):
+    answers = write_lines(tmp_path / "answers.jsonl", [{"id": "a", "images": [], "prompt": "What?", "answer": "A cup."}])
+    (group,) = _read_answers(make_config(tmp_path, answers=answers, dataset_train_split="test"))
+    assert group.answers == ("A cup.",)
 
 
 def test_answers_are_grouped_by_row():

@@ -167,9 +167,15 @@ def test_images_keep_their_place(data_dir, row, expected):
             assert again.prompt == example.prompt, name
 
 
-@pytest.mark.parametrize("value", [["a", "b"], "", True, 10**400])
+@pytest.mark.parametrize("value", [["a", "b"], {"x": 1}, True, 10**400])
 def test_a_reference_that_is_no_text_is_kept_for_reward_functions(data_dir, value):
     path = write_jsonl(data_dir, {**ONE_IMAGE, "prompt": "What is it?", "answer": value})
     (example,) = read_examples(path)
     assert (example.answer, example.meta) == (None, {"answer": value})
     assert "line 1: `answer" in error_of(read_examples, path, require_answer=True)
+
+
+@pytest.mark.parametrize("value", ["", " ", [{"role": "assistant"}], {"role": "user", "content": "A cup."}])
+def test_a_reference_that_is_empty_or_a_malformed_turn_is_refused(data_dir, value):
+    path = write_jsonl(data_dir, {**ONE_IMAGE, "prompt": "What is it?", "answer": value})
+    assert "line 1: `answer" in error_of(read_examples, path)

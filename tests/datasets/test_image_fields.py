@@ -167,7 +167,7 @@ def test_read_examples_row_id_finds_no_facts_of_a_named_image(data_dir):
 def test_read_preferences_refuses_facts_about_other_images(data_dir):
     path = write_jsonl(data_dir, TEXT_PAIR | {"image": "a.png"})
     error = error_of(read_preferences, path, facts={"z.png": (Fact("ocr", "x"),)})
-    assert "the facts file has no facts about the images of the 1 rows (it has 'z.png')" in error
+    assert "the facts file has no facts about the images of the 1 row (it has 'z.png')" in error
     (data_dir / "z.png").write_bytes(png_bytes())
     rows = [TEXT_PAIR | {"image": "a.png"}] * 1000 + [TEXT_PAIR | {"image": "z.png"}]
     assert read_preferences(write_jsonl(data_dir, *rows), facts={"z.png": (Fact("ocr", "x"),)})[-1].facts

@@ -207,10 +207,12 @@ def test_every_prompt_that_is_text_follows_its_history_and_system(row, folder):
 def test_an_answer_labelled_as_one_to_avoid_is_no_target(answer, folder):
     row = {"images": [], "prompt": "What?", answer: "A cat."}
     assert read_examples(write_jsonl(folder, {**row, "label": True}))[0].answer == "A cat."
-    for field, value in (("label", False), ("kto_tag", False), ("label", 0), ("kto_tag", 0.0)):
+    for field, value in (("label", False), ("kto_tag", False), ("kto_tag", 0), ("kto_tag", 0.0)):
         path = write_jsonl(folder, {**row, field: value})
         assert f"`{field}` is false, so the answer is one to avoid (KTO)" in error_of(read_examples, path, require_answer=True)
         assert read_examples(path)[0].answer is None  # a prompt, for ppo and generate
+    for label in (0, 0.0):  # a class
+        assert read_examples(write_jsonl(folder, {**row, "label": label}), require_answer=True)[0].answer == "A cat."
 
 
 @pytest.mark.parametrize("url", ["file://a.png", "file://sub%20folder/a.png"])
@@ -266,12 +268,45 @@ def test_text_only_rows_of_messages_need_no_field_of_images(folder):
     shown = [user_turn("<image>What?"), assistant_turn("A cup.")]
     for row in ({"messages": shown}, {"messages": messages, "img": "a.png"}, {"messages": messages, "iamges": ["a.png"]}):
         assert re.search(r"`images?` is missing: ", error_of(read_examples, write_jsonl(folder, row)))
+    for name in ("media", "visual", "file", "path", "file_path", "screenshot", "frame", "jpg", "pixel_values"):
+        for value in ("a.png", "sub/A b.JPG", ["a.png"], "data:image/png;base64,AAAA", {"bytes": "AAAA"}, {"path": "a.png"}):
+            error = error_of(read_examples, write_jsonl(folder, {"messages": messages, name: value}))
+            assert re.search(r"`images?` is missing: ", error), (name, value)
+    for row in ({"id": "a.png"}, {"source": "a book"}, {"score": 0.5}):
+        assert read_examples(write_jsonl(folder, {"messages": messages, **row}))[0].images == ()
 
 
 @pytest.mark.parametrize("fields", [{"instruction": "What?", "output": "A cup."}, {"query": "What?", "response": "A cup."}])
 def test_a_column_of_text_does_not_make_a_row_rlhf_v(fields, folder):
     (example,) = read_examples(write_jsonl(folder, {"images": [], "text": "### Instruction: What?", **fields}))
     assert (example.prompt[0].content, example.answer) == ("What?", "A cup.")
+
+
+@pytest.mark.parametrize("fields", [{"instruction": "Do it.", "output": "A cup."}, {"response": "A cup."}, {"problem": "2?"}])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_text_that_holds_a_pair_is_rlhf_v_next_to_any_column(fields, as_json, folder):
+    text = {"question": "What?", "chosen": "A cup.", "rejected": "A cat."}
+    path = write_jsonl(folder, {"images": [], "text": json.dumps(text) if as_json else text, **fields})
+    (pair,) = read_preferences(path)
+    assert (pair.prompt[0].content, pair.chosen, pair.rejected) == ("What?", "A cup.", "A cat.")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"instruction": "What?", "output": "A cup."},
+        {"problem": "What?", "solution": "A cup."},
+        {"prompt": "What?", "answer": "A cup."},
+    ],
+)
+@pytest.mark.parametrize("conversation", ["c-17", [{"human": "Else?", "assistant": "No."}]])
+def test_a_column_conversation_beside_a_prompt_is_not_read(fields, conversation, folder):
+    row = {"images": [], "conversation": conversation, **fields}
+    (example,) = read_examples(write_jsonl(folder, row), require_answer=True)
+    assert (example.prompt[0].content, example.answer) == ("What?", "A cup.")
+    turns = [user_turn("What?")]
+    pair = {"chosen": [*turns, assistant_turn("A cup.")], "rejected": [*turns, assistant_turn("A cat.")]}
+    assert read_preferences(write_jsonl(folder, {"images": [], "conversation": conversation, **pair}))[0].chosen == "A cup."
 
 
 def test_conversations_of_human_and_assistant_are_read(folder):

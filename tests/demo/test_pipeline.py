@@ -41,6 +41,25 @@ def test_demo_fresh_deletes_a_demo_and_nothing_else(tmp_path, base):
     assert sorted(p.name for p in run.iterdir()) == ["base.sha256", "scenes.yaml"]
 
 
+def test_demo_fresh_deletes_a_demo_behind_a_symlink(tmp_path, base):
+    claim(tmp_path / "disk", base=base)
+    (tmp_path / "disk" / "pairs.jsonl").write_text("")
+    (tmp_path / "run").symlink_to("disk")
+    claim(tmp_path / "run", fresh=True, seed=1, base=base)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["base.sha256", "scenes.yaml"]
+    assert (tmp_path / "run").is_symlink()
+
+
+def test_demo_fresh_says_what_cannot_be_deleted(tmp_path, base, monkeypatch):
+    def fail(folder):
+        raise PermissionError(13, "Permission denied", "frozen.txt")
+
+    claim(tmp_path / "run", base=base)
+    monkeypatch.setattr(pipeline.shutil, "rmtree", fail)
+    with pytest.raises(InputError, match=r"cannot be deleted \(Permission denied: frozen\.txt\): delete it yourself"):
+        claim(tmp_path / "run", fresh=True, base=base)
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_demo_refuses_a_folder_of_other_files_and_a_file(tmp_path, base, fresh):
     other = tmp_path / "other"

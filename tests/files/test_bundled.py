@@ -1,5 +1,6 @@
 """Bundled recipes, samples and benchmarks are found by name and loaded by path."""
 
+import os
 import sys
 
 import pytest
@@ -81,3 +82,11 @@ def test_find_accepts_every_spelling_of_a_benchmark(repository):
         assert bundled.find("eval", name) == repository / "eval/mmhal_bench.py"
     with pytest.raises(InputError, match="did you mean mmhal_bench"):
         bundled.find("eval", "mmhal_bnch")
+
+
+def test_find_accepts_a_path_that_is_no_regular_file(repository):
+    os.mkfifo(repository / "pipe.py")
+    assert bundled.find("eval", str(repository / "pipe.py")) == repository / "pipe.py"
+    (repository / "folder.py").mkdir()
+    with pytest.raises(InputError, match=r"folder\.py does not exist"):
+        bundled.find("eval", str(repository / "folder.py"))

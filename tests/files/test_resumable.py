@@ -88,6 +88,19 @@ def test_resumable_writer_writes_empty_file_and_refuses_folder(tmp_path):
         ResumableWriter(tmp_path, {})
 
 
+def test_generate_does_not_continue_answers_without_their_embedded_images(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    config = GenerateConfig(
+        model_name_or_path=tiny_vlm_path, dataset_name="scenes", output_file=str(tmp_path / "a.jsonl"), response_length=4
+    )
+    stage.generate(config, examples[:1])
+    inputs_file = tmp_path / ".a.jsonl.inputs.json"
+    saved = json.loads(inputs_file.read_text())
+    del saved["inputs"]["embedded images"]  # as an older version wrote them
+    inputs_file.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="embedded images"):
+        stage.generate(config, examples[:1])
+
+
 def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypatch):
     output_file = tmp_path / "answers.jsonl"
     config = GenerateConfig(

@@ -216,8 +216,36 @@ def test_a_split_of_a_file_without_splits_is_refused(tmp_path):
     (tmp_path / "split.json").write_text('{"train": [{"id": 1}]}')
     datasets.Dataset.from_list([{"id": 1}]).to_parquet(str(tmp_path / "rows.parquet"))
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
-        with pytest.raises(InputError, match=f"{name} has no splits, and test was asked for"):
+        with pytest.raises(InputError, match=f"{name} has no splits: leave --split out, or name the file of split test"):
             open_table(str(tmp_path / name), "test")
     assert split_of(str(tmp_path / "rows.jsonl"), "test") == "train" and split_of("owner/name", "test") == "test"
     with pytest.raises(InputError, match="has no split test: the choices are train"):
         open_table(str(tmp_path / "split.json"), "test")
+
+
+def test_a_secondary_dataset_is_read_by_the_split_if_it_has_splits(tmp_path):
+    rows = datasets.Dataset.from_list([{"id": 1}])
+    (tmp_path / "splits.json").write_text('{"train": [{"id": 1}], "test": [{"id": 2}]}')
+    (tmp_path / "data.json").write_text('{"data": [{"id": 1}]}')
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "both"))
+    for folder, files in (("images", ["metadata.jsonl"]), ("parts", ["0.parquet"]), ("named", ["train.parquet", "test.parquet"])):
+        (tmp_path / folder).mkdir()
+        for file in files:
+            rows.to_parquet(str(tmp_path / folder / file)) if file.endswith("parquet") else rows.to_json(
+                str(tmp_path / folder / file)
+            )
+    for name in ("splits.json", "both", "named"):
+        assert split_of(str(tmp_path / name), "test") == "test"
+        with pytest.raises(InputError, match="has no split dev"):
+            split_of(str(tmp_path / name), "dev")
+    for name in ("data.json", "saved", "images", "parts"):
+        assert split_of(str(tmp_path / name), "test") == "train"
+        assert next(iter(open_table(str(tmp_path / name)))).parse().fields["id"] == 1
+
+
+def test_a_folder_that_hides_a_hub_id_is_named(tmp_path, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"owner/name does not exist: .*; the folder owner here hides any Hub id of its name"):
+        open_table("owner/name")

@@ -343,6 +343,9 @@ def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
     report_labels(str(store.path), str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;x" in page and "<script>x" not in page and "\u202e" not in page
+    with pytest.raises(InputError, match=r"out .* is an input file: name another"):
+        report_labels(str(store.path), str(store.path))
+    assert store.path.read_bytes().startswith(b"SQLite")
     out = capsys.readouterr().out
     assert "3 labels of 2 of 2 tasks by 2 annotators\n" in out and "alpha" in out
 

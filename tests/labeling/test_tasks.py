@@ -39,6 +39,23 @@ def test_answers_of_several_policies_to_a_prompt_are_put_together(write_rows):
     assert (task.mode, task.answers, task.models) == ("pairwise", ("A cup.", "A dog."), ("sft", "ppo"))
 
 
+def test_an_answer_to_avoid_is_one_to_label(write_rows):
+    for fields in ({"label": False}, {"kto_tag": 0}):
+        (task,) = tasks_of(write_rows({"answer": "A cup.", **fields}))
+        assert (task.mode, task.answers) == ("claims", ("A cup.",))
+
+
+def test_a_split_is_not_asked_of_files_beside_the_one_that_has_it(write_rows, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({"test": [{"images": ["red.png"], "prompt": "What?", "answers": ["a", "b"]}]}))
+    more = write_rows({"answers": ["c", "d"]}, name="more.jsonl")
+    tasks = read_tasks([str(tmp_path / "rows.json"), more], None, None, "test")
+    assert [task.answers for task in tasks] == [("a", "b"), ("c", "d")]
+    gold = write_rows({"chosen": "right", "rejected": "wrong"}, name="gold.jsonl")
+    assert read_tasks([gold], None, None, "test", is_gold=True)
+    with pytest.raises(InputError, match="has no splits"):
+        read_tasks([more], None, None, "test")
+
+
 def test_equal_answers_are_one(write_rows, capsys):
     rows = [{"id": 1, "answers": ["same", "same", "other"]}, {"id": 2, "prompt": "Else?", "answers": ["same", "same"]}]
     (task,) = tasks_of(write_rows(*rows), "pairwise")

@@ -1,12 +1,17 @@
 """Rewards that can never vary are refused: their rows lack what they read."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
-from mmrlhf.config import PPOConfig
+from mmrlhf.config import FeedbackConfig, PPOConfig
+from mmrlhf.datasets import Records, read_examples
 from mmrlhf.records import InputError
 from mmrlhf.rewards.build import check_reward_rows
+from mmrlhf.rewards.checkpoint import print_facts_note
+from mmrlhf.training.feedback.settings import check_rows
+from tests.helpers.rows import write_jsonl
 
 
 def config(terms):
@@ -28,6 +33,17 @@ def test_a_reward_without_what_it_reads_is_refused(examples, terms, field, messa
         check_reward_rows(config(terms), bare)
     check_reward_rows(config(terms), [*bare, examples[0]])
     check_reward_rows(config("length=1"), bare)
+
+
+def test_facts_of_a_table_are_not_looked_for_again(tmp_path, monkeypatch):
+    rows = [{"images": [], "prompt": "?", "facts": []}] * 3 + [
+        {"images": [], "prompt": "?", "facts": [{"kind": "ocr", "text": "x"}]}
+    ]
+    records = read_examples(write_jsonl(tmp_path, *rows))
+    monkeypatch.setattr(Records, "__getitem__", None)  # a read would fail
+    check_reward_rows(config("coverage=1"), records)
+    print_facts_note("r", SimpleNamespace(facts="given"), records)
+    check_rows(FeedbackConfig(model_name_or_path="m", dataset_name="d", output_dir="o", verifier="facts"), records)
 
 
 def test_rows_of_llava_rlhf_need_no_answer_for_correctness(examples):

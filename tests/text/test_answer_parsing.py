@@ -270,6 +270,9 @@ def test_parse_yes_no_reads_absence_and_contrast(question, answer, expected):
         ("The dog isn't on the sofa but on the floor.", "yes"),
         ("The dog is missing a leg.", "yes"),
         ("No one is near the dog.", "yes"),
+        ("No one is sitting next to the dog.", "yes"),
+        ("The dog does not wear a collar.", "yes"),
+        ("The dog is not in the car.", "yes"),
         ("No people, but a dog is on the grass.", "yes"),
         ("No cats, only a dog.", "yes"),
         ("Definitely not a cat. It's a dog.", "yes"),
@@ -285,6 +288,22 @@ def test_parse_yes_no_reads_absence_and_contrast(question, answer, expected):
         ("0 dogs.", "no"),
         ("10 dogs.", "yes"),
         ("It is unlikely that there is a dog.", "no"),
+        ("The dog is not in the provided image.", "no"),
+        ("The dog is not in the given picture.", "no"),
+        ("The dog is not on the displayed photo.", "no"),
+        ("No, the dog is not in the provided image.", "no"),
+        ("No, the dog is not brown.", "no"),
+        ("No, the dog does not show up.", "no"),
+        ("There is no dog, the dog is not in the given image.", "no"),
+        ("There is no dog, so the dog is not brown.", "no"),
+        ("The dog is not spotted.", "no"),
+        ("The dog is not listed.", "no"),
+        ("The dog is not displayed.", "no"),
+        ("The dog is not discernible.", "no"),
+        ("The dog is not confirmed.", "no"),
+        ("The dog is not in it.", "no"),
+        ("The dog is not in your image.", "no"),
+        ("No one can be identified as holding the dog.", "no"),
         # another thing
         ("There is a hot dog.", None),
         ("There is a dog house.", None),
@@ -293,6 +312,11 @@ def test_parse_yes_no_reads_absence_and_contrast(question, answer, expected):
 )
 def test_parse_yes_no_reads_what_says_existence_in_passing(answer, expected):
     assert parse_yes_no(answer, "Is there a dog in the image?") == expected
+
+
+def test_parse_yes_no_reads_no_one_as_a_denial_of_a_person():
+    answer = "No one is in the image, so the person is absent."
+    assert parse_yes_no(answer, "Is there a person in the image?") == "no"
 
 
 def test_parse_yes_no_takes_the_same_words_for_a_denial_of_a_place():

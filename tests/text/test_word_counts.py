@@ -6,7 +6,19 @@ from mmrlhf.text.word_counts import count_words
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("", 0), (" a red\ncup. ", 3), ("红色的杯子", 5), ("桌上有 two 杯子", 6), ("두 개의 컵", 3)]
+    ("text", "count"),
+    [
+        ("", 0),
+        (" a red\ncup. ", 3),
+        ("红色的杯子", 5),
+        ("桌上有 two 杯子", 6),
+        ("두 개의 컵", 3),
+        ("你好，世界。", 4),
+        ("他说“好”！", 3),
+        ("（两个）", 2),
+        ("ที่", 1),
+        ("a - b", 3),
+    ],
 )
 def test_count_words_counts_characters_where_there_are_no_blanks(text, count):
     assert count_words(text) == count

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmrlhf.config import FeedbackConfig
+from mmrlhf.datasets import have_facts
 from mmrlhf.engine.rollout import check_answer_lengths
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.records import Example, InputError
@@ -82,7 +83,7 @@ def _check_algorithm(config: FeedbackConfig) -> None:
 def check_rows(config: FeedbackConfig, examples: Sequence[Example]) -> None:
     """Raise InputError for rows without the facts or the images that verifiers need."""
     names, dataset = verifier_names(config), Path(config.dataset_name).name
-    if "facts" in names and not any(row.facts for row in examples):
+    if "facts" in names and not have_facts(examples):
         raise InputError(
             f"{dataset}: verifier facts compares claims with facts, and none of the {len(examples)} rows has any: give "
             "--facts_file, or another verifier, such as vlm"
