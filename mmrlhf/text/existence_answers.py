@@ -11,13 +11,15 @@ import re
 
 _ASKED = re.compile(
     r"\b(?:(?:is|are) there|(?:can|do) you see) (?:an? |any |some |the )?([a-z][a-z -]*?) "
-    r"(?:visible |present |shown )?(?:in|on) (?:the|this) (?:im\w+|picture|photo\w*|scene|frame)\b"
+    r"(?:visible |present |shown )?(?:in|on) (?:the|this) (?:im\w+|picture|photo\w*|scene|frame)\b(?=\W*(?:$|please\b|answer\b))"
 )
 """A question about existence alone; POPE misspells `image` in places."""
 _OTHER_THINGS = {"dog": "hot dog", "bear": "teddy bear"}
 """Things whose name ends in that of something else."""
 _COMPOUND_HEADS = "house|bowl|bed|collar|leash|food|kennel|cage|statue|station|stop|feeder|carrier|shelter"
 """Nouns before which an object's name says only what they are for: a *dog* bowl."""
+_WITH_BEDS = ("truck", "couch", "sofa")
+"""Things of which a *bed* is a part."""
 _DENIAL = re.compile(r"\b(?:no|not|none|nor|neither|never|cannot|without|absent|missing|nowhere|nothing|nobody)\b|n't\b")
 _VERBS = (
     "look(?:ing)? (?:at|away|into|up|down|towards?|directly)|fac(?:e|ing)|runn?(?:ing)?|walk(?:ing)?|sit(?:ting)?|stand(?:ing)?(?! out)"
@@ -83,10 +85,10 @@ def _presuppositions(name: str) -> list[re.Pattern[str]]:
 def _rewrites(name: str) -> list[tuple[re.Pattern[str], str]]:
     thing = rf"{re.escape(name)}(?:s|es)?\b"
     rewrites = [
-        (rf"\b{re.escape(name)} (?=(?:{_COMPOUND_HEADS})\b)", ""),
+        (rf"\b{re.escape(name)} (?=(?:{_COMPOUND_HEADS})\b)(?!{'bed' if name in _WITH_BEDS else 'itself'}\b)", ""),
         # no people, but a dog; definitely not a cat
         (rf"^\W*no (?!{thing})\w+,? (?:but|only|just) (?=(?:(?:an?|one|two|the) )?(?:\w+ )?{thing})", ""),
-        (rf"^\W*(?:(?:definitely|certainly|clearly) )?not an? (?!{thing})\w+\W*$", ""),
+        (rf"^\W*(?:definitely|certainly|clearly) not an? (?!{thing})\w+\W*$", ""),
         (r"\bnot far\b", "near"),
         (
             r"\bit(?:'s| is) (?:\w+ )?(?:unlikely|doubtful|improbable) (?:that )?(?:there (?:is|are) )?(?:an?|any) "

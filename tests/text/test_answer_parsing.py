@@ -389,3 +389,18 @@ def test_pope_official_matches_official_script(shared_data):
 )
 def test_pope_official_matches_hand_labels(answer, expected):
     assert pope_official(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "verdict"),
+    [
+        ("Is there a dog in the image that is brown?", "The dog is not brown.", "no"),
+        ("Are there people in the image who are smiling?", "The people are not smiling.", "no"),
+        ("Is there a dog in the image? Is it brown?", "The dog is not brown.", "no"),
+        ("Is there a dog in the image? Please answer yes or no.", "The dog is not brown.", "yes"),
+        ("Is there a dog in the image?", "Not a chance.", "no"),
+        ("Is there a truck in the image?", "A truck bed is visible.", "yes"),
+    ],
+)
+def test_only_questions_about_existence_alone_are_answered_in_passing(question, answer, verdict):
+    assert parse_yes_no(answer, question) == verdict
