@@ -214,7 +214,7 @@ def _format_default(value: Any) -> str:
 STARTS_ANEW = ("data", "compare", "report", "plan", "env", "export", "calibrate", "replay")
 """Commands that keep nothing when they are interrupted."""
 STARTS_ANEW_WITHIN = {"label": ("add", "export", "report"), "arena": ("export", "report")}
-"""Those of groups of which others do."""
+"""Subcommands that keep nothing, by command; the other subcommands continue."""
 
 
 def stop_message(signal_name: str, arguments: Sequence[str]) -> str:
