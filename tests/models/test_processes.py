@@ -7,10 +7,11 @@ import torch
 from mmrlhf.models.processes import Accelerator
 
 
-@pytest.mark.parametrize("has_cuda", [True, False])
-def test_accelerator_takes_the_cpu_unless_there_is_cuda(monkeypatch, has_cuda):
+@pytest.mark.parametrize("has_apple_gpu", [True, False])
+def test_accelerator_takes_the_cpu_beside_apples_gpu(monkeypatch, has_apple_gpu):
+    """It has no float64. Elsewhere the choice, and the launcher's variables, are accelerate's own."""
     settings = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_apple_gpu)
     monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda self, **kwargs: settings.update(kwargs))
     Accelerator()
-    assert settings["cpu"] is not has_cuda
+    assert settings.get("cpu", False) == has_apple_gpu
