@@ -9,7 +9,7 @@ from mmrlhf.models.processes import Accelerator
 
 @pytest.mark.parametrize("has_apple_gpu", [True, False])
 def test_accelerator_takes_the_cpu_beside_apples_gpu(monkeypatch, has_apple_gpu):
-    """It has no float64. Elsewhere the choice, and the launcher's variables, are accelerate's own."""
+    """It has no float64. Elsewhere the choice is accelerate's own."""
     settings = {}
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_apple_gpu)
     monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda self, **kwargs: settings.update(kwargs))
