@@ -211,21 +211,21 @@ def _format_default(value: Any) -> str:
 
 # ---- commands that are interrupted ---------------------------------------------------------------
 
-STARTS_ANEW = ("data", "compare", "report", "plan", "env", "export", "calibrate", "replay")
+STARTS_OVER = ("data", "compare", "report", "plan", "env", "export", "calibrate", "replay")
 """Commands that keep nothing when they are interrupted."""
-STARTS_ANEW_WITHIN = {"label": ("add", "export", "report"), "arena": ("export", "report")}
+STARTS_OVER_WITHIN = {"label": ("add", "export", "report"), "arena": ("export", "report")}
 """Subcommands that keep nothing, by command; the other subcommands continue."""
 
 
 def stop_message(signal_name: str, arguments: Sequence[str]) -> str:
     """Return why a command stopped, and what it does if it is given again."""
     reason = "interrupted" if signal_name == "SIGINT" else f"stopped by {signal_name}"
-    return f"{reason}: the same command {'starts anew' if _starts_anew(arguments) else 'resumes from what is already written'}"
+    return f"{reason}: the same command {'starts over' if _starts_over(arguments) else 'resumes from what is already written'}"
 
 
-def _starts_anew(arguments: Sequence[str]) -> bool:
+def _starts_over(arguments: Sequence[str]) -> bool:
     """Return whether an interrupted command keeps nothing. A captioner's replies are kept."""
     command, *rest = arguments
     if command == "data" and any(word.partition("=")[0] == "--captioner" for word in rest):
         return False
-    return command in STARTS_ANEW or (rest[:1] != [] and rest[0] in STARTS_ANEW_WITHIN.get(command, ()))
+    return command in STARTS_OVER or (rest[:1] != [] and rest[0] in STARTS_OVER_WITHIN.get(command, ()))

@@ -438,7 +438,7 @@ def test_main_ends_quietly_when_its_reader_does():
 
 
 @pytest.mark.parametrize(
-    ("line", "starts_anew"),
+    ("line", "starts_over"),
     [
         ("data check rows.jsonl", True),
         ("data facts coco.json --output_file f.jsonl", True),
@@ -457,13 +457,13 @@ def test_main_ends_quietly_when_its_reader_does():
         ("ppo --config c", False),
     ],
 )
-def test_interrupted_commands_say_whether_they_start_anew(line, starts_anew, monkeypatch, capsys):
+def test_interrupted_commands_say_whether_they_start_anew(line, starts_over, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_dispatch", interrupt)
     assert main(line.split()) == 130
-    assert ("starts anew" if starts_anew else "resumes from") in capsys.readouterr().err
+    assert ("starts over" if starts_over else "resumes from") in capsys.readouterr().err
 
 
 def test_main_reads_a_config_from_a_pipe(stub_stage, tmp_path):

@@ -187,7 +187,7 @@ def _process_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> 
 
 
 def _deny_statement(builder: ClaimBuilder, index: int) -> None:
-    """Deny what is said to exist after `that`, and doubt any other statement.
+    """Deny the objects of `that there is`, and doubt any other statement.
 
     The objects of another one may exist.
 

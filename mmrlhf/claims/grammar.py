@@ -200,7 +200,7 @@ NO_LONGER = "no longer"
 MASS_NOUNS = word_set(
     "snow water hair traffic light sunlight shade grass food space room ice rain sand smoke foliage vegetation detail furniture"
 )
-"""Nouns of which there may be *little*, which says nothing of a size."""
+"""Nouns before which *little* is an amount, not a size."""
 STATEMENT_NOUNS = word_set("claim statement idea assertion suggestion notion belief assumption")
 """Nouns before a statement: the *claim* that ... is false."""
 DENYING_VERBS = word_set("fail refuse decline neglect")

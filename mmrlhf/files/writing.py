@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def writing(output: Path, kept: str | None = "what is written") -> Iterator[None]:
     """Write to `output` in the block: release it at the end, and explain a full disk.
 
-    kept: what the same command continues from, None if it starts anew.
+    kept: what the same command continues from, None if it starts over.
     Raises InputError if the disk is full.
     """
     with lock.released_after():

@@ -129,8 +129,8 @@ class DiskTier:
     """A folder of safetensors files with a subfolder per tower.
 
     If a file cannot be read, its image is encoded again. If the folder cannot be written, a note
-    says so once, and the run goes on without it. The budget is that of the folder, whoever writes
-    to it; files that no cache has written neither count nor are removed.
+    says so once, and the run goes on without it. All processes that write to the folder share one
+    budget; files that no cache has written neither count nor are removed.
     """
 
     def __init__(self, folder: Path, max_bytes: int):

@@ -115,7 +115,7 @@ def _load_from_file(name: str) -> RewardFunction:
 
 @functools.cache
 def _import_file(file: Path, modified_ns: int) -> ModuleType:
-    """Import a user's file once: its functions share what it loads."""
+    """Import a user's file, once until it is modified: its functions share what it loads."""
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}_{digest}", file)
     assert spec is not None and spec.loader is not None

@@ -16,8 +16,9 @@ _ASKED = re.compile(
 """A question about existence alone; POPE misspells `image` in places."""
 _OTHER_THINGS = {"dog": "hot dog", "bear": "teddy bear"}
 """Things whose name ends in that of something else."""
-_COMPOUND_HEADS = "house|bowl|bed|collar|leash|food|kennel|cage|statue|station|stop|feeder|carrier|shelter"
-"""Nouns before which an object's name says only what they are for: a *dog* bowl."""
+_COMPOUND_HEADS = "house|bowl|collar|leash|food|kennel|cage|statue|station|stop|feeder|carrier|shelter"
+"""Nouns before which an object's name says only what they are for: a *dog* bowl; `bed` is one too,
+except after _WITH_BEDS."""
 _WITH_BEDS = ("truck", "couch", "sofa")
 """Things of which a *bed* is a part."""
 _DENIAL = re.compile(r"\b(?:no|not|none|nor|neither|never|cannot|without|absent|missing|nowhere|nothing|nobody)\b|n't\b")
@@ -84,8 +85,9 @@ def _presuppositions(name: str) -> list[re.Pattern[str]]:
 @functools.lru_cache(maxsize=1024)
 def _rewrites(name: str) -> list[tuple[re.Pattern[str], str]]:
     thing = rf"{re.escape(name)}(?:s|es)?\b"
+    heads = _COMPOUND_HEADS if name in _WITH_BEDS else f"{_COMPOUND_HEADS}|bed"
     rewrites = [
-        (rf"\b{re.escape(name)} (?=(?:{_COMPOUND_HEADS})\b)(?!{'bed' if name in _WITH_BEDS else 'itself'}\b)", ""),
+        (rf"\b{re.escape(name)} (?=(?:{heads})\b)", ""),
         # no people, but a dog; definitely not a cat
         (rf"^\W*no (?!{thing})\w+,? (?:but|only|just) (?=(?:(?:an?|one|two|the) )?(?:\w+ )?{thing})", ""),
         (rf"^\W*(?:definitely|certainly|clearly) not an? (?!{thing})\w+\W*$", ""),

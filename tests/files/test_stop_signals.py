@@ -28,7 +28,7 @@ def test_main_leaves_with_the_code_of_the_signal(monkeypatch, capsys, number, co
 def test_main_names_no_resumption_that_there_is_not(monkeypatch, capsys):
     monkeypatch.setattr(check, "check", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert main(["data", "check", "rows.jsonl"]) == 130
-    assert capsys.readouterr().err == "interrupted: the same command starts anew\n"
+    assert capsys.readouterr().err == "interrupted: the same command starts over\n"
 
 
 def test_signals_that_nohup_ignores_stay_ignored():
