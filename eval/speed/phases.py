@@ -1,13 +1,14 @@
 """Time encoding, sampling, training and the phases of a PPO step, against the device's limit.
 
     python eval/speed/phases.py --shape llava-1.5-7b|llava-10m|qwen2.5-vl-3b|toy|CHECKPOINT
-        [--prompts 8] [--generations 8] [--tokens 128] [--images 64] [--out DIR]
+        [--prompts 8] [--generations 8] [--tokens 128] [--images 64] [--profile] [--out DIR]
 
 The named shapes have random weights, created on the device in bfloat16 on a GPU and in float32 on a
 CPU. FLOPs are those of matrix products and attention, which torch counts while a phase runs once
 more (with LoRA, the base has no weight gradients), without CUDA graphs: their replays cannot be
 counted. The limit is the rate of one large matrix product on the same device. Writes DIR/SHAPE.json
-after every measurement, so that a run that is cut short leaves what it measured.
+after every measurement, so that a run that is cut short leaves what it measured. `--profile` also
+writes the operators and kernels that take the most time, of a rollout and of an update, as text.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 import transformers
 from _models import build_vlm, noise_examples
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrlhf.engine.completions import SampledCompletions
@@ -65,6 +67,15 @@ def count_flops(vlm: VLM, work: Callable[[], Any]) -> float:
     finally:
         vlm.engine.use_cuda_graphs = use_cuda_graphs
     return float(counter.get_total_flops())
+
+
+def write_profile(path: Path, work: Callable[[], Any]) -> None:
+    """Run `work` once more and write the operators and kernels that take the most time."""
+    with profile() as profiler:  # of the CPU, and of the GPU if there is one
+        time_call(work)
+    averages = profiler.key_averages()
+    orders = ("self_cuda_time_total", "self_cpu_time_total") if torch.cuda.is_available() else ("self_cpu_time_total",)
+    write_atomic(path, "\n".join(averages.table(sort_by=order, row_limit=40, max_name_column_width=90) for order in orders))
 
 
 def peak_flops_per_s(device: str, dtype: torch.dtype) -> float:
@@ -136,6 +147,8 @@ def measure_rollout(setup: Setup, policy: Role, examples: list[Example]) -> tupl
     """Measure sampling against `generate` on the same prompts; also return the completions."""
     sample_rollout(setup, policy, examples)  # warm-up
     seconds, completions = time_call(lambda: sample_rollout(setup, policy, examples))
+    if setup.args.profile:
+        write_profile(setup.args.out / "rollout_profile.txt", lambda: sample_rollout(setup, policy, examples))
     hf_generate(setup, policy, examples)  # warm-up
     generate_seconds, _ = time_call(lambda: hf_generate(setup, policy, examples))
     rates = {
@@ -156,6 +169,8 @@ def measure_update(setup: Setup, policy: Role, completions: SampledCompletions) 
 
     setup.vlm.budget.retry_on_oom(backward_pass)  # warm-up
     seconds, _ = time_call(backward_pass)
+    if setup.args.profile:
+        write_profile(setup.args.out / "update_profile.txt", backward_pass)
     return {"tokens_per_s": setup.num_tokens / seconds, "mfu": count_flops(setup.vlm, backward_pass) / seconds / setup.peak_flops}
 
 
@@ -249,6 +264,7 @@ def main() -> None:
     parser.add_argument("--shape", default="toy", help="llava-1.5-7b, llava-10m, qwen2.5-vl-3b, toy, or a checkpoint folder")
     for name, default in (("prompts", 8), ("generations", 8), ("tokens", 128), ("images", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, default=Path())
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
