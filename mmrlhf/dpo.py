@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from mmrlhf.config import DPOConfig
+from mmrlhf.config.unread import POLICIES_SEE_NO_FACTS, refuse_unread
 from mmrlhf.datasets import Records, read_preferences, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.tables import split_of
@@ -216,6 +217,9 @@ def _check_config(config: DPOConfig) -> None:
             f"label_smoothing is for {', '.join(losses.SMOOTHED_LOSS_TYPES)}, and loss_type is {config.loss_type}: "
             "leave one of them out"
         )
+    if config.image_pairs == "none":
+        refuse_unread(config, ("image_pair_coefficient",), "is for image_pairs, which is none")
+    refuse_unread(config, ("facts_file",), POLICIES_SEE_NO_FACTS)
     if set(weights) == {"sft"} and not config.anchor_coefficient and config.image_pairs == "none":
         raise InputError("loss_type sft alone compares nothing: use `mmrlhf sft`, or add another loss, such as sigmoid,sft")
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mmrlhf.config import RewardConfig
+from mmrlhf.config.unread import refuse_unread
 from mmrlhf.datasets import read_preferences, subset
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
@@ -234,6 +235,10 @@ def check_config(config: RewardConfig, has_held_out: bool = False) -> None:
             raise InputError(f"{name} is about the base's own Yes and No, and head_init random starts elsewhere: leave one out")
     if config.loss_type == "bt_margin" and config.injected_claim_rate:
         raise InputError("loss_type bt_margin needs margins, and injected claims have none: set injected_claim_rate 0")
+    if config.loss_type != "bt_label_smoothing":
+        refuse_unread(config, ("label_smoothing",), f"is for loss_type bt_label_smoothing, and this is {config.loss_type}")
+    if config.loss_type != "rao_kupper":
+        refuse_unread(config, ("tie_threshold",), f"is for loss_type rao_kupper, and this is {config.loss_type}")
     if config.eval_steps and not (has_held_out or config.eval_dataset_name):
         raise InputError("eval_steps measures on rows that are not trained on: give --eval_dataset_name")
     if config.load_best_model_at_end and not config.eval_steps:

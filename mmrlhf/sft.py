@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmrlhf.config import SFTConfig
+from mmrlhf.config.unread import POLICIES_SEE_NO_FACTS, refuse_unread
 from mmrlhf.datasets import read_examples, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.writing import writes
@@ -146,6 +147,7 @@ def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
 def _check_config(config: SFTConfig) -> None:
     """Raise InputError for settings that contradict each other."""
     check_tuning(config.tuning, config.dtype)
+    refuse_unread(config, ("facts_file",), POLICIES_SEE_NO_FACTS)
     if config.tuning == "full" and config.metric_for_best_model and not config.load_best_model_at_end:
         raise InputError(
             "metric_for_best_model keeps the best adapter beside the last one, and tuning full has none: add "

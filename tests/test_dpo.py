@@ -227,6 +227,8 @@ def test_a_skipped_step_is_computed_again_with_its_pictures(tiny_vlm_path, pairs
         (["--loss_type", "orpo"], "loss_type 'orpo' is not one of sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, sft"),
         (["--loss_type", "sigmoid,sft", "--loss_weights", "1"], "loss_weights has 1 numbers, and loss_type 2 losses"),
         (["--loss_type", "hinge", "--label_smoothing", "0.1"], "label_smoothing is for sigmoid, sigmoid_norm, robust"),
+        (["--image_pair_coefficient", "0.5"], "image_pair_coefficient is for image_pairs, which is none; leave it out"),
+        (["--facts_file", str(SAMPLES / "facts.jsonl")], "facts_file is for reward functions and reward models"),
         (["--loss_type", "sft"], "loss_type sft alone compares nothing: use `mmrlhf sft`"),
         (["--beta", "0"], "--beta must be a number above 0, not '0'"),
         (["--label_smoothing", "0.5"], "--label_smoothing must be a number of at least 0 and below 0.5"),

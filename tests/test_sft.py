@@ -98,6 +98,12 @@ def test_turns_learnt_together_have_the_loss_of_each_by_itself(vlm, examples, te
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_sft_refuses_facts_before_it_loads(tmp_path):
+    with pytest.raises(InputError, match="a policy that learns answers never sees facts; leave it out"):
+        sft(SFTConfig(model_name_or_path="none", dataset_name="x", output_dir=str(tmp_path / "r"), facts_file="f.jsonl"), [])
+    assert not (tmp_path / "r").exists()
+
+
 def test_sft_says_which_row_the_template_refuses(tiny_vlm_path, examples, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_vlm_path, model)

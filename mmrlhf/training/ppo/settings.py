@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mmrlhf.config import PPOConfig
+from mmrlhf.config.unread import refuse_unread
 from mmrlhf.records import InputError
 
 CRITIC_SETTINGS = ("critic_sees_facts", "critic_learning_rate", "vf_coef", "cliprange_value", "cliprange_value_unit")
@@ -37,10 +36,10 @@ def _check_estimator(config: PPOConfig) -> None:
     if estimator != "gae":
         if config.use_critic:
             raise InputError(f"use_critic: advantage_estimator {estimator} does not use a critic; leave one of them out")
-        _refuse(config, CRITIC_SETTINGS, f"is for a critic, which advantage_estimator {estimator} does not use")
-        _refuse(config, ("lam",), f"is for advantage_estimator gae, and this is {estimator}")
+        refuse_unread(config, CRITIC_SETTINGS, f"is for a critic, which advantage_estimator {estimator} does not use")
+        refuse_unread(config, ("lam",), f"is for advantage_estimator gae, and this is {estimator}")
     elif not config.has_critic:
-        _refuse(config, CRITIC_SETTINGS, "needs a critic, which use_critic false turns off")
+        refuse_unread(config, CRITIC_SETTINGS, "needs a critic, which use_critic false turns off")
     if estimator in ("rloo", "grpo"):
         if config.num_generations == 1:
             raise InputError(
@@ -48,15 +47,19 @@ def _check_estimator(config: PPOConfig) -> None:
                 "sample at least 2, or use gae or reinforce_plus_plus"
             )
         reason = "shifts the rewards of tokens, so that equal answers of other lengths would differ, and"
-        _refuse(config, ("whiten_rewards",), f"{reason} advantage_estimator {estimator} compares answers")
-        _refuse(config, ("gamma",), f"discounts rewards of tokens, and advantage_estimator {estimator} rewards full answers")
+        refuse_unread(config, ("whiten_rewards",), f"{reason} advantage_estimator {estimator} compares answers")
+        refuse_unread(
+            config, ("gamma",), f"discounts rewards of tokens, and advantage_estimator {estimator} rewards full answers"
+        )
     if estimator == "grpo":
-        _refuse(config, ("normalize_advantages",), "is not for advantage_estimator grpo: set scale_rewards instead")
+        refuse_unread(config, ("normalize_advantages",), "is not for advantage_estimator grpo: set scale_rewards instead")
         if config.compares_terms_in_groups:
             reason = "has no effect with multi_objective_aggregation normalize_then_sum, which scales each reward function"
-            _refuse(config, ("scale_rewards",), reason)
+            refuse_unread(config, ("scale_rewards",), reason)
     else:
-        _refuse(config, ("scale_rewards",), f"is for advantage_estimator grpo, and this is {estimator}: set normalize_advantages")
+        refuse_unread(
+            config, ("scale_rewards",), f"is for advantage_estimator grpo, and this is {estimator}: set normalize_advantages"
+        )
 
 
 def _check_loss(config: PPOConfig) -> None:
@@ -76,7 +79,7 @@ def _check_kl(config: PPOConfig) -> None:
             "use k2 or k3, or kl_penalty reward"
         )
     if config.kl_controller == "fixed":
-        _refuse(config, ("target_kl", "kl_horizon"), "is for kl_controller adaptive, and this is fixed")
+        refuse_unread(config, ("target_kl", "kl_horizon"), "is for kl_controller adaptive, and this is fixed")
         return
     if config.target_kl is None:
         raise InputError("kl_controller adaptive needs a target: give target_kl, in nats per answer")
@@ -94,9 +97,9 @@ def _check_loop(config: PPOConfig) -> None:
     if config.ptx_dataset_name is not None and not config.ptx_coef:
         raise InputError("ptx_dataset_name needs a weight above 0: give a ptx_coef")
     if not config.sync_ref_model:
-        _refuse(config, ("ref_model_sync_steps",), "is for sync_ref_model, which is false")
+        refuse_unread(config, ("ref_model_sync_steps",), "is for sync_ref_model, which is false")
     if not config.dynamic_sampling:
-        _refuse(config, ("max_num_gen_batches",), "is for dynamic_sampling, which is false")
+        refuse_unread(config, ("max_num_gen_batches",), "is for dynamic_sampling, which is false")
     elif config.num_generations == 1:
         raise InputError("dynamic_sampling compares the answers to a prompt, and num_generations is 1: sample at least 2")
 
@@ -111,7 +114,7 @@ def _check_engine(config: PPOConfig) -> None:
     if len(set(config.server_urls)) < len(config.server_urls):
         raise InputError(f"rollout_engine {engine} names a server twice: list each replica once")
     if not config.server_urls:
-        _refuse(config, ("vllm_server_timeout", "async_steps"), f"is for servers, and rollout_engine is {engine}")
+        refuse_unread(config, ("vllm_server_timeout", "async_steps"), f"is for servers, and rollout_engine is {engine}")
     if config.async_steps and config.dynamic_sampling:
         raise InputError(
             "async_steps 1 samples a step's answers before the step begins, and dynamic_sampling samples more when their rewards "
@@ -123,16 +126,9 @@ def _check_engine(config: PPOConfig) -> None:
             "rollout_engine local, or servers"
         )
     if engine != "vllm":
-        _refuse(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
+        refuse_unread(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
     if config.has_own_engine:
         reason = "corrects for an engine that is not the trainer's, and rollout_engine is local"
-        _refuse(config, ("vllm_importance_sampling_correction", "vllm_importance_sampling_cap"), reason)
+        refuse_unread(config, ("vllm_importance_sampling_correction", "vllm_importance_sampling_cap"), reason)
     elif not config.corrects_importance:
-        _refuse(config, ("vllm_importance_sampling_cap",), "needs vllm_importance_sampling_correction, which is false")
-
-
-def _refuse(config: PPOConfig, names: Sequence[str], reason: str) -> None:
-    """Raise InputError with the reason if one of the settings is not at its default."""
-    for name in names:
-        if getattr(config, name) != PPOConfig.__dataclass_fields__[name].default:
-            raise InputError(f"{name} {reason}; leave it out")
+        refuse_unread(config, ("vllm_importance_sampling_cap",), "needs vllm_importance_sampling_correction, which is false")
