@@ -261,7 +261,10 @@ def test_rows_from_python_are_measured_on_the_held_out_file(tiny_vlm_path, pairs
         ({"untrained_score_coefficient": 1.0, "head_init": "random"}, "untrained_score_coefficient is about the base's own Yes"),
         ({"eval_steps": 1}, "eval_steps measures on rows that are not trained on: give --eval_dataset_name"),
         ({"load_best_model_at_end": True}, "give --eval_steps"),
-        ({"label_smoothing": 0.2}, "label_smoothing is for loss_type bt_label_smoothing, and this is bradley_terry; leave it out"),
+        (
+            {"label_smoothing": 0.2},
+            "label_smoothing is for loss_type bt_label_smoothing, and this is bradley_terry; leave it out",
+        ),
         ({"loss_type": "bt_margin", "tie_threshold": 1.0}, "tie_threshold is for loss_type rao_kupper"),
         ({"early_stopping_patience": 1}, "give --load_best_model_at_end true"),
     ],

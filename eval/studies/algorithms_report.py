@@ -1,13 +1,14 @@
-"""Tables, pictures and the JSON of `algorithms.py`, from the cells in a directory."""
+"""Tables and the JSON of `algorithms.py`, from the cells in a directory."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from algorithms_figures import write_figures
 from algorithms_measure import DIVERSITY, SPLITS
 from algorithms_training import (
     CORRECTION_WEIGHT,
@@ -20,13 +21,10 @@ from algorithms_training import (
     WARM_UP_SHARE,
     labels_of,
 )
-from common import format_mean, markdown_table, mean_and_half_width, save_figure
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from common import format_mean, markdown_table, mean_and_half_width
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import InputError
-from mmrlhf.report.plots import style_context
 
 METRICS = ("chair_s", "coverage", "claim_f1", "u", "habit", "sight", "ead", "kl", "seconds")
 PERCENT = ("chair_s", "coverage", "claim_f1")
@@ -41,7 +39,6 @@ UNTRAINED = ("sft", *TEMPERATURES, "best_of_n")
 """Methods that a trained one must beat in u."""
 MAX_HABIT_SHARE, MAX_COVERAGE_LOSS = 0.1, 0.02
 """What is asked of a trained method: co-occurrence errors and coverage beside those of SFT."""
-TEXT_COLOUR = "#1f2630"
 Cells = dict[int, dict[str, Any]]
 """Results of a method by seed."""
 
@@ -135,7 +132,7 @@ def report(out: Path, labels: Sequence[int]) -> dict[str, Any]:
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items())
     print(text, flush=True)
     write_atomic(out / "report.md", text + "\n")
-    write_pictures(out / "figures", by_method)
+    write_figures(out / "figures", {method: list(cells["held_out"].values()) for method, cells in by_method.items()})
     return {
         "study": "algorithms",
         "seeds": sorted({seed for cells in by_method.values() for seed in cells["held_out"]}),
@@ -321,36 +318,3 @@ def generalisation_table(rows: Mapping[str, Mapping[str, Mapping[str, float | No
 
     table = [(method, *(text(row.get(key), "claim_f1" in key) for key in names)) for method, row in rows.items()]
     return markdown_table(("method", *names.values()), table)
-
-
-# ---- pictures ------------------------------------------------------------------------------------
-
-
-def write_pictures(directory: Path, by_method: Mapping[str, Mapping[str, Cells]]) -> list[Path]:
-    """Write truth against coverage, and hallucination against the root of KL; return the paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    cells = {method: list(by_split["held_out"].values()) for method, by_split in by_method.items()}
-    pictures: dict[str, tuple[str, str, Callable[[Any], float], Callable[[Any], float]]] = {
-        "truth_coverage": ("coverage", "truth: share of claims that are true", lambda m: m["coverage"], lambda m: 1 - m["chair_i"]),
-        "hallucination_kl": ("√KL, nats per answer", "answers with a false claim", lambda m: max(m["kl"], 0) ** 0.5, lambda m: m["chair_s"]),
-    }  # fmt: skip
-    paths = []
-    with style_context(TEXT_COLOUR):
-        for name, (x_label, y_label, x, y) in pictures.items():
-            figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-            axes = figure.subplots()
-            for method, metrics in cells.items():
-                _plot_method(axes, method, [x(m) for m in metrics], [y(m) for m in metrics])
-            axes.set_xlabel(x_label)
-            axes.set_ylabel(y_label)
-            axes.grid(linewidth=0.4, alpha=0.3)
-            paths.append(save_figure(figure, directory, name))
-    return paths
-
-
-def _plot_method(axes: Axes, method: str, xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Plot a method's seeds as dots, and their mean with its name."""
-    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    line = axes.plot(x, y, "o", markersize=6)[0]
-    axes.plot(xs, ys, ".", markersize=3, alpha=0.5, color=line.get_color())
-    axes.annotate(method, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=line.get_color())

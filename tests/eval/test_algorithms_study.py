@@ -242,6 +242,14 @@ def test_report_has_each_method_with_intervals_and_says_what_is_reached(load_stu
     json.dumps(result, allow_nan=False)
 
 
+def test_figures_leave_out_outliers_and_names_keep_their_distance(load_study):
+    figures = load_study("algorithms_figures")
+    assert figures.outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "far": 12.0}) == ["far"]  # 9 from 3; 4 x 2 allowed
+    assert figures.outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 11.0}) == []
+    assert figures.spread_apart([0.1, 0.12, 0.5], 0.1) == pytest.approx([0.1, 0.2, 0.5])
+    assert figures.spread_apart([0.3, 0.95, 0.98], 0.1) == pytest.approx([0.3, 0.9, 1.0])
+
+
 def test_feedback_scaling_reports_each_number_of_labels_beside_sft(load_study, measured, capsys):
     result = load_study("feedback_scaling").report(measured, [8, 80])
     assert {n: list(methods) for n, methods in result["labels"].items()} == {"8": ["ppo"], "80": ["dpo", "ppo"]}
