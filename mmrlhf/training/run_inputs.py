@@ -30,7 +30,6 @@ RESUMABLE_CHANGES = (
     "allow_change",
     "stop_on_warning",
     "report_to",
-    "max_length",
     "output_dir",
     "base_model_name_or_path",
     "vllm_server_timeout",
@@ -38,14 +37,14 @@ RESUMABLE_CHANGES = (
     *EngineConfig.__dataclass_fields__,
 )
 """Settings that may differ between a run and its resumption, because they do not change what is
-learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
-after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
-renamed, and so may a reward model's base, whose fingerprint is compared."""
+learnt: engine settings (say, smaller micro-batches after a GPU ran out of memory) change the last
+bits at most. A run directory may be moved or renamed, and so may a reward model's base, whose
+fingerprint is compared."""
 ROWS, WEIGHTS = "determines the rows of a step", "determines the weights of a checkpoint"
 FIXED_SETTINGS = {
     **dict.fromkeys(
-        ("dataset_name", "dataset_train_split", "image_folder", "overlong", "balance_lengths", "seed", "num_processes",
-         "per_device_train_batch_size"),
+        ("dataset_name", "dataset_train_split", "image_folder", "max_length", "overlong", "balance_lengths", "seed",
+         "num_processes", "per_device_train_batch_size"),
         ROWS,
     ),
     **dict.fromkeys(

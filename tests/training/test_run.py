@@ -36,7 +36,7 @@ def test_run_refuses_changed_settings_by_name_and_value(tmp_path):
 
 def test_run_accepts_resumable_changes(tmp_path):
     open_run(tmp_path).begin()
-    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512).resume()
+    open_run(tmp_path, logging_steps=1, output_dir="./here", micro_batch_tokens=512).resume()
     assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
 
 

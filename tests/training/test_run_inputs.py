@@ -144,6 +144,7 @@ def test_all_differences_are_listed_and_only_named_ones_may_change(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
+        ("max_length", "allow_change max_length: it determines the rows of a step, so it cannot change along the way"),
         ("learning_rat", "allow_change learning_rat is not a setting: did you mean learning_rate?"),
         (
             "max_steps,seed",
