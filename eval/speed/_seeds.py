@@ -24,14 +24,16 @@ def parse_args(description: str | None, defaults: Mapping[str, int]) -> argparse
 def measure_seeds(
     name: str, args: argparse.Namespace, measure: Callable[[argparse.Namespace, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return what `measure` returns for each of `args.seeds` seeds; kept seeds are read instead."""
+    """Return what `measure` returns for each of `args.seeds` seeds; kept ones of the same sizes are
+    read instead."""
+    sizes = {key: value for key, value in vars(args).items() if key not in ("out", "seeds")}
     results = []
     for seed in range(args.seeds):
         path = Path(args.out) / f"{name}-{args.shape.replace('/', '_')}-{seed}.json" if args.out else None
-        if path is not None and path.exists():
-            results.append(json.loads(path.read_text()))
+        if path is not None and path.exists() and (kept := json.loads(path.read_text())).get("sizes") == sizes:
+            results.append(kept)
             continue
-        results.append(measure(args, seed))
+        results.append({**measure(args, seed), "sizes": sizes})
         if path is not None:
             write_atomic(path, json.dumps(results[-1]))
     return results

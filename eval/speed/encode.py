@@ -14,13 +14,13 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from _timing import time_call
 from PIL import Image
 
 from mmrlhf.models.images import open_image
@@ -41,21 +41,6 @@ def make_photographs(folder: Path, count: int, width: int, height: int) -> list[
         Image.fromarray(noisy).save(path, quality=90)
         sources.append(ImageSource(str(path)))
     return sources
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def time_call(work: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -109,7 +94,7 @@ def main() -> None:
         for _ in range(args.rounds):
             clear_feature_cache(vlm)
             for name, work in variants.items():
-                times[name].append(time_call(work))
+                times[name].append(time_call(work)[0])
     seconds = {name: statistics.median(round_seconds) for name, round_seconds in times.items()}
     best = min((f"loop of {size}" for size in loop_batch_sizes), key=seconds.__getitem__)
     for name, round_seconds in times.items():

@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _models import LLAVA_SHAPES, noise_examples, save_llava
+from _timing import time_call
 
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
@@ -48,9 +48,7 @@ def build_policy(shape: str, folder: Path) -> Role:
 
 def tokens_per_second(engine: RolloutEngine, prompts: list[Prompt], num_answers: int, params: SamplingParams) -> float:
     """Return the generated tokens per second of one call."""
-    start = time.perf_counter()
-    completions = engine.sample(prompts, num_answers, params)
-    seconds = time.perf_counter() - start
+    seconds, completions = time_call(lambda: engine.sample(prompts, num_answers, params))
     return float(completions.mask_NT.sum()) / seconds
 
 

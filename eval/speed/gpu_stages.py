@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -125,6 +126,8 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--rows", type=int, default=112, help="scenes of each kind of data")
     args = parser.parse_args()
+    for name in ("data", *args.devices):  # a finished stage would not run again
+        shutil.rmtree(args.out / name, ignore_errors=True)
     args.out.mkdir(parents=True, exist_ok=True)
     scenes = ["data", "scenes", "--output_dir", str(args.out / "data"), "--rows", str(args.rows), "--seed", "5"]
     if not run([*PYTHON, *scenes], args.out / "scenes.log", CPU_ONLY):

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 from _models import build_vlm, noise_examples
+from _timing import time_call
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,17 +45,6 @@ from mmrlhf.training.ppo import advantages, policy_losses
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 """Rank, alpha, seed and target modules."""
-
-
-def time_call(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that a call takes, and its result."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def count_flops(vlm: VLM, work: Callable[[], Any]) -> float:
@@ -145,7 +134,8 @@ def hf_generate(setup: Setup, policy: Role, examples: list[Example]) -> Any:
 
 def measure_rollout(setup: Setup, policy: Role, examples: list[Example]) -> tuple[dict[str, float], SampledCompletions]:
     """Measure sampling against `generate` on the same prompts; also return the completions."""
-    sample_rollout(setup, policy, examples)  # warm-up
+    others = noise_examples(setup.args.prompts, setup.image_size, 4000)
+    sample_rollout(setup, policy, others)  # warm-up, on other images: `generate` encodes these, too
     seconds, completions = time_call(lambda: sample_rollout(setup, policy, examples))
     if setup.args.profile:
         write_profile(setup.args.out / "rollout_profile.txt", lambda: sample_rollout(setup, policy, examples))
@@ -294,10 +284,11 @@ def main() -> None:
     adapters = Adapters(setup.vlm)
     adapters.add("policy", *LORA)
     policy = Role(adapters, "policy")
-    if setup.on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     rollout, completions = measure_rollout(setup, policy, noise_examples(args.prompts, image_size, 1000))
     save(rollout=rollout, engine=dataclasses.asdict(setup.vlm.engine))
+    if setup.on_gpu:  # the memory of one policy is that of its rollout and update, without `generate`
+        torch.cuda.reset_peak_memory_stats()
+        sample_rollout(setup, policy, noise_examples(args.prompts, image_size, 5000))
     save(update=measure_update(setup, policy, completions))
     one_policy_bytes = torch.cuda.max_memory_allocated() if setup.on_gpu else 0
 

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from encode import clear_feature_cache, make_photographs, synchronize
+from _timing import synchronize
+from encode import clear_feature_cache, make_photographs
 from transformers import GenerationConfig
 
 from mmrlhf.engine.rollout import generate_batches

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _timing import synchronize
 from PIL import Image
 
 from mmrlhf.config import PPOConfig
@@ -90,8 +91,7 @@ def measure_round_seconds(
 
     # Takes the place of the evaluation, which runs before the first step and after each step.
     def tick(_: VLM) -> dict[str, float]:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         ticks.append(time.perf_counter())
         return {}
 

@@ -60,6 +60,8 @@ def main() -> None:
         first_epoch = args["rows"] // args["batch"] - 1
         result: dict[str, int | float | str] = {"turn": turn, "also": targets}
         for name, part in (("first_epoch", steps[:first_epoch]), ("later", steps[first_epoch:])):
+            if not part:  # the one step of the first epoch is the warm-up
+                continue
             seconds, cpu_seconds = (round(statistics.median(column), 2) for column in zip(*part, strict=True))
             result |= {f"{name}_s": seconds, f"{name}_cpu_s": cpu_seconds}
         result["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)

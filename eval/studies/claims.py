@@ -58,6 +58,7 @@ from clip_verifier import ensure_checkpoint
 from common import (
     Experiment,
     cached_result,
+    claim_arguments,
     format_mean,
     markdown_table,
     mean_and_half_width,
@@ -204,7 +205,9 @@ def run_world(names: Sequence[str], args: argparse.Namespace, experiment: Experi
     """Train the policies of one seed, in order."""
     torch.set_num_threads(1)
     for name in names:
-        cached_result(args.out, f"policy-{experiment.seed}-{name}", partial(train_variant, experiment, name, args))
+        cached_result(
+            args.out, f"policy-{experiment.seed}-{name}-kl{args.kl_coef:g}", partial(train_variant, experiment, name, args)
+        )
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -295,8 +298,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    """Train the chosen policies of all seeds. Raises InputError for an unknown variant."""
+    """Train the chosen policies of all seeds. Raises InputError for an unknown variant, or if
+    --out has a study with other sizes."""
     names = select_variants(args.only)
+    claim_arguments(args, ("only", "kl_coef"))
     sizes = {name: getattr(args, name) for name in ("sft_rows", "pair_scenes", "rl_scenes") if getattr(args, name)}
     experiments = [Experiment(args.out, seed, base_path=args.base, data_overrides=sizes) for seed in args.seeds]
     run_parallel(experiments, partial(run_world, names, args), min(args.workers, len(experiments)))

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from common import cached_result, format_mean, markdown_table, parse_args
+from common import cached_result, claim_arguments, format_mean, markdown_table, parse_args, run_parallel
 from labelled_claims import EXCLUSIVE_VALUES, load_scene_lexicon, sample_claims, sample_labelled_claims
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -181,8 +179,9 @@ def main() -> None:
         scenes={"type": int, "default": 20000},
         held_out={"type": int, "default": 1000},
     )
-    with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = list(pool.map(partial(run_study, args.out, args.steps, args.scenes, args.held_out), range(args.seeds)))
+    claim_arguments(args, name="clip_settings")
+    run = partial(run_study, args.out, args.steps, args.scenes, args.held_out)
+    results = run_parallel(range(args.seeds), run, args.workers)
     rows = []
     for kind in scenes.CLAIM_KINDS:
         kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -111,13 +111,27 @@ def _begin_worker(study_pid: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def claim_settings(directory: Path, settings: Mapping[str, Any]) -> None:
-    """Write a study's settings to its directory. Raises InputError if it holds others."""
-    path = directory / "settings.json"
+def claim_settings(directory: Path, settings: Mapping[str, Any], name: str = "settings") -> None:
+    """Write a study's settings to NAME.json in its directory.
+
+    Raises InputError if it holds others.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
     if not path.exists():
         write_atomic(path, json.dumps(settings, indent=1))
     elif changed := [name for name, value in json.loads(path.read_text()).items() if settings.get(name) != value]:
         raise InputError(f"{directory} holds a study with another {', '.join(changed)}: give another --out")
+
+
+def claim_arguments(args: argparse.Namespace, chosen: Collection[str] = (), name: str = "settings") -> None:
+    """Claim --out for the arguments on which results depend, as `claim_settings` does.
+
+    `chosen` are those that say which results to compute.
+    """
+    left_out = {"out", "seeds", "workers", "analyse", *chosen}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key not in left_out}
+    claim_settings(args.out, settings, name)
 
 
 def cached_result(output_dir: Path, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

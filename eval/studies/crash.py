@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -111,7 +112,10 @@ def start(stage: str, arguments: str, log_file: Path) -> tuple[int, Any]:
         code = mmrlhf([stage, *shlex.split(arguments)])
         sys.stdout.flush()
         os._exit(code)
+    except BaseException:  # the log has the cause; this fork of the study must end here
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(70)
 
 

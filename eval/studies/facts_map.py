@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Experiment, cached_result, run_and_report, run_parallel
+from common import Experiment, cached_result, claim_settings, run_and_report, run_parallel
 from facts_map_analysis import report
 from facts_map_curves import write_truth
 from facts_map_judges import (
@@ -59,7 +58,6 @@ from mmrlhf.demo.measure import CURVE_METRICS
 from mmrlhf.demo.pipeline import stage_config
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
-from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.bundled import folder
 from mmrlhf.models.vlm import VLM
 from mmrlhf.ppo import ppo
@@ -200,20 +198,14 @@ def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace
             train_cell(experiment, settings, name, args.steps, kl_coef)
             return {"steps": args.steps}
 
-        cached_result(args.out, f"policy-{experiment.seed}-{name}-kl{kl_coef:g}", train)
+        steps = cached_result(args.out, f"policy-{experiment.seed}-{name}-kl{kl_coef:g}", train)["steps"]
+        if steps != args.steps:
+            raise InputError(
+                f"{args.out} has {name} of seed {experiment.seed} after {steps} steps, not {args.steps}: give another --out"
+            )
 
 
 # ---- command -------------------------------------------------------------------------------------
-
-
-def claim_directory(directory: Path, settings: Settings) -> None:
-    """Write the settings to a directory. Raises InputError if it holds a map of other ones."""
-    path, content = directory / "settings.json", json.dumps(asdict(settings), indent=1)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_atomic(path, content)
-    elif changed := [k for k, v in json.loads(path.read_text()).items() if asdict(settings)[k] != v]:
-        raise InputError(f"{directory} holds a map with another {', '.join(changed)}: give another --out")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -249,7 +241,7 @@ def run_map(args: argparse.Namespace) -> None:
     settings = Settings(
         base_hash, args.prompts_per_step, args.eval_scenes, args.eval_steps, args.pair_scenes, args.held_out_pairs, args.rl_scenes
     )  # fmt: skip
-    claim_directory(args.out, settings)
+    claim_settings(args.out, asdict(settings))
     overrides = {name: getattr(args, name) for name in ("pair_scenes", "held_out_pairs", "rl_scenes")}
     experiments = [Experiment(args.out, seed, base_path=base_path, data_overrides=overrides) for seed in args.seeds]
     num_workers = min(args.workers, os.cpu_count() or 1, len(experiments))

@@ -89,5 +89,6 @@ def coefficient_figure(groups: RunsByCoefficient) -> Figure:
         axes.minorticks_off()
         axes.grid(linewidth=0.4, alpha=0.3)
     figure.axes[0].set_ylabel("claim F1 after the last step, held out")
-    figure.axes[0].legend(loc="lower right", fontsize="small")
+    lines = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.axes[0].legend(lines.values(), lines, loc="lower right", fontsize="small")
     return figure

@@ -41,7 +41,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Experiment, cached_result, format_mean, markdown_table, mean_and_half_width, run_and_report, run_parallel
+from common import (
+    Experiment,
+    cached_result,
+    claim_arguments,
+    format_mean,
+    markdown_table,
+    mean_and_half_width,
+    run_and_report,
+    run_parallel,
+)
 from facts_map_judges import LEXICON_FILE, scene_index
 
 from mmrlhf import scenes
@@ -316,7 +325,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    """Run the chosen cells, each seed in a process."""
+    """Run the chosen cells, each seed in a process.
+
+    Raises InputError if --out has a study of other sizes.
+    """
+    claim_arguments(args, ("parts", "verifiers"))
     overrides = {"rl_scenes": max(times for _, times in ROUNDS.values()) * args.prompts}
     if args.sft_rows is not None:
         overrides["sft_rows"] = args.sft_rows

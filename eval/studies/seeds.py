@@ -80,7 +80,9 @@ def main(paths: list[str]) -> None:
         accuracy = np.array([run["reward_models"][name]["accuracy"] for run in runs])
         print(f"Reward model ({name}): {format_mean(accuracy, as_percent=True)}% of held-out pairs ranked as labelled.")
     for name in POLICIES:
-        print(f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats per answer.")
+        print(
+            f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats per answer at the last step."
+        )
 
 
 if __name__ == "__main__":

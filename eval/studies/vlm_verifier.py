@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from clip_verifier import metrics_by_kind
-from common import cached_result, format_mean, markdown_table, parse_args
+from common import cached_result, claim_arguments, format_mean, markdown_table, parse_args, run_parallel
 from labelled_claims import load_scene_lexicon, sample_claims, sample_labelled_claims
 from scipy.special import expit
 
@@ -74,10 +74,9 @@ def measure_throughput(verifier: VLMVerifier, seed: int, num_images: int = 24, c
         claims = sample_claims(scene, [seed, 79, index], claims_per_image)
         shared_prompts.append(AnswerClaims((scene.image_source(),), (), claims))
     separate_prompts = [replace(s, claims=(claim,)) for s in shared_prompts for claim in s.claims]
-    verifier.log_odds(shared_prompts[:2])
+    verifier.log_odds(shared_prompts)  # encodes the images
     throughput = {}
     for name, batch in (("shared_claims_per_s", shared_prompts), ("apart_claims_per_s", separate_prompts)):
-        verifier.log_odds(batch[:2])
         start_time = time.process_time()
         verifier.log_odds(batch)
         throughput[name] = len(separate_prompts) / (time.process_time() - start_time)
@@ -103,8 +102,8 @@ def main() -> None:
     args = parse_args(
         __doc__, scenes={"type": int, "default": 400, "help": "scenes for calibration, and the same number of held-out ones"}
     )
-    torch.set_num_threads(1)
-    results = [run_study(args.out, args.scenes, seed) for seed in range(args.seeds)]
+    claim_arguments(args, name="vlm_settings")
+    results = run_parallel(range(args.seeds), partial(run_study, args.out, args.scenes), args.workers)
     table_rows = []
     for kind in scenes.CLAIM_KINDS:
         kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]

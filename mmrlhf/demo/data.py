@@ -16,7 +16,7 @@ from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.models.loading import load as load_vlm
-from mmrlhf.records import Example, Fact, ImageSource, Message, Preference
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
 from mmrlhf.report.progress import progress
 
 IN_MEMORY_DATASET = "scenes"
@@ -108,6 +108,7 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
     """Sample answers from the SFT model and rank them in pairs. Return training and held-out pairs.
 
     Sampled texts are written to `path`, or read if it exists. No scene has pairs in both sets.
+    Raises InputError if there are too few pairs.
     """
     examples = [_prompt_with_facts("pairs", index, 41, data_config) for index in range(data_config.pair_scenes)]
     if path.exists():
@@ -120,7 +121,14 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
     for index, (example, answers) in enumerate(zip(examples, answers_by_scene, strict=True)):
         pairs += _rank_answers(data_config, index, example, answers, first_pair_number=len(pairs))
     num_held_out = data_config.held_out_pairs
-    while pairs[num_held_out].images == pairs[num_held_out - 1].images:  # keep a scene's pairs together
+    if len(pairs) <= num_held_out:
+        raise InputError(
+            f"{len(pairs)} pairs of {data_config.pair_scenes} scenes leave none beside {num_held_out} held-out ones: raise "
+            "pair_scenes, or lower held_out_pairs"
+        )
+    while (
+        num_held_out < len(pairs) and pairs[num_held_out].images == pairs[num_held_out - 1].images
+    ):  # keep a scene's pairs together
         num_held_out += 1
     return pairs[num_held_out:], pairs[:num_held_out]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 NUM_RESAMPLES = 1000
 """Bootstrap samples of an interval. A paired comparison takes twice as many."""
@@ -192,7 +193,7 @@ def bootstrap(
 
 
 def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
-    """Return the mean over disjoint folds as `name`, and a normal 95% interval as `NAME_ci`.
+    """Return the mean over disjoint folds as `name`, and its 95% t-interval as `NAME_ci`.
 
     One fold has no interval. It is for diversity metrics: resampling would repeat answers, and
     repetition is what they measure.
@@ -200,7 +201,8 @@ def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[
     mean = float(np.mean(values))
     if len(values) < 2:
         return {name: mean}
-    half_width = Z_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    t_95 = float(stdtrit(len(values) - 1, 0.975))  # the quantile of Student's t
+    half_width = t_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
 
 

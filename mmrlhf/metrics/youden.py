@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.metrics.intervals import Z_95
+from mmrlhf.metrics.intervals import MIN_CLUSTERS, Z_95
 
 ALL_KINDS = "all"
 Outcomes = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -41,7 +41,8 @@ def youden_j(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 def j_change(before: Outcomes, after: Outcomes) -> dict[str, float] | None:
     """Return how much J of all claims changed, with its 95% interval; None if it has no J.
 
-    The outcomes are of the same claims, so the interval is that of paired differences.
+    The outcomes are of the same claims, so the interval is that of paired differences. With fewer
+    than MIN_CLUSTERS false or true claims it is the whole range, -2 to 2.
     """
     false_F, true_T = (
         after_lowers.astype(float) - before_lowers.astype(float)
@@ -50,7 +51,9 @@ def j_change(before: Outcomes, after: Outcomes) -> dict[str, float] | None:
     if not len(false_F) or not len(true_T):
         return None
     change = float(false_F.mean() - true_T.mean())
-    half_width = Z_95 * float(np.sqrt(false_F.var() / len(false_F) + true_T.var() / len(true_T)))
+    if min(len(false_F), len(true_T)) < MIN_CLUSTERS:
+        return {"value": change, "low": -2.0, "high": 2.0}
+    half_width = Z_95 * float(np.sqrt(false_F.var(ddof=1) / len(false_F) + true_T.var(ddof=1) / len(true_T)))
     return {"value": change, "low": change - half_width, "high": change + half_width}
 
 

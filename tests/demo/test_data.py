@@ -8,6 +8,7 @@ import pytest
 from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import data
+from mmrlhf.records import InputError
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,12 @@ def test_build_preference_pairs_split_no_scene_between_training_and_held_out(con
     assert not {p.images for p in training} & {p.images for p in held_out}
     ids = [p.id for p in (*held_out, *training)]
     assert len(set(ids)) == len(ids)
+
+
+def test_build_preference_pairs_need_some_to_train_on(answers_file):
+    config = ScenesConfig(pair_scenes=40, held_out_pairs=500)
+    with pytest.raises(InputError, match="pairs of 40 scenes leave none beside 500 held-out ones: raise pair_scenes"):
+        data.build_preference_pairs(config, "no model is loaded", answers_file)
 
 
 def test_build_preference_pairs_rank_by_utility_without_annotator_errors(answers_file):

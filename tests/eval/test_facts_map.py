@@ -266,10 +266,23 @@ def test_facts_of_the_arms(load_study, tmp_path):
 def test_a_directory_keeps_one_map(load_study, tmp_path):
     module = load_study("facts_map")
     settings = module.Settings("hash", 24, 200, 8, 6000, 500, 2880)
-    module.claim_directory(tmp_path, settings)
-    module.claim_directory(tmp_path, settings)
+    module.claim_settings(tmp_path, module.asdict(settings))
+    module.claim_settings(tmp_path, module.asdict(settings))
     with pytest.raises(InputError, match="another base, eval_scenes"):
-        module.claim_directory(tmp_path, module.replace(settings, base="other", eval_scenes=100))
+        module.claim_settings(tmp_path, module.asdict(module.replace(settings, base="other", eval_scenes=100)))
+
+
+def test_a_directory_keeps_one_study_with_other_cells(load_study, tmp_path):
+    common = load_study("common")
+
+    def claim(**changes):
+        settings = {"out": tmp_path, "seeds": [4], "workers": 2, "clip": tmp_path / "clip", "steps": 100, "only": ["a"]} | changes
+        common.claim_arguments(common.argparse.Namespace(**settings), ("only",))
+
+    claim()
+    claim(seeds=[5], workers=1, only=["b"])
+    with pytest.raises(InputError, match="holds a study with another steps: give another --out"):
+        claim(steps=4000)
 
 
 def test_evaluation_scenes_are_a_seeds_own_and_follow_the_benchmarks(load_study):

@@ -10,7 +10,8 @@ from mmrlhf import scenes
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 PARTS = (
     "common", "labelled_claims", "facts_map_curves", "facts_map_analysis", "facts_map_judges", "facts_map_plots",
-    "facts_map_slopes", "facts_map_coefficients", "algorithms_training", "algorithms_measure", "algorithms_report", "annotator_corrections",
+    "facts_map_slopes", "facts_map_coefficients", "algorithms_training", "algorithms_measure", "algorithms_report", "algorithms_figures",
+    "annotator_corrections",
 )  # fmt: skip
 """Modules of several studies, which are no commands."""
 

@@ -8,6 +8,7 @@ from mmrlhf.metrics.intervals import (
     SufficientStats,
     accuracy_by_group,
     bootstrap,
+    fold_interval,
     mcnemar,
     newcombe,
     paired_bootstrap,
@@ -146,3 +147,9 @@ def test_accuracy_by_group_counts_each_row_in_its_groups():
     values = {name: metric and metric["value"] for name, metric in metrics.items()}
     assert values == {"accuracy": pytest.approx(200 / 3), "x/accuracy": 50, "y/accuracy": 0, "z/accuracy": None}
     assert reasons == {"z/accuracy": "no rows"}
+
+
+def test_fold_interval_is_wide_for_few_folds():
+    # Mean 2, standard error sqrt(2) / sqrt(2) = 1; t with one degree of freedom is 12.706.
+    assert fold_interval("ead", [1.0, 3.0]) == {"ead": 2.0, "ead_ci": pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)}
+    assert fold_interval("ead", [1.0]) == {"ead": 1.0}

@@ -20,12 +20,18 @@ def test_youden_j_matches_hand_computation():
 
 
 def test_j_change_is_paired():
-    before, after = {"object": outcomes([1, 1, 1, 1], [0, 0, 0, 0])}, {"object": outcomes([1, 1, 0, 0], [0, 0, 0, 1])}
+    before = {"object": outcomes([1] * 8, [0] * 8)}
+    after = {"object": outcomes([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1])}
     change = j_change(before, after)
-    # The share of false claims that lower the score falls by 2/4, that of true ones rises by 1/4;
-    # variances .25 and .1875, over four claims each.
-    half_width = 1.959964 * (0.25 / 4 + 0.1875 / 4) ** 0.5
+    # The share of false claims that lower the score falls by 4/8, that of true ones rises by 2/8;
+    # sums of squares 8 x .25 and 8 x .1875, over 7, and eight claims each.
+    half_width = 1.959964 * (2 / 7 / 8 + 1.5 / 7 / 8) ** 0.5
     assert change["value"] == -0.75
     assert (change["low"], change["high"]) == pytest.approx((-0.75 - half_width, -0.75 + half_width), abs=1e-4)
     assert j_change(after, before)["value"] == 0.75 and j_change(before, before) == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert j_change({}, {}) is None
+
+
+def test_j_change_of_few_claims_has_no_narrow_interval():
+    before, after = {"object": outcomes([1], [0] * 9)}, {"object": outcomes([0], [0] * 9)}
+    assert j_change(before, after) == {"value": -1.0, "low": -2.0, "high": 2.0}  # one claim proves nothing
