@@ -121,7 +121,7 @@ def _check_hub_settings(config: ExportConfig, kind: Kind) -> None:
         )
     if kind == "reward model" and config.hub_private_repo is None:
         raise InputError(
-            "push_to_hub: a reward model holds a few rows of its training data with their images (reference.jsonl): give "
+            "push_to_hub: a reward model holds a few rows of its data with their images (reference.jsonl): give "
             "--hub_private_repo true, or false if everybody may see them"
         )
 

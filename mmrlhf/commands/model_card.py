@@ -113,7 +113,7 @@ def _what_it_is(facts: CardFacts) -> str:
     if facts.kind == "reward model":
         text += (
             " It scores answers about images and writes none: its head (`head.safetensors`) reads the score where the reply to "
-            "a yes/no question would begin.\n\n`reference.jsonl` holds a few rows of its training data with their images, which "
+            "a yes/no question would begin.\n\n`reference.jsonl` holds a few rows of its data with their images, which "
             "are scored again when it is loaded."
         )
     return text

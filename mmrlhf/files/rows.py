@@ -123,8 +123,10 @@ def parse_json(text: bytes, location: str) -> Any:
         raise InputError(f"{location}: not JSON ({error.msg} at {position}): correct it") from None
     except RecursionError:
         raise InputError(f"{location}: nested too deeply: correct it") from None
-    except ValueError as error:  # not UTF-8, or an integer of thousands of digits
+    except UnicodeDecodeError as error:
         raise InputError(f"{location}: not JSON ({error}): write it as UTF-8") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{location}: not JSON ({error}): correct it") from None
 
 
 def is_finite_number(value: Any) -> TypeGuard[float]:

@@ -182,7 +182,7 @@ def usable_indices(
     if kept and earlier and earlier[1].overlong != checks.overlong:
         raise InputError(
             f"{kept.path.parent} was started without {len(earlier[1].overlong)} overlong rows, and now {len(checks.overlong)} "
-            "would be left out: give it the max_length that it was started with"
+            "would be left out: continue it with the settings and the transformers that it was started with"
         )
     if kept and not is_known:
         kept.write(signature, checks)

@@ -71,7 +71,7 @@ def test_an_adapter_that_vllm_does_not_apply_has_no_line_for_it():
 def test_a_reward_model_says_that_it_holds_rows():
     text = card_of(kind="reward model", adapter=AdapterFacts(8, True))
     assert "pipeline_tag" not in text and "reward-model" in ModelCard(text).data.tags
-    assert "`reference.jsonl` holds a few rows of its training data with their images" in text
+    assert "`reference.jsonl` holds a few rows of its data with their images" in text
     assert "mmrlhf serve mine    # POST /score" in text and "AutoPeftModel" not in text
 
 

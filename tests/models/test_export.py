@@ -163,7 +163,7 @@ def test_a_reward_model_is_exported_with_its_head(tiny_vlm_path, reward_dir, pai
         InputError, match="is a reward model, which is written as it was trained, with its head: leave --merge out"
     ):
         export(ExportConfig(**settings, merge=True))
-    with pytest.raises(InputError, match=r"holds a few rows of its training data .* give --hub_private_repo true, or false"):
+    with pytest.raises(InputError, match=r"holds a few rows of its data .* give --hub_private_repo true, or false"):
         export(ExportConfig(**settings | {"model_name_or_path": "me/base"}, push_to_hub=True, hub_model_id="me/reward"))
 
 

@@ -64,8 +64,14 @@ def test_a_resumed_run_checks_nothing_again_and_keeps_its_rows(tiny_vlm_path, fo
     killed = sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop")
     with stopped_after(step=2):
         sft(killed)
-    with pytest.raises(InputError, match="was started without 1 overlong rows, and now 0 would be left out"):
+    with pytest.raises(InputError, match="max_length determines the rows of a step and cannot change along the way"):
         sft(sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop", max_length=400))
+    rows_file = tmp_path / "killed" / "rows.json"
+    kept = json.loads(rows_file.read_text())
+    rows_file.write_text(json.dumps({"signature": "another", "checks": kept["checks"] | {"overlong": []}}))
+    with pytest.raises(InputError, match="was started without 0 overlong rows, and now 1 would be left out: continue it with"):
+        sft(killed)  # say, under another transformers
+    rows_file.write_text(json.dumps(kept))
     with monkeypatch.context() as patch:
         patch.setattr(row_checks, "check_rows", None)  # a call would fail
         sft(killed)
