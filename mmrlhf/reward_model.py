@@ -340,6 +340,7 @@ def _calibrate_and_save(
         "probes": model.probes,
         "j": model.j,
         "right": (margins > 0).astype(float).tolist() if reference.is_held_out else None,
+        "clusters": reference.clusters if reference.is_held_out else None,
     }
     run.finish(result)
     if model.probes:

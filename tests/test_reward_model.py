@@ -251,7 +251,7 @@ def test_rows_from_python_are_measured_on_the_held_out_file(tiny_vlm_path, pairs
     held_out.write_text(json.dumps({"prompt": "What is it?", "images": [], "chosen": "A cup.", "rejected": "A dog."}) + "\n")
     config = reward_config(tiny_vlm_path, tmp_path / "run", max_steps=1, eval_steps=1, eval_dataset_name=str(held_out))
     finished = json.loads((train_reward_model(config, pairs) / "finished.json").read_text())
-    assert len(finished["right"]) == 1
+    assert len(finished["right"]) == 1 and finished["clusters"] == [0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ injected claims, and the same pairs with other facts or pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -81,12 +81,14 @@ def perturbed_pictures(rows: Sequence[Preference]) -> dict[str, list[Preference]
 
 def accuracy(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return how often the better answer scores higher, in comparisons that are not ties."""
-    is_correct = [
-        row_scores[comparison.better] > row_scores[comparison.worse] + SCORE_TOLERANCE
-        for _, row_scores, comparison in _comparisons(rows, scores)
-        if not comparison.is_tie
-    ]
-    return proportion(np.array(is_correct, dtype=bool))
+    decided = [item for item in _comparisons(rows, scores) if not item[2].is_tie]
+    is_correct = [row_scores[c.better] > row_scores[c.worse] + SCORE_TOLERANCE for _, row_scores, c in decided]
+    return proportion(np.array(is_correct, dtype=bool), [image_or_row(row) for row, _, _ in decided])
+
+
+def image_or_row(row: Preference) -> Hashable:
+    """Return what a row's comparisons share with those that they are not independent of."""
+    return row.images or row.id
 
 
 def _comparisons(
@@ -103,15 +105,21 @@ def compute_metrics(rows: Sequence[Preference], scores: Sequence[Sequence[float]
     ]
     decided = [(row, margin, comparison) for row, margin, comparison in comparisons if not comparison.is_tie]
     margins = np.array([margin for _, margin, _ in decided])
+    clusters = [image_or_row(row) for row, _, _ in decided]
 
     def accuracy_by(group_name: Callable[[Preference, Comparison], str]) -> dict[str, Any]:
-        names = np.array([group_name(row, comparison) for row, _, comparison in decided])
-        return {name: proportion(margins[names == name] > SCORE_TOLERANCE) for name in sorted(set(names.tolist()))}
+        indices: dict[str, list[int]] = {}
+        for index, (row, _, comparison) in enumerate(decided):
+            indices.setdefault(group_name(row, comparison), []).append(index)
+        return {
+            name: proportion(margins[in_group] > SCORE_TOLERANCE, [clusters[i] for i in in_group])
+            for name, in_group in sorted(indices.items())
+        }
 
     tie_gaps = [abs(margin) for _, margin, comparison in comparisons if comparison.is_tie]
     bins = preference_bins(margins, temperature)
     return {
-        "accuracy": proportion(margins > SCORE_TOLERANCE),
+        "accuracy": proportion(margins > SCORE_TOLERANCE, clusters),
         "by_source": accuracy_by(lambda row, _: row.source or "unknown"),
         "by_hallucinated": accuracy_by(_hallucination_label),
         "by_length": accuracy_by(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
@@ -18,7 +20,8 @@ from mmrlhf.files.hub_names import is_hub_id
 from mmrlhf.files.inputs import CONTENT_FIELDS
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.rows import is_finite_number
-from mmrlhf.metrics.intervals import newcombe, wilson
+from mmrlhf.metrics.calibration import proportion
+from mmrlhf.metrics.intervals import newcombe
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.report.runs import stage_of
 from mmrlhf.training.run_inputs import RESUMABLE_CHANGES
@@ -220,13 +223,16 @@ def result_evaluation(result: Result) -> Evaluation:
 def reward_model_evaluations(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
     """Return the accuracy on held-out pairs and Youden's J that reward kept, with intervals.
 
-    The accuracy's interval is Wilson's, that of J Newcombe's.
+    The accuracy's interval is Wilson's, or by bootstrap over images where comparisons share one;
+    that of J is Newcombe's.
     """
     evaluations = []
-    right = _read_json(run / "finished.json").get("right")
+    finished = _read_json(run / "finished.json")
+    right, clusters = finished.get("right"), finished.get("clusters")
     if isinstance(right, list) and right and all(value in (0, 1) for value in right):
-        hits, trials = float(sum(right)), float(len(right))
-        figure = Figure("accuracy", hits / trials, wilson(hits, trials))
+        has_clusters = isinstance(clusters, list) and len(clusters) == len(right) and all(isinstance(c, int) for c in clusters)
+        accuracy: Any = proportion(np.array(right) > 0, clusters if has_clusters else None)
+        figure = Figure("accuracy", accuracy["value"], (accuracy["low"], accuracy["high"]))
         evaluations.append(Evaluation("held-out pairs", len(right), "higher", [figure], "by the reward run itself"))
     judged = _mapping(metadata.get("j"))
     figures, num_claims = [], None

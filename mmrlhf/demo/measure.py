@@ -21,7 +21,7 @@ from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.facts import split_scope
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
-from mmrlhf.metrics.intervals import bootstrap
+from mmrlhf.metrics.calibration import proportion
 from mmrlhf.metrics.kl_curve import kl_after_steps, value_at_kl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load as load_vlm
@@ -190,7 +190,7 @@ def summarise(
         "models": models,
         "beside_best_of_n": beside_best_of_n,
         "sampled": sampled,
-        "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}", data_config.seed) for name in ("fact", "plain")},
+        "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}") for name in ("fact", "plain")},
         "kl": {name: rows[-1]["objective/kl"] for name, rows in logs.items()},
         "best_step": {name: _best_step(output_path / name) for name in POLICIES},
         "same_kl": at_same_kl(logs),
@@ -220,11 +220,11 @@ def _best_step(run_dir: Path) -> int:
     return int(json.loads((run_dir / "finished.json").read_text())["policy_step"])
 
 
-def _reward_accuracy(reward_dir: Path, seed: int) -> dict[str, Any]:
+def _reward_accuracy(reward_dir: Path) -> dict[str, Any]:
     """Return a reward model's accuracy on held-out pairs, with its interval."""
-    is_correct = json.loads((reward_dir / "finished.json").read_text())["right"]
-    stats = np.array([[correct, 1.0] for correct in is_correct])
-    return bootstrap(stats, lambda sums: {"accuracy": sums[..., 0] / sums[..., 1]}, seed)
+    finished = json.loads((reward_dir / "finished.json").read_text())
+    accuracy = proportion(np.array(finished["right"]) > 0, finished.get("clusters"))
+    return {"accuracy": accuracy["value"], "accuracy_ci": [accuracy["low"], accuracy["high"]]}
 
 
 def _rows_of(split: scenes.Split, example_ids: Iterable[str]) -> list[Example]:

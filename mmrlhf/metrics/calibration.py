@@ -7,7 +7,7 @@ A reward model takes the first of two answers to be better with probability sigm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,27 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
-from mmrlhf.metrics.intervals import Z_95, wilson
+from mmrlhf.metrics.intervals import Z_95, SufficientStats, wilson, with_intervals
 
+SEED = 0
+"""Of the resamples of an interval."""
 NUM_BINS = 10
 """Bins of a reliability diagram, of equal width in probability."""
 
 
-def proportion(outcomes: np.ndarray) -> dict[str, float | int | None]:
+def proportion(outcomes: np.ndarray, clusters: Sequence[Hashable] | None = None) -> dict[str, float | int | None]:
     """Return the share of true outcomes, its 95% interval and their number; the value is None
-    without outcomes."""
+    without outcomes.
+
+    clusters: what each outcome shares with those that it is not independent of, its image. If
+    outcomes share one, the interval is by bootstrap over the clusters, and otherwise Wilson's.
+    """
+    if clusters is not None and len(set(clusters)) < len(outcomes):
+        hits_and_trials = np.stack([outcomes.astype(float), np.ones(len(outcomes))], axis=1)
+        stats = SufficientStats(
+            clusters, hits_and_trials, lambda sums: {"share": sums[..., 0] / sums[..., 1]}, proportions={"share": (0, 1)}
+        )
+        return {**(with_intervals(stats, SEED)[0]["share"] or {}), "n": len(outcomes)}
     low, high = wilson(int(outcomes.sum()), len(outcomes))
     return {"value": float(outcomes.mean()) if len(outcomes) else None, "low": low, "high": high, "n": len(outcomes)}
 

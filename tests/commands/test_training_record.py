@@ -131,6 +131,8 @@ def test_a_reward_models_figures_have_intervals(tmp_path):
     accuracy, judged = reward_model_evaluations(tmp_path, metadata)
     assert accuracy.figures[0].value == 0.75 and accuracy.num_examples == 4
     assert accuracy.figures[0].interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    (tmp_path / "finished.json").write_text(json.dumps({"right": [1.0] * 3 + [0.0], "clusters": [0, 0, 0, 3]}))
+    assert reward_model_evaluations(tmp_path, metadata)[0].figures[0].interval == (0.0, 1.0)  # two images, one of them wrong
     # Newcombe's own example, 56/70 - 48/80: 0.0524 to 0.3339.
     assert judged.figures[0].value == pytest.approx(0.2) and judged.num_examples == 150
     assert judged.figures[0].interval == pytest.approx((0.0524, 0.3339), abs=1e-4)

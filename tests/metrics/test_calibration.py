@@ -64,3 +64,12 @@ def test_auroc_matches_hand_computation():
     # (Mann and Whitney)
     assert auroc(np.zeros(200), np.arange(200) < 100) == pytest.approx((0.5, 0.42, 0.58), abs=0.002)
     assert all(math.isnan(v) for v in auroc(np.ones(2), np.ones(2, dtype=bool)))
+
+
+def test_proportion_of_outcomes_about_one_image_has_a_wide_interval():
+    outcomes = np.repeat([True, False], 50)
+    alone = proportion(outcomes)
+    assert (alone["value"], alone["n"]) == (0.5, 100) and alone["low"] == pytest.approx(0.404, abs=1e-3)
+    assert proportion(outcomes, range(100)) == alone  # each about an image of its own
+    # Two images, one with right and one with wrong outcomes alone: a resample may miss either.
+    assert proportion(outcomes, [index // 50 for index in range(100)]) == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 100}

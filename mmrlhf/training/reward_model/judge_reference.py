@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,13 @@ class Reference:
     def probed_groups(self) -> list[AnswerGroup]:
         """The groups whose claims are removed."""
         return [to_answer_group(row) for row in _probed_rows(self.rows)]
+
+    @property
+    def clusters(self) -> list[int]:
+        """For each comparison that is not a tie, the first row with its images, or its own."""
+        first_rows: dict[Hashable, int] = {}
+        rows = [(first_rows.setdefault(row.images or index, index), row) for index, row in enumerate(self.rows)]
+        return [first_row for first_row, row in rows for comparison in row.comparisons if not comparison.is_tie]
 
     def check(self, config: RewardConfig) -> None:
         """Raise InputError if a metric that is to choose the best weights cannot be measured."""
