@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
 
@@ -36,7 +38,8 @@ SHOWN = (
 )  # fmt: skip
 TOLERANCE = 1e-3
 """Largest relative difference of the first step's metric in float32."""
-TIME_LIMIT_S = 240.0
+TIME_LIMIT_S = 60.0
+"""Of a stage, which takes seconds."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": ""}
 PYTHON = (sys.executable, "-m", "mmrlhf")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "-m", "mmrlhf")
@@ -116,7 +119,9 @@ def differences(metrics: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
     """
     for stage in STAGES:
         cpu, gpu = (metrics.get((name, stage), {}).get(FIRST_METRIC[stage], ()) for name in ("cpu", "gpu"))
-        if cpu and gpu and not abs(gpu[0] - cpu[0]) <= TOLERANCE * abs(cpu[0]):  # also if it is not a number
+        if not cpu or not gpu:
+            yield f"{stage}: {FIRST_METRIC[stage]} of the first step is missing"
+        elif not abs(gpu[0] - cpu[0]) <= TOLERANCE * abs(cpu[0]):  # also if it is not a number
             yield f"{stage}: {FIRST_METRIC[stage]} of the first step is {cpu[0]:.6g} on the CPU and {gpu[0]:.6g} on the GPU"
 
 
@@ -126,6 +131,8 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--rows", type=int, default=112, help="scenes of each kind of data")
     args = parser.parse_args()
+    if set(args.devices) != {"cpu"} and not torch.cuda.is_available():
+        sys.exit("there is no GPU, or torch was not built for it: give --devices cpu")
     for name in ("data", *args.devices):  # a finished stage would not run again
         shutil.rmtree(args.out / name, ignore_errors=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +146,7 @@ def main() -> None:
     for (name, stage), series in metrics.items():
         for metric, values in series.items():
             print(f"{stage:7} {name:9} {metric:20}", " ".join(f"{value:.5g}" for value in values[:7]))
-    failed = list(differences(metrics))
+    failed = list(differences(metrics)) if {"cpu", "gpu"} <= set(args.devices) else []
     print(json.dumps({"succeeded": dict(zip(args.devices, succeeded, strict=True)), "differ": failed}))
     if failed or not all(succeeded):
         sys.exit(1)

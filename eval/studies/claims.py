@@ -59,6 +59,7 @@ from common import (
     Experiment,
     cached_result,
     claim_arguments,
+    claim_settings,
     format_mean,
     markdown_table,
     mean_and_half_width,
@@ -301,7 +302,10 @@ def run_study(args: argparse.Namespace) -> None:
     """Train the chosen policies of all seeds. Raises InputError for an unknown variant, or if
     --out has a study with other sizes."""
     names = select_variants(args.only)
-    claim_arguments(args, ("only", "kl_coef"))
+    of_clip = ("clip", "clip_steps", "clip_scenes")
+    claim_arguments(args, ("only", "kl_coef", *of_clip))
+    if any("verifier_score=" in VARIANTS[name].reward_terms for name in names):
+        claim_settings(args.out, {name: str(getattr(args, name)) for name in of_clip}, "claims_clip_settings")
     sizes = {name: getattr(args, name) for name in ("sft_rows", "pair_scenes", "rl_scenes") if getattr(args, name)}
     experiments = [Experiment(args.out, seed, base_path=args.base, data_overrides=sizes) for seed in args.seeds]
     run_parallel(experiments, partial(run_world, names, args), min(args.workers, len(experiments)))

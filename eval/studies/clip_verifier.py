@@ -14,6 +14,7 @@ weak at numbers and locations. Each seed's checkpoint, OUT/clip-SEED, can be use
 from __future__ import annotations
 
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from mmrlhf import scenes
 from mmrlhf.claims import Lexicon
 from mmrlhf.metrics.calibration import auroc
-from mmrlhf.records import Claim
+from mmrlhf.records import Claim, InputError
 from mmrlhf.scenes.vocabulary import SHAPES
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
@@ -179,7 +180,10 @@ def main() -> None:
         scenes={"type": int, "default": 20000},
         held_out={"type": int, "default": 1000},
     )
-    claim_arguments(args, name="clip_settings")
+    try:
+        claim_arguments(args, name="clip_settings")
+    except InputError as error:
+        sys.exit(f"error: {error}")
     run = partial(run_study, args.out, args.steps, args.scenes, args.held_out)
     results = run_parallel(range(args.seeds), run, args.workers)
     rows = []

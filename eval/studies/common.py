@@ -131,6 +131,8 @@ def claim_arguments(args: argparse.Namespace, chosen: Collection[str] = (), name
     """
     left_out = {"out", "seeds", "workers", "analyse", *chosen}
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key not in left_out}
+    if "base" in settings:  # however its path is written
+        settings["base"] = str(Path(args.base or folder("data") / "tiny_vlm").resolve())
     claim_settings(args.out, settings, name)
 
 

@@ -45,6 +45,7 @@ from common import (
     Experiment,
     cached_result,
     claim_arguments,
+    claim_settings,
     format_mean,
     markdown_table,
     mean_and_half_width,
@@ -329,7 +330,10 @@ def run_study(args: argparse.Namespace) -> None:
 
     Raises InputError if --out has a study of other sizes.
     """
-    claim_arguments(args, ("parts", "verifiers"))
+    of_rounds = ("recipe", "selection_scenes")
+    claim_arguments(args, ("parts", "verifiers", "clip", *of_rounds))
+    if "rounds" in args.parts:
+        claim_settings(args.out, {name: getattr(args, name) for name in of_rounds}, "rounds_settings")
     overrides = {"rl_scenes": max(times for _, times in ROUNDS.values()) * args.prompts}
     if args.sft_rows is not None:
         overrides["sft_rows"] = args.sft_rows

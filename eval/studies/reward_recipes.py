@@ -27,7 +27,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from common import Experiment, cached_result, claim_arguments, format_mean, markdown_table, run_and_report, run_parallel
+from common import (
+    Experiment,
+    cached_result,
+    claim_arguments,
+    claim_settings,
+    format_mean,
+    markdown_table,
+    run_and_report,
+    run_parallel,
+)
 from facts_map_judges import LEXICON_FILE, FactsArm, arm_facts, measure_reward, scene_index, sft_samples, with_facts
 
 from mmrlhf import scenes
@@ -353,7 +362,9 @@ def run_study(args: argparse.Namespace) -> None:
     """Run the chosen cells, each seed in a process. Raises InputError for an unknown recipe, or if
     --out has a study with other sizes."""
     cells = select_cells(args.ppo or args.recipes, args.labels, args.facts)
-    claim_arguments(args, ("recipes", "labels", "facts", "ppo"), "recipes_settings")  # --out may have a map of facts_map.py
+    claim_arguments(args, ("recipes", "labels", "facts", "ppo", "ppo_steps"), "recipes_settings")  # facts_map.py may share --out
+    if args.ppo:
+        claim_settings(args.out, {"ppo_steps": args.ppo_steps}, "recipes_ppo_settings")
     names = ("pair_scenes", "held_out_pairs", "rl_scenes", "sft_rows")
     overrides = {name: value for name in names if (value := getattr(args, name)) is not None}
     experiments = [Experiment(args.out, seed, base_path=args.base, data_overrides=overrides) for seed in args.seeds]

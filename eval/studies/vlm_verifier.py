@@ -12,6 +12,7 @@ per claim.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from mmrlhf.files.bundled import folder
 from mmrlhf.metrics.calibration import expected_calibration_error, reliability_bins
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
+from mmrlhf.records import InputError
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
@@ -102,7 +104,10 @@ def main() -> None:
     args = parse_args(
         __doc__, scenes={"type": int, "default": 400, "help": "scenes for calibration, and the same number of held-out ones"}
     )
-    claim_arguments(args, name="vlm_settings")
+    try:
+        claim_arguments(args, name="vlm_settings")
+    except InputError as error:
+        sys.exit(f"error: {error}")
     results = run_parallel(range(args.seeds), partial(run_study, args.out, args.scenes), args.workers)
     table_rows = []
     for kind in scenes.CLAIM_KINDS:

@@ -121,15 +121,14 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
     for index, (example, answers) in enumerate(zip(examples, answers_by_scene, strict=True)):
         pairs += _rank_answers(data_config, index, example, answers, first_pair_number=len(pairs))
     num_held_out = data_config.held_out_pairs
+    # A scene's pairs stay together.
+    while num_held_out < len(pairs) and pairs[num_held_out].images == pairs[num_held_out - 1].images:
+        num_held_out += 1
     if len(pairs) <= num_held_out:
         raise InputError(
             f"{len(pairs)} pairs of {data_config.pair_scenes} scenes leave none beside {num_held_out} held-out ones: raise "
             "pair_scenes, or lower held_out_pairs"
         )
-    while (
-        num_held_out < len(pairs) and pairs[num_held_out].images == pairs[num_held_out - 1].images
-    ):  # keep a scene's pairs together
-        num_held_out += 1
     return pairs[num_held_out:], pairs[:num_held_out]
 
 

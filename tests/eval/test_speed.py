@@ -106,9 +106,11 @@ def test_pope_runs_at_toy_size(run_script, tmp_path):
 def test_gpu_stages_compares_the_first_steps(monkeypatch):
     monkeypatch.syspath_prepend(str(SPEED_DIR))
     differences = __import__("gpu_stages").differences
-    cpu = {("cpu", stage): {name: [2.0, 1.0]} for stage, name in (("sft", "loss"), ("dpo", "grad_norm"))}
-    same = {("gpu", "sft"): {"loss": [2.001, 9.0]}, ("gpu", "dpo"): {"grad_norm": [1.999]}}
+    metrics = {"sft": "loss", "reward": "loss", "dpo": "grad_norm", "ppo": "objective/scores"}
+    cpu = {("cpu", stage): {name: [2.0, 1.0]} for stage, name in metrics.items()}
+    same = {("gpu", stage): {name: [2.001, 9.0]} for stage, name in metrics.items()}
     assert list(differences(cpu | same)) == []  # within 0.002, and later steps may differ
     for wrong in (2.003, 1.997, float("nan")):
         (sentence,) = differences(cpu | same | {("gpu", "sft"): {"loss": [wrong]}})
         assert sentence == f"sft: loss of the first step is 2 on the CPU and {wrong:.6g} on the GPU"
+    assert list(differences(cpu | same | {("gpu", "dpo"): {}})) == ["dpo: grad_norm of the first step is missing"]
