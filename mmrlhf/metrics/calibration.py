@@ -19,7 +19,7 @@ from scipy.stats import mannwhitneyu
 from mmrlhf.metrics.intervals import Z_95, SufficientStats, wilson, with_intervals
 
 SEED = 0
-"""Of the resamples of an interval."""
+"""Seed of the resamples that give an interval."""
 NUM_BINS = 10
 """Bins of a reliability diagram, of equal width in probability."""
 

@@ -20,7 +20,7 @@ _COMPOUND_HEADS = "house|bowl|collar|leash|food|kennel|cage|statue|station|stop|
 """Nouns before which an object's name says only what they are for: a *dog* bowl; `bed` is one too,
 except after _WITH_BEDS."""
 _WITH_BEDS = ("truck", "couch", "sofa")
-"""Things of which a *bed* is a part."""
+"""Objects that can have a bed themselves: a *truck bed* shows that there is a truck."""
 _DENIAL = re.compile(r"\b(?:no|not|none|nor|neither|never|cannot|without|absent|missing|nowhere|nothing|nobody)\b|n't\b")
 _VERBS = (
     "look(?:ing)? (?:at|away|into|up|down|towards?|directly)|fac(?:e|ing)|runn?(?:ing)?|walk(?:ing)?|sit(?:ting)?|stand(?:ing)?(?! out)"
