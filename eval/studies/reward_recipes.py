@@ -43,7 +43,7 @@ from mmrlhf import scenes
 from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.commands.export import export
 from mmrlhf.commands.reward_eval import accuracy
-from mmrlhf.config import ExportConfig, RewardConfig
+from mmrlhf.config import ExportConfig, RewardConfig, ScenesConfig
 from mmrlhf.demo import data
 from mmrlhf.demo.pipeline import stage_config
 from mmrlhf.files.jsonl import read_jsonl
@@ -283,8 +283,13 @@ def value_of(result: Mapping[str, Any], figure: str, kind: str = "all") -> float
     return float("nan") if figures is None else float(figures["value"])
 
 
+def utility_slope(result: Mapping[str, Any]) -> float:
+    """Return the first slope of true utility: of true claims, minus the penalty times the other."""
+    return value_of(result, "true") - ScenesConfig().false_claim_penalty * value_of(result, "false")
+
+
 def judge_table(results: Results, arm: FactsArm) -> str:
-    """Return a table of the judges with one kind of facts as Markdown, the steepest fall first."""
+    """Return a table of the judges with one kind of facts, the steepest rise of u first."""
     untrained = results.get(Cell(UNTRAINED, 0, arm), {})
     rows = []
     for cell, by_seed in results.items():
@@ -294,38 +299,38 @@ def judge_table(results: Results, arm: FactsArm) -> str:
         def over_seeds(figure: str, kind: str = "all", by_seed: Mapping[int, Any] = by_seed) -> list[float]:
             return [v for result in by_seed.values() if not np.isnan(v := value_of(result, figure, kind))]
 
-        slopes = over_seeds("false")
-        differences = [
-            value_of(result, "false") - value_of(untrained[seed], "false")
-            for seed, result in by_seed.items()
-            if seed in untrained
-        ]
+        slopes = {seed: utility_slope(result) for seed, result in by_seed.items()}
+        differences = [slope - utility_slope(untrained[seed]) for seed, slope in slopes.items() if seed in untrained]
         cells = (
             cell.recipe,
             str(cell.labels),
-            format_mean(slopes, sign="+"),
+            format_mean(slopes.values(), sign="+"),
             format_mean(differences, sign="+"),
+            format_mean(over_seeds("false"), sign="+"),
             *(format_mean(over_seeds("false", kind), sign="+") for kind in scenes.CLAIM_KINDS),
             format_mean(over_seeds("true"), sign="+"),
             format_mean(over_seeds("J"), True),
             format_mean((r["accuracy"] for r in by_seed.values()), True),
             str(len(by_seed)),
         )
-        rows.append((float(np.mean(slopes)) if slopes else 0.0, cells))
+        rows.append((float(np.mean(list(slopes.values()))), cells))
     header = (
-        "recipe", "labels", "slope of false claims", "minus untrained", *(f"{kind}s" for kind in scenes.CLAIM_KINDS),
+        "recipe", "labels", "slope of u", "minus untrained", "slope of false claims", *(f"{kind}s" for kind in scenes.CLAIM_KINDS),
         "slope of true claims", "J %", "pair accuracy %", "seeds",
     )  # fmt: skip
-    return markdown_table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+    return markdown_table(header, [cells for _, cells in sorted(rows, key=lambda row: -row[0])])
 
 
 def policy_table(results: Results) -> str:
+    """Return a table of the policies, with u minus that of the plain recipe's in the same seeds."""
     metrics = {"claim_f1": True, "utility": False, "chair_s": True, "coverage": True, "perception_errors": False, "kl": False}
-    rows = [
-        (cell.recipe, str(cell.labels), cell.arm, *(format_mean((r[m] for r in seeds.values()), p) for m, p in metrics.items()))
-        for cell, seeds in results.items()
-    ]
-    return markdown_table(("recipe", "labels", "facts", *metrics), rows)
+    rows = []
+    for cell, by_seed in sorted(results.items(), key=lambda item: (item[0].arm, item[0].labels, item[0].recipe)):
+        plain = results.get(replace(cell, recipe="plain"), {})
+        differences = [r["utility"] - plain[seed]["utility"] for seed, r in by_seed.items() if seed in plain]
+        means = (format_mean((r[m] for r in by_seed.values()), percent) for m, percent in metrics.items())
+        rows.append((cell.recipe, str(cell.labels), cell.arm, *means, format_mean(differences, sign="+"), str(len(by_seed))))
+    return markdown_table(("recipe", "labels", "facts", *metrics, "utility - plain", "seeds"), rows)
 
 
 def report(directory: Path) -> None:

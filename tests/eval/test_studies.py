@@ -110,7 +110,7 @@ def test_reward_recipes_compare_with_the_untrained_review_within_a_seed(load_stu
     }
     lines = module.judge_table(results, "none").splitlines()
     assert len(lines) == 4 and lines[2].startswith(
-        "| prior | 250 | -0.70 ± 1.27 | -0.10 ± 0.00 | -0.20 ± 0.00 |"
-    )  # the best first
-    assert lines[3].startswith("| untrained | 0 | -0.60 ± 1.27 | +0.00 ± 0.00 |")
+        "| prior | 250 | +2.90 ± 5.08 | +0.40 ± 0.00 | -0.70 ± 1.27 | -0.20 ± 0.00 |"
+    )  # the best first; 0.1 true claims and 4 times 0.6 and 0.8 false ones
+    assert lines[3].startswith("| untrained | 0 | +2.50 ± 5.08 | +0.00 ± 0.00 |")
     assert np.isnan(module.value_of(result(-0.5), "true", "object")) and np.isnan(module.value_of(result(-0.5), "J", "count"))
