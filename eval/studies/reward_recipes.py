@@ -8,7 +8,7 @@
 A cell is a recipe with a number of labels, with the annotator's facts (80% listed, 5% wrong) or
 none. First slopes and J are of the judge on the SFT model's own samples, with truth from the scene
 graph (`facts_map_judges.measure_reward`). Nothing is selected on these samples. In the arm without
-facts nothing is made from facts either, so the recipes with injected claims are left out there.
+facts nothing is made from facts either, so recipes that need them are left out there.
 `--ppo` trains a policy against each of these recipes and measures greedy answers on held-out
 scenes. Seeds are worlds: SFT, pairs and samples are those of `facts_map.py` with the same --out and
 sizes. Each cell is a file, and a run that was killed continues from its last checkpoint.
@@ -66,14 +66,15 @@ POLICY_STEPS = 48
 class Recipe:
     """How a judge is made. `settings` change those of the demo's reward model, for two epochs.
 
-    Its score is the mean of its own and those of the recipes in `ensemble`. A recipe that
-    `injects` makes pairs from facts. `second_round` takes half of its labels on answers of a policy
-    that the judge of the other half has trained. `is_labelled` is False if it reads no labels.
+    Its score is the mean of its own and those of the recipes in `ensemble`. One that `needs_facts`
+    leaves some out, or makes pairs from them. `second_round` takes half of its labels on answers of
+    a policy that the judge of the other half has trained. `is_labelled` is False if it reads no
+    labels.
     """
 
     settings: Mapping[str, Any]
     ensemble: tuple[str, ...] = ()
-    injects: bool = False
+    needs_facts: bool = False
     second_round: bool = False
     is_labelled: bool = True
 
@@ -89,12 +90,12 @@ RECIPES: dict[str, Recipe] = {
     "head": Recipe({"tuning": "head"}),
     "prior_head": Recipe({"untrained_prior": True, "tuning": "head"}),
     "stop_accuracy": Recipe({"metric_for_best_model": "accuracy", **STOPPING}),
-    "stop_j": Recipe({"metric_for_best_model": "j", **STOPPING}, injects=True),
-    "dropout_0.5": Recipe({"fact_dropout": 0.5}),
+    "stop_j": Recipe({"metric_for_best_model": "j", **STOPPING}, needs_facts=True),
+    "dropout_0.5": Recipe({"fact_dropout": 0.5}, needs_facts=True),
     # Each label is read as often as in two epochs, and as many pairs have an injected claim.
-    "injected": Recipe({"injected_claim_rate": 0.5, "num_train_epochs": 4.0}, injects=True),
-    "injected_gentle": Recipe({"injected_claim_rate": 0.5, "num_train_epochs": 4.0, **GENTLE}, injects=True),
-    "prior_injected": Recipe({"untrained_prior": True, "injected_claim_rate": 0.5, "num_train_epochs": 4.0}, injects=True),
+    "injected": Recipe({"injected_claim_rate": 0.5, "num_train_epochs": 4.0}, needs_facts=True),
+    "injected_gentle": Recipe({"injected_claim_rate": 0.5, "num_train_epochs": 4.0, **GENTLE}, needs_facts=True),
+    "prior_injected": Recipe({"untrained_prior": True, "injected_claim_rate": 0.5, "num_train_epochs": 4.0}, needs_facts=True),
     "ensemble": Recipe({}, ensemble=(UNTRAINED,)),
     "second_round": Recipe({}, second_round=True),
 }
@@ -127,7 +128,7 @@ def select_cells(recipes: Sequence[str], labels: Sequence[int], arms: Sequence[F
         raise InputError(f"there is no recipe {unknown[0]}: use {', '.join((*RECIPES, *CLAIM_RECIPES))}")
     cells = []
     for name, arm in itertools.product(recipes, arms):
-        needs_facts = name in CLAIM_RECIPES or RECIPES[name].injects
+        needs_facts = name in CLAIM_RECIPES or RECIPES[name].needs_facts
         if arm == "none" and needs_facts:
             continue
         reads_labels = name == "claims_unknown_cost" or (name in RECIPES and RECIPES[name].is_labelled)
