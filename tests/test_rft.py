@@ -12,9 +12,13 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.rewards.ledger import RewardBreakdown
+from mmrlhf.rewards.selection import Selection
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
+from mmrlhf.training.rft.metrics import round_metrics
+from mmrlhf.training.rft.scored_answers import ScoredAnswer
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import why_unusable
 from tests.helpers.runs import killed_at
@@ -141,6 +145,19 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_pat
     with pytest.raises(InputError, match=message):
         run_rft(rft_config("no-such-model", tmp_path / "new", **settings), examples)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_round_measures_silence_and_vagueness():
+    def answer(claims):
+        sample = Sample("a", (), (), "It may be a dog.", num_tokens=5)
+        return ScoredAnswer(0, sample, RewardBreakdown({"x": 1.0}, {}, {"x": 1.0}, {"x": 1.0}), claims, "")
+
+    sure = {"by": "facts", "verdict": "supported", "hedged": False}
+    answers = [answer([sure, sure | {"hedged": True}]), answer([sure, sure]), answer([]), answer([])]
+    config = rft_config("m", "o", num_generations=4, reward_terms="coverage=1")
+    metrics = round_metrics(config, answers, Selection([0]))
+    assert (metrics["hacking/vagueness"], metrics["hacking/zero_claim_rate"]) == (0.25, 0.5)
+    assert round_metrics(config, answers[2:] * 2, Selection([0]))["hacking/vagueness"] == 0
 
 
 def test_prompts_from_a_file_keep_their_paths_and_earlier_turns_are_not_learnt(tiny_vlm_path, tmp_path):

@@ -241,6 +241,7 @@ class ClaimScorer:
             "claim": display(claim, self.lexicon),
             "start": claim.span[0],
             "end": claim.span[1],
+            "hedged": claim.hedged,
             "by": verifier_name,
             "verdict": verdict.value,
             "probability": verdict.probability and round(verdict.probability, 4),

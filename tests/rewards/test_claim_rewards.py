@@ -158,6 +158,7 @@ def test_claim_scorer_verifies_each_batch_once():
             "claim": "a cat",
             "start": 2,
             "end": 5,
+            "hedged": False,
             "by": "facts",
             "verdict": "contradicted",
             "probability": 0.0,

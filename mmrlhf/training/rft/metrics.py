@@ -61,11 +61,17 @@ def advice(candidates: Sequence[Candidate], selection: Selection) -> str:
 
 
 def _claim_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
-    """Return the shares of contradicted and unknown claims by verifier, and of silent answers."""
+    """Return the shares of contradicted and unknown claims by verifier, of hedged ones, and of
+    silent answers.
+    """
     if answers[0].claims is None:
         return {}
     claims = [claim for answer in answers for claim in answer.claims or ()]
-    metrics = {"hacking/zero_claim_rate": fmean(not answer.claims for answer in answers)}
+    metrics = {
+        "hacking/zero_claim_rate": fmean(not answer.claims for answer in answers),
+        # Each verifier has all claims. Answers that an earlier version has sampled do not say it.
+        "hacking/vagueness": fmean(claim.get("hedged", False) for claim in claims) if claims else 0.0,
+    }
     for verifier in dict.fromkeys(claim["by"] for claim in claims):
         verdicts = [claim["verdict"] for claim in claims if claim["by"] == verifier]
         metrics |= {
