@@ -43,9 +43,9 @@ class ClaimJudge:
     def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         """Return a verdict for each claim of each answer.
 
-        A reply that is neither yes nor no, a question that the server refuses, or an answer without
-        images gives unknown verdicts. Raises InputError if the server cannot be reached, or
-        questions stay without a reply; what it replied is kept.
+        A reply that is neither yes nor no, a question that the judge refuses or answers with no
+        text at all, or an answer without images gives unknown verdicts. Raises InputError if the
+        server cannot be reached, or questions stay without a reply; what it replied is kept.
         """
         replies = self._ask(answers)
         return [[self._verdict(answer, claim, replies) for claim in answer.claims] for answer in answers]

@@ -28,7 +28,7 @@ from mmrlhf.records import Example, ImageSource, InputError, Message, place_imag
 from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
-ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
+ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "refused", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that are worth a retry."""
 REFUSED = tuple(f"HTTP {status}:" for status in (400, 413, 415, 422, 451))
@@ -66,8 +66,8 @@ class Reply:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the server refuses this very request, as a filter of images does."""
-        return self.status == "http" and self.reason.startswith(REFUSED)
+        """Whether this very request is refused, as by a filter of images, which may say nothing."""
+        return self.status in ("refused", "empty") or (self.status == "http" and self.reason.startswith(REFUSED))
 
     @property
     def total_tokens(self) -> int:
@@ -280,13 +280,16 @@ def _parse_completion(content: bytes, endpoint: Endpoint) -> Reply:
     """Return the reply that a response of status 200 holds."""
     try:
         body = json.loads(content)
-        choices, usage = body["choices"], body.get("usage") or {}
-        text = choices[0]["message"]["content"] if choices else None
-        model = body.get("model")
+        choice = (body["choices"] or [{"message": {}}])[0]
+        message, usage, model = choice["message"], body.get("usage") or {}, body.get("model")
+        is_filtered = choice.get("finish_reason") == "content_filter"
+        text, refusal = message.get("content"), message.get("refusal") or (is_filtered and "content_filter")
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return Reply(None, "malformed", f"the reply is not a chat completion: {_quote(content, endpoint)}")
     if not isinstance(text, str) or not text.strip():
+        if refusal:
+            return Reply(None, "refused", f"it refuses: {_quote(str(refusal).encode('utf-8', 'replace'), endpoint)}")
         return Reply(None, "empty", "the reply holds no text")
     text, model = endpoint.redact(text), endpoint.redact(model) if isinstance(model, str) else None
     input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
@@ -306,9 +309,7 @@ def _quote(content: bytes, endpoint: Endpoint) -> str:
     """Return the beginning of a reply for a message, without secrets and control codes."""
     # Redact before cutting: the cut could leave the first half of a key.
     text = printable(" ".join(endpoint.redact(content.decode("utf-8", "replace")).split()))
-    if not text:
-        return "nothing"
-    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…"
+    return (text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…") or "nothing"
 
 
 def request_replies(

@@ -79,6 +79,30 @@ def test_refused_questions_are_unknown_and_not_asked_again(examples, tmp_path, c
         assert (tmp_path / "other" / "judgments.jsonl").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("choice", "num_requests", "reason"),
+    [
+        ({"message": {"content": None, "refusal": "I won't say."}}, 2, "it refuses: I won't say."),
+        ({"message": {"role": "assistant"}, "finish_reason": "content_filter"}, 2, "it refuses: content_filter"),
+        ({"message": {"content": ""}}, 3, "the reply holds no text"),
+    ],
+)
+def test_a_polite_refusal_is_unknown_and_not_asked_again(examples, tmp_path, capsys, choice, num_requests, reason):
+    """Hosted models refuse with status 200; such a question must not stop every later call."""
+
+    def refuses_moons(request):
+        return (200, {"choices": [choice]}) if "moon" in str(request["messages"][0]["content"][-1]) else reply_to(request)
+
+    answer = AnswerClaims(examples[0].images, (), (RING, MOON))
+    with scripted_server(refuses_moons) as server:
+        for _ in range(2):
+            assert values(judge(server, tmp_path, max_retries=1, initial_backoff=0.0)([answer])) == [["supported", "unknown"]]
+        assert len(server.requests) == num_requests  # no text at all is asked for again at once
+        assert f"refuses 1 of 2 questions (the last: {reason}" in capsys.readouterr().out
+        with pytest.raises(InputError, match="gave no usable reply to 1 of 1 questions"):  # this server has answered nothing
+            judge(server, tmp_path / "other", max_retries=0)([AnswerClaims(examples[0].images, (), (MOON,))])
+
+
 def test_an_image_with_many_refused_questions_stops_one_call_only(examples, tmp_path):
     """The client gives up after eight failures without a success; the next call is past them."""
     shapes = ("moon", "star", "cross", "heart", "circle", "square", "diamond", "arrow", "triangle")

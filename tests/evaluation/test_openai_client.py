@@ -59,6 +59,8 @@ def test_request_replies_sends_request_and_parses_reply(monkeypatch):
         ([(200, b"")], "malformed", 3, "not a chat completion: nothing"),
         ([(200, {"model": "stub", "choices": []})], "empty", 3, "holds no text"),
         ([(200, chat_completion(None))], "empty", 3, "holds no text"),
+        ([(200, {"choices": [{"message": {"content": None, "refusal": "I can't help."}}]})], "refused", 1, "I can't help."),
+        ([(200, {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]})], "refused", 1, "content_filter"),
         ([(200, {"choices": 7})], "malformed", 3, "not a chat completion"),
         ([(200, chat_completion("yes", model="other-model"))], "other_model", 1, "asked for stub, other-model answered"),
         ([(200, b"[" * 100_000)], "malformed", 3, "not a chat completion"),
