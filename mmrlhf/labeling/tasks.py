@@ -216,7 +216,10 @@ def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Ta
     if mode == "ranking" or (mode == "pairwise" and number == 2):
         yield group
         return
-    for indices in itertools.combinations(range(number), 1 if mode == "claims" else 2):
+    # Answers come in the order of the files, so that the order of tasks would tell their models.
+    order = sorted(range(number), key=lambda i: hashlib.sha256(group.answers[i].encode()).digest())
+    for chosen in itertools.combinations(order, 1 if mode == "claims" else 2):
+        indices = sorted(chosen)
         texts, models = (tuple(values[i] for i in indices) for values in (group.answers, group.models))
         name = "-".join([group.name, *(str(i + 1) for i in indices)]) if number > 1 else group.name
         gold = tuple(group.gold[i] for i in indices) if group.gold else ()

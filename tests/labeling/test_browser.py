@@ -186,6 +186,31 @@ def test_undo_brings_the_answer_back(tmp_path, open_page):
         assert row == "row 0" and ANSWERS[label["ranks"].index(1)] == chosen and label["strength"] == 3
 
 
+def test_a_focused_control_keeps_its_own_keys(tmp_path, open_page):
+    """Arrows and Space on a radio button or on the whole picture are no votes."""
+    with serving_labels(config_of(tmp_path, number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "a")
+        page.focus("[name=strength][value='2']")
+        press(page, "ArrowRight")
+        assert page.input_value("[name=strength]:checked") == "3" and page.input_value("[name=choice]:checked") == "left"
+        press(page, "p", "ArrowRight")
+        assert page.input_value("[name=choice]:checked") == "left"
+        page.focus("#save")
+        press(page, "ArrowRight")
+        assert page.input_value("[name=choice]:checked") == "right"
+    (tmp_path / "claims").mkdir()
+    with serving_labels(config_of(tmp_path / "claims", "claims", number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.focus("[name^=claim-][value='true']")
+        press(page, "Space")
+        assert page.is_checked("[name^=claim-][value='true'] >> nth=0")
+        press(page, "ArrowRight")
+        assert page.is_checked("[name^=claim-][value='false'] >> nth=0")
+
+
 def test_undo_keeps_what_was_typed_in_the_open_task(tmp_path, open_page):
     with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
         page = open_page()

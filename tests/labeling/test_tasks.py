@@ -1,6 +1,7 @@
 """Rows of any format become tasks."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -65,12 +66,24 @@ def test_equal_answers_are_one(write_rows, capsys):
 
 def test_more_answers_give_every_pair_or_each_answer(write_rows):
     path = write_rows({"id": "r", "answers": ["a", "b", "c"]})
-    assert [(task.name, task.answers) for task in tasks_of(path, "pairwise")] == [
+    assert sorted((task.name, task.answers) for task in tasks_of(path, "pairwise")) == [
         ("r-1-2", ("a", "b")),
         ("r-1-3", ("a", "c")),
         ("r-2-3", ("b", "c")),
     ]
-    assert [task.answers for task in tasks_of(path, "claims")] == [("a",), ("b",), ("c",)]
+    assert sorted(task.answers for task in tasks_of(path, "claims")) == [("a",), ("b",), ("c",)]
+
+
+@pytest.mark.parametrize("mode", ["claims", "pairwise"])
+def test_the_order_of_tasks_does_not_tell_models(write_rows, mode):
+    """With three policies' files in order, each is first about as often."""
+    files = [
+        write_rows(*({"prompt": f"{i}?", "answer": f"{policy} says {i}"} for i in range(60)), name=f"{policy}.jsonl")
+        for policy in ("sft", "dpo", "ppo")
+    ]
+    tasks = read_tasks(files, mode, None, "train")
+    first = Counter(tasks[3 * i].models[0] if mode == "claims" else "-".join(tasks[3 * i].models) for i in range(60))
+    assert len(tasks) == 180 and len(first) == 3 and min(first.values()) >= 10
 
 
 def test_preferences_are_pairs_and_gold_keeps_the_right_answer(write_rows):

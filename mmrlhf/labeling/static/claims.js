@@ -110,7 +110,12 @@ export function claims(form, { saveDraft }) {
     list.setAttribute("aria-activedescendant", words[cursor].id);
     words[cursor].scrollIntoView({ block: "nearest" });
   }
-  const inList = (act) => (event) => { if (event.target === list) act(event); };
+  const toggleSelected = () => words.length && toggle(Math.min(anchor, cursor), Math.max(anchor, cursor));
+  const listKeys = {
+    ArrowLeft: (event) => go(cursor - 1, event.shiftKey), ArrowRight: (event) => go(cursor + 1, event.shiftKey),
+    Home: (event) => go(0, event.shiftKey), End: (event) => go(words.length - 1, event.shiftKey),
+    " ": (event) => { if (!event.repeat) toggleSelected(); },
+  };
   let pressed = null;
   const indexOf = (event) => words.indexOf(event.target.closest?.('[role="option"]'));
   list.addEventListener("pointerdown", (event) => {
@@ -171,12 +176,14 @@ export function claims(form, { saveDraft }) {
   setEdited(corrected.value !== "");
   if (!isEdited) corrected.value = correction();
   return {
-    keys: {
-      ArrowLeft: inList((event) => go(cursor - 1, event.shiftKey)), ArrowRight: inList((event) => go(cursor + 1, event.shiftKey)),
-      Home: inList((event) => go(0, event.shiftKey)), End: inList((event) => go(words.length - 1, event.shiftKey)),
-      m: () => words.length && toggle(Math.min(anchor, cursor), Math.max(anchor, cursor)),
-      " ": inList(() => words.length && toggle(Math.min(anchor, cursor), Math.max(anchor, cursor))),
-      w: () => list.focus(), c: nextClaim, y: judge("true"), n: judge("false"), d: judge("unknown"),
+    keys: { m: toggleSelected, w: () => list.focus(), c: nextClaim, y: judge("true"), n: judge("false"), d: judge("unknown") },
+    // The words take these keys only while they have the focus.
+    takes(event) {
+      const act = event.target === list && listKeys[event.key];
+      if (!act) return false;
+      event.preventDefault();
+      act(event);
+      return true;
     },
   };
 }

@@ -130,6 +130,9 @@ function save() {
   if (mode.problem && mode.problem()) return say(mode.problem());
   if (form.reportValidity()) form.requestSubmit(document.getElementById("save"));
 }
+// A radio button or a checkbox that has the focus keeps its own keys.
+const CHOICE_KEYS = [" ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
+const isChoice = (event) => event.target.matches("input[type=radio], input[type=checkbox]") && CHOICE_KEYS.includes(event.key);
 const view = viewer(document.querySelector(".pictures"));
 const keys = {
   s: () => form.requestSubmit(form.querySelector('[value="skip"]')),
@@ -157,7 +160,7 @@ document.addEventListener("keydown", (event) => {
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.key.length === 1 && !singleKeys.checked) return;
   if (dialog && !(name === "?" && dialog.id === "keys")) return;
-  if (view.takes(event)) return;
+  if (isChoice(event) || view.takes(event) || mode.takes?.(event)) return;
   const act = mode.keys?.[name] ?? keys[name];
   if (act && !(isButton && event.key === " ")) {
     event.preventDefault();

@@ -85,11 +85,13 @@ export function viewer(section) {
     keys: {
       "+": actions.in, "=": actions.in, "-": actions.out, 0: fit, "[": actions.previous, "]": actions.next, p: () => stage.focus(),
     },
-    // An enlarged picture that has the focus is moved by the arrow keys.
+    // A picture that has the focus is moved by the arrow keys. A whole one stays: they do not vote.
     takes(event) {
-      if (event.target !== stage || scale === 1 || !(event.key in arrows)) return false;
-      event.preventDefault();
-      move(...arrows[event.key]);
+      if (event.target !== stage || !(event.key in arrows)) return false;
+      if (scale > 1) {
+        event.preventDefault();
+        move(...arrows[event.key]);
+      }
       return true;
     },
   };
