@@ -41,6 +41,9 @@ def read_verdicts(
 ) -> GroupVerdicts | None:
     """Return a verdict on each claim of each group's answers, None if no truth is given.
 
+    An answer that the truth says nothing about has None in place of its verdicts: nobody labelled
+    it, or no facts are about its image.
+
     Raises InputError if the reward reads the same facts, or if the truth is about other answers.
     """
     if config.truth == "none":
@@ -51,7 +54,7 @@ def read_verdicts(
         verdicts = _verdicts_of_labels(str(config.truth_file), groups)
     else:
         verdicts = _verdicts_of_clip(config, groups, lexicon)
-    known = (v for group in verdicts for answer in group for v in answer if v.value != "unknown")
+    known = (v for group in verdicts for answer in group for v in answer or () if v.value != "unknown")
     if next(known, None) is None:
         hint = {
             "facts": "give facts about the objects that the answers name",
@@ -82,7 +85,7 @@ def _verdicts_of_facts(
             "facts kept apart (more complete, or by another annotator), or --truth labels"
         )
     return [
-        [verify_against_facts(extract_claims(answer, lexicon), facts, lexicon) for answer in group.answers]
+        [verify_against_facts(extract_claims(answer, lexicon), facts, lexicon) if facts else None for answer in group.answers]
         for group, facts in zip(groups, true_facts, strict=True)
     ]
 
@@ -103,7 +106,11 @@ def _texts(facts: Sequence[Fact]) -> set[tuple[str, str]]:
 
 
 def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdicts:
-    """Read what `mmrlhf claims` wrote, with verdicts, and join it by row id and text."""
+    """Read what `mmrlhf claims` wrote, with verdicts, and join it by row id and text.
+
+    Labels without an id are joined by text alone. An answer whose claims are all unknown is one
+    that nobody labelled yet: it has None, as one without a row has.
+    """
     by_answer: dict[tuple[str, str], list[Verdict]] = {}
     for raw_row in read_rows(path):
         row = raw_row.parse()
@@ -113,17 +120,25 @@ def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdic
         if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
             row.fail("`claims` must be a list of objects, as `mmrlhf claims` writes them")
         verdicts = [_labelled_claim(row, claim, len(text)) for claim in claims]
-        by_answer["" if id_ is None else str(id_), stripped] = by_answer["", stripped] = verdicts
+        key = "" if id_ is None else str(id_), stripped
+        if id_ is None and by_answer.get(key, verdicts) != verdicts:
+            row.fail("`text` has other verdicts in an earlier row, and neither has an `id`: give both the ids of their answers")
+        by_answer[key] = verdicts
 
-    def find(id_: str, answer: str) -> list[Verdict]:
-        return by_answer.get((id_, answer.strip()), by_answer.get(("", answer.strip()), []))
+    def find(id_: str, answer: str) -> list[Verdict] | None:
+        return by_answer.get((id_, answer.strip()), by_answer.get(("", answer.strip())))
 
-    verdicts_by_group = [[find(group.id, answer) for answer in group.answers] for group in groups]
-    if not any(verdicts for group_verdicts in verdicts_by_group for verdicts in group_verdicts):
+    labels_by_group = [[find(group.id, answer) for answer in group.answers] for group in groups]
+    if all(labels is None for group_labels in labels_by_group for labels in group_labels):
         raise InputError(
             f"truth_file {path} labels none of the answers: label claims that `mmrlhf claims` finds in that very file"
         )
-    return verdicts_by_group
+    return [[None if _is_unlabelled(labels) else labels for labels in group_labels] for group_labels in labels_by_group]
+
+
+def _is_unlabelled(verdicts: Sequence[Verdict] | None) -> bool:
+    """Return whether no claim of an answer was labelled. One without claims needs no labels."""
+    return verdicts is None or (bool(verdicts) and all(verdict.value == "unknown" for verdict in verdicts))
 
 
 def _labelled_claim(row: Row, claim: dict[str, Any], length: int) -> Verdict:

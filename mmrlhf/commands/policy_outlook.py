@@ -21,7 +21,7 @@ from mmrlhf.metrics.calibration import proportion
 from mmrlhf.records import CLAIM_KINDS, Example, InputError
 from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, verifier_for
 from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, ScoreGroups, detection_rates, score_rises
-from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, slope_differences
+from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, measured_answers, slope_differences
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
@@ -123,6 +123,7 @@ def measure_outlook(
     result: dict[str, Any] = {
         "num_prompts": len(groups),
         "num_answers": sum(len(group.answers) for group in groups),
+        "num_measured": None if verdicts is None else sum(map(len, measured_answers(verdicts))),
         "spread": {name: explained_variance(groups, values, verdicts, seed) for name, values in scores.items()},
         "detection": None,
         "slopes": None,
@@ -198,6 +199,11 @@ def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
         return sentences
     if not _has_spread(outlook["spread"]):
         return sentences
+    if outlook["num_measured"] < outlook["num_answers"]:
+        sentences.append(
+            f"Slopes are measured on {outlook['num_measured']} of {outlook['num_answers']} answers: of the others, or of all but "
+            "one to their prompt, the truth is not known."
+        )
     main = WITH_FACTS if WITH_FACTS in outlook["slopes"] else WITHOUT_FACTS
     phrases_by_fate: dict[str, list[str]] = {GOES: [], STAYS: [], GROWS: [], UNCLEAR: []}
     for kind, entry in outlook["forecast"].items():

@@ -22,8 +22,9 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 
 ScoreGroups = Callable[[Sequence[AnswerGroup]], Sequence[Sequence[float]]]
 """Maps groups of answers to a score for each answer, as `RewardModel.score` does."""
-GroupVerdicts = Sequence[Sequence[Sequence[Verdict]]]
-"""The truth: a verdict on each claim of each answer of each group."""
+GroupVerdicts = Sequence[Sequence[Sequence[Verdict] | None]]
+"""The truth: a verdict on each claim of each answer of each group; None for an answer that nobody
+judged."""
 SCORE_TOLERANCE = 1e-6
 """Scores closer than this count as equal: one text in two batches need not score the same."""
 ALL_KINDS = "all"
@@ -54,7 +55,7 @@ def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts, lexicon: Le
     found: list[Removal] = []
     for group_index, (group, group_verdicts) in enumerate(zip(groups, verdicts, strict=True)):
         for answer_index, (answer, answer_verdicts) in enumerate(zip(group.answers, group_verdicts, strict=True)):
-            found += _answer_removals(group_index, answer_index, answer, answer_verdicts, lexicon)
+            found += _answer_removals(group_index, answer_index, answer, answer_verdicts or (), lexicon)
     return found
 
 

@@ -36,28 +36,37 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
     "low", "high"} with a 95% bootstrap interval over prompts, None without such claims. Beside them
     are the numbers of claims that they are measured on, `num_false` and `num_true`, and of prompts
     with a false one, `num_prompts`. Claims count once in an answer, hedged ones and true denials
-    not at all; prompts of one answer are left out, and so is a kind without any claims. A prompt
-    of A answers weighs A - 1.
+    not at all. Left out are kinds without any claims, answers of unknown truth (they would count as
+    free of false claims, and shrink the slopes), and prompts with fewer than two other answers. A
+    prompt of A answers weighs A - 1.
     """
-    centred = _centred_groups(groups, [scores], verdicts)
-    if not centred:
+    prompts = _known_answers(groups, [scores], verdicts)
+    if not prompts:
         return {}
+    centred = [_centred(score_rows, counts) for score_rows, counts in prompts]
     stats = SufficientStats(
         range(len(centred)),
         np.array([_products(rows) for rows in centred]),
         lambda sums: dict(zip(_SLOPE_NAMES, np.moveaxis(_slopes(sums), -1, 0), strict=True)),
     )
     intervals = with_intervals(stats, seed)[0]
-    counts_PS = np.array([_count_claims(v).sum(0) for g, v in zip(groups, verdicts, strict=True) if len(g.answers) > 1])
-    claims = dict(zip(_SLOPE_NAMES, counts_PS.sum(0).astype(int).tolist(), strict=True))
-    prompts = dict(zip(_SLOPE_NAMES, (counts_PS > 0).sum(0).tolist(), strict=True))
+    counts_PS = np.array([counts.sum(0) for _, counts in prompts])
+    num_claims = dict(zip(_SLOPE_NAMES, counts_PS.sum(0).astype(int).tolist(), strict=True))
+    num_prompts = dict(zip(_SLOPE_NAMES, (counts_PS > 0).sum(0).tolist(), strict=True))
     return {
-        kind: {truth: intervals[f"{truth} {kind}"] if claims[f"{truth} {kind}"] else None for truth in TRUTHS}
-        | {f"num_{truth}": claims[f"{truth} {kind}"] for truth in TRUTHS}
-        | {"num_prompts": prompts[f"false {kind}"]}
+        kind: {truth: intervals[f"{truth} {kind}"] if num_claims[f"{truth} {kind}"] else None for truth in TRUTHS}
+        | {f"num_{truth}": num_claims[f"{truth} {kind}"] for truth in TRUTHS}
+        | {"num_prompts": num_prompts[f"false {kind}"]}
         for kind in SLOPE_KINDS
-        if any(claims[f"{truth} {kind}"] for truth in TRUTHS)
+        if any(num_claims[f"{truth} {kind}"] for truth in TRUTHS)
     }
+
+
+def measured_answers(verdicts: GroupVerdicts) -> list[list[int]]:
+    """Return which answers of each prompt slopes are measured on: those of known truth, none if
+    there are fewer than two."""
+    known = [[index for index, answer in enumerate(group_verdicts) if answer is not None] for group_verdicts in verdicts]
+    return [indices if len(indices) > 1 else [] for indices in known]
 
 
 def slope_differences(
@@ -66,11 +75,12 @@ def slope_differences(
     """Return the slope of false claims under one reward minus that under another, by kind.
 
     Both are of the same answers, so the 95% bootstrap interval over prompts is paired. It is empty
-    without prompts of two answers.
+    without prompts that have two answers of known truth.
     """
-    centred = _centred_groups(groups, [scores, base_scores], verdicts)  # two rewards, then counts
-    if not centred:
+    prompts = _known_answers(groups, [scores, base_scores], verdicts)
+    if not prompts:
         return {}
+    centred = [_centred(score_rows, counts) for score_rows, counts in prompts]  # two rewards, then counts
     columns = [np.concatenate([_products(np.delete(rows, 1, 0)), _products(np.delete(rows, 0, 0))]) for rows in centred]
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,22 +108,28 @@ def _count_claims(answers: Sequence[Sequence[Verdict]]) -> np.ndarray:
     return np.array(rows, dtype=float)
 
 
-def _centred_groups(groups: Sequence[AnswerGroup], rewards: Sequence[Scores], verdicts: GroupVerdicts) -> list[np.ndarray]:
-    """Return rewards and counts of claims around the means of their prompt, [R + S, A] by prompt.
+def _known_answers(
+    groups: Sequence[AnswerGroup], rewards: Sequence[Scores], verdicts: GroupVerdicts
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return rewards [R, A] and counts of claims [A, S] of each prompt's `measured_answers`.
 
-    Prompts with one answer say nothing, and are left out.
+    Prompts without any are left out.
     """
-    centred = []
-    for index, group in enumerate(groups):
-        num_answers = len(group.answers)
-        if num_answers < 2:
-            continue
-        score_rows = [np.array(scores[index][:num_answers], dtype=float) for scores in rewards]
-        rows = np.stack([*score_rows, *_count_claims(verdicts[index]).T])
-        rows -= rows.mean(1, keepdims=True)
-        rows[: len(rewards)][np.abs(rows[: len(rewards)]) < SCORE_TOLERANCE] = 0
-        centred.append(rows)
-    return centred
+    prompts = []
+    for index, (_, indices) in enumerate(zip(groups, measured_answers(verdicts), strict=True)):
+        if indices:
+            score_rows = np.array([[scores[index][i] for i in indices] for scores in rewards], dtype=float)
+            prompts.append((score_rows, _count_claims([verdicts[index][i] or () for i in indices])))
+    return prompts
+
+
+def _centred(score_rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return a prompt's rewards and counts of claims around their means [R + S, A]."""
+    rows = np.concatenate([score_rows, counts.T])
+    rows -= rows.mean(1, keepdims=True)
+    rewards = rows[: len(score_rows)]
+    rewards[np.abs(rewards) < SCORE_TOLERANCE] = 0
+    return rows
 
 
 def _products(rows: np.ndarray) -> np.ndarray:
@@ -137,42 +153,38 @@ def _slopes(sums: np.ndarray) -> np.ndarray:
 
 
 def explained_variance(
-    groups: Sequence[AnswerGroup], scores: Sequence[Sequence[float]], verdicts: GroupVerdicts | None, seed: int = 0
+    groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupVerdicts | None, seed: int = 0
 ) -> dict[str, Any]:
     """Return the spread of the reward within prompts, and the part of it that truth explains.
 
     `within_std` is the standard deviation of the scores of a prompt's answers around their mean,
     which sets how fast a policy learns (Razin et al. 2025); `between_std` that of the means.
     `explained` is R^2, with a 95% bootstrap interval over prompts, of a regression of the former on
-    the numbers of true and of false claims, both around their means; None without verdicts. Groups
-    of one answer have no spread. All are None without groups of two answers.
+    the numbers of true and of false claims, both around their means. Claims and answers count as in
+    `first_slopes`; it is None without prompts that have two answers of known truth. Groups of one
+    answer have no spread, and all are None without groups of two.
     """
-    columns, num_answers, means = [], 0, []
-    for index, group in enumerate(groups):
-        if len(group.answers) < 2:
-            continue
-        score_N = np.array(scores[index][: len(group.answers)], dtype=float)
-        counts_2N = np.zeros((2, len(score_N)))
-        for answer_index, answer_verdicts in enumerate(verdicts[index] if verdicts else ()):
-            values = [v.value for v in answer_verdicts]
-            counts_2N[:, answer_index] = values.count("supported"), values.count("contradicted")
-        centred_3N = np.stack([score_N, *counts_2N])
-        centred_3N -= centred_3N.mean(1, keepdims=True)
-        columns.append((centred_3N @ centred_3N.T).ravel())
-        num_answers += len(score_N)
-        means.append(score_N.mean())
-    if not columns:
+    score_groups = [np.array(scores[i][: len(g.answers)], dtype=float) for i, g in enumerate(groups) if len(g.answers) > 1]
+    if not score_groups:
         return {"within_std": None, "between_std": None, "explained": None}
-    sums_C9 = np.array(columns)
-    explained = None
-    if verdicts is not None:
-        stats = SufficientStats(range(len(sums_C9)), sums_C9, lambda sums: {"explained": _r_squared(sums)})
-        explained = with_intervals(stats, seed)[0]["explained"]
+    freedom = sum(len(score_N) - 1 for score_N in score_groups)
     return {
-        "within_std": float((sums_C9[:, 0].sum() / (num_answers - len(columns))) ** 0.5),
-        "between_std": float(np.std(means)),
-        "explained": explained,
+        "within_std": float((sum(len(score_N) * score_N.var() for score_N in score_groups) / freedom) ** 0.5),
+        "between_std": float(np.std([score_N.mean() for score_N in score_groups])),
+        "explained": None if verdicts is None else _explained(groups, scores, verdicts, seed),
     }
+
+
+def _explained(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupVerdicts, seed: int) -> dict[str, float] | None:
+    """Return R^2 of `explained_variance` with its interval."""
+    columns = []
+    for score_rows, counts in _known_answers(groups, [scores], verdicts):
+        centred_3A = _centred(score_rows, counts[:, [_SLOPE_NAMES.index(f"{truth} {ALL_KINDS}") for truth in TRUTHS]])
+        columns.append((centred_3A @ centred_3A.T).ravel())
+    if not columns:
+        return None
+    stats = SufficientStats(range(len(columns)), np.array(columns), lambda sums: {"explained": _r_squared(sums)})
+    return with_intervals(stats, seed)[0]["explained"]
 
 
 def _r_squared(sums: np.ndarray) -> np.ndarray:

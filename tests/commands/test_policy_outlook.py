@@ -53,7 +53,7 @@ SPREAD = {
 def sentences_of(with_facts, without, differences, minus_other=None):
     slopes = {"with facts": {"all": slope(-0.4), **with_facts}, "without facts": {"all": slope(-0.2), **without}}
     outlook = {"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, differences)}
-    return outlook_sentences(outlook | {"own_minus_other_facts": minus_other})
+    return outlook_sentences(outlook | {"own_minus_other_facts": minus_other, "num_answers": 80, "num_measured": 80})
 
 
 def test_forecast_follows_from_slopes():
@@ -120,6 +120,19 @@ def test_claims_checked_against_facts_are_worth_nothing_without_them():
     outlook = measure_outlook(groups, [], verdicts, scores)
     assert outlook["slopes"]["without facts"]["object"]["false"]["value"] == 0
     assert "Facts will change the policy: only with them do false claims go that are about objects." in outlook_sentences(outlook)
+
+
+def test_the_answers_that_slopes_are_measured_on_are_counted():
+    groups = [make_group("A cup.", "A dog.", id_=str(i)) for i in range(4)]
+    lexicon = load_lexicon()
+    truth = (Fact("object", "cup"), Fact("absent", "dog"))
+    known = [verify_against_facts(extract_claims(answer, lexicon), truth, lexicon) for answer in groups[0].answers]
+    outlook = measure_outlook(groups, [], [known, known, [None, known[1]], [None, None]], {"without facts": [[1.0, 0.0]] * 4})
+    assert (outlook["num_answers"], outlook["num_measured"]) == (8, 4)
+    assert outlook["slopes"]["without facts"]["object"]["num_prompts"] == 2
+    assert outlook_sentences(outlook)[1] == (
+        "Slopes are measured on 4 of 8 answers: of the others, or of all but one to their prompt, the truth is not known."
+    )
 
 
 def test_sentences_say_what_was_not_measured():
@@ -196,6 +209,8 @@ def test_truth_of_facts_kept_apart(tmp_path):
     with pytest.raises(InputError, match="has the facts that the reward reads"):
         read_verdicts(config, [own], load_lexicon(), True)
     assert read_verdicts(config, [own], load_lexicon(), False)
+    # Nothing is known of an image without facts: its answers do not count as free of false claims.
+    assert read_verdicts(config, [group, make_group("A dog.", image="z.png")], load_lexicon(), True)[1] == [None]
     with pytest.raises(InputError, match="has no facts about the images of"):
         read_verdicts(config, [make_group("A cup.", image="z.png")], load_lexicon(), True)
 
@@ -213,14 +228,39 @@ def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):
     config = make_config(tmp_path, answers=answers, truth="labels", truth_file=path)
     groups = [make_group("A cup and a dog.", "A mouse."), make_group("A hat.", id_="b")]
     verdicts = read_verdicts(config, groups, load_lexicon(), True)
-    assert [[[v.value for v in answer] for answer in group] for group in verdicts] == [
-        [["supported", "contradicted"], []],
-        [["unknown"]],
-    ]
+    # No row is about the mouse, and in that of the hat nobody set a verdict.
+    assert verdicts[0][1] is None and verdicts[1] == [None]
+    assert [v.value for v in verdicts[0][0]] == ["supported", "contradicted"]
     with pytest.raises(InputError, match="labels none of the answers"):
         read_verdicts(config, [make_group("A mouse.")], load_lexicon(), True)
     with pytest.raises(InputError, match="is known to be true or false: set the `verdict` of each claim"):
         read_verdicts(config, groups[1:], load_lexicon(), True)
+
+
+def labelled_cup(verdict, **fields):
+    claim = {"kind": "object", "object": "cup", "span": [2, 5], "verdict": verdict}
+    return {**fields, "text": "A cup.", "claims": [claim]}
+
+
+def test_labels_with_an_id_are_not_another_images(tmp_path):
+    rows = [labelled_cup("supported", id="a"), labelled_cup("contradicted", id="b"), {"id": "d", "text": "Hm.", "claims": []}]
+    groups = [make_group("A cup.", id_=id_) for id_ in "abc"] + [make_group("Hm.", id_="d")]
+    config = make_config(tmp_path, answers="x", truth="labels", truth_file=write_lines(tmp_path / "labels.jsonl", rows))
+    values = [
+        [v.value for v in answer] if answer is not None else None for (answer,) in read_verdicts(config, groups, None, True)
+    ]
+    assert values == [["supported"], ["contradicted"], None, []]  # an answer without claims needs no labels
+
+
+def test_labels_without_an_id_are_of_every_answer_with_their_text(tmp_path):
+    path = write_lines(tmp_path / "labels.jsonl", [labelled_cup("supported"), labelled_cup("supported")])
+    config = make_config(tmp_path, answers="x", truth="labels", truth_file=path)
+    assert [v.value for ((v,),) in read_verdicts(config, [make_group("A cup.", id_=i) for i in "ab"], None, True)] == [
+        "supported"
+    ] * 2
+    write_lines(tmp_path / "labels.jsonl", [labelled_cup("supported"), labelled_cup("contradicted")])
+    with pytest.raises(InputError, match="line 2: `text` has other verdicts in an earlier row, and neither has an `id`"):
+        read_verdicts(config, [make_group("A cup.")], None, True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.records import Message, Verdict
-from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, slope_differences
+from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, measured_answers, slope_differences
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 ANSWERS = ("There is a red cup, a dog and a cat.", "There is a cup and a hat.")
@@ -106,6 +106,32 @@ def test_claims_count_once_and_hedged_ones_and_denials_not_at_all():
     assert any(v.claim.hedged for v in verdicts[0][1]) and any(v.claim.negated for v in verdicts[0][1])
     slopes = first_slopes(groups, [[1.0, 3.0]] * 4, verdicts)
     assert (slopes["object"]["num_false"], slopes["object"]["num_true"], slopes["object"]["num_prompts"]) == (4, 0, 4)
+
+
+def test_answers_of_unknown_truth_are_left_out():
+    """Half of the prompts known give the figures of these prompts alone, not half the slope."""
+    rng = np.random.default_rng(0)
+    groups = make_groups(20, ("A cat.", "A cup.", "A cat and a hat."))
+    verdicts, scores, base = make_verdicts(groups), rng.normal(size=(20, 3)), rng.normal(size=(20, 3))
+    nothing, one = [None] * 3, [verdicts[0][0], None, None]
+    partly = [answers if i < 10 else one if i < 15 else nothing for i, answers in enumerate(verdicts)]
+    half = groups[:10], scores[:10]
+    assert first_slopes(groups, scores, partly) == first_slopes(*half, verdicts[:10])
+    assert slope_differences(groups, scores, base, partly) == slope_differences(*half, base[:10], verdicts[:10])
+    explained = explained_variance(groups, scores, partly)["explained"]
+    assert explained == explained_variance(*half, verdicts[:10])["explained"]
+    assert explained_variance(groups, scores, [nothing] * 20)["explained"] is None
+    assert measured_answers(partly) == [[0, 1, 2]] * 10 + [[]] * 10
+    # Of three answers two are known: the third does not matter, whatever its score.
+    two = first_slopes(groups, scores, [[a, b, None] for a, b, _ in verdicts])
+    assert two == first_slopes(make_groups(20, ("A cat.", "A cup.")), scores[:, :2], [v[:2] for v in verdicts])
+
+
+def test_variance_is_explained_by_claims_as_slopes_count_them():
+    """A reward that counts distinct false claims is explained in full, whatever is said twice."""
+    groups = make_groups(4, ("A cat and a cat and a hat.", "There may be a cat.", "A cat."))
+    verdicts = make_verdicts(groups)
+    assert explained_variance(groups, [[-2.0, 0.0, -1.0]] * 4, verdicts)["explained"]["value"] == pytest.approx(1)
 
 
 def test_scores_after_those_of_the_answers_are_not_read():
