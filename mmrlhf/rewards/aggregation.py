@@ -61,5 +61,5 @@ def build_aggregation(config: RewardedConfig, gather: Callable[[list[Any]], list
     normalizer = None
     if config.multi_objective_aggregation == "normalize_then_sum":
         normalizer = TermNormalizer(config.term_statistics, config.num_generations)
-    length_bounds = parse_length_bounds(config.length_bounds, config.response_length)
+    length_bounds = parse_length_bounds(config.length_bounds, config.response_length, config.num_generations)
     return RewardAggregation(normalizer, length_bounds, parse_reward_clip(config.reward_clip_range), gather)
