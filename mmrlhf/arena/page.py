@@ -25,13 +25,13 @@ from mmrlhf.arena.ratings import ELO_PER_UNIT, NUM_RESAMPLES, Ratings, score_tab
 from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
-from mmrlhf.labeling.visible_text import visible
 from mmrlhf.metrics.intervals import Interval
 from mmrlhf.records import InputError
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, style_context, to_inline_svg
 from mmrlhf.report.terminal import print_whole
 from mmrlhf.text.printable import printable
+from mmrlhf.text.visible_text import visible
 
 PLAIN_COLOUR, CONTROLLED_COLOUR, ZERO_COLOUR = "#12a08f", "#c2701c", "#7d8894"
 COLUMNS = ("model", "rank", "rating", "style controlled", "votes")
@@ -70,9 +70,8 @@ def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -
 
 def arena_page(file: str, boards: list[Board], agreements: list[JudgeAgreement], voids: list[Void]) -> str:
     """Return the leaderboard as HTML."""
-    environment = jinja_environment()
-    environment.filters["visible"] = visible
-    return environment.get_template("arena.html.j2").render(
+    template = jinja_environment().get_template("arena.html.j2")
+    return template.render(
         file=file,
         title=f"{headline(boards[0])} ({_extent(boards[0])})",
         boards=[_section(board, number) for number, board in enumerate(boards)],

@@ -9,7 +9,6 @@ store          one SQLite file: tasks, images, annotators, and events that are o
 schedule       which task an annotator gets next
 assignments    tasks shown, answers recorded once, undo: the store and the schedule together
 typed_facts    facts from a typed sentence
-visible_text   hostile text as text
 forms          the label in a submitted form, checked, by the mode of its task
 guard          addresses, hosts, origins, sizes and headers of requests
 sessions       who an annotator is: pseudonyms, codes and cookies

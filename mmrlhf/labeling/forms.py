@@ -21,8 +21,8 @@ from mmrlhf.claims import extract_claims
 from mmrlhf.facts.parse import read_line
 from mmrlhf.files.rows import Row, parse_json
 from mmrlhf.labeling.assignments import Shown
-from mmrlhf.labeling.visible_text import visible
 from mmrlhf.records import Claim, FactKind, InputError
+from mmrlhf.text.visible_text import visible
 
 Form = Mapping[str, str]
 REASONS = {

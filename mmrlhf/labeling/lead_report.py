@@ -12,7 +12,6 @@ from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, one_sided, summarise_annotators
 from mmrlhf.labeling.results import Labels, read_labels
 from mmrlhf.labeling.store import Store
-from mmrlhf.labeling.visible_text import visible
 from mmrlhf.records import InputError
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.terminal import print_whole
@@ -111,9 +110,9 @@ def _notes(store: Store, labels: Labels) -> list[dict[str, Any]]:
     return [
         {
             "kind": {"flag": "flagged", "skip": "skipped", "label": "labelled"}[kind],
-            "task": visible(store.task(task).name)[:200],
+            "task": store.task(task).name[:200],
             "name": labels.names[annotator],
-            "note": visible(content.get("note", "")),
+            "note": content.get("note", ""),
         }
         for _, annotator, task, kind, content in sorted(noted, key=lambda entry: entry[0], reverse=True)[:MAX_NOTES]
         if task is not None

@@ -15,8 +15,8 @@ from mmrlhf.labeling.assignments import Progress, Shown
 from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claims_of, words_of
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import phrase_of_claim
-from mmrlhf.labeling.visible_text import visible
 from mmrlhf.records import place_images
+from mmrlhf.text.visible_text import visible
 
 FOLDER = Path(__file__).parent
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.plots import CURVES, curve_plot, scatter_plot
@@ -27,6 +28,7 @@ from mmrlhf.report.results import (
     same_kl_sentence,
     split_at_claims,
 )
+from mmrlhf.text.visible_text import visible
 
 SPLIT_TITLES = {
     "held_out": "Held out: new images of the kind trained on",
@@ -41,10 +43,12 @@ NUM_SHOWN_IMAGES = 4
 
 
 def jinja_environment() -> Environment:
-    """Return the environment of the templates in this folder. It escapes everything they print."""
+    """Return the environment of the templates in this folder. It escapes everything they print, and
+    shows control characters and marks of direction, which would act on the text around them."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

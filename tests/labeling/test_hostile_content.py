@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from mmrlhf.labeling.visible_text import visible
+from mmrlhf.text.visible_text import visible
 from tests.labeling.conftest import Person, pairs, standing
 
 

@@ -58,6 +58,16 @@ def test_write_claims_page_shows_every_claim_with_its_evidence(tmp_path):
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
 
 
+def test_write_claims_page_shows_marks_that_would_act_on_other_text(tmp_path):
+    claims = [claim_row("contradicted", "a \u202ecat", start=2, end=5, evidence="\x1b[31mabsent")]
+    row = {"step": 1, "id": "r\u20661", "question": "What?\u202e", "answer": "A cat\x07.", "terms": {}, "claims": claims}
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(row) + "\n")
+    source = write_claims_page(tmp_path).read_text(encoding="utf-8")
+    assert not set(source) & set("\u202e\u2066\x1b\x07")
+    for shown in ("a \ufffdcat", "\u241b[31mabsent", "r\ufffd1", "What?\ufffd", "\u2407."):
+        assert shown in source
+
+
 def ledger_line(step, id_, verdicts, total=0.0, **fields):
     claims = [claim_row(verdict, "a dog") for verdict in verdicts]
     row = {"step": step, "id": id_, "answer": f"Answer {step} to {id_}.", "terms": {}, "total": total, "claims": claims}

@@ -1,9 +1,10 @@
 """The page of a round: claims coloured by verdict, reasons, and nothing of a model as HTML."""
 
+import dataclasses
 from collections import Counter
 
 from mmrlhf.claims import load_lexicon
-from mmrlhf.records import Claim, Verdict
+from mmrlhf.records import Claim, Message, Verdict
 from mmrlhf.training.feedback.labels import SampledAnswer, label_group
 from mmrlhf.training.feedback.page import Segment, segments, write_round_page
 from mmrlhf.training.feedback.pairs import select_pairs
@@ -47,6 +48,30 @@ def test_page_shows_pairs_with_picture_reasons_and_verdicts(examples, tmp_path):
     assert "dropped: tie" in page and "beyond max_pairs_per_prompt" in page
     assert "data:image/jpeg" in page and page.count("<svg") == 2
     assert "Labels agree with the truth in 100.0%" in page and "in truth -4" in page
+
+
+def test_page_shows_marks_that_would_act_on_other_text(examples, tmp_path):
+    """Escape sequences and marks of direction in an id, prompt, answer, claim or its evidence."""
+    asked = [Message("user", "What\u2066 is it?\x1b[2J")]
+    examples = [dataclasses.replace(example, id="row\u202e", prompt=asked, images=[]) for example in examples]
+    claim = Claim("object", "mo\u202eon", span=(0, 6))
+    answers = [SampledAnswer(0, 0, "A ring\x07.", 2), SampledAnswer(0, 1, "A moon\u202e.", 2)]
+    verdicts = [(spanned("supported", 0, 6),), (Verdict(claim, "contradicted", evidence="absent: \u2067moon"),)]
+    groups = [label_group(list(zip(answers, verdicts, strict=True)), 4)]
+    selection = select_pairs(groups, 1, 1, False, 0)
+    write_round_page(tmp_path / "report.html", summarise(1, "facts", groups, selection), selection, examples, 8, load_lexicon())
+    page = (tmp_path / "report.html").read_text()
+    assert not set(page) & set("\u202e\u2066\u2067\x1b\x07")
+    for shown in (
+        "row\ufffd",
+        "What\ufffd is it?\u241b[2J",
+        "A ring</span>\u2407.",
+        "A moon</del>\ufffd.",
+        "mo\ufffdon",
+        "absent: \ufffdmoon",
+    ):
+        assert shown in page
+    assert page.count("<svg") == 2  # what the page draws itself is left as it is
 
 
 def test_summary_counts_what_is_left_out():
