@@ -42,7 +42,7 @@ def answer_groups(rows: Iterable[Example], name: str) -> list[AnswerGroup]:
     """
     groups: dict[str, AnswerGroup] = {}
     for row in rows:
-        if not row.answer:
+        if row.answer is None:
             raise InputError(f"{name}: row {row.id} has no `answer`: give answers that `mmrlhf generate` wrote")
         group = groups.get(row.id)
         if group is None:

@@ -33,7 +33,7 @@ from mmrlhf.commands.policy_outlook import (
 from mmrlhf.commands.reward_eval_page import print_table, write_page
 from mmrlhf.commands.reward_metrics import accuracy, compute_metrics, perturbed_facts, perturbed_pictures, probe_metrics
 from mmrlhf.config import RewardEvalConfig
-from mmrlhf.datasets import read_examples, read_preferences
+from mmrlhf.datasets import read_answers, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -158,7 +158,7 @@ def _read_answers(config: RewardEvalConfig) -> list[AnswerGroup]:
     if config.answers is None:
         return []
     facts = read_facts(config.facts_file) if config.facts_file else None
-    rows = read_examples(config.answers, split_of(config.answers, config.dataset_train_split), config.image_folder, facts)
+    rows = read_answers(config.answers, split_of(config.answers, config.dataset_train_split), config.image_folder, facts)
     return answer_groups(rows, config.answers)
 
 

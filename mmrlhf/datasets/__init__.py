@@ -19,7 +19,16 @@ Each module imports only those before it: `conversations`, `image_fields`, `othe
 
 from mmrlhf.datasets.examples import detect_format, parse_example
 from mmrlhf.datasets.image_fields import row_context
-from mmrlhf.datasets.load import Records, has_preferences, have_facts, read_examples, read_preferences, read_records, subset
+from mmrlhf.datasets.load import (
+    Records,
+    has_preferences,
+    have_facts,
+    read_answers,
+    read_examples,
+    read_preferences,
+    read_records,
+    subset,
+)
 from mmrlhf.datasets.preferences import is_preference, parse_preference
 from mmrlhf.datasets.write import FORMATS, to_pairs
 from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
@@ -34,6 +43,7 @@ __all__ = [
     "is_preference",
     "parse_example",
     "parse_preference",
+    "read_answers",
     "read_examples",
     "read_preferences",
     "read_records",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
+from mmrlhf.datasets.conversations import is_blank
 from mmrlhf.datasets.examples import parse_example
 from mmrlhf.datasets.image_fields import FactsByName, row_context
 from mmrlhf.datasets.preferences import is_preference, parse_preference
@@ -115,6 +117,26 @@ def read_examples(
     context = row_context(dataset_name, image_folder, facts)
     records = Records(dataset_name, open_table(dataset_name, split), lambda row: parse_example(row, context, require_answer))
     return _check_facts_match(records, dataset_name, facts)
+
+
+def read_answers(
+    dataset_name: str, split: str = "train", image_folder: str | None = None, facts: FactsByName | None = None
+) -> Records[Example]:
+    """Load prompts with a policy's answers, as `generate` writes them: a sampled `answer` may be
+    empty.
+
+    Raises InputError as `read_examples` does.
+    """
+    context = row_context(dataset_name, image_folder, facts)
+
+    def parse(row: Row) -> Example:
+        text = row.fields.get("answer")
+        if not isinstance(text, str) or not is_blank(text):
+            return parse_example(row, context, require_answer=False)
+        prompt = replace(row, fields={name: value for name, value in row.fields.items() if name != "answer"})
+        return replace(parse_example(prompt, context, require_answer=False), answer="")
+
+    return _check_facts_match(Records(dataset_name, open_table(dataset_name, split), parse), dataset_name, facts)
 
 
 def read_preferences(

@@ -169,6 +169,16 @@ def test_answers_need_no_split_of_the_pairs(tmp_path):
     assert group.answers == ("A cup.",)
 
 
+def test_sampled_answers_may_be_empty(tmp_path):
+    row = {"id": "a", "images": [], "prompt": "What?"}
+    path = write_lines(tmp_path / "answers.jsonl", [{**row, "answer": text} for text in ("", "A cup.", " \n")])
+    (group,) = _read_answers(make_config(tmp_path, answers=path))
+    assert group.answers == ("", "A cup.", "")
+    missing = write_lines(tmp_path / "missing.jsonl", [row])
+    with pytest.raises(InputError, match="row a has no `answer`"):
+        _read_answers(make_config(tmp_path, answers=missing))
+
+
 def test_answers_are_grouped_by_row():
     rows = [Example("a", (), PROMPT, "A cup."), Example("b", (), PROMPT, "A hat."), Example("a", (), PROMPT, "A dog.")]
     assert [group.answers for group in answer_groups(rows, "x")] == [("A cup.", "A dog."), ("A hat.",)]
@@ -305,7 +315,7 @@ def test_reward_eval_measures_slopes_and_j_on_the_policys_answers(reward_dir, pa
         facts = [{"kind": f.kind, "text": f.text} for f in example.facts]
         row = {"id": example.id, "images": [f"{example.id}.png"], "prompt": example.prompt[0].content, "facts": facts}
         rows += [{**row, "answer": "There is a cup and a dog."}, {**row, "answer": "There is a cup, a cat and a tree."}]
-    answers = write_lines(tmp_path / "answers.jsonl", rows)
+    answers = write_lines(tmp_path / "answers.jsonl", [*rows, {**rows[0], "answer": ""}])
     truth = write_lines(
         tmp_path / "truth.jsonl",
         [{"id": row["id"], "facts": [*row["facts"], {"kind": "object", "text": "cup"}, *({"kind": "absent", "text": w} for w in ("dog", "cat", "tree"))]} for row in rows[::2]],
@@ -315,7 +325,7 @@ def test_reward_eval_measures_slopes_and_j_on_the_policys_answers(reward_dir, pa
         truth_file=truth, probes=2, batch_size=4,
     )  # fmt: skip
     policy = reward_eval(config, pairs[:6])["policy"]
-    assert (policy["num_prompts"], policy["num_answers"]) == (6, 12)
+    assert (policy["num_prompts"], policy["num_answers"]) == (6, 13)
     assert set(policy["detection"]) == {"with facts", "without facts", "with another image's facts"}
     assert policy["detection"]["with facts"]["object"]["num_false"] == 18
     assert policy["detection"]["with facts"]["object"]["num_true"] == 12
@@ -328,5 +338,5 @@ def test_reward_eval_measures_slopes_and_j_on_the_policys_answers(reward_dir, pa
     assert page.ids_of_sections() == ["plots", "policy", "lengths", "tables"]
     assert "Will facts change my policy?" in page.text
     output = capsys.readouterr().out
-    assert "fact_rm=1, hallucination=-1 on 12 answers of the policy (6 prompts)" in output
+    assert "fact_rm=1, hallucination=-1 on 13 answers of the policy (6 prompts)" in output
     assert "without the picture" in output and "Within a prompt's answers the reward has a standard deviation" in output
