@@ -234,9 +234,8 @@ def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: Ev
     """Return the evaluation along the way, which also measures held-out pairs, if there are any."""
     if pairs is None:
         return PolicyEvaluation(config, eval_function)
-    if eval_function is None:
-        return PolicyEvaluation(config, pairs, held_out_metrics=CHOOSING_METRICS)
-    return PolicyEvaluation(config, lambda vlm: {**pairs(vlm), **eval_function(vlm)}, held_out_metrics=CHOOSING_METRICS)
+    function = pairs if eval_function is None else lambda vlm: {**pairs(vlm), **eval_function(vlm)}
+    return PolicyEvaluation(config, function, held_out_metrics=CHOOSING_METRICS, watch=pairs.watch)
 
 
 def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run, dataset: str) -> Sequence[Preference]:

@@ -1,5 +1,6 @@
 """What reward and dpo watch: held-out metrics, fixed rows, warnings, and their page."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from mmrlhf.config import DPOConfig
 from mmrlhf.dpo import dpo
 from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.metrics.intervals import wilson
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
-from tests.helpers.stages import reward_config
+from mmrlhf.training.dpo.held_out_pairs import HeldOutPairs
+from tests.helpers.stages import dpo_config, reward_config
 
 
 def test_reward_logs_fixed_pairs_and_can_stop_at_a_divergence(tiny_vlm_path, pairs, tmp_path, live_pages):
@@ -21,9 +24,29 @@ def test_reward_logs_fixed_pairs_and_can_stop_at_a_divergence(tiny_vlm_path, pai
     assert rows[0]["id"].endswith("chosen") and len({row["answer"] for row in first}) == 1 and "score" in rows[0]
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert 'id="fixed"' in page and "finished" in page and "data:image/jpeg" in page
-    with pytest.raises(InputError, match="add eval_benchmarks or, for reward, eval_steps"):
+    with pytest.raises(InputError, match=r"add eval_benchmarks \(dpo: or eval_dataset_name; reward: eval_steps\)"):
         train_reward_model(reward_config(tiny_vlm_path, tmp_path / "no", stop_on_warning="any"), pairs)
     assert not (tmp_path / "no").exists()
+
+
+def test_dpo_can_stop_where_held_out_pairs_diverge(tiny_vlm_path, pairs, tmp_path):
+    """The held-out rows prefer the other answer, so that their loss rises as the trained one falls.
+
+    The best evaluation is the one at step 0. At step 1 the training loss is still the first step's,
+    so that the steps 2, 3 and 4 are the three in a row that a metric without an interval takes.
+    """
+    settings = {"eval_steps": 1, "max_steps": 6, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", stop_on_warning="proxy_divergence", **settings)
+    reversed_pairs = [dataclasses.replace(row, answers=row.answers[::-1]) for row in pairs]
+    message = "stopped after step 4 at the warning proxy_divergence.*the training loss fell from 0.69.* while loss, held out"
+    with pytest.raises(InputError, match=message):
+        dpo(config, pairs, held_out=reversed_pairs)
+
+
+def test_accuracy_of_held_out_pairs_is_watched_with_its_interval(tiny_vlm_path, pairs, tmp_path):
+    watched = HeldOutPairs(dpo_config(tiny_vlm_path, tmp_path), pairs[:10]).watch({"loss": 0.5, "rewards/accuracies": 0.9})
+    assert watched["loss"] == (0.5, None, None, False)
+    assert watched["rewards/accuracies"] == (0.9, *wilson(9, 10), True)
 
 
 def test_dpo_evaluates_and_writes_the_best_policy(tiny_vlm_path, pairs, tmp_path):

@@ -36,7 +36,9 @@ from mmrlhf.training.run import Run
 EvalFunction = Callable[[VLM], Mapping[str, float]]
 """Called under the policy's adapter, on the main process. What it returns is logged as `eval/NAME`,
 and metric_for_best_model may name it."""
-
+WatchFunction = Callable[[Mapping[str, float]], Mapping[str, HeldOut]]
+"""Called with all metrics of an evaluation, on the main process. Returns those that a stage
+measures on held-out rows of its own, for `proxy_divergence`."""
 
 NUM_SAMPLED_STEPS = 5
 """How often, after step 0, the fixed prompts are answered in a run."""
@@ -61,19 +63,21 @@ class PolicyEvaluation:
         proxy: Proxy = LOSS,
         warnings: Sequence[str] = (),
         held_out_metrics: Mapping[str, bool] = MappingProxyType({}),
+        watch: WatchFunction | None = None,
     ) -> None:
         """Open the benchmarks of the configuration. Raises InputError if its settings are wrong.
 
         `proxy` is what the stage optimises, and `warnings` are those that it may raise besides
         `proxy_divergence`. `held_out_metrics` are those of the function that may choose the best
-        policy although their names are the stage's own, and whether more of it is better.
+        policy although their names are the stage's own, and whether more of it is better; `watch`
+        returns those that may warn.
         """
         check_eval_settings(config, function is not None)
-        self.config, self.function = config, function
+        self.config, self.function, self.watch = config, function, watch
         self.benchmarks = open_benchmarks(config)
         chosen = best_metric(config, self.benchmarks, function is not None, held_out_metrics)
         self.best = BestModel(*chosen) if chosen else None
-        divergence = (DIVERGENCE,) if self.benchmarks or self.best else ()  # it needs a held-out metric
+        divergence = (DIVERGENCE,) if self.benchmarks or self.best or watch else ()  # it needs a held-out metric
         stop_on = parse_stop_on_warning(config.stop_on_warning, (*divergence, *warnings))
         self.monitor = Monitor(proxy, stop_on, ends_run=config.load_best_model_at_end)
         self.num_steps = self.samples_every = 0
@@ -167,7 +171,8 @@ class PolicyEvaluation:
         return stop
 
     def _held_out(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> dict[str, HeldOut]:
-        """Return the benchmarks' main metrics and the one that chooses, for warnings."""
+        """Return the benchmarks' main metrics, the one that chooses, and the stage's own, for
+        warnings."""
         held_out = {}
         for row in rows:
             if leaf := row["metrics"].get(row["headline"]):
@@ -178,7 +183,7 @@ class PolicyEvaluation:
             leaves = (row["metrics"][metric] for row in rows if row["benchmark"] == benchmark and metric in row["metrics"])
             leaf = next(leaves, None) or {"low": None, "high": None}
             held_out[name] = HeldOut(float(metrics[name]), leaf["low"], leaf["high"], self.best.greater_is_better)
-        return held_out
+        return held_out | dict(self.watch(metrics) if self.watch else {})  # last, since these have intervals
 
     def _choose(self, run: Run, step: int, metrics: Mapping[str, float], policy: Role, shown: Sequence[str]) -> None:
         """Keep the policy if it is the best so far; print `shown` and the metric that chooses."""

@@ -87,7 +87,9 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
     if names == ["any"] and possible:
         return tuple(possible)
     if names == ["any"]:
-        raise InputError("stop_on_warning any: this run raises no warnings: add eval_benchmarks or, for reward, eval_steps")
+        raise InputError(
+            "stop_on_warning any: this run raises no warnings: add eval_benchmarks (dpo: or eval_dataset_name; reward: eval_steps)"
+        )
     for name in names:
         if name not in WARNINGS:
             raise InputError(f"stop_on_warning {name!r} is no warning: {suggestion(name, ('any', *WARNINGS))}")
@@ -97,7 +99,7 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
         if name == "entropy_collapse" and set(ANSWER_WARNINGS) & set(possible):
             needs = "it is about the entropy of a policy that samples at every step: leave it out"
         elif name == DIVERGENCE:
-            needs = "it compares with held-out metrics along the way: add eval_benchmarks or, for reward, eval_steps"
+            needs = "it compares with held-out metrics along the way: add eval_benchmarks (dpo: or eval_dataset_name; reward: eval_steps)"
         elif name == LOGP_DIFFERENCE:
             needs = "it compares the trainer with another engine: give ppo a rollout_engine, or leave it out"
         elif name in CLAIM_WARNINGS and set(ROLLOUT_WARNINGS) & set(possible):

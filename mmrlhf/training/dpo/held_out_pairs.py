@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.engine.scoring import in_micro_batches, token_logps
+from mmrlhf.metrics.intervals import wilson
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Preference
 from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch
 from mmrlhf.training.dpo.step import Counts, mean_metrics, preference_loss
+from mmrlhf.training.monitor import HeldOut
 
 ROWS_PER_BATCH = 64
 
@@ -52,6 +54,16 @@ class HeldOutPairs:
                 all_rows = range(len(batch.answers_per_row))
                 sums.update(preference_loss(self._config, batch, all_rows, logps_NT, ref_logps_N, self._counts)[1])
         return mean_metrics(sums, self._counts)
+
+    def watch(self, metrics: Mapping[str, float]) -> dict[str, HeldOut]:
+        """Return loss and accuracy, which warn where they get worse; the accuracy with its 95%
+        interval."""
+        accuracy, num_rows = metrics["rewards/accuracies"], len(self.rows)
+        interval = wilson(accuracy * num_rows, num_rows)
+        return {
+            "loss": HeldOut(metrics["loss"], None, None, CHOOSING_METRICS["loss"]),
+            "rewards/accuracies": HeldOut(accuracy, *interval, CHOOSING_METRICS["rewards/accuracies"]),
+        }
 
     @property
     def _config(self) -> DPOConfig:
