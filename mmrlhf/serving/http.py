@@ -26,6 +26,8 @@ MAX_CONNECTIONS = 256
 """Open connections, each with a thread; further ones are closed with status 503."""
 READ_TIMEOUT = 60.0
 """Seconds without a byte after which a client is given up."""
+LINGER_SECONDS = 10.0
+"""Seconds in which the rest of a request that was refused is read, so that the reply arrives."""
 
 Answer = Callable[[Any], dict[str, Any]]
 """Maps the JSON of a request to that of its response, while the client waits."""
@@ -64,6 +66,7 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.service = service
         self._free_connections = threading.Semaphore(MAX_CONNECTIONS)
+        self._free_refusals = threading.Semaphore(MAX_CONNECTIONS)
         self._open_connections: set[socket.socket] = set()
         self.is_closing = False
         super().__init__((host, port), _Handler)
@@ -73,12 +76,19 @@ class Server(ThreadingHTTPServer):
         if self._free_connections.acquire(blocking=False):
             self._open_connections.add(request)
             return super().process_request(request, client_address)
-        with contextlib.suppress(OSError):
-            request.settimeout(1.0)
-            request.sendall(_TOO_MANY_CONNECTIONS)
-            request.shutdown(socket.SHUT_WR)
-            request.recv(1 << 16)  # an unread request would reset the connection before the reply is read
-        self.shutdown_request(request)
+        if self._free_refusals.acquire(blocking=False):
+            return threading.Thread(target=self._refuse, args=(request,), daemon=True).start()
+        self.close_request(request)  # a flood may not take threads without end
+
+    def _refuse(self, request: socket.socket) -> None:
+        """Send a surplus connection status 503."""
+        try:
+            with contextlib.suppress(OSError):
+                request.settimeout(LINGER_SECONDS)
+                request.sendall(_TOO_MANY_CONNECTIONS)
+            self.shutdown_request(request)
+        finally:
+            self._free_refusals.release()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer the requests of a connection until it ends."""
@@ -87,6 +97,21 @@ class Server(ThreadingHTTPServer):
         finally:
             self._open_connections.discard(request)
             self._free_connections.release()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection once the client has ended it, or after LINGER_SECONDS.
+
+        A connection that is closed with unread bytes is reset, and the client, which may still send
+        its body, loses the reply.
+        """
+        deadline = time.monotonic() + LINGER_SECONDS
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            while (seconds := deadline - time.monotonic()) > 0:
+                request.settimeout(seconds)
+                if not request.recv(1 << 16):
+                    break
+        self.close_request(request)
 
     def server_close(self) -> None:
         """Read no more requests, and return once the responses are written."""

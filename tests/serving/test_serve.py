@@ -130,6 +130,30 @@ def test_too_many_connections_are_refused_until_one_ends(models, monkeypatch):
     assert reply.startswith("HTTP/1.1 503 ") and "too many connections" in reply and status == 200
 
 
+def test_surplus_clients_that_say_nothing_do_not_keep_others_waiting(models, monkeypatch):
+    """Here each of them would take an hour."""
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http, "LINGER_SECONDS", 3600.0)
+    with serving(config_of(), models) as running, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(running.server_address[:2], timeout=60)) for _ in range(6)]
+        for client in clients[3:]:
+            assert b"too many connections" in client.makefile("rb").read()
+
+
+def test_a_client_that_still_sends_its_body_gets_the_refusal(models):
+    with serving(config_of(host="0.0.0.0"), models) as server:
+        address, token = server.server_address, {"Authorization": f"Bearer {server.service.token}"}
+        server.server_address = ("127.0.0.1", address[1])
+        body = b" " * (8 << 20)
+        for path, headers, data, status in (
+            (CHAT_PATH, {}, body, 401),
+            ("/v1/completions", token, body, 404),
+            (CHAT_PATH, token, body * 9, 413),
+        ):
+            assert request(server, path, headers=headers, data=data)[0] == status
+        server.server_address = address
+
+
 def test_a_stop_does_not_wait_for_clients_that_keep_their_connections(models, monkeypatch):
     """Here a server that waited for them would never stop."""
     monkeypatch.setattr(http._Handler, "timeout", None)
