@@ -214,6 +214,9 @@ class _Regression:
             if size < 1e-9:  # no answers differ in it
                 continue
             lead_V = (self._score_V - 0.5) * column
+            if not lead_V.any():
+                self.notes.append(f"Style control leaves out {name}: where answers differ in it, every vote here is a tie.")
+                continue
             if (lead_V[column != 0] > 0).all() or (lead_V[column != 0] < 0).all():
                 self.notes.append(f"Style control leaves out {name}, which decides every vote here: by how much is not known.")
                 continue
@@ -235,6 +238,8 @@ class _Regression:
         Where it was, the side of a pair that never won gets HALF_VOTE. Resampling n votes that all
         went one way gives n wins each time; with an `rng`, the share of wins of such a pair is
         drawn from Beta(n, 1) instead, whose 2.5% point is Clopper and Pearson's bound (1934).
+        Likewise n ties give n ties each time: that share is then drawn of ties on a pair whose
+        votes are all ties, and the rest goes to one side, each as often.
         """
         wins_BV, losses_BV = weight_BV * self._score_V, weight_BV * (1 - self._score_V)
         wins_BP, losses_BP = wins_BV @ self._to_pairs, losses_BV @ self._to_pairs
@@ -243,9 +248,12 @@ class _Regression:
         if rng is None:
             anchors = HALF_VOTE * never_won
         else:
-            anchors = rng.exponential(size=never_won.shape) * never_won
+            is_tied_BP = (wins_BP > 0) & ((weight_BV * (self._score_V != 0.5)) @ self._to_pairs == 0)
+            drawn = rng.exponential(size=never_won.shape)
+            # Of two exponential draws, the larger exceeds the other by an exponential draw, too.
+            anchors = drawn * never_won + np.maximum(drawn - drawn[::-1], 0) * is_tied_BP
             total_BP = np.maximum(wins_BP + losses_BP, HALF_VOTE)
-            factor_BP = np.where(never_won.any(0), rng.gamma(total_BP) / total_BP, 1.0)
+            factor_BP = np.where(never_won.any(0) | is_tied_BP, rng.gamma(total_BP) / total_BP, 1.0)
             wins_BV, losses_BV = (votes * factor_BP[:, self._pair_V] for votes in (wins_BV, losses_BV))
         wins_BR = np.concatenate([wins_BV @ self._to_rows, anchors[0]], 1)
         losses_BR = np.concatenate([losses_BV @ self._to_rows, anchors[1]], 1)

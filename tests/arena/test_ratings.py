@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from mmrlhf.arena.ratings import ELO_PER_UNIT, Vote, rate, score_tables
+from mmrlhf.arena.ratings import ELO_PER_UNIT, Vote, expanded_tail, rate, score_tables
 from mmrlhf.arena.style import STYLE_NAMES, style_counts, style_difference
 from mmrlhf.records import InputError
 
@@ -167,6 +167,45 @@ def test_votes_that_all_went_one_way_are_not_certain():
     ratings = rate([Vote("a", "b", 1, f"q{i}") for i in range(12)], num_resamples=4000)
     assert 1 / (1 + math.exp(-ratings.low_MM[0, 1])) == pytest.approx(0.70, abs=0.03)  # Student's
     assert ratings.value_M[0] == pytest.approx(math.log(24) / 2, abs=1e-4) and ratings.high_MM[0, 1] > 5
+
+
+@pytest.mark.parametrize("num_votes, tail", [(30, 0.0188), (12, 0.0107)])
+def test_votes_that_are_all_ties_are_not_certain(num_votes, tail):
+    """If a share d of votes is decided, all for one side, n ties have the chance (1 - d)^n.
+
+    Each side gets half of the draws, so that the interval ends where that chance is twice its tail.
+    """
+    assert expanded_tail(num_votes) == pytest.approx(tail, abs=1e-4)
+    ratings = rate([Vote("a", "b", 0.5, f"q{i}") for i in range(num_votes)], num_resamples=4000)
+    decided = 1 - (2 * tail) ** (1 / num_votes)
+    low, high = (1 / (1 + math.exp(-bound[0, 1])) for bound in (ratings.low_MM, ratings.high_MM))
+    assert low == pytest.approx(0.5 - decided / 2, abs=0.015) and high == pytest.approx(0.5 + decided / 2, abs=0.015)
+    assert ratings.difference_MM[0, 1] == pytest.approx(0, abs=1e-6) and not ratings.is_real_MM.any()
+
+
+def test_a_single_tie_says_next_to_nothing():
+    ratings = rate([Vote("a", "b", 0.5, "q")])
+    assert ratings.low_MM[0, 1] < -3 and ratings.high_MM[0, 1] > 3 and np.isfinite(ratings.low_MM).all()
+
+
+def test_ties_on_one_pair_widen_its_interval_beside_other_votes():
+    """Without a win between them, a and b still meet by way of c."""
+    others = votes_of(*[("a", "c", 1), ("c", "a", 1), ("b", "c", 1), ("c", "b", 1)] * 200)
+    ties = [Vote("a", "b", 0.5, f"tie {i}") for i in range(2000)]
+    few = [Vote("a", "b", 0.5, f"tie {i}") for i in range(4)]
+    widths = []
+    for votes in ([*others, *ties], [*others, *few]):
+        ratings = rate(votes, num_resamples=200)
+        a, b = ratings.models.index("a"), ratings.models.index("b")
+        widths.append(ratings.high_MM[a, b] - ratings.low_MM[a, b])
+    assert 0 < widths[0] < widths[1]
+
+
+def test_style_on_which_all_votes_are_ties_is_left_out_with_a_note():
+    votes = [Vote("a", "b", 0.5, f"q{i}", style=(0.1 * (i % 3 + 1), 0.0, 0.0, 0.0)) for i in range(12)]
+    ratings = rate(votes, control_style=True, num_resamples=50)
+    assert not ratings.style
+    assert ratings.notes == (f"Style control leaves out {STYLE_NAMES[0]}: where answers differ in it, every vote here is a tie.",)
 
 
 @pytest.mark.parametrize("num_votes", range(2, 17))
