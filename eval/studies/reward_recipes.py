@@ -51,6 +51,7 @@ from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import hallucination
+from mmrlhf.rewards.false_rates import false_rates
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.training.reward_model.judge_reference import to_answer_group
 from mmrlhf.verifiers import verify_against_facts
@@ -186,15 +187,11 @@ def train_second_round(experiment: Experiment, cell: Cell, directory: Path) -> s
 
 def claim_score(experiment: Experiment, cell: Cell) -> tuple[Score, dict[str, float]]:
     """Return minus the false claims by the row's facts as a score, and what unknown claims cost."""
-    lexicon, counts = load_lexicon(LEXICON_FILE), {kind: [0, 0] for kind in scenes.CLAIM_KINDS}
+    lexicon = load_lexicon(LEXICON_FILE)
     rows = with_facts(training_pairs(experiment, cell.labels), "annotator", experiment) if cell.labels else []
-    for row in rows:
-        for answer in row.answers:
-            for verdict in verify_against_facts(extract_claims(answer, lexicon), row.facts, lexicon):
-                if verdict.value != "unknown" and not verdict.claim.negated and not verdict.claim.hedged:
-                    counts[verdict.claim.kind][0] += verdict.value == "contradicted"
-                    counts[verdict.claim.kind][1] += 1
-    costs = {kind: false / total for kind, (false, total) in counts.items() if total}
+    costs = false_rates(
+        verify_against_facts(extract_claims(answer, lexicon), row.facts, lexicon) for row in rows for answer in row.answers
+    )
 
     def answer_score(group: AnswerGroup, answer: str) -> float:
         verdicts = verify_against_facts(extract_claims(answer, lexicon), group.facts, lexicon)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmrlhf.claims import Lexicon, extract_claims
+from mmrlhf.commands.claims import claim_from_json
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.rows import Row
 from mmrlhf.files.tables import read_rows
-from mmrlhf.records import CLAIM_KINDS, Claim, Example, Fact, InputError, Verdict
+from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError, Verdict
 from mmrlhf.rewards.detection import GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import AnswerClaims, verify_against_facts
@@ -150,10 +151,7 @@ def _labelled_claim(row: Row, claim: dict[str, Any], length: int) -> Verdict:
     is_span = isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span)
     if not is_span or not 0 <= span[0] < span[1] <= length:  # type: ignore[index]
         row.fail(f"`span` of a claim must be its start and end in `text`, not {span!r}")
-    fields = {name: str(claim.get(key, "")) for name, key in
-              (("subject", "object"), ("value", "value"), ("relation", "relation"), ("target", "target"))}  # fmt: skip
-    negated, hedged = bool(claim.get("negated")), bool(claim.get("hedged"))
-    return Verdict(Claim(kind, span=tuple(span), negated=negated, hedged=hedged, **fields), verdict)  # type: ignore[arg-type]
+    return Verdict(claim_from_json(claim), verdict)
 
 
 # ---- a verifier --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.rows import open_binary
 from mmrlhf.files.writing import writing
 from mmrlhf.records import Claim, Fact, Verdict
+from mmrlhf.rewards.false_rates import false_rates
 from mmrlhf.verifiers import verify_against_facts
 
 LINES_PER_WRITE = 256
@@ -68,8 +69,7 @@ def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Pa
 def describe_claims(path: Path) -> str:
     """Return how many answers and claims a written file has, and how many of each verdict.
 
-    Below it, the false rates by kind, in the form of ppo's unknown_claim_costs: the share of claims
-    that facts contradict, of those that they decide and that are neither negated nor hedged.
+    Below it, the false rates by kind, in the form of ppo's unknown_claim_costs.
     """
     rows = read_jsonl(path)
     counts = Counter(claim.get("verdict", "") for row in rows for claim in row["claims"])
@@ -77,11 +77,8 @@ def describe_claims(path: Path) -> str:
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "unknown"))
     if not counts or "" in counts:
         return text
-    decided: dict[str, list[bool]] = {}
-    for claim in (claim for row in rows for claim in row["claims"]):
-        if claim["verdict"] != "unknown" and not claim["negated"] and not claim["hedged"]:
-            decided.setdefault(claim["kind"], []).append(claim["verdict"] == "contradicted")
-    rates = ", ".join(f"{kind}={sum(values) / len(values):.2g}" for kind, values in decided.items())
+    answers = ([Verdict(claim_from_json(claim), claim["verdict"]) for claim in row["claims"]] for row in rows)
+    rates = ", ".join(f"{kind}={rate:.2g}" for kind, rate in false_rates(answers).items())
     return f"{text}: {verdicts}" + (f"\nfalse rates of decided claims (--unknown_claim_costs of ppo): {rates}" if rates else "")
 
 
@@ -164,3 +161,10 @@ def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any
         if verdict.evidence:
             entry["evidence"] = verdict.evidence
     return entry
+
+
+def claim_from_json(entry: Mapping[str, Any]) -> Claim:
+    """Return the claim of what `claim_to_json` wrote."""
+    subject, value, relation, target = (str(entry.get(key, "")) for key in ("object", "value", "relation", "target"))
+    flags = {name: bool(entry.get(name)) for name in ("negated", "hedged")}
+    return Claim(entry["kind"], subject, value=value, relation=relation, target=target, span=tuple(entry["span"]), **flags)

@@ -22,6 +22,7 @@ from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.config import RewardedConfig
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Claim, InputError, Verdict
+from mmrlhf.rewards.false_rates import without_consequences
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
 from mmrlhf.verifiers import AnswerClaims, Verifier
@@ -43,15 +44,10 @@ def hallucination(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float
     or place. An unknown claim that is neither hedged nor negated gets the cost of its kind, the
     share of such claims that are false: claims that nobody can check are then not free.
     """
-    contradicted = [v for v in verdicts if v.value == "contradicted" and not v.claim.hedged]
-    absent_subjects = {v.claim.subject for v in contradicted if v.claim.kind == "object" and not v.claim.negated}
-
-    def follows_from_absence(claim: Claim) -> bool:
-        return claim.kind != "object" and not claim.negated and bool(absent_subjects & {claim.subject, claim.target})
-
-    unknown = [v for v in verdicts if v.value == "unknown" and not v.claim.hedged and not v.claim.negated]
-    costs = [(v.claim, 1.0) for v in contradicted] + [(v.claim, unknown_costs.get(v.claim.kind, 0.0)) for v in unknown]
-    return [(*claim.span, cost) for claim, cost in costs if cost and not follows_from_absence(claim)]
+    charged = [v for v in without_consequences(verdicts) if not v.claim.hedged]
+    costs = [(v.claim, 1.0) for v in charged if v.value == "contradicted"]
+    costs += [(v.claim, unknown_costs.get(v.claim.kind, 0.0)) for v in charged if v.value == "unknown" and not v.claim.negated]
+    return [(*claim.span, cost) for claim, cost in costs if cost]
 
 
 def coverage(verdicts: Sequence[Verdict]) -> list[RewardSpan]:

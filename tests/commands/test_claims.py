@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mmrlhf.claims import extract_claims
 from mmrlhf.cli import main
 from mmrlhf.commands import claims as claims_module
 from mmrlhf.commands.claim_inputs import read_answers
@@ -114,6 +115,22 @@ def read_texts(tmp_path, name, content):
 def test_extract_claims_reads_a_json_list(tmp_path, name, indent):
     rows = [{"answer": "A dog."}, "A cat.", {"answers": ["One cup.", None, "Two cups."]}]
     assert read_texts(tmp_path, name, json.dumps(rows, indent=indent)) == (0, ["A dog.", "A cat.", "One cup.", "", "Two cups."])
+
+
+def test_false_rates_count_an_absent_object_once(tmp_path, capsys):
+    """As `hallucination` charges it: that there is a red dog on the table is one false claim."""
+    answers, facts = tmp_path / "answers.jsonl", tmp_path / "facts.jsonl"
+    answers.write_text('{"image": "a.png", "text": "A red dog on a table and a blue cup."}\n')
+    known = [("absent", "dog"), ("object", "table"), ("object", "blue cup")]
+    facts.write_text(json.dumps({"image": "a.png", "facts": [{"kind": kind, "text": text} for kind, text in known]}) + "\n")
+    claims_module.extract(str(answers), str(facts), str(tmp_path / "out.jsonl"))
+    rates = capsys.readouterr().err.partition("of ppo): ")[2].strip()
+    assert rates == "object=0.33, attribute=0"  # dog, table, cup; blue, but neither red nor on
+
+
+def test_claims_are_read_back_as_written():
+    for claim in extract_claims("Two red cups may be on a table. There is no dog."):
+        assert claims_module.claim_from_json(claims_module.claim_to_json(claim)) == claim
 
 
 @pytest.mark.parametrize(
