@@ -43,7 +43,7 @@ class Models:
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM, then answer what waits, and return.
+    """Serve until Ctrl-C or SIGTERM, then answer what waits and return; a second one ends the wait.
 
     Raises InputError if RUN or the reward model cannot be loaded, or the address cannot be used.
     """
@@ -55,7 +55,7 @@ def serve(config: ServeConfig) -> None:
             print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        print("stopping: answering the requests that wait", flush=True)
+        print("stopping: answering the requests that wait (Ctrl-C again refuses them)", flush=True)
 
 
 @contextlib.contextmanager
@@ -71,16 +71,20 @@ def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
         raise InputError(
             f"cannot listen on {config.host}, port {config.port} ({error.strerror}): give another --host or --port"
         ) from None
-    threads = [threading.Thread(target=queue.work), threading.Thread(target=server.serve_forever)]
-    for thread in threads:
-        thread.start()
+    # Daemons: a model that is still at work after a second Ctrl-C must not keep the process.
+    worker = threading.Thread(target=queue.work, daemon=True)
+    worker.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
     finally:
         queue.close()
-        threads[0].join()
-        server.shutdown()
-        server.server_close()
+        try:
+            worker.join()
+        finally:  # also after a second Ctrl-C
+            queue.abandon()
+            server.shutdown()
+            server.server_close()
 
 
 def address_of(server: Server) -> str:

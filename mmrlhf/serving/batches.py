@@ -6,10 +6,11 @@ with all others that can share its batch, so batches form by themselves while a 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class BatchQueue:
     def __init__(self, run_batch: RunBatch, max_batch: int, max_waiting: int) -> None:
         self._run_batch, self._max_batch, self._max_waiting = run_batch, max_batch, max_waiting
         self._jobs: deque[_Job] = deque()
+        self._running: list[_Job] = []
         self._changed = threading.Condition()
         self._is_closed = False
         self._failure = ""
@@ -70,6 +72,14 @@ class BatchQueue:
             self._is_closed = True
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """Raise BusyError for all jobs that wait or run; results of running ones are dropped."""
+        with self._changed:
+            jobs = [*self._running, *self._jobs]
+            self._jobs.clear()
+        for job in jobs:
+            _fail(job, BusyError("the server is shutting down"))
+
     def work(self) -> None:
         """Run jobs until the queue is closed and empty."""
         while jobs := self._next_batch():
@@ -83,6 +93,7 @@ class BatchQueue:
             batch = [job for job in self._jobs if job.key == self._jobs[0].key][: self._max_batch]
             for job in batch:
                 self._jobs.remove(job)
+            self._running = batch
             return batch
 
     def _run(self, jobs: Sequence[_Job]) -> None:
@@ -94,12 +105,18 @@ class BatchQueue:
                 for job in jobs:
                     self._run([job])
             else:
-                jobs[0].future.set_exception(error)
+                _fail(jobs[0], error)
         except Exception as error:  # whatever happens to a batch, the server goes on
             if isinstance(error, torch.AcceleratorError):  # all later batches would fail as well
                 self._failure = first_line(error)
             for job in jobs:
-                job.future.set_exception(error)
+                _fail(job, error)
         else:
             for job, result in results:
-                job.future.set_result(result)
+                with contextlib.suppress(InvalidStateError):  # it was abandoned
+                    job.future.set_result(result)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    with contextlib.suppress(InvalidStateError):  # it has ended already, or was abandoned
+        job.future.set_exception(error)

@@ -82,3 +82,26 @@ def test_a_worker_waits_for_jobs_and_ends_when_the_queue_is_closed():
     queue.close()
     worker.join(timeout=30)
     assert not worker.is_alive()
+
+
+def test_abandoned_jobs_end_at_once_and_their_results_are_dropped():
+    running, go_on = threading.Event(), threading.Event()
+
+    def run(key, items):
+        running.set()
+        go_on.wait(60)
+        return items
+
+    queue = BatchQueue(run, max_batch=1, max_waiting=9)
+    futures = [queue.submit("a", item) for item in (1, 2)]
+    worker = threading.Thread(target=queue.work)
+    worker.start()
+    assert running.wait(60)
+    queue.close()
+    queue.abandon()
+    for future in futures:
+        with pytest.raises(BusyError, match="the server is shutting down"):
+            future.result(timeout=60)
+    go_on.set()
+    worker.join(60)
+    assert not worker.is_alive()

@@ -1,0 +1,60 @@
+"""Ctrl-C in a real process: once, it answers what waits; twice, it does not wait for the model."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+SERVER = """
+import pathlib, sys, time
+from mmrlhf import cli, serve
+
+def run_batch(models, config, key, items):
+    print("the model is at work", flush=True)
+    while not pathlib.Path(sys.argv[1], "go_on").exists():
+        time.sleep(0.05)
+    return [{"object": "answer"} for _ in items]
+
+serve.run_batch, serve.load_models = run_batch, lambda config: serve.Models(object(), None)
+sys.exit(cli.main(["serve", sys.argv[1], "--port", "0"]))
+"""
+"""A server whose model answers once there is a file `go_on`."""
+
+
+def ask(address):
+    """Return the status and the JSON of a request."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
+    request = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.parametrize(("num_signals", "status", "exit_code"), [(1, 200, 0), (2, 503, 130)])
+def test_ctrl_c_answers_what_waits_and_a_second_one_does_not_wait(tmp_path, num_signals, status, exit_code):
+    command = [sys.executable, "-c", SERVER, str(tmp_path)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            address = re.search(r" at (http://\S+):? ", server.stdout.readline())[1].rstrip(":")
+            reply = pool.submit(ask, address)
+            assert server.stdout.readline() == "the model is at work\n"
+            server.send_signal(signal.SIGINT)
+            assert server.stdout.readline().startswith("stopping: answering the requests that wait")
+            if num_signals == 2:
+                server.send_signal(signal.SIGINT)
+            else:
+                (tmp_path / "go_on").touch()
+            assert reply.result()[0] == status and server.wait(timeout=60) == exit_code
+        finally:
+            server.kill()
