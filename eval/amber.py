@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class Options:
 class Amber(Benchmark):
     """AMBER's generative and discriminative tasks."""
 
-    version = "3"
+    version = "4"
     license = "Apache-2.0"
     headline = "amber_score"
     direction = "higher"
@@ -95,14 +96,17 @@ class Amber(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Return the annotations in order, with their prompts if there is a file of queries."""
+        """Return the annotations in order, with their prompts if there is a file of queries.
+
+        --limit is for all parts together; each keeps its share.
+        """
         path, queries_path = task.path / "annotations.json", _queries_path(task)
         annotations, queries = read_json(path), _read_queries(queries_path) if queries_path.exists() else {}
         if not isinstance(annotations, list):
             raise InputError(f"{path} must hold a list of annotations: give AMBER's file")
         relation = _vocabulary(task).relation
         examples = []
-        for number, row in enumerate(annotations[: task.limit], 1):
+        for number, row in enumerate(annotations, 1):
             try:
                 id_, type_, truth = str(row["id"]), row["type"], row["truth"]
             except (KeyError, TypeError):
@@ -128,7 +132,7 @@ class Amber(Benchmark):
             prompt = f"{question}\n{task.options.suffix}" if query and task.options.suffix and not is_description else question
             source = ImageSource(path=str(task.image_root / image))
             examples.append(Example(id_, (source,), (Message("user", prompt),) if prompt else (), meta=meta))
-        return examples
+        return _first_of_parts(examples, task.limit)
 
     def files(self, task: Task) -> list[Path]:
         """Return the files of annotations, relations, safe words and, if there is one, queries."""
@@ -154,6 +158,20 @@ class Amber(Benchmark):
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
         """Return the metrics of descriptions and of replies."""
         return {"official": _official_stats(rows, task), "robust": _robust_stats(rows, task)}
+
+
+def _first_of_parts(examples: list[Example], limit: int | None) -> list[Example]:
+    """Return `limit` examples in order: the first ones of each part, in proportion to its size.
+
+    AMBER's file begins with all descriptions, and the main metric needs questions too. Each part
+    has an example before any has a second one.
+    """
+    sizes, seen, shares = Counter(example.meta["part"] for example in examples), Counter[str](), []
+    for example in examples:
+        shares.append(seen[example.meta["part"]] / sizes[example.meta["part"]])
+        seen[example.meta["part"]] += 1
+    order = sorted(range(len(examples)), key=shares.__getitem__)
+    return [examples[index] for index in sorted(order[:limit])]
 
 
 # ---- files ---------------------------------------------------------------------------------------

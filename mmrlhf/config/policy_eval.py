@@ -20,7 +20,8 @@ class SelectionConfig:
     """Folder that relative image paths of eval_data start from; by default the folder of the
     data."""
     eval_limit: Count | None = None
-    """Use only the first rows of each benchmark (scenes: of each split)."""
+    """Use only the first rows of each benchmark (scenes: of each split; amber: of each part, in
+    proportion)."""
     eval_steps: Count | None = None
     """Steps between evaluations; 20 by default."""
     metric_for_best_model: str | None = None

@@ -135,6 +135,24 @@ def test_amber_repeated_question_takes_its_ids_in_order(amber_dir):
     assert evaluate_amber(amber_dir, sheet * 2)["counts"]["duplicate"] == 2
 
 
+@pytest.mark.parametrize(
+    ("limit", "ids"), [(None, "1234567"), (3, "135"), (5, "13567"), (6, "123567"), (7, "1234567"), (20, "1234567")]
+)
+def test_amber_limit_keeps_a_share_of_each_part(amber_dir, limit, ids):
+    """A prefix of AMBER's file has descriptions only, and so no f1 and no amber_score."""
+    benchmark = load_benchmark("amber")
+    examples = benchmark.load(Task(str(amber_dir), options=benchmark.options_type(), limit=limit))
+    assert "".join(example.id for example in examples) == ids
+
+
+def test_amber_limit_keeps_parts_in_proportion(amber_dir):
+    rows = [ANNOTATIONS[0] | {"id": i} for i in range(10)] + [ANNOTATIONS[2] | {"id": i} for i in range(10, 40)]
+    (amber_dir / "annotations.json").write_text(json.dumps(rows))
+    benchmark = load_benchmark("amber")
+    examples = benchmark.load(Task(str(amber_dir), options=benchmark.options_type(), limit=8))
+    assert [example.id for example in examples] == ["0", "1", "10", "11", "12", "13", "14", "15"]
+
+
 def test_amber_incomplete_data_is_refused(amber_dir, tiny_vlm_path):
     with pytest.raises(InputError, match="does not say how 1 is asked"):
         evaluate(
