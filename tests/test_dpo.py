@@ -18,6 +18,7 @@ from mmrlhf.records import InputError, Message, Preference
 from mmrlhf.replay import replay
 from mmrlhf.training.dpo import held_out_pairs, losses, reference_logps
 from mmrlhf.training.run import Run
+from tests.helpers.runs import stopped_after
 from tests.helpers.stages import dpo_config, save_start_adapter
 
 SAMPLES = folder("data") / "samples"
@@ -170,6 +171,15 @@ def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pair
     logps_file.write_text(logps_file.read_text().replace("-", "-9"))
     dpo(config, pairs)
     assert metrics_of(tmp_path / "run")[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_more_steps_need_the_log_probs_of_more_rows(tiny_vlm_path, pairs, tmp_path):
+    """One step of six rows, killed; then three steps, which read all twelve."""
+    with stopped_after(step=1):
+        dpo(dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=1), pairs)
+    dpo(dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=3, allow_change="max_steps"), pairs)
+    assert len(read_jsonl(tmp_path / "run" / "reference_logps.jsonl")) == 12
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_dpo_starts_from_an_adapter_which_is_then_the_reference(tiny_vlm_path, pairs, tmp_path):

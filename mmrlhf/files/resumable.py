@@ -109,6 +109,12 @@ class ResumableWriter:
         print(f"{self.path} is finished, nothing to do")
 
 
+def discard(path: Path) -> None:
+    """Remove a file, or what a killed run has written of it, with the record of its inputs."""
+    for file in (path.with_name(f".{path.name}.inputs.json"), path.with_name(f".{path.name}.part"), path):
+        file.unlink(missing_ok=True)
+
+
 def _file_signature(path: Path) -> list[int] | None:
     """Return a file's size and modification time, which reveal edits; None if it does not exist."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None

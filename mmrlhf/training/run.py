@@ -104,12 +104,7 @@ class Run:
             return
         lock.acquire(self.path / ".lock", self.path, "output_dir")
         self._started = True
-        for leftover_file in self.path.glob(".*.*"):
-            # write_atomic and save_config end temporary names in a process id.
-            if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
-                leftover_file.unlink()
-        for leftover_folder in (*self.path.glob("checkpoints/.step-*"), *self.path.glob(".best.*")):
-            shutil.rmtree(leftover_folder)
+        self._remove_leftovers()
         self._inputs.write()
         if self.finished is not None:  # killed between writing the result and exiting
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
@@ -117,6 +112,15 @@ class Run:
             write_atomic(self.path / name, content)
         for name, lines in self._pending_lines:
             self._append_lines(name, lines)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed run was writing."""
+        for leftover_file in self.path.glob(".*.*"):
+            # write_atomic and save_config end temporary names in a process id.
+            if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
+                leftover_file.unlink()
+        for leftover_folder in (*self.path.glob("checkpoints/.step-*"), *self.path.glob(".best.*")):
+            shutil.rmtree(leftover_folder)
 
     def image_file(self, image: ImageSource) -> str:
         """Return the path of an image for pages; one in memory gets a file in the run's folder."""
@@ -142,6 +146,11 @@ class Run:
     def inputs(self) -> dict[str, Any]:
         """What the run is made from, by name."""
         return self._inputs.current
+
+    @property
+    def changed_settings(self) -> set[str]:
+        """Settings and inputs that `--allow_change` has changed since the run began."""
+        return self._inputs.changed
 
     def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:
         """Record the images of the rows, and rows that come from no file, or compare them.
@@ -214,8 +223,8 @@ class Run:
                 f"{self.path} has a checkpoint after step {checkpoint[0]}, and these settings end after step {num_steps}: "
                 "give a larger --max_steps or --num_train_epochs"
             )
-        if (self.path / "config.yaml").exists():
-            self.begin()
+        if self.main_process:
+            self._remove_leftovers()  # settings are written with the first step: the stage may still refuse them
         if checkpoint:
             changed = self._inputs.changed_versions()
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""

@@ -49,7 +49,8 @@ FIXED_SETTINGS = {
     ),
     **dict.fromkeys(
         ("model_name_or_path", "adapter_path", "reward_model_path", "dtype", "tuning", "lora_r", "lora_alpha",
-         "lora_target_modules", "head_init", "untrained_prior", "advantage_estimator", "use_critic", "async_steps"),
+         "lora_target_modules", "head_init", "untrained_prior", "advantage_estimator", "use_critic", "async_steps",
+         "sync_ref_model"),
         WEIGHTS,
     ),
 }  # fmt: skip
@@ -75,6 +76,8 @@ class RunInputs:
         self._refuse_training_data()
         self.notes: list[str] = []
         """Lines to print."""
+        self.changed: set[str] = set()
+        """Settings and inputs that differ from those of the run there, as `allow_change` lets them."""
         self._allowed = _allowed_changes(config)
         self._saved: dict[str, Any] | None = None
         self._saved_versions: dict[str, str] = {}
@@ -165,6 +168,7 @@ class RunInputs:
                 + ("" if is_finished else self._allowing(changed))
             )
         for name, text in zip(changed, texts, strict=True):
+            self.changed.add(name)
             self._changes.append({"name": name, "there": saved.get(name), "now": requested.get(name)})
             self.notes.append(f"note: {text} (--allow_change)")
         if what == "inputs" and self._saved is not None:

@@ -117,9 +117,25 @@ def start(path: Path, **settings: object) -> None:
     open_run(path, **settings).save_checkpoint(5, {"w": torch.ones(1)}, {})
 
 
+def go_on(run: Run) -> None:
+    """Resume a run, and write its settings, as its first step does."""
+    run.resume()
+    run.begin()
+
+
+def test_a_change_that_a_stage_refuses_leaves_the_settings_as_they_were(tmp_path):
+    """Stages look at a checkpoint after `resume`, and may find that it does not fit."""
+    start(tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    run = open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate")
+    assert run.resume() is not None and run.changed_settings == {"learning_rate"}
+    assert (tmp_path / "config.yaml").read_text() == before and not (tmp_path / "changes.jsonl").exists()
+    assert open_run(tmp_path).changed_settings == set()
+
+
 def test_allowed_change_continues_is_recorded_and_holds_from_then_on(tmp_path, capsys):
     start(tmp_path)
-    open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate, facts").resume()
+    go_on(open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate, facts"))
     assert capsys.readouterr().out.startswith("note: learning_rate (was 1e-05, now 2e-05) (--allow_change)\nresuming")
     assert read_jsonl(tmp_path / "changes.jsonl") == [{"step": 5, "name": "learning_rate", "there": 1e-05, "now": 2e-05}]
     open_run(tmp_path, learning_rate=2e-5).resume()
@@ -196,7 +212,7 @@ def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
         match=r"per_device_train_batch_size \(was 4, now 8\).*continue it with --allow_change per_device\w+,num_processes$",
     ):
         open_with(1, 8)
-    open_with(1, 8, both).resume()
+    go_on(open_with(1, 8, both))
     assert json.loads((tmp_path / "run/inputs.json").read_text())["inputs"]["num_processes"] == 1
     assert {row["name"]: row["now"] for row in read_jsonl(tmp_path / "run/changes.jsonl")} == {
         "num_processes": 1, "per_device_train_batch_size": 8,
@@ -217,7 +233,7 @@ def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path, name):
     function_file.write_text("def brief(samples): return [1.0] * len(samples)\n")
     with pytest.raises(InputError, match=r"reward function file .*\.py has changed since\): .* --allow_change reward_terms$"):
         open_with()
-    open_with("reward_terms").resume()
+    go_on(open_with("reward_terms"))
     open_with().resume()
 
 
@@ -272,7 +288,7 @@ def test_finished_run_builds_no_rows_that_are_built_on_demand(examples, tmp_path
 def test_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys):
     open_run_on(data, tmp_path / "run").begin()
     (tmp_path / "run" / "inputs.json").unlink()
-    open_run_on(data, tmp_path / "run").resume()
+    go_on(open_run_on(data, tmp_path / "run"))
     assert "(no inputs.json): only settings are compared" in capsys.readouterr().out
     assert "images" in json.loads((tmp_path / "run" / "inputs.json").read_text())["inputs"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.files.inputs import content_digest, rows_digest
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.resumable import ResumableWriter, discard
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.processes import broadcast_object_list, gather_object
 from mmrlhf.records import InputError, Preference
@@ -32,6 +32,8 @@ stopped, so the numbers are the same to the last bit."""
 
 SETTINGS = ("dtype", "min_pixels", "max_pixels", "changed_token_weight", "image_pairs", "seed")
 """Settings that the log-probs depend on."""
+DECIDING_SETTINGS = {*SETTINGS, "max_steps", "num_train_epochs"}
+"""Settings that decide which log-probs a run needs."""
 
 
 def precompute(
@@ -46,12 +48,14 @@ def precompute(
     """Return the reference's log-probs of the answers of `rows[i]`, for each of the indices.
 
     Reads them if they are there. Raises InputError if they were made from other inputs, or are
-    damaged.
+    damaged. After a change of settings that decide them, they are computed again.
     """
     if not indices:
         return {}
     path, writer, state = run.path / FILE, None, [False, 0]
     if accelerator.is_main_process:
+        if run.changed_settings & DECIDING_SETTINGS:
+            discard(path)
         run.begin()
         inputs = {
             "base": reference.vlm.fingerprint,
