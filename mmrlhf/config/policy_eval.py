@@ -17,8 +17,8 @@ class SelectionConfig:
     """Their data: one path, or NAME=PATH for each, separated by commas; scenes takes names of
     splits, and by default `selection`."""
     eval_image_folder: str | None = None
-    """Folder that relative image paths of eval_data start from; by default the folder of the
-    data."""
+    """Folder that relative image paths of eval_data start from, or NAME=FOLDER for each, separated
+    by commas; by default the folder of the data."""
     eval_limit: Count | None = None
     """Use only the first rows of each benchmark (scenes: of each split; amber: of each part, in
     proportion)."""

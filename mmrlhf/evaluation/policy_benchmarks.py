@@ -2,6 +2,7 @@
 
     eval_benchmarks: pope,scenes          names, or a suite (`evaluation.suites`) with options
     eval_data: pope=POPE,scenes=selection
+    eval_image_folder: pope=val2014,amber=AMBER/image
 
 What is wrong with names, data or the metric that chooses is refused here: the names of a
 benchmark's metrics are found by scoring empty answers.
@@ -23,7 +24,7 @@ from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid
 from mmrlhf.evaluation.diversity import MIN_MEAN_WORDS
 from mmrlhf.evaluation.predict import require_images, require_prompts
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
-from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_options
+from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_label, split_options
 from mmrlhf.files.inputs import content_digest, reward_function_files
 from mmrlhf.metrics.diversity import distinct_n, whole_folds
 from mmrlhf.metrics.intervals import Z_95, Interval
@@ -184,7 +185,8 @@ def _refuse_unusable(config: PolicyEvalConfig, benchmark: Benchmark, name: str) 
 def _open(
     config: PolicyEvalConfig, suite: Suite, benchmark: Benchmark, name: str, suite_settings: Mapping[str, Any]
 ) -> PolicyBenchmark:
-    flags = {"limit": config.eval_limit, "image_folder": config.eval_image_folder, "data": _data_of(config, suite, name)}
+    folder = _image_folder_of(config, suite, name)
+    flags = {"limit": config.eval_limit, "image_folder": folder, "data": _data_of(config, suite, name)}
     values = {
         "data": benchmark.selection_data,
         "response_length": config.response_length,
@@ -209,20 +211,31 @@ def _open(
 
 
 def _data_of(config: PolicyEvalConfig, suite: Suite, name: str) -> str | None:
-    """Return a benchmark's data in `eval_data`, None if it has none there.
+    """Return a benchmark's data in `eval_data`, None if it has none there."""
+    values, paths_by_name = _labelled(config, suite, "eval_data")
+    if name not in paths_by_name and "" not in paths_by_name:
+        return None
+    return data_path(values, name, len(suite.benchmarks))
+
+
+def _image_folder_of(config: PolicyEvalConfig, suite: Suite, name: str) -> str | None:
+    """Return a benchmark's folder in `eval_image_folder`: its own, else the one for all."""
+    _, folders_by_name = _labelled(config, suite, "eval_image_folder")
+    return folders_by_name.get(name, folders_by_name.get(""))
+
+
+def _labelled(config: PolicyEvalConfig, suite: Suite, setting: str) -> tuple[list[str], dict[str, str]]:
+    """Return the values of a setting, and their paths by the benchmark that they name, "" for none.
 
     A split at commas before `NAME=` keeps lists of splits whole.
     """
-    if config.eval_data is None:
-        return None
-    values = re.split(r",(?=[\w.-]+=)", config.eval_data)
+    given = getattr(config, setting)
+    values = [] if given is None else re.split(r",(?=[\w.-]+=)", given)
+    paths_by_name = dict(map(split_label, values))
     names = [Path(benchmark).stem for benchmark in suite.benchmarks]
-    labels = [value.partition("=")[0] for value in values if "=" in value and not Path(value).exists()]
-    if unknown := next((label for label in labels if label not in names), None):
-        raise InputError(f"eval_data names {unknown}, which is not one of eval_benchmarks: {suggestion(unknown, names)}")
-    if labels and len(labels) == len(values) and name not in labels:
-        return None
-    return data_path(values, name, len(names))
+    if unknown := next((label for label in paths_by_name if label and label not in names), None):
+        raise InputError(f"{setting} names {unknown}, which is not one of eval_benchmarks: {suggestion(unknown, names)}")
+    return values, paths_by_name
 
 
 def _refuse_training_data(config: PolicyEvalConfig, hashes: Mapping[str, str]) -> None:

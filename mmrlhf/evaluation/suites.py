@@ -121,7 +121,7 @@ def _expand_models(
     """
     model_settings = {"model_name_or_path": model_paths[0]} if model_paths else {}
     benchmark_names = [_benchmark_name(benchmark) for benchmark in suite.benchmarks]
-    labelled_answers = [_split_label(value) for value in answer_files]
+    labelled_answers = [split_label(value) for value in answer_files]
     answers_by_benchmark = {label: path for label, path in labelled_answers if label in benchmark_names}
     if answers_by_benchmark:
         label = _default_label(model_paths[0]) if model_paths else "model"
@@ -156,13 +156,13 @@ def _paths_by_label(values: Sequence[str]) -> dict[str, str]:
     A number tells equal labels apart.
     """
     labelled: dict[str, str] = {}
-    for label, path in map(_split_label, values):
+    for label, path in map(split_label, values):
         label = label or _default_label(path)
         labelled[label if label not in labelled else f"{label}-{len(labelled) + 1}"] = path
     return labelled
 
 
-def _split_label(value: str) -> tuple[str, str]:
+def split_label(value: str) -> tuple[str, str]:
     """Return label and path of `LABEL=PATH`; the label is empty if there is none, or if the whole
     value is a path."""
     label, separator, path = value.partition("=")
@@ -181,7 +181,7 @@ def _default_label(path: str) -> str:
 def data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
     """Return a benchmark's data: its `NAME=PATH`, or else the subfolder with its name in the folder
     that was given."""
-    paths_by_name = dict(map(_split_label, values))
+    paths_by_name = dict(map(split_label, values))
     if benchmark in paths_by_name:
         return paths_by_name[benchmark]
     if "" not in paths_by_name:

@@ -59,6 +59,17 @@ def test_open_benchmarks_gives_each_its_data(make_config, pope):
     assert [item.config.data for item in open_benchmarks(only_pope)] == [str(pope), "selection"]
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [("{pope}", ["{pope}", "{pope}"]), ("pope={pope}", ["{pope}", None]), ("x,pope={pope}", ["{pope}", "x"])],
+)
+def test_open_benchmarks_gives_each_its_image_folder(make_config, pope, folders, expected):
+    folder = str(pope.parent)
+    settings = {"eval_data": f"pope={pope}", "eval_image_folder": folders.format(pope=folder), "eval_limit": 2}
+    opened = open_benchmarks(make_config(eval_benchmarks="pope,scenes", **settings))
+    assert [item.config.image_folder for item in opened] == [name and name.format(pope=folder) for name in expected]
+
+
 def test_score_has_the_metrics_of_the_benchmark(make_config, pope):
     (item,) = open_benchmarks(make_config(eval_benchmarks="pope", eval_data=str(pope)))
     labels = {id_: example.meta["label"] for id_, example in item.task.examples.items()}
@@ -97,6 +108,7 @@ def test_flat_metrics_prefer_robust_and_drop_the_only_part():
         ({"eval_benchmarks": "pope", "eval_data": "none.json"}, "--eval_data none.json does not exist"),
         ({"eval_benchmarks": "scenes", "eval_data": "train"}, "--eval_data train is not a split"),
         ({"eval_benchmarks": "scenes", "eval_data": "pope=x"}, "eval_data names pope, which is not one of eval_benchmarks"),
+        ({"eval_benchmarks": "scenes", "eval_image_folder": "amber=x"}, "eval_image_folder names amber, which is not one of"),
         ({"eval_benchmarks": "scenes,eval/scenes.py"}, "two benchmarks scenes: leave one out"),
         ({"eval_benchmarks": "mmhal_bench"}, "asks a judge: measure it after the run, with `mmrlhf eval mmhal_bench`"),
         ({"eval_benchmarks": "eval/pope.py", "reward_terms": "eval/pope.py:f=1"}, "what is optimised must not evaluate"),
