@@ -77,7 +77,7 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     if not tasks and not output.exists():
         raise _no_tasks(output)
     with lock.released_after(), contextlib.ExitStack() as opened:
-        lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
+        lock_labels(output)
         listener = opened.enter_context(_listen(config.host, config.port))
         store = opened.enter_context(contextlib.closing(Store(output, create=True)))
         with _storage_errors_explained():
@@ -112,6 +112,11 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def lock_labels(output: Path) -> None:
+    """Lock a file of labels, which one server writes to. Raises InputError if another has it."""
+    lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
 
 
 def _create_app(config: LabelConfig, store: Store, guidelines: str) -> tuple[Guard, str | None]:

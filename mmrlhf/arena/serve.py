@@ -24,10 +24,11 @@ from mmrlhf.arena.ledger import Ledger, Pair
 from mmrlhf.arena.live import Producer, check_same_weights, open_models
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfig
 from mmrlhf.datasets import read_examples
+from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file
 from mmrlhf.files.rows import preview
 from mmrlhf.files.tables import split_of
-from mmrlhf.label import RunningServer, read_guidelines, serving_labels, wait_for_end
+from mmrlhf.label import RunningServer, lock_labels, read_guidelines, serving_labels, wait_for_end
 from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task
@@ -63,7 +64,8 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
         output_file=config.output_file, overlap=config.overlap, gold_every=0, title=config.title, guidelines_file=config.guidelines_file,
         consent=config.consent, host=config.host, port=config.port,
     )  # fmt: skip
-    with contextlib.ExitStack() as stack:
+    with lock.released_after(), contextlib.ExitStack() as stack:
+        lock_labels(output)  # before another server's file gets a pair
         models = stack.enter_context(open_models(contestants, answers, config)) if is_live else {}
         store, ledger = stack.enter_context(open_votes(output, create=True))
         ledger.check_same_answers(answers)

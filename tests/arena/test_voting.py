@@ -1,5 +1,7 @@
 """People vote: nothing gives a model away, votes count once, and become ratings and preferences."""
 
+import contextlib
+import fcntl
 import json
 import re
 
@@ -153,6 +155,20 @@ def test_serve_adds_pairs_once_and_continues(write_answers, tmp_path, capsys):
         assert f"{count} new pairs" in capsys.readouterr().out
     with serving_arena(ArenaConfig(output_file=str(tmp_path / "votes.db"), port=0)) as running:
         assert len(running.store.task_entries()) == 12
+
+
+def test_a_second_server_adds_no_pairs(write_answers, tmp_path):
+    paths = [write_answers(name, kept(name, 4)) for name in NAMES]
+    votes = tmp_path / "votes.db"
+    with serving_arena(ArenaConfig(output_file=str(votes), models=",".join(paths[:2]), port=0)) as running:
+        assert len(running.store.task_entries()) == 4
+    with open(f"{votes}.lock", "w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)  # as another process would
+        second = ArenaConfig(output_file=str(votes), models=",".join(paths), port=0)
+        with pytest.raises(InputError, match=r"votes.db is being written by another command"), serving_arena(second):
+            pass
+    with contextlib.closing(Store(votes)) as store:
+        assert len(store.task_entries()) == 4
 
 
 @pytest.mark.parametrize(
