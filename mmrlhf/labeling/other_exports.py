@@ -36,7 +36,7 @@ def unpack_other_export(row: Row) -> Row:
         source = fields["data"]
     elif isinstance(fields.get("fields"), dict):
         source = fields["fields"]
-    elif any(name.endswith((".responses", ".suggestion")) for name in fields):  # Argilla's records as a flat table
+    elif _is_flat_export(fields):
         source = {name: value for name, value in fields.items() if "." not in name}
     else:
         return row
@@ -58,6 +58,21 @@ def unpack_other_export(row: Row) -> Row:
     return replace(row, fields=unpacked)
 
 
+def _is_flat_export(fields: Mapping[str, Any]) -> bool:
+    """Return whether a row is of Argilla's flat table, or of Label Studio's JSON-MIN.
+
+    Argilla's has a column of responses only for questions that somebody has answered.
+    """
+    is_argilla = "_server_id" in fields or any(name.endswith((".responses", ".suggestion")) for name in fields)
+    is_label_studio = "annotation_id" in fields and "lead_time" in fields
+    return is_argilla or is_label_studio or ("status" in fields and bool(numbered_answers(fields)))
+
+
+def numbered_answers(fields: Mapping[str, Any]) -> list[str]:
+    """Return the names of fields that look like numbered answers, in their order."""
+    return sorted(name for name, value in fields.items() if value is not None and ANSWER_NAME.fullmatch(name))
+
+
 def _answers_of(fields: Mapping[str, Any]) -> list[Any]:
     for name in LIST_ANSWERS:
         if isinstance(fields.get(name), list):
@@ -65,8 +80,7 @@ def _answers_of(fields: Mapping[str, Any]) -> list[Any]:
     for names in SIDES:
         if all(name in fields for name in names):
             return [_text_of(fields[name]) for name in names]
-    numbered = sorted(name for name in fields if ANSWER_NAME.fullmatch(name))
-    if numbered:
+    if numbered := numbered_answers(fields):
         return [_text_of(fields[name]) for name in numbered]
     single = next((name for name in SINGLE_ANSWERS if name in fields), None)
     return [] if single is None else [_text_of(fields[single])]

@@ -17,7 +17,7 @@ from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import read_rows, split_of
-from mmrlhf.labeling.other_exports import unpack_other_export
+from mmrlhf.labeling.other_exports import numbered_answers, unpack_other_export
 from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError, Message
@@ -110,6 +110,8 @@ def read_tasks(
             asked_mode = mode or row.fields.get("mode")
             if is_gold and asked_mode in ("claims", "facts"):
                 row.fail(f"a gold question compares answers, so that it cannot be of mode {asked_mode}: leave out gold_file")
+            if asked_mode != "facts":
+                _refuse_unread_answers(row)
             task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
             # Answers that a row compares are a task of their own; single ones are gathered.
@@ -132,6 +134,13 @@ def read_tasks(
 def _check_mode(row: Row) -> None:
     if "mode" in row.fields and row.fields["mode"] not in MODES:
         row.fail(f"`mode` must be one of {', '.join(MODES)}, not {preview(row.fields['mode'])}")
+
+
+def _refuse_unread_answers(row: Row) -> None:
+    """Refuse a row whose answers would be dropped: in fields of their own, which nothing reads."""
+    names = numbered_answers(row.fields)
+    if names and "answers" not in row.fields and not is_preference(row):
+        row.fail(f"{', '.join(f'`{name}`' for name in names)} look like answers to label: put them into one list, `answers`")
 
 
 def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:

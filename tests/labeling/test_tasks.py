@@ -233,6 +233,28 @@ def test_rows_of_other_tools():
     assert unpack_other_export(row_of(flat)).fields == fields
 
 
+def test_flat_tables_of_other_tools_before_and_after_an_answer():
+    """Argilla's has no columns of responses while nothing is answered; JSON-MIN has no `data`."""
+    answered = {"id": "a-1", "status": "pending", **ARGILLA["fields"]}
+    for flat in (answered, answered | {"_server_id": "5"}):
+        assert unpack_other_export(row_of(flat)).fields == unpack_other_export(row_of(ARGILLA)).fields
+    json_min = {**LABEL_STUDIO["data"], "id": 12, "better": "left", "annotator": 1, "annotation_id": 3, "lead_time": 2.5}
+    assert unpack_other_export(row_of(json_min)).fields == unpack_other_export(row_of(LABEL_STUDIO)).fields
+    one = {"image": "/data/upload/3/ab-1.png", "caption": "A cup.", "id": 1, "annotation_id": 3, "lead_time": 2.5}
+    assert unpack_other_export(row_of(one)).fields["answers"] == ["A cup."]
+    for own in ({"answers": [{"text": "A.", "model": "m"}], "status": "new"}, {"chosen": "A.", "rejected": "B.", "lead_time": 1}):
+        assert unpack_other_export(row_of(own)).fields == own
+
+
+def test_answers_that_nothing_reads_are_refused(write_rows):
+    rows = write_rows({"response_a": "A cup.", "response_b": "A dog."})
+    with pytest.raises(InputError, match=r"line 1: `response_a`, `response_b` look like answers to label: put them into one list"):
+        tasks_of(rows)
+    assert [task.answers for task in tasks_of(rows, "facts")] == [()]
+    assert tasks_of(write_rows({"output_1": "A cup.", "output_2": "A dog.", "preference": 1}))[0].mode == "pairwise"
+    assert tasks_of(write_rows({"answers": ["A.", "B."], "caption_1": "A cup."}))[0].mode == "pairwise"
+
+
 @pytest.mark.parametrize(
     ("data", "answers"),
     [
