@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from mmrlhf.config import ServeConfig
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
+from mmrlhf.files.stop_signals import Stopped
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_is_adapter, check_same_base
@@ -48,20 +50,30 @@ def serve(config: ServeConfig) -> None:
     Raises InputError if RUN or the reward model cannot be loaded, or the address cannot be used.
     """
     models = load_models(config)
-    with serving(config, models) as server:
-        parts = [path for path, model in ((CHAT_PATH, models.policy), (SCORE_PATH, models.reward_model)) if model is not None]
-        print(f"serving {config.model_name_or_path} at {address_of(server)}: {', '.join(parts)} (Ctrl-C stops)", flush=True)
-        if server.service.token is not None:
-            print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-        print("stopping: answering the requests that wait (Ctrl-C again refuses them)", flush=True)
+    try:
+        with serving(config, models) as server:
+            _print_address(config, models, server)
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            print("stopping: answering the requests that wait (Ctrl-C again refuses them)", flush=True)
+    except KeyboardInterrupt as error:
+        # The model is still at work, and torch aborts an interpreter that ends meanwhile.
+        print("stopped: the requests that waited were refused", flush=True)
+        os._exit(error.exit_code if isinstance(error, Stopped) else 130)
+
+
+def _print_address(config: ServeConfig, models: Models, server: Server) -> None:
+    parts = [path for path, model in ((CHAT_PATH, models.policy), (SCORE_PATH, models.reward_model)) if model is not None]
+    print(f"serving {config.model_name_or_path} at {address_of(server)}: {', '.join(parts)} (Ctrl-C stops)", flush=True)
+    if server.service.token is not None:
+        print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
 
 
 @contextlib.contextmanager
 def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
     """Serve in the background while the block runs; on its end, answer what waits.
 
+    If an exception ends the block, or the wait, what waits is refused.
     Raises InputError if the address cannot be used.
     """
     queue = BatchQueue(lambda key, items: run_batch(models, config, key, items), config.batch_size, config.max_waiting)
@@ -71,20 +83,18 @@ def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
         raise InputError(
             f"cannot listen on {config.host}, port {config.port} ({error.strerror}): give another --host or --port"
         ) from None
-    # Daemons: a model that is still at work after a second Ctrl-C must not keep the process.
+    # Daemons: after a second Ctrl-C the model may still be at work.
     worker = threading.Thread(target=queue.work, daemon=True)
     worker.start()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
-    finally:
         queue.close()
-        try:
-            worker.join()
-        finally:  # also after a second Ctrl-C
-            queue.abandon()
-            server.shutdown()
-            server.server_close()
+        worker.join()
+    finally:  # also after a second Ctrl-C
+        queue.abandon()
+        server.shutdown()
+        server.server_close()
 
 
 def address_of(server: Server) -> str:

@@ -73,7 +73,8 @@ class BatchQueue:
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Raise BusyError for all jobs that wait or run; results of running ones are dropped."""
+        """Close, and raise BusyError for all jobs; results of those that run are dropped."""
+        self.close()
         with self._changed:
             jobs = [*self._running, *self._jobs]
             self._jobs.clear()
