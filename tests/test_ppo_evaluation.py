@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf.evaluation.policy_eval import PolicyEvaluation
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.policy import load_policy
 from mmrlhf.ppo import ppo
@@ -98,6 +100,28 @@ def test_ppo_resumes_with_the_same_best_policy(tiny_vlm_path, examples, tmp_path
     for name in ("finished.json", "eval.jsonl", "ledger.jsonl"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "killed" / name).read_text()
     assert [row["step"] for row in read_jsonl(tmp_path / "killed/metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("reward_terms", "settings", "is_refused"),
+    [
+        ("hallucination=-1, coverage=1", {}, True),
+        ("fact_rm=1, coverage@clip+facts=1", {}, True),
+        ("hallucination=-1", {"allow_monitoring_reward_verifiers": True}, False),
+        ("hallucination=-1", {"metric_for_best_model": None}, False),  # it is shown, and does not choose
+        ("fact_rm=1, hallucination@clip=-1", {}, False),
+    ],
+)
+def test_a_rewarded_verifier_does_not_choose_the_best_policy(tmp_path, reward_terms, settings, is_refused):
+    row = {"id": "1", "messages": [{"role": "user", "content": "What is there?"}, {"role": "assistant", "content": "A cat."}]}
+    facts = [{"kind": "object", "text": "cat"}]
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({**row, "facts": facts}))
+    benchmark = {"eval_benchmarks": "facts", "eval_data": str(tmp_path / "held_out.jsonl")}
+    chooses = {"metric_for_best_model": "facts/chair_s", **benchmark, **settings}
+    config = config_of("model", tmp_path / "run", reward_terms=reward_terms, **chooses)
+    refusal = pytest.raises(InputError, match=r"facts/chair_s is measured by the verifier facts, which the reward (hallu|cover)")
+    with refusal if is_refused else nullcontext():
+        PolicyEvaluation(config)
 
 
 def test_ppo_refuses_other_evaluations_and_metrics_that_are_not_given(tiny_vlm_path, examples, tmp_path):

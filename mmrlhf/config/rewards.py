@@ -56,7 +56,8 @@ class RewardTermsConfig(VerifierConfig):
     """Verifiers, separated by commas, that measure the answers of each step without affecting the
     reward."""
     allow_monitoring_reward_verifiers: bool = False
-    """Allow monitoring with a verifier that is also part of the reward."""
+    """Allow monitoring with a verifier that is also part of the reward, and choosing the best
+    policy by the benchmark facts where claims are rewarded by facts."""
     uncertainty_penalty: NonNegative = 0.0
     """Standard deviations of an ensemble's scores to subtract from their mean."""
     min_probe_detection_rate: Fraction = 0.6

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf.config import PolicyEvalConfig
+from mmrlhf.config import PolicyEvalConfig, RewardTermsConfig
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams, make_sampling_params
 from mmrlhf.evaluation.policy_benchmarks import (
@@ -29,6 +29,7 @@ from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, InputError, Preference
 from mmrlhf.report.progress import format_number
+from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import DIVERGENCE, LOSS, HeldOut, Monitor, Proxy, parse_stop_on_warning
 from mmrlhf.training.run import Run
@@ -76,6 +77,8 @@ class PolicyEvaluation:
         self.config, self.function, self.watch = config, function, watch
         self.benchmarks = open_benchmarks(config)
         chosen = best_metric(config, self.benchmarks, function is not None, held_out_metrics)
+        if chosen:
+            _refuse_rewarded_facts(config, chosen[0])
         self.best = BestModel(*chosen) if chosen else None
         divergence = (DIVERGENCE,) if self.benchmarks or self.best or watch else ()  # it needs a held-out metric
         stop_on = parse_stop_on_warning(config.stop_on_warning, (*divergence, *warnings))
@@ -247,6 +250,19 @@ class PolicyEvaluation:
             self.num_steps = step
         if self.best is not None:
             self.best.restore(tensors, state)
+
+
+def _refuse_rewarded_facts(config: PolicyEvalConfig, metric: str) -> None:
+    """Raise InputError if the benchmark `facts` would choose the best policy, and the verifier that
+    it measures with is part of the reward: facts about other images have the same blind spots."""
+    if not metric.startswith("facts/") or not isinstance(config, RewardTermsConfig) or config.allow_monitoring_reward_verifiers:
+        return
+    verifiers = claim_reward_verifiers(config.reward_terms)
+    if rewarded := next((name for name, verifier in verifiers.items() if "facts" in verifier.split("+")), None):
+        raise InputError(
+            f"metric_for_best_model {metric} is measured by the verifier facts, which the reward {rewarded} uses: what is optimised "
+            "must not choose; give a metric of another benchmark, or --allow_monitoring_reward_verifiers true"
+        )
 
 
 def _as_example(row: Example | Preference) -> Example:
