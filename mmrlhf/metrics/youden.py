@@ -8,16 +8,20 @@ arXiv 2601.04411).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
-from mmrlhf.metrics.intervals import MIN_CLUSTERS, Z_95
+from mmrlhf.metrics.intervals import MIN_CLUSTERS
 
 ALL_KINDS = "all"
 Outcomes = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """By kind of claim: whether each false claim lowers the score, and whether each true one does."""
+RowsOfClaims = Mapping[str, tuple[Sequence[Hashable], Sequence[Hashable]]]
+"""By kind of claim, in the order of the outcomes: the row of each false and of each true claim."""
 
 
 def youden_j(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
@@ -38,11 +42,12 @@ def youden_j(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     }
 
 
-def j_change(before: Outcomes, after: Outcomes) -> dict[str, float] | None:
+def j_change(before: Outcomes, after: Outcomes, rows: RowsOfClaims) -> dict[str, float] | None:
     """Return how much J of all claims changed, with its 95% interval; None if it has no J.
 
-    The outcomes are of the same claims, so the interval is that of paired differences. With fewer
-    than MIN_CLUSTERS false or true claims it is the whole range, -2 to 2.
+    The outcomes are of the same claims, so the interval is that of paired differences: the
+    t-interval of a difference of ratios over rows, as claims of one row are not independent. With
+    false claims in fewer than MIN_CLUSTERS rows, or true ones, it is the whole range, -2 to 2.
     """
     false_F, true_T = (
         after_lowers.astype(float) - before_lowers.astype(float)
@@ -51,9 +56,17 @@ def j_change(before: Outcomes, after: Outcomes) -> dict[str, float] | None:
     if not len(false_F) or not len(true_T):
         return None
     change = float(false_F.mean() - true_T.mean())
-    if min(len(false_F), len(true_T)) < MIN_CLUSTERS:
+    false_rows, true_rows = ([row for kind in before for row in rows[kind][truth]] for truth in (0, 1))
+    if min(len(set(false_rows)), len(set(true_rows))) < MIN_CLUSTERS:
         return {"value": change, "low": -2.0, "high": 2.0}
-    half_width = Z_95 * float(np.sqrt(false_F.var(ddof=1) / len(false_F) + true_T.var(ddof=1) / len(true_T)))
+    # To the first order, a row's claims move the change by their deviations from its two means.
+    deviations: dict[Hashable, float] = defaultdict(float)
+    for row, deviation in zip(false_rows, (false_F - false_F.mean()) / len(false_F), strict=True):
+        deviations[row] += float(deviation)
+    for row, deviation in zip(true_rows, (true_T - true_T.mean()) / len(true_T), strict=True):
+        deviations[row] -= float(deviation)
+    variance = len(deviations) / (len(deviations) - 1) * sum(deviation**2 for deviation in deviations.values())
+    half_width = float(stdtrit(len(deviations) - 1, 0.975)) * variance**0.5
     return {"value": change, "low": change - half_width, "high": change + half_width}
 
 

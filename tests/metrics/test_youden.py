@@ -19,19 +19,41 @@ def test_youden_j_matches_hand_computation():
     assert youden_j({}) == {} and youden_j({"object": outcomes([1], [])}) == {}
 
 
+def rows_of(outcomes_by_kind, claims_per_row=1):
+    """The rows of claims, of which each row has so many false and as many true ones."""
+    return {kind: tuple([i // claims_per_row for i in range(len(p))] for p in parts) for kind, parts in outcomes_by_kind.items()}
+
+
 def test_j_change_is_paired():
     before = {"object": outcomes([1] * 8, [0] * 8)}
     after = {"object": outcomes([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1])}
-    change = j_change(before, after)
-    # The share of false claims that lower the score falls by 4/8, that of true ones rises by 2/8;
-    # sums of squares 8 x .25 and 8 x .1875, over 7, and eight claims each.
-    half_width = 1.959964 * (2 / 7 / 8 + 1.5 / 7 / 8) ** 0.5
+    change = j_change(before, after, rows_of(before))
+    # The share of false claims that lower the score falls by 4/8, that of true ones rises by 2/8.
+    # A row's part of the change is 0, -1 (four rows) or -2 (two of these): mean -3/4, sum of
+    # squares around it 4 x 9/16 + 2 x 1/16 + 2 x 25/16 = 11/2, over 7, and eight rows.
+    half_width = 2.364624 * (5.5 / 7 / 8) ** 0.5  # the t-quantile of 7 degrees of freedom
     assert change["value"] == -0.75
     assert (change["low"], change["high"]) == pytest.approx((-0.75 - half_width, -0.75 + half_width), abs=1e-4)
-    assert j_change(after, before)["value"] == 0.75 and j_change(before, before) == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert j_change({}, {}) is None
+    unchanged = j_change(before, before, rows_of(before))
+    assert j_change(after, before, rows_of(before))["value"] == 0.75 and unchanged == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert j_change({}, {}, {}) is None
 
 
-def test_j_change_of_few_claims_has_no_narrow_interval():
+def test_j_change_counts_rows_not_their_claims():
+    """Claims that say the same in one row add nothing: the interval is that of one claim a row."""
+    before, after = {"object": outcomes([1] * 8, [0] * 8)}, {"object": outcomes([0, 0, 0, 1, 1, 1, 1, 1], [0] * 8)}
+    expected = j_change(before, after, rows_of(before))
+    many_before, many_after = ({"object": tuple(np.repeat(part, 5) for part in o["object"])} for o in (before, after))
+    many = j_change(many_before, many_after, rows_of(many_before, 5))
+    assert many == pytest.approx(expected)
+    assert j_change(many_before, many_after, rows_of(many_before))["high"] < 0 < many["high"]  # as if independent
+    # Kinds may come in another order than their rows.
+    split = [{"count": o["object"], "object": o["object"]} for o in (before, after)]
+    assert j_change(*split, dict(reversed(rows_of(split[0]).items()))) == pytest.approx(expected)
+
+
+def test_j_change_of_few_rows_has_no_narrow_interval():
     before, after = {"object": outcomes([1], [0] * 9)}, {"object": outcomes([0], [0] * 9)}
-    assert j_change(before, after) == {"value": -1.0, "low": -2.0, "high": 2.0}  # one claim proves nothing
+    assert j_change(before, after, rows_of(before)) == {"value": -1.0, "low": -2.0, "high": 2.0}  # one claim proves nothing
+    before, after = {"object": outcomes([1] * 20, [0] * 20)}, {"object": outcomes([0] * 20, [0] * 20)}
+    assert j_change(before, after, rows_of(before, 4))["high"] == 2.0  # nor do 20 claims of 5 rows

@@ -14,7 +14,7 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.metrics.calibration import fit_temperature
-from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, j_change, youden_j
+from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, RowsOfClaims, j_change, youden_j
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises, with_removals
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
@@ -88,6 +88,19 @@ class Reference:
             by_kind.setdefault(removal.claim.kind, ([], []))[not removal.is_false].append(bool(is_lower))
         return {kind: (np.array(false, dtype=bool), np.array(true, dtype=bool)) for kind, (false, true) in by_kind.items()}
 
+    @property
+    def rows_of_claims(self) -> RowsOfClaims:
+        """The row of each claim in `outcomes`. Rows with the same images count as one."""
+        groups = self.probed_groups
+        claims: list[tuple[str, AnswerGroup, tuple[bool, ...]]] = [
+            (removal.claim.kind, groups[removal.group_index], (removal.is_false,)) for removal in self.removals
+        ] or [(probe.kind, probe.group, (True, False)) for probe in self.probes]
+        by_kind: dict[str, tuple[list[Hashable], list[Hashable]]] = {}
+        for kind, group, truths in claims:
+            for is_false in truths:
+                by_kind.setdefault(kind, ([], []))[not is_false].append(group.images or group.id)
+        return by_kind
+
     def calibrate(self, model: RewardModel, advance: Callable[[int], None]) -> np.ndarray:
         """Set the model's scale, temperature and, on held-out rows, accuracy; return their margins.
 
@@ -107,7 +120,7 @@ class Reference:
         probed = probe_outcomes(model.without_limit(), self.probes)
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed
-        if change := j_change(outcomes_before, outcomes):
+        if change := j_change(outcomes_before, outcomes, self.rows_of_claims):
             measured_on = "claims of answers" if self.removals else "injected claims"
             j = {"before": youden_j(outcomes_before), "after": youden_j(outcomes), "change": change}
             model.j = {"measured_on": measured_on, **j}
