@@ -34,6 +34,7 @@ from mmrlhf.training.dpo.batch import build_batch
 from mmrlhf.training.dpo.image_pairs import images_from_tensors
 from mmrlhf.training.dpo.step import Counts
 from mmrlhf.training.dpo.step import compute_gradients as dpo_gradients
+from mmrlhf.training.optim import GRADIENT_PROBLEM
 from mmrlhf.training.ppo.policy_losses import Aggregation
 from mmrlhf.training.ppo.ptx import PTXBatch
 from mmrlhf.training.ppo.roles import PPORoles, load_roles
@@ -115,6 +116,10 @@ def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
     if loss is None or "loss" not in saved.numbers:
         return "answers and rewards are finite", not saved.is_cause
     in_run = saved.numbers["loss"]
+    if saved.problem.startswith(GRADIENT_PROBLEM):  # the loss was finite in the run
+        gradients = [p.grad for role in step.roles for p in role.parameters() if p.grad is not None]
+        has_norm = math.isfinite(torch.nn.utils.get_total_norm(gradients))
+        return f"the loss is {loss}, and the gradient is {'finite' if has_norm else 'not finite'}", not has_norm
     is_rounding = math.isclose(loss, in_run, rel_tol=LOSS_TOLERANCE[saved.config["dtype"]])
     return f"the loss is {loss}", repr(loss) == repr(in_run) or is_rounding
 

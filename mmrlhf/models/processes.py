@@ -22,16 +22,21 @@ from torch import Tensor
 from mmrlhf.models import sharding
 from mmrlhf.models.lost_process import naming_lost_process
 from mmrlhf.models.zero import use_fsdp_for_zero
+from mmrlhf.records import InputError
 
 EXCHANGE_TIMEOUT = timedelta(hours=2)
 """How long processes wait for one another: the first one merges and writes a model of 145 GB alone.
 One that has died is noticed at once, by its connection."""
+
+WORLD_SIZE_VARIABLES = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+"""What launchers, those of MPI among them, call the number of processes."""
 
 
 class Accelerator(accelerate.Accelerator):
     """accelerate's, with the exchanges of this module, and FSDP2 in place of DeepSpeed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_single_process(os.environ)
         note = use_fsdp_for_zero(os.environ)
         if torch.backends.mps.is_available():
             kwargs.setdefault("cpu", True)  # Apple's GPUs have no float64
@@ -61,6 +66,20 @@ class Accelerator(accelerate.Accelerator):
     def wait_for_everyone(self) -> None:
         """Wait until every process is here."""
         wait_for_everyone()
+
+
+def _refuse_single_process(environment: Mapping[str, str]) -> None:
+    """Raise InputError if accelerate was asked for several processes and has started one.
+
+    `accelerate launch --cpu` does so on one machine: it says where the others could be met, and not
+    how many there are.
+    """
+    asked_for_several = {"MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND"} <= environment.keys()
+    if asked_for_several and not WORLD_SIZE_VARIABLES & environment.keys():
+        raise InputError(
+            "accelerate launch was asked for several processes and has started a single one, as it does on a CPU: "
+            "use torchrun --nproc_per_node (docs/processes.md), or --num_processes 1"
+        )
 
 
 def gather_object(objects: list[Any]) -> list[Any]:

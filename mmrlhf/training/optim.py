@@ -85,6 +85,9 @@ def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[l
     return [group.tolist() for group in np.array_split(order, min(num_minibatches, num_rows))]
 
 
+GRADIENT_PROBLEM = "the gradient is not finite"
+
+
 def check_loss(loss: float) -> None:
     """Raise NotFiniteError unless the loss, the same on all processes, is finite."""
     if not math.isfinite(loss):
@@ -109,7 +112,7 @@ def optimizer_step(
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(grad_norm):
         optimizer.zero_grad(set_to_none=True)
-        raise NotFiniteError(f"the gradient is not finite (norm {grad_norm})")
+        raise NotFiniteError(f"{GRADIENT_PROBLEM} (norm {grad_norm})")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm

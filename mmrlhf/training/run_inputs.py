@@ -77,7 +77,7 @@ class RunInputs:
         self.notes: list[str] = []
         """Lines to print."""
         self.changed: set[str] = set()
-        """Settings and inputs that differ from those of the run there, as `allow_change` lets them."""
+        """Settings and inputs that `allow_change` lets differ from those of the run there."""
         self._allowed = _allowed_changes(config)
         self._saved: dict[str, Any] | None = None
         self._saved_versions: dict[str, str] = {}

@@ -91,6 +91,29 @@ def test_a_skipped_step_changes_nothing_and_is_kept_whole(tiny_vlm_path, example
     assert "which is not as in the run" in capsys.readouterr().out
 
 
+def test_a_step_with_an_infinite_gradient_is_skipped_and_replayed(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
+    """Its loss is finite. The replay is as in the run only while the gradient is infinite again."""
+    real, num_calls = losses.sft, [0]
+
+    def spoilt(*args, **kwargs):
+        loss = real(*args, **kwargs)
+        num_calls[0] += 1
+        if num_calls[0] != 1:
+            loss[0].register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    monkeypatch.setattr(losses, "sft", spoilt)
+    sft(sft_config(tiny_vlm_path, tmp_path / "run", max_steps=2), examples)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("skipped_steps") for row in rows] == [None, 1.0]
+    file = tmp_path / "run" / "skipped" / "step-000002.safetensors"
+    assert read_step(file).problem.startswith("the gradient is not finite (norm ")
+    assert replay(str(file)) and "the gradient is not finite, as in the run" in capsys.readouterr().out
+    monkeypatch.setattr(losses, "sft", real)
+    assert not replay(str(file))
+    assert "and the gradient is finite, which is not as in the run" in capsys.readouterr().out
+
+
 def test_a_run_with_skipped_steps_resumes_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch):
     """Two steps in a row are skipped before the kill, and one later: that is no third."""
     spoil_losses(monkeypatch, losses, "sft", {2, 3, 5, 5 + 2, 5 + 3, 5 + 5})
