@@ -248,10 +248,12 @@ def test_flat_tables_of_other_tools_before_and_after_an_answer():
 
 def test_answers_that_nothing_reads_are_refused(write_rows):
     rows = write_rows({"response_a": "A cup.", "response_b": "A dog."})
-    with pytest.raises(InputError, match=r"line 1: `response_a`, `response_b` look like answers to label: put them into one list"):
+    with pytest.raises(
+        InputError, match=r"line 1: `response_a`, `response_b` look like answers to label: put them into one list"
+    ):
         tasks_of(rows)
     assert [task.answers for task in tasks_of(rows, "facts")] == [()]
-    assert tasks_of(write_rows({"output_1": "A cup.", "output_2": "A dog.", "preference": 1}))[0].mode == "pairwise"
+    assert tasks_of(write_rows({"chosen": "A.", "rejected": "B.", "caption_1": "A cup."}))[0].mode == "pairwise"
     assert tasks_of(write_rows({"answers": ["A.", "B."], "caption_1": "A cup."}))[0].mode == "pairwise"
 
 
