@@ -68,10 +68,11 @@ def test_a_large_reward_with_a_small_value_clip_is_noted(tiny_vlm_path, examples
     assert "cliprange_value lets values move by 0.2 in a step" in " ".join(capsys.readouterr().out.split())
 
 
-def test_span_rewards_of_reinforce_plus_plus_are_summed_per_answer(tiny_vlm_path, examples, tmp_path, monkeypatch):
+@pytest.mark.parametrize("estimator", [{"advantage_estimator": "reinforce_plus_plus"}, {"use_critic": False, "lam": 1.0}])
+def test_span_rewards_without_a_critic_are_summed_per_answer(tiny_vlm_path, examples, tmp_path, monkeypatch, estimator):
     estimated, gae = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda *args: estimated.append(gae(*args)) or estimated[-1])
-    settings = {"advantage_estimator": "reinforce_plus_plus", "reward_terms": "word=1", "max_steps": 1, "kl_coef": 0.0}
+    settings = {**estimator, "reward_terms": "word=1", "max_steps": 1, "kl_coef": 0.0}
 
     def word(samples):
         return [[(0, 1, 1.0)] if s.answer else [] for s in samples]

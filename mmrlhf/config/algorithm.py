@@ -23,7 +23,7 @@ class AlgorithmConfig:
     reinforce_plus_plus and not for rloo. grpo has scale_rewards instead."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
-    the answer, as all estimators but gae do."""
+    the answer, as without a critic."""
     num_ppo_epochs: Count = 2
     """Passes over the answers of a step."""
     num_mini_batches: Count = 2
@@ -101,5 +101,5 @@ class AlgorithmConfig:
 
     @property
     def credits_spans(self) -> bool:
-        """Return whether span rewards go to their own tokens; without gae, answers are rewarded."""
-        return self.span_credit == "token" and self.advantage_estimator == "gae"
+        """Return whether span rewards go to their own tokens; without a critic, answers get them."""
+        return self.span_credit == "token" and self.has_critic
