@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.evaluation import policy_eval
 from mmrlhf.evaluation.policy_eval import PolicyEvaluation
 from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.policy import load_policy
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
@@ -100,6 +103,29 @@ def test_ppo_resumes_with_the_same_best_policy(tiny_vlm_path, examples, tmp_path
     for name in ("finished.json", "eval.jsonl", "ledger.jsonl"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "killed" / name).read_text()
     assert [row["step"] for row in read_jsonl(tmp_path / "killed/metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("failing_call", [0, 1])
+def test_an_evaluation_that_is_not_finite_does_not_end_the_run(tiny_vlm_path, examples, tmp_path, monkeypatch, failing_call):
+    """The one before the first step does, since nothing is lost: the model cannot be used."""
+    calls = []
+
+    def generate(*args, **settings):
+        calls.append(args)
+        if len(calls) == failing_call + 1:
+            raise NotFiniteError("m gives logits that are not finite")
+        return generate_batches(*args, **settings)
+
+    monkeypatch.setattr(policy_eval, "generate_batches", generate)
+    config = config_of(tiny_vlm_path, tmp_path / "run", max_steps=2, eval_benchmarks="scenes", eval_limit=2)
+    if failing_call == 0:
+        with pytest.raises(NotFiniteError, match="logits that are not finite"):
+            ppo(config, examples)
+        return
+    ppo(config, examples)
+    assert [row["step"] for row in read_jsonl(tmp_path / "run/eval.jsonl")] == [0, 2]
+    (warning,) = [row for row in read_jsonl(tmp_path / "run/warnings.jsonl") if row["name"] == "undefined_evaluation"]
+    assert warning["step"] == 1 and "m gives logits" in warning["warning"]
 
 
 @pytest.mark.parametrize(

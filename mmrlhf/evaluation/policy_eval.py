@@ -25,6 +25,7 @@ from mmrlhf.evaluation.policy_benchmarks import (
     open_benchmarks,
 )
 from mmrlhf.models.adapters import Role
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, InputError, Preference
@@ -44,6 +45,8 @@ measures on held-out rows of its own, for `proxy_divergence`."""
 NUM_SAMPLED_STEPS = 5
 """How often, after step 0, the fixed prompts are answered in a run."""
 SAMPLE_BATCH_SIZE = 8
+UNDEFINED = "undefined_evaluation"
+"""The warning of an evaluation at which the model's logits were not finite."""
 NUM_SHOWN_METRICS = 2
 """Metrics of an evaluation function that are printed: its first ones."""
 
@@ -124,7 +127,19 @@ class PolicyEvaluation:
         {} where no evaluation is due: it is before the first step, every `eval_steps`, and after
         the last. Log the metrics with their intervals, print the main ones, keep the policy if it
         is the best so far; and log answers to the fixed prompts when these are due.
+
+        Warn and return {} if the model's logits are not finite: a later evaluation may be defined.
+        Before the first step this raises NotFiniteError, on all processes.
         """
+        try:
+            return self._evaluate(run, accelerator, policy, step)
+        except NotFiniteError as error:
+            if step == 0:
+                raise
+            run.warn(step, UNDEFINED, f"this evaluation is left out, and the run goes on: {error}")
+            return {}
+
+    def _evaluate(self, run: Run, accelerator: Accelerator, policy: Role, step: int) -> dict[str, float]:
         is_end = step in (0, self.num_steps)
         if self.sampled and (is_end or step % self.samples_every == 0):
             with policy.active():
@@ -280,12 +295,22 @@ def _answer(
     num_generations: int,
     accelerator: Accelerator,
 ) -> list[list[str]]:
-    """Return the answers to each of some examples, whose ids may repeat, from all processes."""
+    """Return the answers to each of some examples, whose ids may repeat, from all processes.
+
+    Raises NotFiniteError, on all processes, if the logits of one are not finite.
+    """
     own = range(accelerator.process_index, len(examples), accelerator.num_processes)
     local = [examples[index] for index in own]
-    answers = generate_batches(vlm, local, params, batch_size=batch_size, num_generations=num_generations)
-    numbered = gather_object([(index, texts) for index, (_, texts) in zip(own, answers, strict=True)])
-    return [texts for _, texts in sorted(numbered)]
+    numbered, problem = [], ""
+    try:
+        answers = generate_batches(vlm, local, params, batch_size=batch_size, num_generations=num_generations)
+        numbered = [(index, texts) for index, (_, texts) in zip(own, answers, strict=True)]
+    except NotFiniteError as error:
+        problem = str(error)
+    shares = gather_object([(numbered, problem)])
+    if problem := next((text for _, text in shares if text), ""):
+        raise NotFiniteError(problem)
+    return [texts for _, texts in sorted(item for share, _ in shares for item in share)]
 
 
 def _log_fixed(run: Run, step: int, examples: Sequence[Example], answers: Sequence[list[str]]) -> None:
