@@ -89,10 +89,11 @@ def tuning_of(out: Path, methods: Sequence[str], labels: int) -> dict[str, Any]:
     """Return u on the selection split of the tuning seed, for each value of each setting."""
     tuning: dict[str, Any] = {}
     for method in methods:
-        setting, values = STRENGTHS.get(method, ("", ()))
-        tried = {f"{v:g}": [cell["u"] for cell in read_cells(out, f"tune-*-{method}-{labels}-{v:g}").values()] for v in values}
-        if any(tried.values()):
-            tuning[method] = {"setting": setting, "selection_u": {value: u[0] for value, u in tried.items() if u}}
+        files = (out / "cells").glob(f"tune-*-{method}-{labels}-*.json")  # of an earlier grid, too
+        tried = {float(path.stem.rpartition("-")[2]): json.loads(path.read_text())["u"] for path in files}
+        if tried:
+            setting, _ = STRENGTHS[method]
+            tuning[method] = {"setting": setting, "selection_u": {f"{value:g}": tried[value] for value in sorted(tried)}}
     return tuning
 
 
@@ -165,16 +166,16 @@ def settings_of(out: Path, methods: Sequence[str] | Mapping[str, Any], labels: S
     """Return the study's settings, and what each method was given, as numbers."""
     path = out / "settings.json"
     sizes = json.loads(path.read_text()) if path.exists() else {}
+    tuning = {str(number): tuning_of(out, list(methods), number) for number in labels}
     given = {
         method: {
             "labels": labels_of(method, labels[0]),
             "answers_sampled_in_training": sizes.get("answers", 0) if method in ONLINE else 0,
             "answers_per_question": sizes.get("best_of_n", 1) if method == "best_of_n" else 1,
-            "values_tried": len(STRENGTHS[method][1]) if method in STRENGTHS else 0,
+            "values_tried": len(tuning[str(labels[0])].get(method, {}).get("selection_u", ())),
         }
         for method in methods
     }
-    tuning = {str(number): tuning_of(out, list(methods), number) for number in labels}
     return {"sizes": sizes, "labels": list(labels), "given": given, "tuning": tuning, "changed_token_weight": CORRECTION_WEIGHT}
 
 
