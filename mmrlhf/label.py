@@ -7,6 +7,7 @@ it was stopped, and `add`, `export` and `report` may run beside it.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import threading
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from mmrlhf.claims import Lexicon, load_lexicon
 from mmrlhf.config.labeling import LabelConfig
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file
@@ -36,6 +38,8 @@ from mmrlhf.text.addresses import is_loopback
 MAX_CONNECTIONS = 512
 STOP_SECONDS = 5
 """How long requests in progress may take once the server is stopped."""
+LEXICON_SETTING = "lexicon_file"
+"""Under which a file of labels keeps the path of the lexicon of its claims."""
 
 
 def serve_labels(config: LabelConfig) -> None:
@@ -73,7 +77,12 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     output = Path(config.output_file)
     guidelines = read_guidelines(config.guidelines_file)
     refuse_output_file(output)
-    tasks = _read_tasks_of(config)  # what cannot be used leaves nothing behind
+    lexicon_file = config.lexicon_file and os.path.abspath(config.lexicon_file)
+    if lexicon_file is None and output.exists():
+        with contextlib.closing(Store(output)) as store:
+            lexicon_file = store.setting(LEXICON_SETTING)
+    lexicon = load_lexicon(lexicon_file or None)
+    tasks = _read_tasks_of(config, lexicon)  # what cannot be used leaves nothing behind
     if not tasks and not output.exists():
         raise _no_tasks(output)
     with lock.released_after(), contextlib.ExitStack() as opened:
@@ -85,7 +94,9 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
                 print(f"{output}: {store.add_tasks(tasks)} new tasks")
             if not store.task_entries():
                 raise _no_tasks(output)
-            app, access_token = _create_app(config, store, guidelines)
+            if lexicon_file:
+                store.set_setting(LEXICON_SETTING, lexicon_file)
+            app, access_token = _create_app(config, store, guidelines, lexicon)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -119,7 +130,7 @@ def lock_labels(output: Path) -> None:
     lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
 
 
-def _create_app(config: LabelConfig, store: Store, guidelines: str) -> tuple[Guard, str | None]:
+def _create_app(config: LabelConfig, store: Store, guidelines: str, lexicon: Lexicon) -> tuple[Guard, str | None]:
     access_token = None
     if not is_loopback(config.host):
         # It stays the same from one start to the next, so that links that were sent stay valid.
@@ -127,7 +138,8 @@ def _create_app(config: LabelConfig, store: Store, guidelines: str) -> tuple[Gua
         store.set_setting("access_token", access_token)
     schedule = Schedule(config.overlap, config.gold_every, config.order, config.seed)
     sessions = Sessions(store, access_token, config.consent)
-    return create_app(Assignments(store, schedule), sessions, Pages(config.title, guidelines, config.consent)), access_token
+    pages = Pages(config.title, guidelines, config.consent, lexicon)
+    return create_app(Assignments(store, schedule), sessions, pages), access_token
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -165,10 +177,10 @@ def _storage_errors_explained() -> Iterator[None]:
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
-def _read_tasks_of(config: LabelConfig) -> list[Task]:
+def _read_tasks_of(config: LabelConfig, lexicon: Lexicon) -> list[Task]:
     tasks: list[Task] = []
     if config.dataset_name is not None:
-        uncertainty_of = _read_uncertainty(config.scores_file, config.reward_eval_file)
+        uncertainty_of = _read_uncertainty(config.scores_file, config.reward_eval_file, lexicon)
         names = _names(config.dataset_name)
         tasks += read_tasks(names, config.mode, config.image_folder, config.dataset_train_split, uncertainty_of)
     if config.gold_file is not None:
@@ -177,11 +189,11 @@ def _read_tasks_of(config: LabelConfig) -> list[Task]:
     return tasks
 
 
-def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None) -> UncertaintyOf | None:
+def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lexicon: Lexicon) -> UncertaintyOf | None:
     if scores_file and reward_eval_file:
         raise InputError("scores_file and reward_eval_file rank the same tasks: leave one of them out")
     if reward_eval_file:
-        return uncertainty_of_claims(reward_eval_file)
+        return uncertainty_of_claims(reward_eval_file, lexicon)
     return uncertainty_of_margins(_names(scores_file)) if scores_file else None
 
 
@@ -204,6 +216,7 @@ def add_tasks(
     """
     with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
         names = [name for value in dataset_names for name in _names(value)]
-        uncertainty_of = _read_uncertainty(scores_file, reward_eval_file)
+        lexicon = load_lexicon(store.setting(LEXICON_SETTING) or None)  # that of the page
+        uncertainty_of = _read_uncertainty(scores_file, reward_eval_file, lexicon)
         added = store.add_tasks(read_tasks(names, mode, image_folder, split, uncertainty_of))
     print(f"{output_file}: {added} new tasks")

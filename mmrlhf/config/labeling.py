@@ -42,6 +42,9 @@ class LabelConfig(DatasetConfig):
     reward_eval_file: str | None = None
     """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that
     the reward model cannot tell true from false (low J) are uncertain."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that claims of answers, and facts of typed
+    sentences, are extracted with. output_file keeps its path for later starts."""
     title: str = "Labelling"
     """Title of the page."""
     guidelines_file: str | None = None

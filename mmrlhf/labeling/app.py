@@ -179,7 +179,7 @@ class _Handlers:
         shown = self.assignments.find(annotator, form.get("token", ""))
         if kind not in ANSWERS or shown is None:
             raise Refusal(400, "this form is not one that you were given: load the page again")
-        content: dict[str, Any] = parse_label(shown, form) if kind == "label" else dict(parse_note(form))
+        content: dict[str, Any] = parse_label(shown, form, self.pages.lexicon) if kind == "label" else dict(parse_note(form))
         event = self.assignments.submit(annotator, shown, kind, content, _seconds(form))
         return _done(request, "" if event is not None else "this task has your answer already")
 
@@ -196,7 +196,8 @@ class _Handlers:
         sentence = form.get("sentence", "")
         if len(sentence) > MAX_SENTENCE:
             raise Refusal(400, f"the sentence has {len(sentence):,} characters: shorten it to {MAX_SENTENCE:,}")
-        return JSONResponse({"facts": [{"kind": fact.kind, "text": fact.text} for fact in facts_from_sentence(sentence)]})
+        facts = facts_from_sentence(sentence, lexicon=self.pages.lexicon)
+        return JSONResponse({"facts": [{"kind": fact.kind, "text": fact.text} for fact in facts]})
 
     # ---- who asks ------------------------------------------------------------------------------
 

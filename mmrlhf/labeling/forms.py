@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mmrlhf.claims import extract_claims
+from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.facts.parse import read_line
 from mmrlhf.files.rows import Row, parse_json
 from mmrlhf.labeling.assignments import Shown
@@ -53,9 +53,13 @@ FORM = Row("the form", 0, {})
 """What messages about JSON in a form name as its place."""
 
 
-def parse_label(shown: Shown, form: Form) -> dict[str, Any]:
-    """Return the label in a form, by the mode of its task. Raises InputError for a forged form."""
-    label = _PARSERS[shown.task.mode](shown, form)
+def parse_label(shown: Shown, form: Form, lexicon: Lexicon | None = None) -> dict[str, Any]:
+    """Return the label in a form, by the mode of its task. Raises InputError for a forged form.
+
+    `lexicon` is the one that the page found the claims of an answer with.
+    """
+    mode = shown.task.mode
+    label = _parse_claims(shown, form, lexicon) if mode == "claims" else _PARSERS[mode](shown, form)
     return label | parse_note(form)
 
 
@@ -119,16 +123,16 @@ def words_of(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def claims_of(text: str) -> list[Claim]:
+def claims_of(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     """Return the claims of an answer that are offered to an annotator."""
-    return extract_claims(text)[:MAX_CLAIMS]
+    return extract_claims(text, lexicon)[:MAX_CLAIMS]
 
 
-def _parse_claims(shown: Shown, form: Form) -> dict[str, Any]:
+def _parse_claims(shown: Shown, form: Form, lexicon: Lexicon | None) -> dict[str, Any]:
     text = shown.task.answers[0]
     seen = visible(text)  # whose offsets are the same
     claims = []
-    for number, claim in enumerate(claims_of(seen)):
+    for number, claim in enumerate(claims_of(seen, lexicon)):
         if f"claim-{number}" in form:
             verdict = VERDICTS[_one_of(form, f"claim-{number}", tuple(VERDICTS), "judge the claim again")]
             claims.append({**asdict(claim), "span": list(claim.span), "verdict": verdict})
@@ -200,6 +204,5 @@ def _json_list(form: Form, name: str) -> list[Any]:
 _PARSERS: dict[str, Callable[[Shown, Form], dict[str, Any]]] = {
     "pairwise": _parse_pairwise,
     "ranking": _parse_ranking,
-    "claims": _parse_claims,
     "facts": _parse_facts,
 }

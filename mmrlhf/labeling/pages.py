@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmrlhf.claims import Lexicon
 from mmrlhf.labeling.assignments import Progress, Shown
 from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claims_of, words_of
 from mmrlhf.labeling.tasks import Task
@@ -23,11 +24,15 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of one server. All share a title, guidelines and a consent line."""
+    """The pages of one server. All share a title, guidelines and a consent line.
+
+    `lexicon` finds the claims of answers.
+    """
 
     title: str
     guidelines: str
     consent: str
+    lexicon: Lexicon | None = None
 
     @cached_property
     def _environment(self) -> Environment:
@@ -69,11 +74,11 @@ class Pages:
             "images": [f"/images/{image.expected_sha256}" for image in task.images],
             "turns": [turn for turn in _turns(task) if turn["text"].strip()],
             "answers": [{"letter": chr(65 + i), "text": task.answers[index]} for i, index in enumerate(shown.order)],
-            "previous": json.dumps(_previous(shown)),
+            "previous": json.dumps(_previous(shown, self.lexicon)),
             "person": person,
         }
         if task.mode == "claims":
-            context |= _claims_context(visible(task.answers[0])) | {"reasons": REASONS}
+            context |= _claims_context(visible(task.answers[0]), self.lexicon) | {"reasons": REASONS}
         elif task.mode == "facts":
             context |= {"fact_kinds": FACT_KINDS}
         return self._render(f"{task.mode}.html.j2", **context)
@@ -111,7 +116,7 @@ def person_context(name: str, code: str, form_key: str, progress: Progress) -> d
     }
 
 
-def _previous(shown: Shown) -> dict[str, str]:
+def _previous(shown: Shown, lexicon: Lexicon | None) -> dict[str, str]:
     """Return the annotator's own label, which they have taken back, as fields of the form."""
     label = shown.previous
     if label is None or label.get("kind") != "label":
@@ -129,7 +134,7 @@ def _previous(shown: Shown) -> dict[str, str]:
     else:
         text = visible(shown.task.answers[0])
         words = words_of(text)
-        numbers = {(claim.kind, claim.span): number for number, claim in enumerate(claims_of(text))}
+        numbers = {(claim.kind, claim.span): number for number, claim in enumerate(claims_of(text, lexicon))}
         marks = [
             {**_word_range(words, (span["start"], span["end"])), "reason": span["reason"], "correction": span["correction"]}
             for span in label["spans"]
@@ -145,7 +150,7 @@ def _previous(shown: Shown) -> dict[str, str]:
     return fields
 
 
-def _claims_context(text: str) -> dict[str, Any]:
+def _claims_context(text: str, lexicon: Lexicon | None) -> dict[str, Any]:
     """Return an answer as words with what is between them, and its claims with their words."""
     spans = words_of(text)
     words, position = [], 0
@@ -153,7 +158,7 @@ def _claims_context(text: str) -> dict[str, Any]:
         words.append({"before": text[position:start], "text": text[start:end]})
         position = end
     claims: list[dict[str, Any] | None] = []
-    for claim in claims_of(text):
+    for claim in claims_of(text, lexicon):
         words_of_claim = _word_range(spans, claim.span)
         if words_of_claim["last"] >= words_of_claim["first"]:
             claims.append({"kind": claim.kind, "text": phrase_of_claim(claim), "hedged": claim.hedged, **words_of_claim})

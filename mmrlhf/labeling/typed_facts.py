@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmrlhf.claims import extract_claims
+from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.facts.parse import count_fact
 from mmrlhf.records import Claim, Fact
@@ -14,14 +14,14 @@ QUOTED = re.compile(r'"([^"\n]{1,200})"|“([^”\n]{1,200})”')
 """Text in the picture, as an annotator quotes it."""
 
 
-def facts_from_sentence(sentence: str, source: str = "") -> list[Fact]:
+def facts_from_sentence(sentence: str, source: str = "", lexicon: Lexicon | None = None) -> list[Fact]:
     """Return the facts of a sentence, each once; what is quoted is text in the picture.
 
     What the sentence only supposes is left out. A sentence in which no rule finds a fact, or that
     denies more than the presence of a thing, is kept whole as a caption.
     """
     sentence = " ".join(sentence.split())
-    claims = [claim for claim in extract_claims(sentence) if not claim.hedged]
+    claims = [claim for claim in extract_claims(sentence, lexicon) if not claim.hedged]
     facts = [Fact("ocr", first or second, source) for first, second in QUOTED.findall(sentence)]
     facts += [fact for claim in claims for fact in _facts_of_claim(claim, source)]
     is_partial = any(claim.negated and claim.kind != "object" for claim in claims)

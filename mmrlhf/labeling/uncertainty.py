@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Protocol
 
-from mmrlhf.claims import extract_claims
+from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.files.rows import Row, is_finite_number, preview
 from mmrlhf.files.tables import read_rows
 from mmrlhf.metrics.youden import ALL_KINDS
@@ -75,7 +75,7 @@ def read_margins(path: str) -> dict[str, float]:
 # ---- reward models that cannot tell a kind of claim ----------------------------------------------
 
 
-def uncertainty_of_claims(path: str) -> UncertaintyOf:
+def uncertainty_of_claims(path: str, lexicon: Lexicon | None = None) -> UncertaintyOf:
     """Return the mean of 1 - J over the claims of a task's answers, J by kind from a report.
 
     The report is that of `mmrlhf reward-eval --answers`. Raises InputError if it has no J.
@@ -83,7 +83,7 @@ def uncertainty_of_claims(path: str) -> UncertaintyOf:
     j_by_kind = read_j(path)
 
     def uncertainty(task: RatedTask) -> float | None:
-        kinds = [claim.kind for answer in task.answers for claim in extract_claims(answer)]
+        kinds = [claim.kind for answer in task.answers for claim in extract_claims(answer, lexicon)]
         values = [1 - j for kind in kinds if (j := j_by_kind.get(kind, j_by_kind.get(ALL_KINDS))) is not None]
         return fmean(values) if values else None
 

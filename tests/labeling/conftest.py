@@ -98,9 +98,9 @@ class Person:
 def make_app():
     """Return an app on a store."""
 
-    def make(store, access_token=None, guidelines="Be fair.", assignments=None, **settings):
+    def make(store, access_token=None, guidelines="Be fair.", assignments=None, lexicon=None, **settings):
         assignments = assignments or assign(store, **settings)
-        pages = Pages("A <b>title</b>", guidelines, "You may store my labels.")
+        pages = Pages("A <b>title</b>", guidelines, "You may store my labels.", lexicon)
         return create_app(assignments, Sessions(store, access_token, "You may store my labels."), pages)
 
     return make

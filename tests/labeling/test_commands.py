@@ -1,5 +1,6 @@
 """The commands as users type them, and a server that is killed while people work."""
 
+import contextlib
 import json
 import re
 import signal
@@ -12,12 +13,13 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from mmrlhf.claims import load_lexicon
 from mmrlhf.cli import main
 from mmrlhf.config import LabelConfig
 from mmrlhf.label import add_tasks, serve_labels, serving_labels
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
-from tests.labeling.conftest import pairs, standing
+from tests.labeling.conftest import Person, pairs, standing
 
 
 class Server:
@@ -103,6 +105,41 @@ def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatc
         assert server.access_token == token
 
 
+def test_a_lexicon_is_kept_for_claims_facts_and_uncertainty(write_rows, tmp_path):
+    (tmp_path / "words.txt").write_text("[objects]\ntriangle\n")
+    rates = {"object": {"J": {"value": 0.75}}}
+    (tmp_path / "result.json").write_text(json.dumps({"policy": {"detection": {"with facts": rates}}}))
+    report = str(tmp_path / "result.json")
+    rows = write_rows({"answers": ["Here is a triangle."]}, {"prompt": "Facts?"})
+    later = LabelConfig(output_file=str(tmp_path / "labels.db"), port=0, overlap=2)
+    first = replace(later, dataset_name=rows, reward_eval_file=report, lexicon_file=str(tmp_path / "words.txt"))
+    for number, config in enumerate((first, later)):
+        with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
+            page = client.post("/join", data={"name": f"heron {number}", "consent": "yes"}).text
+            assert 'name="claim-0"' in page
+            form = {"form_key": re.search(r'name="form_key" value="([^"]+)"', page)[1], "sentence": "A triangle."}
+            assert client.post("/facts", data=form).json() == {"facts": [{"kind": "object", "text": "triangle"}]}
+    with contextlib.closing(Store(first.output_file)) as store:
+        add_tasks(
+            [write_rows({"prompt": "More?", "answers": ["A triangle."]}, name="more.jsonl")],
+            first.output_file,
+            reward_eval_file=report,
+        )
+        assert [entry.uncertainty for entry in store.task_entries()] == [0.25, None, 0.25]  # 1 - J
+    without = LabelConfig(dataset_name=rows, output_file=str(tmp_path / "without.db"), port=0)
+    with serving_labels(without) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
+        assert 'name="claim-0"' not in client.post("/join", data={"name": "heron", "consent": "yes"}).text
+
+
+def test_a_label_counts_for_the_claims_of_the_lexicon(make_store, make_app, tmp_path):
+    (tmp_path / "words.txt").write_text("[objects]\ntriangle\n")
+    store = make_store([{"answers": ["Here is a triangle."], "mode": "claims"}])
+    person = Person(make_app(store, lexicon=load_lexicon(str(tmp_path / "words.txt"))))
+    person.label(**{"claim-0": "false"})
+    ((_, _, label),) = standing(store)
+    assert [(claim["subject"], claim["verdict"]) for claim in label["claims"]] == [("triangle", "contradicted")]
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -111,6 +148,7 @@ def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatc
         ({"scores_file": "{}/scores.jsonl"}, "scores_file or reward_eval_file says nothing of these rows"),
         ({"scores_file": "{}/scores.jsonl", "reward_eval_file": "{}/scores.jsonl"}, "leave one of them out"),
         ({"reward_eval_file": "{}/scores.jsonl"}, "scores.jsonl has no J by kind of claim: write it with"),
+        ({"lexicon_file": "{}/none.txt"}, "none.txt does not exist: correct the path"),
         ({"host": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
     ],
 )
