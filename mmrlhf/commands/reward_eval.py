@@ -31,7 +31,14 @@ from mmrlhf.commands.policy_outlook import (
     weighted_score,
 )
 from mmrlhf.commands.reward_eval_page import print_table, write_page
-from mmrlhf.commands.reward_metrics import accuracy, compute_metrics, perturbed_facts, perturbed_pictures, probe_metrics
+from mmrlhf.commands.reward_metrics import (
+    accuracy,
+    accuracy_difference,
+    compute_metrics,
+    perturbed_facts,
+    perturbed_pictures,
+    probe_metrics,
+)
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.datasets import read_answers, read_preferences
 from mmrlhf.facts import read_facts
@@ -95,7 +102,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     # 1. Score the rows, with one file per condition of the facts
     uses_facts = model.facts == "given" and any(row.facts for row in rows)
     facts_of_rows = perturbed_facts(rows, config.seed) if uses_facts else {}
-    pictures = perturbed_pictures(rows)
+    indices_with_pictures, pictures = perturbed_pictures(rows)
     groups_by_condition = {
         "as given": [_answer_group(row, row.facts) for row in rows],
         "probes": [_probe_group(probe) for probe in probes],
@@ -133,9 +140,11 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     if facts_of_rows:
         result["facts_curve"] = {name: accuracy(rows, scores[name]) for name in ("as given", *facts_of_rows)}
     if pictures:
-        result["picture_curve"] = {
+        own_rows, own_scores = ([values[i] for i in indices_with_pictures] for values in (rows, scores["as given"]))
+        result["picture_curve"] = {"own": accuracy(own_rows, own_scores)} | {
             name: accuracy(condition_rows, scores[f"picture {name}"]) for name, condition_rows in pictures.items()
         }
+        result["picture_gain"] = accuracy_difference(own_rows, own_scores, scores["picture another row's"])
     if policy is not None:
         result["policy"] = _policy_figures(config, policy, {n.removeprefix("policy "): s for n, s in policy_scores.items()})
     write_atomic(run.path / "result.json", json.dumps(result, indent=1))

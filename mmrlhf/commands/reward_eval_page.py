@@ -87,7 +87,7 @@ FACTS_COLUMN = {WITH_FACTS: "own", WITHOUT_FACTS: "none", OTHER_FACTS: "another'
 
 
 def _picture_label(condition: str) -> str:
-    return "without the picture" if condition == "none" else "with another row's picture"
+    return "without the picture" if condition == "none" else f"with {'its own' if condition == 'own' else condition} picture"
 
 
 def _facts_label(condition: str) -> str:
@@ -142,13 +142,13 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 def _shortcut_sentences(result: dict[str, Any]) -> list[str]:
     """Return whether the accuracy comes from the text alone."""
-    blind = result.get("picture_curve", {}).get("another row's")
-    own = result["accuracy"]
-    if not blind or not blind["n"] or blind["high"] < own["value"]:
+    gain, curve = result.get("picture_gain"), result.get("picture_curve", {})
+    if not gain or gain["low"] > 0:
         return []
+    blind, own = curve["another row's"]["value"], curve["own"]["value"]
     return [
-        f"With another row's picture it is right in {blind['value']:.0%}, with the right one in {own['value']:.0%}: it is not shown "
-        "to look at the picture."
+        f"With another row's picture it is right in {blind:.0%}, with the right one in {own:.0%} of the same comparisons "
+        f"(difference {format_value(gain, ', {} to {}')}): it is not shown to look at the picture."
     ]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from mmrlhf.facts.corrupt import drop_facts, negate_facts
-from mmrlhf.metrics.calibration import expected_calibration_error, fit_temperature, preference_bins, proportion
+from mmrlhf.metrics.calibration import SEED, expected_calibration_error, fit_temperature, preference_bins, proportion
+from mmrlhf.metrics.intervals import SufficientStats, with_intervals
 from mmrlhf.records import Comparison, Fact, ImageSource, Preference
 from mmrlhf.rewards.probes import PROBE_KINDS, Probe
 
@@ -60,12 +61,13 @@ def other_facts(rows: Sequence[HasFactsAndImages]) -> list[tuple[Fact, ...]]:
     return found
 
 
-def perturbed_pictures(rows: Sequence[Preference]) -> dict[str, list[Preference]]:
-    """Return the rows with the images of the next row that has as many others, and without images.
+def perturbed_pictures(rows: Sequence[Preference]) -> tuple[list[int], dict[str, list[Preference]]]:
+    """Return which rows have images in whose place another row's can be put, and these rows with
+    the images of the next row that has as many others, and without images.
 
-    A model that is as accurate then judges by the text alone. Rows without images, or without
-    another row's to take, are left out.
+    A model that is as accurate then judges by the text alone.
     """
+    indices: list[int] = []
     conditions: dict[str, list[Preference]] = {"another row's": [], "none": []}
     for index, row in enumerate(rows):
         candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
@@ -74,16 +76,35 @@ def perturbed_pictures(rows: Sequence[Preference]) -> dict[str, list[Preference]
         if images is None:
             continue
         blind_prompt = tuple(replace(message, image_positions=()) for message in row.prompt)
+        indices.append(index)
         conditions["another row's"].append(replace(row, images=images))
         conditions["none"].append(replace(row, images=(), prompt=blind_prompt))
-    return conditions if conditions["none"] else {}
+    return indices, conditions if indices else {}
 
 
 def accuracy(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return how often the better answer scores higher, in comparisons that are not ties."""
+    clusters, is_right = _outcomes(rows, scores)
+    return proportion(is_right, clusters)
+
+
+def accuracy_difference(
+    rows: Sequence[Preference], scores: Sequence[Sequence[float]], other_scores: Sequence[Sequence[float]]
+) -> dict[str, float] | None:
+    """Return the accuracy by some scores minus that by others of the same rows, with its paired 95%
+    bootstrap interval over images; None if all are ties."""
+    clusters, is_right = _outcomes(rows, scores)
+    _, is_other_right = _outcomes(rows, other_scores)
+    columns = np.stack([is_right.astype(float) - is_other_right, np.ones(len(clusters))], axis=1)
+    stats = SufficientStats(clusters, columns, lambda sums: {"difference": sums[..., 0] / sums[..., 1]})
+    return with_intervals(stats, SEED)[0]["difference"]
+
+
+def _outcomes(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> tuple[list[Hashable], np.ndarray]:
+    """Return the image or row of each comparison that is not a tie, and whether it is right."""
     decided = [item for item in _comparisons(rows, scores) if not item[2].is_tie]
-    is_correct = [row_scores[c.better] > row_scores[c.worse] + SCORE_TOLERANCE for _, row_scores, c in decided]
-    return proportion(np.array(is_correct, dtype=bool), [image_or_row(row) for row, _, _ in decided])
+    is_right = [row_scores[c.better] > row_scores[c.worse] + SCORE_TOLERANCE for _, row_scores, c in decided]
+    return [image_or_row(row) for row, _, _ in decided], np.array(is_right, dtype=bool)
 
 
 def image_or_row(row: Preference) -> Hashable:

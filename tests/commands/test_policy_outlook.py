@@ -191,10 +191,12 @@ def test_answers_are_grouped_by_row():
 def test_perturbed_pictures_have_another_rows_or_none():
     prompt = (Message("user", "Look: what?", (5,)),)
     rows = [Preference.from_pair(n, (ImageSource(f"{n}.png"),), prompt, "x", "y") for n in "abc"]
-    pictures = perturbed_pictures(rows)
+    blind_row = Preference.from_pair("d", (), PROMPT, "x", "y")
+    indices, pictures = perturbed_pictures([blind_row, *rows])
+    assert indices == [1, 2, 3]
     assert [row.images[0].path for row in pictures["another row's"]] == ["b.png", "c.png", "a.png"]
     assert all(row.images == () and row.prompt[0].image_positions == () for row in pictures["none"])
-    assert perturbed_pictures([Preference.from_pair("a", (), PROMPT, "x", "y")]) == {}
+    assert perturbed_pictures([blind_row]) == ([], {})
 
 
 # ---- the truth -----------------------------------------------------------------------------------
@@ -333,7 +335,10 @@ def test_reward_eval_measures_slopes_and_j_on_the_policys_answers(reward_dir, pa
     assert policy["slopes"]["with facts"]["object"]["false"]["low"] <= policy["slopes"]["with facts"]["object"]["false"]["value"]
     assert policy["spread"]["with facts"]["within_std"] > 0 and policy["contradicted"]["object"]["n"] == 30
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert set(result["picture_curve"]) == {"another row's", "none"}
+    assert set(result["picture_curve"]) == {"own", "another row's", "none"}
+    assert result["picture_gain"]["value"] == pytest.approx(
+        result["picture_curve"]["own"]["value"] - result["picture_curve"]["another row's"]["value"]
+    )
     page = ParsedPage((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert page.ids_of_sections() == ["plots", "policy", "lengths", "tables"]
     assert "Will facts change my policy?" in page.text

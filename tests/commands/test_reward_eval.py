@@ -7,7 +7,7 @@ import pytest
 
 from mmrlhf.commands.reward_eval import reward_eval
 from mmrlhf.commands.reward_eval_page import findings, table_rows
-from mmrlhf.commands.reward_metrics import accuracy, compute_metrics, length_bin
+from mmrlhf.commands.reward_metrics import accuracy, accuracy_difference, compute_metrics, length_bin
 from mmrlhf.config import RewardConfig, RewardEvalConfig
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
@@ -47,6 +47,28 @@ def test_reward_eval_metrics_match_hand_computation():
     assert metrics["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
     assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # equal scores are wrong
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
+
+
+def test_accuracies_of_the_same_rows_are_compared_in_pairs():
+    rows = [make_pair(str(i), "x", "y") for i in range(40)] + [Preference("tie", (), (), ("p", "q"), (1, 1))]
+    own = [[1.0, 0.0] if i < 30 else [0.0, 1.0] for i in range(41)]
+    blind = [[1.0, 0.0] if i < 20 else [0.0, 1.0] for i in range(41)]
+    difference = accuracy_difference(rows, own, blind)
+    assert difference["value"] == 0.25  # 10 of 40 pairs
+    # Paired: they differ where the own picture is right, so the standard error is that of 10 of 40.
+    assert difference["low"] == pytest.approx(0.25 - 1.96 * (0.25 * 0.75 / 40) ** 0.5, abs=0.03)
+    assert accuracy_difference(rows[-1:], own[-1:], blind[-1:]) is None
+
+
+def test_a_model_that_does_not_need_the_picture_is_named():
+    quiet = {"calibration": {"ece": 0.1, "ece_uncalibrated": 0.1}, "ties": None, "probe": {}}
+    curve = {"own": {"value": 0.6}, "another row's": {"value": 0.58}}
+    blind = {**quiet, "picture_curve": curve, "picture_gain": {"value": 0.02, "low": -0.01, "high": 0.05}}
+    assert findings(blind)[-1] == (
+        "With another row's picture it is right in 58%, with the right one in 60% of the same comparisons "
+        "(difference 0.02, -0.01 to 0.05): it is not shown to look at the picture."
+    )
+    assert "picture" not in findings({**blind, "picture_gain": {"value": 0.02, "low": 0.01, "high": 0.03}})[-1]
 
 
 def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_path, capsys, monkeypatch):
@@ -102,7 +124,8 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
     assert "Expected calibration error" in capsys.readouterr().out
     labels = [row[0].strip() for row in table_rows(result)]
     assert {"with all facts", "with 75% of the facts", "without facts", "with another image's facts"} < set(labels)
-    assert findings(result | {"probe": {}})[-1].startswith("No hallucinations were injected: no row has facts about objects")
+    nothing = "No hallucinations were injected: no row has facts about objects"
+    assert any(sentence.startswith(nothing) for sentence in findings(result | {"probe": {}}))
     with pytest.raises(InputError, match="has ties only"):
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 
