@@ -26,8 +26,10 @@ from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
 
-MIN_PROMPTS = 5
-"""Prompts with a false claim of a kind, below which nothing is said about it."""
+MIN_PROMPTS = 20
+"""Prompts with a false claim of a kind, below which nothing is said about it. A bootstrap interval
+over fewer is too narrow: of rewards that know nothing, simulated, 7% have a slope whose 95%
+interval excludes 0 with 20 prompts, 9% with 10 and 11% with 5."""
 WITH_FACTS, WITHOUT_FACTS, OTHER_FACTS = "with facts", "without facts", "with another image's facts"
 COLOURS = {WITH_FACTS: "#12a08f", WITHOUT_FACTS: "#6b7280", OTHER_FACTS: "#c2a83e"}
 GOES, STAYS, GROWS, UNCLEAR = "goes", "stays", "grows", "not measured"
@@ -281,10 +283,12 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
     faster: list[str] = []
     held: list[str] = []
     lost: list[str] = []
+    is_measured = False
     for kind, entry in outlook["forecast"].items():
         with_facts, without, difference = entry["fate"][WITH_FACTS], entry["fate"][WITHOUT_FACTS], entry["difference"]
         if UNCLEAR in (with_facts, without) or difference is None:
             continue
+        is_measured = True
         if difference["low"] > 0:
             lost.append(kind)
         elif difference["high"] < 0:
@@ -300,12 +304,16 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"With facts, false claims about {_and(lost)} go more slowly or grow: check the facts, or train without them."
         )
-    if not sentences:
-        sentences.append("Facts are not shown to change what the policy learns from this reward.")
-    own, other = outlook["slopes"][WITH_FACTS].get(ALL_KINDS, {}).get("false"), outlook.get("own_minus_other_facts")
-    if own and own["high"] < 0 and other and other["high"] >= 0:
+    if not is_measured:
         sentences.append(
-            f"The slope over all kinds, {own['value']:.2f}, is not shown to be steeper than with another image's facts (difference "
+            "Whether facts change what the policy learns is not measured: no kind has false claims in enough prompts."
+        )
+    elif not sentences:
+        sentences.append("Facts are not shown to change what the policy learns from this reward.")
+    own, other = outlook["slopes"][WITH_FACTS].get(ALL_KINDS), outlook.get("own_minus_other_facts")
+    if own and _fate(own) == GOES and other and other["high"] >= 0:
+        sentences.append(
+            f"The slope over all kinds, {own['false']['value']:.2f}, is not shown to be steeper than with another image's facts (difference "
             f"{format_value(other, ', {} to {}')}): the reward may hardly read what the facts say."
         )
     return sentences
@@ -353,6 +361,6 @@ def _draw_by_kind(axes: Axes, intervals: Mapping[str, Mapping[str, Mapping[str, 
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set(yticks=range(len(kinds)), yticklabels=kinds)
     axes.invert_yaxis()
-    if len(intervals) > 1:
+    if len(parts) > 1:
         axes.legend(fontsize="small", loc="lower left")
     return f"{title}: {'; '.join(parts)}."

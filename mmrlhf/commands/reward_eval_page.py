@@ -207,8 +207,8 @@ def _figures(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
 def _policy_plots(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
     """Yield the pictures of slopes and of J on the policy's answers, if they were measured."""
     policy = result.get("policy", {})
-    for name, draw in (("slopes", draw_slopes), ("detection", draw_detection)):
-        if any((policy.get(name) or {}).values()):
+    for name, key, draw in (("slopes", "false", draw_slopes), ("detection", "J", draw_detection)):
+        if any(figures[key] for by_kind in (policy.get(name) or {}).values() for figures in by_kind.values()):
             figure = Figure(figsize=(6.4, 3.8), layout="constrained")
             yield name, figure, draw(figure.subplots(), policy[name])
 

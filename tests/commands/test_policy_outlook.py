@@ -17,6 +17,7 @@ from mmrlhf.commands.policy_outlook import (
     weighted_score,
 )
 from mmrlhf.commands.reward_eval import _read_answers, reward_eval
+from mmrlhf.commands.reward_eval_page import _policy_plots
 from mmrlhf.commands.reward_metrics import perturbed_pictures
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
@@ -85,7 +86,7 @@ def test_sentences_say_what_goes_stays_and_grows():
         "count (slope 0.05, -0.05 to 0.15; without facts they go).",
         "Trained against this reward with facts, false claims will grow: attribute (slope 0.30, 0.20 to 0.40; without facts not "
         "shown to change).",
-        "Not measured, with false claims in fewer than 5 prompts: relation (4).",
+        "Not measured, with false claims in fewer than 20 prompts: relation (4).",
         "True claims about attributes will become fewer, too: watch coverage, or add it to the reward.",
         "Facts will speed up what happens without them, too: fewer false claims about objects.",
         "With facts, false claims about attributes and counts go more slowly or grow: check the facts, or train without them.",
@@ -110,9 +111,30 @@ def test_sentences_say_whether_facts_matter():
     assert "another image" not in sentences_of(objects, objects, {"object": interval(0)}, interval(-0.2))[-1]
 
 
+def test_whether_facts_matter_is_not_measured_on_few_false_claims():
+    no_false = {"false": None, "true": interval(0.1), "num_false": 0, "num_true": 40, "num_prompts": 0}
+    for few in (slope(-0.6, num=19), no_false):
+        sentences = sentences_of({"object": few}, {"object": few}, {"object": interval(-0.6)})
+        assert sentences[-2].startswith("Not measured, with false claims in fewer than 20 prompts: object (")
+        assert sentences[-1] == (
+            "Whether facts change what the policy learns is not measured: no kind has false claims in enough prompts."
+        )
+    assert "goes" in forecast({"with facts": {"object": slope(-0.6, num=20)}})["object"]["fate"].values()
+
+
+def test_kinds_without_false_claims_have_no_picture():
+    nothing = {"object": {"false": None, "J": None}}
+    both = {name: nothing for name in ("with facts", "without facts")}
+    assert list(_policy_plots({"policy": {"slopes": both, "detection": both}})) == []
+    some = both | {"with facts": {"object": {"false": interval(-0.6)}}}
+    ((_, figure, text),) = _policy_plots({"policy": {"slopes": some, "detection": both}})
+    assert text == "First slope of false claims by kind: with facts object -0.60."
+    assert figure.axes[0].get_legend() is None  # one condition needs none
+
+
 def test_claims_checked_against_facts_are_worth_nothing_without_them():
     """Without facts the reward is constant, so the policy stays where it is: facts do it all."""
-    groups = [make_group("A cup.", "A dog.", facts=(Fact("object", "cup"), Fact("absent", "dog")), id_=str(i)) for i in range(6)]
+    groups = [make_group("A cup.", "A dog.", facts=(Fact("object", "cup"), Fact("absent", "dog")), id_=str(i)) for i in range(20)]
     lexicon = load_lexicon()
     score = weighted_score(None, {"hallucination": -1.0}, lexicon)
     scores = {name: score(rows) for name, rows in fact_conditions(groups, True).items()}
