@@ -30,7 +30,8 @@ class LabelConfig(DatasetConfig):
     gold_file: str | None = None
     """Preferences whose right answer is known, to mix in as gold questions."""
     gold_every: NonNegativeInt = 10
-    """One task in this many is a gold question, as long as there are new ones."""
+    """One task in this many is a gold question, at a random place among them, as long as there are
+    new ones."""
     overlap: Count = 1
     """Annotators who label each task; agreement needs 2 or more."""
     order: Literal["file", "random", "uncertainty"] = "file"
@@ -57,4 +58,4 @@ class LabelConfig(DatasetConfig):
     port: Annotated[int, Field(ge=0, le=65535)] = 8010
     """Port to listen on; 0 takes a free one."""
     seed: NonNegativeInt = 0
-    """Random seed of order random."""
+    """Random seed of order random, and of the places of gold questions."""

@@ -21,7 +21,8 @@ class Schedule:
     """Tasks that still need labels, most urgent first.
 
     overlap: annotators who label each task. gold_every: one task in this many is a gold question,
-    as long as an annotator has new ones; 0 for none. Everyone gets all of them, in one order.
+    as long as an annotator has new ones; 0 for none. Everyone gets all of them, in one order, at
+    places that are drawn from `seed` for each annotator, so that no count gives them away.
     """
 
     def __init__(self, overlap: int, gold_every: int, order: Order, seed: int) -> None:
@@ -96,9 +97,16 @@ class Schedule:
         """Return the task that an annotator gets now, None if there is nothing left for them."""
         answered = self._answered[annotator]
         task = next((task for _, task in self._open if task not in answered and self._has_room(annotator, task, now)), None)
-        if self._gold_every and task is not None and (len(answered) + 1) % self._gold_every == 0:
+        if task is None or not self._gold_every:
+            return task
+        if len(answered) == self._gold_place(annotator, len(answered) // self._gold_every):
             return next((gold for gold in self._gold if gold not in answered), task)
         return task
+
+    def _gold_place(self, annotator: int, block: int) -> int:
+        """Return how many answers come before the gold question of a block of `gold_every`."""
+        drawn = hashlib.sha256(f"{self._seed} gold {annotator} {block}".encode()).digest()[:6]
+        return block * self._gold_every + int.from_bytes(drawn) % self._gold_every
 
     def _has_room(self, annotator: int, task: int, now: float) -> bool:
         waiting = sum(
@@ -122,9 +130,14 @@ class Schedule:
     def _num_gold_left(self, annotator: int, num_open: int) -> int:
         """Return how many gold questions come before the last of an annotator's open tasks."""
         answered = self._answered[annotator]
-        num_unseen = sum(gold not in answered for gold in self._gold)
-        if not self._gold_every or not num_open:
+        if not self._gold_every:
             return 0
-        if self._gold_every == 1:
-            return num_unseen
-        return min(num_unseen, (num_open - 1 + len(answered) % self._gold_every) // (self._gold_every - 1))
+        num_unseen = sum(gold not in answered for gold in self._gold)
+        num_gold, block = 0, len(answered) // self._gold_every
+        while num_gold < num_unseen:
+            num_before = self._gold_place(annotator, block) - len(answered)  # tasks, gold ones included
+            if num_before - num_gold >= num_open:
+                break
+            num_gold += num_before >= 0
+            block += 1
+        return num_gold

@@ -299,7 +299,7 @@ def test_models_gold_and_other_labels_are_not_on_the_page(make_store, make_app):
     rows = [{"id": f"secret row {n}", "prompt": f"{n}?", "answers": answers} for n in range(3)]
     gold = [{"id": "secret gold", "prompt": "Gold?", "chosen": "Right.", "rejected": "Wrong."}]
     store = make_store(rows, gold=gold)
-    app = make_app(store, overlap=2, gold_every=2)
+    app = make_app(store, overlap=2, gold_every=3)
     robin = Person(app, "robin")
     robin.label(note="secret note")
     heron = Person(app)
@@ -309,10 +309,11 @@ def test_models_gold_and_other_labels_are_not_on_the_page(make_store, make_app):
         pages.append(heron.page)
     everything = "".join(pages)
     assert "secret" not in everything and "robin" not in everything
-    assert "Gold?" in pages[1] and "Gold?" not in pages[2]
+    (golden,) = (page for page in pages if "Gold?" in page)
+    ordinary = pages[2 if pages[1] == golden else 1]  # not the first page, which has nothing to take back
     # Apart from its texts, tokens and counts, a gold question's page is that of any task.
     golden, ordinary = (
-        re.sub(r"Gold|Right|Wrong|Text \d|value=\"[^\"]*\"|data-token=\"[^\"]+\"|\d+", "", page) for page in pages[1:3]
+        re.sub(r"Gold|Right|Wrong|Text \d|value=\"[^\"]*\"|data-token=\"[^\"]+\"|\d+", "", page) for page in (golden, ordinary)
     )
     assert golden == ordinary
 

@@ -61,16 +61,30 @@ def test_an_answer_taken_back_opens_the_task_again():
     assert schedule.next(2, 0) == 1 and schedule.num_labels(1) == 0 and schedule.num_left(1) == 2
 
 
-def test_every_third_task_is_a_gold_question():
-    schedule = schedule_of(number=6, gold_every=3, num_gold=2)
-    assert [work(schedule, 1) for _ in range(9)] == [1, 2, 100, 3, 4, 101, 5, 6, None]
-    assert [work(schedule, 2) for _ in range(1)] == [None]  # gold alone is no work
+def test_one_of_every_three_tasks_is_a_gold_question():
+    schedule = schedule_of(number=60, gold_every=3, num_gold=30)
+    tasks = [work(schedule, 1) for _ in range(90)]
+    assert [task for task in tasks if task < 100] == list(range(1, 61))
+    assert [task for task in tasks if task >= 100] == list(range(100, 130))  # everybody gets them in one order
+    assert all(sum(task >= 100 for task in tasks[start : start + 3]) == 1 for start in range(0, 90, 3))
+    assert work(schedule, 1) is None  # gold alone is no work
+
+
+def test_the_place_of_a_gold_question_follows_from_no_count():
+    """Each place of the three is drawn, for each annotator anew; a restart draws the same ones."""
+
+    def places(annotator):
+        schedule = schedule_of(number=90, gold_every=3, num_gold=30)
+        tasks = [work(schedule, annotator) for _ in range(90)]
+        return [index % 3 for index, task in enumerate(tasks) if task >= 100]
+
+    assert all(places(1).count(place) >= 4 for place in range(3))
+    assert places(1) != places(2) and places(1) == places(1)
 
 
 def test_the_counter_does_not_give_gold_questions_away():
     """With each answer one task less is left, whether it is a gold question or not."""
-    schedule = schedule_of(number=3, gold_every=2, num_gold=4)
-    assert schedule.num_left(1) == 5  # 1, gold, 2, gold, 3
+    assert schedule_of(number=3, gold_every=1, num_gold=4).num_left(1) == 7  # all gold questions come first
     for seed in range(100):
         rng = random.Random(seed)
         schedule = schedule_of(number=rng.randint(1, 30), gold_every=rng.randint(0, 7), num_gold=rng.randint(0, 6))
