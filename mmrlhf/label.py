@@ -85,6 +85,8 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     tasks = _read_tasks_of(config, lexicon)  # what cannot be used leaves nothing behind
     if not tasks and not output.exists():
         raise _no_tasks(output)
+    if config.order == "uncertainty":
+        _refuse_without_uncertainty(tasks, output)
     with lock.released_after(), contextlib.ExitStack() as opened:
         lock_labels(output)
         listener = opened.enter_context(_listen(config.host, config.port))
@@ -195,6 +197,20 @@ def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lex
     if reward_eval_file:
         return uncertainty_of_claims(reward_eval_file, lexicon)
     return uncertainty_of_margins(_names(scores_file)) if scores_file else None
+
+
+def _refuse_without_uncertainty(tasks: Sequence[Task], output: Path) -> None:
+    """Refuse to order tasks by what no task has, new or in the file: that would be file order."""
+    if any(task.uncertainty is not None and not task.gold for task in tasks):
+        return
+    if output.exists():
+        with contextlib.closing(Store(output)) as store:
+            if any(entry.uncertainty is not None and not entry.is_gold for entry in store.task_entries()):
+                return
+    raise InputError(
+        "order uncertainty has nothing to go by, since no task has an uncertainty: "
+        "give scores_file or reward_eval_file, fill in the rows' `uncertainty`, or leave out order"
+    )
 
 
 def _names(value: str) -> list[str]:

@@ -148,13 +148,15 @@ def test_a_label_counts_for_the_claims_of_the_lexicon(make_store, make_app, tmp_
         ({"scores_file": "{}/scores.jsonl"}, "scores_file or reward_eval_file says nothing of these rows"),
         ({"scores_file": "{}/scores.jsonl", "reward_eval_file": "{}/scores.jsonl"}, "leave one of them out"),
         ({"reward_eval_file": "{}/scores.jsonl"}, "scores.jsonl has no J by kind of claim: write it with"),
+        ({"order": "uncertainty"}, "no task has an uncertainty: give scores_file or reward_eval_file"),
+        ({"order": "uncertainty", "gold_file": "{}/gold.jsonl"}, "no task has an uncertainty"),
         ({"lexicon_file": "{}/none.txt"}, "none.txt does not exist: correct the path"),
         ({"host": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
     ],
 )
 def test_a_start_that_fails_leaves_nothing_behind(write_rows, tmp_path, settings, problem):
     rows = write_rows(*pairs(1))
-    write_rows({"chosen": "a", "rejected": "b"}, name="gold.jsonl")
+    write_rows({"chosen": "a", "rejected": "b", "uncertainty": 1}, name="gold.jsonl")
     write_rows({"id": "other", "score_chosen": 1, "score_rejected": 0}, name="scores.jsonl")
     before = set(tmp_path.iterdir())
     settings = {name: value.format(tmp_path) for name, value in settings.items()}
@@ -162,6 +164,16 @@ def test_a_start_that_fails_leaves_nothing_behind(write_rows, tmp_path, settings
     with pytest.raises(InputError, match=problem), serving_labels(config):
         pass
     assert set(tmp_path.iterdir()) == before
+
+
+def test_order_uncertainty_goes_by_what_the_file_has(write_rows, tmp_path):
+    path = str(tmp_path / "labels.db")
+    with serving_labels(
+        LabelConfig(dataset_name=write_rows({"answers": ["a", "b"], "uncertainty": 1}), output_file=path, port=0)
+    ):
+        pass
+    with serving_labels(LabelConfig(output_file=path, port=0, order="uncertainty")) as server:
+        assert [entry.uncertainty for entry in server.store.task_entries()] == [1.0]
 
 
 def test_names_may_have_spaces_after_commas(write_rows, tmp_path, capsys):
