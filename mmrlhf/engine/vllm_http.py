@@ -24,7 +24,15 @@ from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.vllm_features import EnginePicture
 from mmrlhf.engine.vllm_requests import EngineAnswer, EngineError
-from mmrlhf.engine.vllm_server import CLOSE_TIMEOUT, MALFORMED_STATUS, REQUESTS_PER_SERVER, START_AGAIN, RefusedError, Server
+from mmrlhf.engine.vllm_server import (
+    ANSWER_TIMEOUT,
+    CLOSE_TIMEOUT,
+    MALFORMED_STATUS,
+    REQUESTS_PER_SERVER,
+    START_AGAIN,
+    RefusedError,
+    Server,
+)
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import ImageSource
 from mmrlhf.text.printable import printable
@@ -103,12 +111,15 @@ class VLLMServers:
         seeds = vllm_requests.prompt_seeds(prompts, params.seed)
         sampling_params = vllm_requests.sampling_params(self.vlm, params, n)
 
-        def ask(index: int, prepared: PreparedPrompt) -> list[EngineAnswer]:
-            server = self.servers[(index * self.num_processes + self.rank) % len(self.servers)]
-            return self._answers(server, prepared, sampling_params)
+        def server_of(index: int) -> Server:
+            return self.servers[(index * self.num_processes + self.rank) % len(self.servers)]
+
+        def ask(index: int) -> Future[list[EngineAnswer]]:
+            prepared = self._prepare(prompts[index], seeds[index])
+            return run_in_background(partial(self._answers, server_of(index), prepared, sampling_params), self._slots)
 
         def ask_now(index: int) -> list[EngineAnswer]:
-            return ask(index, self._prepare(prompts[index], seeds[index]))
+            return server_of(index).wait_for(ask(index))
 
         requests: dict[int, Future[list[EngineAnswer]]] = {}
         for index in sorted(range(len(prompts)), key=lambda index: not prompts[index].images):  # pictures first
@@ -116,12 +127,11 @@ class VLLMServers:
                 requests[index] = Future()
                 requests[index].set_result(self._ask_first(partial(ask_now, index)))
             else:
-                work = partial(ask, index, self._prepare(prompts[index], seeds[index]))
-                requests[index] = run_in_background(work, self._slots)
+                requests[index] = ask(index)
 
         def wait() -> SampledCompletions:
             try:
-                answers = [requests[index].result() for index in range(len(prompts))]
+                answers = [server_of(index).wait_for(requests[index]) for index in range(len(prompts))]
             finally:
                 for request in requests.values():  # after the first failure
                     request.cancel()
@@ -169,13 +179,13 @@ class VLLMServers:
             **self._picture_fields(prepared),
         }
         try:
-            reply = server.request("POST", "/inference/v1/generate", body)
+            reply = server.request("POST", "/inference/v1/generate", body, ANSWER_TIMEOUT)
         except RefusedError as refusal:
             adapter = self._adapter  # None once the engine is closed
             if refusal.status != 404 or adapter is None or self._model not in refusal.reason:
                 raise
             server.load(self._model, adapter)  # it was restarted
-            reply = server.request("POST", "/inference/v1/generate", body)
+            reply = server.request("POST", "/inference/v1/generate", body, ANSWER_TIMEOUT)
         return self._read(server, prepared, sampling_params, reply)
 
     def _picture_fields(self, prepared: PreparedPrompt) -> dict[str, Any]:
@@ -216,14 +226,14 @@ class VLLMServers:
         """Unload the adapter where a server answers within seconds, and end the connections.
 
         Requests that are still under way, of a run that ends while it is ahead, end with the
-        process; they may hold all connections.
+        process.
         """
         adapter, self._adapter = self._adapter, None
         for server in self.servers:
             if self.rank == 0 and adapter is not None:
-                other = Server(server.url, patience=0, timeout=CLOSE_TIMEOUT)
+                other = Server(server.url, patience=0)
                 with contextlib.suppress(EngineError):
-                    other.unload(self._model)
+                    other.unload(self._model, CLOSE_TIMEOUT)
                 other.close()
             server.close()
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
+from concurrent import futures
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import httpx2
 
@@ -23,14 +27,25 @@ MALFORMED_STATUS = {400, 422}
 """HTTP statuses of a request that the server does not understand."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before the first retry, and at most; each pause is twice the one before."""
-CONNECT_TIMEOUT, ANSWER_TIMEOUT = 10.0, 3600.0
-"""Seconds to wait for a connection, and for the answers to a prompt, which may queue for long."""
+CONNECT_TIMEOUT, PROBE_TIMEOUT, LOAD_TIMEOUT, ANSWER_TIMEOUT = 10.0, 30.0, 300.0, 3600.0
+"""Seconds to wait for a connection, for what a server answers at once, for an adapter, and for the
+answers to a prompt, which may queue for long."""
+PROBE_INTERVAL = 15.0
+"""Seconds between two looks at a server that is at work on answers."""
+KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value)
+      for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)) if hasattr(socket, name)),
+]  # fmt: skip
+"""Ends a connection to a machine that is gone without a word within 90 seconds."""
 REQUESTS_PER_SERVER = 64
 """Requests in flight at a time; a server batches them."""
 CLOSE_TIMEOUT = 5.0
 """Seconds to wait when a run ends and unloads its adapter."""
 MAX_QUOTED_CHARS = 200
 START_AGAIN = "start it as docs/engines.md shows"
+
+T = TypeVar("T")
 
 
 class RefusedError(EngineError):
@@ -44,9 +59,8 @@ class RefusedError(EngineError):
 class Server:
     """One vLLM server, or one replica of several. Methods may be called from several threads."""
 
-    def __init__(self, url: str, patience: float, timeout: float = ANSWER_TIMEOUT) -> None:
-        """Speak with the server at `url`; wait up to `patience` seconds for one that is gone, and
-        `timeout` for the answer to a request.
+    def __init__(self, url: str, patience: float) -> None:
+        """Speak with the server at `url`; wait up to `patience` seconds for one that is gone.
 
         Raises EngineError for what is not an address, and for a key that no header may hold.
         """
@@ -54,13 +68,17 @@ class Server:
         key = os.environ.get(API_KEY_ENV, "").strip()
         if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
             raise EngineError(f"{API_KEY_ENV} holds characters that no key has: set it again")
+        trust_env = not is_local_url(url)  # no proxy leads to this machine
+        # No more connections than the caller has requests, and one for a look at the server.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=REQUESTS_PER_SERVER)
+        has_proxy = trust_env and bool(getproxies().keys() - {"no"})  # a transport of one's own goes round it
         try:
             self._client = httpx2.Client(
                 base_url=url,
-                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-                limits=httpx2.Limits(max_connections=REQUESTS_PER_SERVER),
-                trust_env=not is_local_url(url),  # no proxy leads to this machine
+                limits=limits,
+                trust_env=trust_env,
+                transport=None if has_proxy else httpx2.HTTPTransport(limits=limits, socket_options=KEEPALIVE),
             )
         except httpx2.InvalidURL:
             raise EngineError(f"rollout_engine {url} is not an address: give http://HOST:PORT") from None
@@ -102,7 +120,7 @@ class Server:
     def load(self, name: str, adapter: Path) -> None:
         """Load an adapter by its path, under a name that the server must not know yet."""
         try:
-            self.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)})
+            self.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)}, LOAD_TIMEOUT)
         except RefusedError as refusal:
             if "already been loaded" in refusal.reason:
                 return  # by a request whose answer was lost
@@ -116,16 +134,34 @@ class Server:
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a large enough --max-lora-rank (docs/engines.md)"
             ) from None
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, timeout: float = LOAD_TIMEOUT) -> None:
         """Unload an adapter. A server that does not know it has been restarted."""
         try:
-            self.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            self.request("POST", "/v1/unload_lora_adapter", {"lora_name": name}, timeout)
         except RefusedError as refusal:
             if refusal.status != 404:
                 raise
 
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Return the JSON (or the text) of a server's answer.
+    def wait_for(self, reply: Future[T]) -> T:
+        """Return the result of a request that runs in another thread.
+
+        Raises EngineError if the server says nothing meanwhile for `patience` seconds: it hangs,
+        and the request itself would wait for ANSWER_TIMEOUT.
+        """
+        silent_since = None
+        while not futures.wait([reply], timeout=PROBE_INTERVAL).done:
+            start = time.monotonic()
+            try:
+                self._client.get("/health", timeout=_timeout(PROBE_TIMEOUT))  # any status is a sign of life
+                silent_since = None
+            except httpx2.HTTPError as error:
+                silent_since = start if silent_since is None else silent_since
+                if time.monotonic() - silent_since >= self.patience:
+                    raise self._gone(_problem(error)) from None
+        return reply.result()
+
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        """Return the JSON (or the text) of a server's answer, which may take `timeout` seconds.
 
         Raises RefusedError for a status that repeating does not change, and EngineError if the
         server cannot be reached, or is about to stop, for `patience` seconds.
@@ -133,29 +169,38 @@ class Server:
         deadline, pause = None, FIRST_PAUSE
         while True:
             try:
-                response = self._client.request(method, path, json=body)
+                response = self._client.request(method, path, json=body, timeout=_timeout(timeout or PROBE_TIMEOUT))
                 if response.status_code == 200:
                     return _content(response)
                 problem = _reason(response)
                 if response.status_code not in UNAVAILABLE_STATUS and not _is_dying(problem):
                     raise RefusedError(response.status_code, self.url, problem)
             except httpx2.HTTPError as error:
-                problem = str(error) or type(error).__name__
+                problem = _problem(error)
             now = time.monotonic()
             deadline = now + self.patience if deadline is None else deadline  # from the first failure on
             if now + pause > deadline:
-                if not self.patience:
-                    raise EngineError(
-                        f"rollout_engine: {self.url} cannot be reached ({problem}): start the server, or correct the address"
-                    )
-                raise EngineError(
-                    f"rollout_engine: {self.url} did not answer for {self.patience:g} seconds ({problem}): start it again"
-                )
+                raise self._gone(problem)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _gone(self, problem: str) -> EngineError:
+        if not self.patience:
+            return EngineError(
+                f"rollout_engine: {self.url} cannot be reached ({problem}): start the server, or correct the address"
+            )
+        return EngineError(f"rollout_engine: {self.url} did not answer for {self.patience:g} seconds ({problem}): start it again")
+
     def close(self) -> None:
         self._client.close()
+
+
+def _timeout(seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))
+
+
+def _problem(error: httpx2.HTTPError) -> str:
+    return str(error) or type(error).__name__
 
 
 def _content(response: httpx2.Response) -> Any:

@@ -2,6 +2,10 @@
 
 import base64
 import json
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx2
@@ -199,6 +203,47 @@ def test_a_server_that_stays_away_is_named(vllm_fake, vlm, examples):
     vllm_fake.is_gone_after = 0
     with pytest.raises(EngineError, match=rf"{vllm_fake.url} did not answer for 0.2 seconds \(it is gone\): start it again"):
         engine.sample(prompts_from_examples(vlm, examples[:2]), 1, PARAMS)
+
+
+@pytest.fixture
+def mute_url():
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_hangs_is_named(vlm, examples, mute_url, monkeypatch):
+    """Here a request waits for an hour, unless something else finds out."""
+    monkeypatch.setattr(vllm_server, "PROBE_TIMEOUT", 0.1)
+    monkeypatch.setattr(vllm_server, "PROBE_INTERVAL", 0.05)
+    with pytest.raises(EngineError, match=r"cannot be reached \(timed out\): start the server"):
+        Server(mute_url, 0).check(1)
+    engine = VLLMServers(vlm, [Server(mute_url, 0.2)], "p", _model="base")
+    with pytest.raises(EngineError, match=rf"{mute_url} did not answer for 0.2 seconds \(timed out\): start it again"):
+        engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
+
+
+def test_a_server_that_works_for_long_is_waited_for(vllm_fake, vlm, examples, monkeypatch):
+    monkeypatch.setattr(vllm_server, "PROBE_INTERVAL", 0.01)
+    engine, prompts = engine_of(vlm, vllm_fake, patience=0.0), prompts_from_examples(vlm, examples[:1])
+    engine.set_policy(0)
+    vllm_fake.gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        sampled = pool.submit(engine.sample, prompts, 1, PARAMS)
+        while [path for path, _ in vllm_fake.requests].count("/health") < 3:
+            pass
+        vllm_fake.gate.set()
+        assert sampled.result().texts
+
+
+def test_connections_are_kept_alive_unless_a_proxy_holds_them(monkeypatch):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    kept_alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    assert kept_alive in Server("http://10.0.0.1:8000", 0)._client._transport._pool._socket_options
+    monkeypatch.setenv("http_proxy", "http://10.0.0.2:3128")
+    client = Server("http://10.0.0.1:8000", 0)._client
+    assert client._transport_for_url(httpx2.URL("http://10.0.0.1:8000")) is not client._transport
 
 
 def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
