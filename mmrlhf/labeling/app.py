@@ -48,6 +48,7 @@ def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Gu
     routes = [
         Route("/", partial(get, handlers.task_page)),
         Route("/join", partial(post, handlers.join), methods=["POST"]),
+        Route("/consent", partial(post, handlers.consent), methods=["POST"]),
         Route("/answer", partial(post, handlers.answer), methods=["POST"]),
         Route("/undo", partial(post, handlers.undo), methods=["POST"]),
         Route("/leave", partial(post, handlers.leave), methods=["POST"]),
@@ -129,9 +130,15 @@ class _Handlers:
         if annotator is None:
             token = request.query_params.get("token", "")
             return HTMLResponse(self.pages.join(self.sessions.access_token is not None, token))
-        shown = self.assignments.current(annotator)
-        person = self._person(annotator)
-        return HTMLResponse(self.pages.nothing_left(person) if shown is None else self.pages.task(shown, person))
+        if self.sessions.has_accepted(annotator):
+            shown, person = self.assignments.current(annotator), self._person(annotator)
+            page = self.pages.nothing_left(person) if shown is None else self.pages.task(shown, person)
+        else:
+            page = self.pages.ask_again(self.sessions.form_key(annotator))
+        response = HTMLResponse(page)
+        if self.sessions.is_to_renew(request.cookies.get(self.sessions.cookie_name)):
+            self._set_cookie(request, response, annotator)
+        return response
 
     def image(self, request: Request) -> Response:
         """Return an image of a task, by its hash alone."""
@@ -156,18 +163,20 @@ class _Handlers:
             page = self.pages.join(self.sessions.access_token is not None, form.get("token", ""), str(error), name[:80])
             return HTMLResponse(page, 403)
         response = RedirectResponse("/", 303)
-        response.set_cookie(
-            self.sessions.cookie_name,
-            self.sessions.cookie_for(annotator),
-            max_age=COOKIE_SECONDS,
-            httponly=True,
-            samesite="lax",
-            secure=request.headers.get("x-forwarded-proto") == "https",
-        )
+        self._set_cookie(request, response, annotator)
         return response
 
+    def consent(self, request: Request, form: Mapping[str, str]) -> Response:
+        """Accept a consent line that has changed."""
+        annotator = self._require_own_form(request, form)
+        if form.get("consent") != "yes":
+            problem = "to go on, tick the box that says that your labels may be stored"
+            return HTMLResponse(self.pages.ask_again(self.sessions.form_key(annotator), problem), 403)
+        self.sessions.accept(annotator)
+        return RedirectResponse("/", 303)
+
     def leave(self, request: Request, form: Mapping[str, str]) -> Response:
-        self._require_annotator(request, form)
+        self._require_own_form(request, form)
         response = RedirectResponse("/", 303)
         response.delete_cookie(self.sessions.cookie_name, httponly=True, samesite="lax")
         return response
@@ -204,7 +213,24 @@ class _Handlers:
     def _annotator(self, request: Request) -> int | None:
         return self.sessions.annotator_of(request.cookies.get(self.sessions.cookie_name))
 
+    def _set_cookie(self, request: Request, response: Response, annotator: int) -> None:
+        response.set_cookie(
+            self.sessions.cookie_name,
+            self.sessions.cookie_for(annotator),
+            max_age=COOKIE_SECONDS,
+            httponly=True,
+            samesite="lax",
+            secure=request.headers.get("x-forwarded-proto") == "https",
+        )
+
     def _require_annotator(self, request: Request, form: Mapping[str, str]) -> int:
+        """Return who sent a form, who has accepted the consent line. Raises Refusal."""
+        annotator = self._require_own_form(request, form)
+        if not self.sessions.has_accepted(annotator):
+            raise Refusal(403, "the line that you agreed to has changed: open the page in another tab, read it, and save again")
+        return annotator
+
+    def _require_own_form(self, request: Request, form: Mapping[str, str]) -> int:
         annotator = self._annotator(request)
         if annotator is None:
             raise Refusal(401, "you are not signed in here any more: open the page in another tab, come in again, and save again")

@@ -56,6 +56,10 @@ class Pages:
             "join.html.j2", needs_token=needs_token, token=token, problem=problem, name=name, consent=self.consent, person=None
         )
 
+    def ask_again(self, form_key: str, problem: str = "") -> str:
+        """Return the page on which annotators accept a consent line that has changed."""
+        return self._render("consent.html.j2", form_key=form_key, problem=problem, consent=self.consent, person=None)
+
     def message(self, heading: str, text: str, person: Mapping[str, Any] | None = None) -> str:
         """Return a page with one message."""
         return self._render("message.html.j2", heading=heading, text=text, person=person)

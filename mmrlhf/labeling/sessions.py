@@ -2,7 +2,8 @@
 
 A pseudonym belongs to the person who took it first. A code, which only their own page shows, lets
 them in from another browser. Cookies are signed with a secret of the store, so that they outlive a
-restart of the server.
+restart of the server; whoever comes within their time gets a new one. A consent line that has
+changed is one to accept again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import time
 import unicodedata
 from collections.abc import Mapping
 
-from mmrlhf.labeling.store import DuplicateError, Store
+from mmrlhf.labeling.store import DuplicateError, Event, Store
 from mmrlhf.records import InputError
 
-COOKIE_SECONDS = 30 * 24 * 3600
+DAY_SECONDS = 24 * 3600
+COOKIE_SECONDS = 30 * DAY_SECONDS
 COOKIE = re.compile(r"([0-9]{1,9})\.([0-9]{1,12})\.([0-9a-f]{64})")
 """The annotator, when it was issued (seconds since 1970), and a signature of both."""
 NAME = re.compile(r"[^\W_](?:[\w .-]{0,38}[\w.-])?")
@@ -36,6 +38,8 @@ class Sessions:
     def __init__(self, store: Store, access_token: str | None, consent: str) -> None:
         self._store, self.access_token, self.consent = store, access_token, consent
         self._secret = bytes.fromhex(store.setting("secret"))
+        self._consents = {event.annotator: event.content["consent"] for event in store.events("joined")}
+        """By annotator, the consent line that they have accepted last."""
         # Browsers share cookies between the ports of a machine, on which several servers may run.
         self.cookie_name = f"label_{hashlib.sha256(self._secret).hexdigest()[:8]}"
 
@@ -57,21 +61,43 @@ class Sessions:
         if found is not None:
             if not hmac.compare_digest(code.strip().lower().encode(), found[1].encode()):
                 raise InputError(f"{name} is taken: give the code of {name} to come back, or choose another name")
+            if has_consented:
+                self.accept(found[0])
             return found[0]
         if not has_consented:
             raise InputError("to take part, tick the box that says that your labels may be stored")
         try:
-            return self._store.add_annotator(name.casefold(), _new_code(), time.time(), self.consent)
+            annotator = self._store.add_annotator(name.casefold(), _new_code(), time.time(), self.consent)
         except DuplicateError:  # somebody took the name in this moment
             raise InputError(f"{name} is taken: choose another name") from None
+        self._consents[annotator] = self.consent
+        return annotator
+
+    def has_accepted(self, annotator: int) -> bool:
+        """Return whether an annotator has accepted the consent line as it is now."""
+        return self._consents.get(annotator) == self.consent
+
+    def accept(self, annotator: int) -> None:
+        """Note that an annotator accepts the consent line, if it is new to them. Raises
+        StorageError if that cannot be written."""
+        if not self.has_accepted(annotator):
+            content = {"consent": self.consent}
+            self._store.append_all([Event(0, "joined", annotator, None, None, None, time.time(), None, content)])
+            self._consents[annotator] = self.consent
 
     def cookie_for(self, annotator: int) -> str:
         """Return the cookie's value for an annotator, which is valid for COOKIE_SECONDS."""
         issued = int(time.time())
         return f"{annotator}.{issued}.{self._sign(f'cookie of {issued}', annotator)}"
 
+    def is_to_renew(self, cookie: str | None) -> bool:
+        """Return whether a valid cookie is older than a day, so that its bearer gets a new one."""
+        parts = COOKIE.fullmatch(cookie or "")
+        return parts is not None and time.time() >= int(parts[2]) + DAY_SECONDS
+
     def annotator_of(self, cookie: str | None) -> int | None:
-        """Return whose cookie it is, None for none, or one that is forged or too old."""
+        """Return whose cookie it is, None for none, or one that is forged or too old, or
+        from a future in which the clock was wrong."""
         annotator = self._signed_annotator(cookie or "")
         return annotator if annotator is not None and self._store.code_of(annotator) is not None else None
 
@@ -86,7 +112,7 @@ class Sessions:
         annotator, issued = int(parts[1]), int(parts[2])
         if not hmac.compare_digest(parts[3], self._sign(f"cookie of {issued}", annotator)):
             return None
-        return annotator if time.time() < issued + COOKIE_SECONDS else None
+        return annotator if issued - DAY_SECONDS <= time.time() < issued + COOKIE_SECONDS else None
 
     def form_key(self, annotator: int) -> str:
         """Return what an annotator's own pages put into their forms, which no other site knows."""

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_STRANGER_BYTES
 from mmrlhf.labeling.pages import Pages
-from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
+from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import MAX_TEXT, read_tasks
 from mmrlhf.records import InputError
@@ -196,60 +196,6 @@ def test_forms_of_other_sites_are_refused(store, make_app, headers):
     assert standing(store) == []
     same = {"Origin": "http://127.0.0.1:8010", "Sec-Fetch-Site": "same-origin", "Accept": "application/json"}
     assert person.client.post("/answer", data=form, headers=same).status_code == 200
-
-
-def test_cookies_cannot_be_forged_and_are_hidden_from_scripts(store, make_app):
-    app = make_app(store)
-    person = Person(app)
-    cookie = person.joined.history[0].headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
-    name, value = cookie.split(";")[0].split("=", 1)
-    Person(app, "robin")
-    _, issued, signature = value.split(".")
-    changed = [
-        f"2.{issued}.{signature}",
-        f"1.{int(issued) + 1}.{signature}",
-        f"1.{issued}.{'0' * 64}",
-        f"1.{signature}",
-        f"1.{issued}.",
-    ]
-    for forged in (*changed, "", "1", "-1.x.x", f"{'9' * 5000}.1.{signature}", f"²{value[1:]}"):
-        client = TestClient(app, base_url="http://127.0.0.1:8010")
-        page = client.get("/", headers=[(b"cookie", f"{name}={forged}".encode())]).text
-        assert "Your name here" in page
-
-
-def test_cookies_end_on_the_server_too(store, make_app, monkeypatch):
-    person = Person(make_app(store))
-    ((name, value),) = person.client.cookies.items()
-    issued = int(value.split(".")[1])
-    for now, page in ((issued + COOKIE_SECONDS - 1, "Question 0?"), (issued + COOKIE_SECONDS, "Your name here")):
-        monkeypatch.setattr("mmrlhf.labeling.sessions.time.time", lambda now=now: now)
-        assert page in person.client.get("/", headers={"cookie": f"{name}={value}"}).text
-
-
-def test_a_name_is_its_owners(store, make_app):
-    app = make_app(store)
-    heron = Person(app)
-    assert Person(app, "Heron").joined.status_code == 403  # the same name, in capitals
-    code = store.find_annotator("heron")[1]
-    assert code in heron.page
-    again = TestClient(app, base_url="http://127.0.0.1:8010").post("/join", data={"name": "heron", "code": code.upper()})
-    assert "Question 0?" in again.text
-
-
-@pytest.mark.parametrize("name", ["", " ", "<script>", "a\u202eb", "x" * 41, "../etc", "a\nb\x00"])
-def test_odd_names_are_refused(store, make_app, name):
-    assert Person(make_app(store), name).joined.status_code == 403
-    assert store.annotators() == {}
-
-
-def test_nobody_starts_without_consent(store, make_app):
-    client = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
-    assert "tick the box" in client.post("/join", data={"name": "heron"}).text
-    assert store.annotators() == {}
-    Person(make_app(store))
-    assert next(iter(store.events())).content == {"consent": "You may store my labels."}
 
 
 def test_large_and_odd_bodies(store, make_app):
