@@ -128,10 +128,25 @@ def _section(board: Board, number: int) -> dict[str, Any]:
             (name, len([v for v in board.votes if v.category == name]), [_rating_of(board.categories[name], model) for model in ratings.models])
             for name in board.categories
         ],
-        "category_notes": [f"{name}: {note}" for name, rated in board.categories.items() for note in rated.notes],
+        "category_notes": [
+            *_other_categories(board), *(f"{name}: {note}" for name, rated in board.categories.items() for note in rated.notes)
+        ],
         "style": [(name, f"{math.exp(value):.2f}", f"{math.exp(low):.2f} to {math.exp(high):.2f}")
                   for name, (value, low, high) in board.controlled.style.items()],
     }  # fmt: skip
+
+
+def _other_categories(board: Board) -> list[str]:
+    """Return a note on the categories that the table leaves out, if there are any."""
+    others = [vote.category for vote in board.votes if vote.category and vote.category not in board.categories]
+    if not others:
+        return []
+    number = len(set(others))
+    return [
+        f"These are the {len(board.categories)} categories with the most votes; {number} more "
+        f"{'category' if number == 1 else 'categories'}, with {len(others):,} votes together, "
+        f"{'is' if number == 1 else 'are'} left out."
+    ]
 
 
 def _rating_of(ratings: Ratings, model: str) -> tuple[str, str]:

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from mmrlhf.arena.export import export_arena
-from mmrlhf.arena.page import report_arena
+from mmrlhf.arena.leaderboard import make_boards
+from mmrlhf.arena.page import arena_page, report_arena
+from mmrlhf.arena.ratings import Vote
 from mmrlhf.arena.serve import serving_arena
-from mmrlhf.arena.votes import read_ballots
+from mmrlhf.arena.votes import Ballots, read_ballots
 from mmrlhf.cli import main
 from mmrlhf.config import ArenaConfig
 from mmrlhf.datasets import read_preferences
@@ -144,6 +146,22 @@ def test_the_page_says_what_is_real_and_opens_offline(arena, tmp_path):
     assert store.path.read_bytes().startswith(b"SQLite")
     assert "zebrafinch is better than" in page and "By category" in page and "<svg" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "http" not in re.sub(r"http://www.w3.org/\S+", "", page)
+
+
+def test_the_page_says_how_many_categories_it_leaves_out():
+    """Category c0 has one vote, c1 two, and so on: of 14, the first two are left out."""
+
+    def page_of(numbers):
+        votes = [Vote("a", "b", float(i % 2), f"{n} {i}", category=f"c{n}") for n in numbers for i in range(n + 1)]
+        ballots = Ballots({}, {}, {}, {}, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ballots, "votes", lambda *_: votes)
+            return arena_page("votes.db", make_boards(ballots), [], [])
+
+    note = "These are the 12 categories with the most votes; 2 more categories, with 3 votes together, are left out."
+    page = page_of(range(14))
+    assert note in page and ">c2<" in page and ">c1<" not in page
+    assert "left out" not in page_of(range(2, 14))
 
 
 def test_serve_adds_pairs_once_and_continues(write_answers, tmp_path, capsys):
