@@ -23,6 +23,9 @@ API_KEY_ENV = "VLLM_API_KEY"
 """Environment variable that may hold the servers' API key."""
 UNAVAILABLE_STATUS = {408, 429, 502, 503, 504}
 """HTTP statuses of a server that may answer later."""
+MAX_SERVER_ERRORS = 3
+"""Answers with status 500 after which a request is not repeated: a server that stops sends them to
+what it was at work on, and one with a fault sends them for ever."""
 MALFORMED_STATUS = {400, 422}
 """HTTP statuses of a request that the server does not understand."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
@@ -166,14 +169,17 @@ class Server:
         Raises RefusedError for a status that repeating does not change, and EngineError if the
         server cannot be reached, or is about to stop, for `patience` seconds.
         """
-        deadline, pause = None, FIRST_PAUSE
+        deadline, pause, num_errors = None, FIRST_PAUSE, 0
         while True:
             try:
                 response = self._client.request(method, path, json=body, timeout=_timeout(timeout or PROBE_TIMEOUT))
-                if response.status_code == 200:
-                    return _content(response)
-                problem = _reason(response)
-                if response.status_code not in UNAVAILABLE_STATUS and not _is_dying(problem):
+                if response.status_code == 200 and not _is_aborted(content := _content(response)):
+                    return content
+                problem = "it aborts requests" if response.status_code == 200 else _reason(response)
+                num_errors += response.status_code == 500
+                is_away = response.status_code in {200, *UNAVAILABLE_STATUS} or _is_dying(problem)
+                may_recover = response.status_code == 500 and self.patience and num_errors < MAX_SERVER_ERRORS
+                if not is_away and not may_recover:
                     raise RefusedError(response.status_code, self.url, problem)
             except httpx2.HTTPError as error:
                 problem = _problem(error)
@@ -217,6 +223,14 @@ def _reason(response: httpx2.Response) -> str:
     text = error.get("message") or error.get("detail") or str(error) if isinstance(error, dict) else str(error)
     text = printable(" ".join(str(text).split())) or f"HTTP {response.status_code}"
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…"
+
+
+def _is_aborted(content: Any) -> bool:
+    """Return whether an answer was cut off, as by a server that is asked to stop."""
+    choices = content.get("choices") if isinstance(content, dict) else None
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
+    )
 
 
 def _is_dying(reason: str) -> bool:

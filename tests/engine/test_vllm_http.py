@@ -188,13 +188,26 @@ def test_features_of_a_wrong_shape_are_not_sent(vllm_fake, vlm, examples):
 # ---- servers that fail ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("statuses", [[503, 502], [0], [429, 0, 504]])
+@pytest.mark.parametrize("statuses", [[503, 502], [0], [429, 0, 504], [500, 500]])
 def test_a_server_that_comes_back_is_asked_again(vllm_fake, vlm, examples, statuses):
     engine, prompts = engine_of(vlm, vllm_fake, patience=5), prompts_from_examples(vlm, examples[:2])
     engine.set_policy(0)
     expected = engine.sample(prompts, 1, PARAMS)
     vllm_fake.statuses = list(statuses)
     assert engine.sample(prompts, 1, PARAMS).texts == expected.texts and not vllm_fake.statuses
+
+
+def test_answers_that_a_stopping_server_aborts_are_asked_for_again(vllm_fake, vlm, examples):
+    engine, prompts = engine_of(vlm, vllm_fake, patience=5), prompts_from_examples(vlm, examples[:2])
+    engine.set_policy(0)
+    expected = engine.sample(prompts, 2, PARAMS)
+    vllm_fake.num_aborted = 3
+    assert engine.sample(prompts, 2, PARAMS).texts == expected.texts and not vllm_fake.num_aborted
+    vllm_fake.num_aborted = 1 << 20
+    engine = engine_of(vlm, vllm_fake)
+    engine.set_policy(0)
+    with pytest.raises(EngineError, match=rf"{vllm_fake.url} did not answer for 0.2 seconds \(it aborts requests\): start it"):
+        engine.sample(prompts, 1, PARAMS)
 
 
 def test_a_server_that_stays_away_is_named(vllm_fake, vlm, examples):
@@ -262,7 +275,7 @@ def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
     for changes, message in (
         ({"prompt_token_ids": [1, 2]}, "reads row .* as 2 tokens"),
         ({"choices": []}, "did not return 1 answer of at most 8 tokens"),
-        ({"choices": [choice | {"finish_reason": "abort"}]}, "an answer ended by abort"),
+        ({"choices": [choice | {"finish_reason": "error"}]}, "an answer ended by error"),
         ({"choices": [choice | {"token_ids": [7, 4]}]}, "log-probs of other tokens"),
         ({"choices": [choice | {"logprobs": None}]}, "sends no answers"),
         ({"choices": [choice | {"token_ids": [], "logprobs": {"content": []}}]}, "did not return 1 answer of"),
@@ -324,11 +337,12 @@ def test_patience_counts_from_the_first_failure(monkeypatch):
 
 
 def test_a_passing_failure_does_not_turn_features_off(vllm_fake, vlm, examples):
-    engine, prompts = engine_of(vlm, vllm_fake), prompts_from_examples(vlm, examples[:1])
+    engine, prompts = engine_of(vlm, vllm_fake, patience=60), prompts_from_examples(vlm, examples[:1])
     engine.set_policy(0)
-    vllm_fake.statuses = [500]
-    with pytest.raises(EngineError, match="HTTP 500"):
+    vllm_fake.statuses = [500] * 3
+    with pytest.raises(EngineError, match="HTTP 500: fault 500"):
         engine.sample(prompts, 1, PARAMS)
+    assert not vllm_fake.statuses
     engine.sample(prompts, 1, PARAMS)
     assert "features" in vllm_fake.generated[-1]
 

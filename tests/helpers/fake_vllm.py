@@ -44,6 +44,8 @@ class FakeVLLM:
         """Statuses of the next answers to `generate`; 0 breaks the connection."""
         self.is_gone_after: int | None = None
         """Answers to `generate` before it is gone for good."""
+        self.num_aborted = 0
+        """Next answers to `generate` that are cut off, as by a server that stops."""
         self.takes_features = True
         self.sees_adapters = True
         self.allows_adapters = True
@@ -125,6 +127,10 @@ class FakeVLLM:
             content = [{"token_id": t, "logprob": p + self.logp_shift} for t, p in zip(ids, logps, strict=True)]
             finish_reason = sampled.finish_reasons[i]
             choices.append({"index": i, "token_ids": ids, "logprobs": {"content": content}, "finish_reason": finish_reason})
+        if self.num_aborted:
+            self.num_aborted -= 1
+            for choice in choices:
+                choice |= {"token_ids": [], "logprobs": {"content": []}, "finish_reason": "abort"}
         model = self.answers_as or body["model"]
         return 200, {"model": model, "prompt_token_ids": prompt.token_ids.tolist(), "choices": choices[::-1]}
 
