@@ -1,4 +1,4 @@
-"""A store of tasks, annotators without a browser, and the app that they use."""
+"""A store of tasks, annotators without a browser and with one, and the app that they use."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import read_tasks
+from tests.labeling.browsing import CHROMIUM
 
 
 class Clock:
@@ -112,3 +113,36 @@ def standing(store):
 
     found = read_labels(store)
     return [(found.names[label.annotator], label.task.name, dict(label.content)) for label in found.labels]
+
+
+# ---- a browser -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a page that fails the test on any error of a script, or of the content policy."""
+    contexts, problems = [], []
+
+    def open_(**settings):
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.problems = problems
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert problems == []

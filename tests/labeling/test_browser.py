@@ -1,11 +1,9 @@
 """The page in a real Chromium: tasks by keyboard alone, reloads, a server that goes away, phones,
 and axe-core's rules of accessibility (`make test-browser` fetches them)."""
 
-import importlib.util
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -14,106 +12,12 @@ import pytest
 from mmrlhf.config import LabelConfig
 from mmrlhf.files.bundled import folder
 from mmrlhf.label import add_tasks, serving_labels
+from tests.labeling.browsing import ANSWERS, MODES, NUM_TASKS, answer, come_in, config_of, is_at, needs_browser, press
 from tests.labeling.conftest import standing
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("MMRLHF_AXE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
-NUM_TASKS = int(os.environ.get("MMRLHF_BROWSER_TASKS", "8"))
-"""Tasks of each mode that are labelled by keyboard; `make test-browser` labels 50."""
-MODES = ("pairwise", "ranking", "claims", "facts")
-ANSWERS = [
-    "A red mug stands on a brown table, with two grey spoons beside it.",
-    "A blue cup on a shelf.",
-    "A mug next to a saucer and a newspaper.",
-]
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs Chromium and the package playwright, which drives it: `.ci/run` installs both",
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Return a page that fails the test on any error of a script, or of the content policy."""
-    contexts, problems = [], []
-
-    def open_(**settings):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.problems = problems
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def write_tasks(path, mode, number=NUM_TASKS):
-    answers = {"pairwise": ANSWERS[:2], "ranking": ANSWERS, "claims": ANSWERS[:1], "facts": []}[mode]
-    rows = [
-        {"id": f"row {i}", "images": ["images/red_mug.png"], "prompt": f"Describe picture {i}.", "answers": answers, "mode": mode}
-        for i in range(number)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def config_of(tmp_path, mode="pairwise", number=NUM_TASKS, **settings):
-    rows = write_tasks(tmp_path / "rows.jsonl", mode, number)
-    image_folder = str(folder("data") / "samples")
-    return LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), image_folder=image_folder, port=0, **settings)
-
-
-def come_in(page, url, name="heron"):
-    """Come in by keyboard alone."""
-    page.goto(url)
-    page.keyboard.type(name)
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-    page.focus("#name")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("main[data-ready]")
-
-
-def is_at(page, number):
-    """Wait for a task. (`wait_for_function` evaluates text, which the page's policy forbids.)"""
-    page.wait_for_selector(f'main[data-ready] h1:text-is("Describe picture {number}."), h1:has-text("Nothing is left")')
-
-
-def press(page, *keys):
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def answer(page, mode, number):
-    """Answer the task on the page, up to the key that saves it."""
-    if mode == "pairwise":
-        press(page, "abtx"[number % 4], "123"[number % 3])
-    elif mode == "ranking":
-        press(page, *"213")
-    elif mode == "claims":
-        press(page, "ArrowRight", "Shift+ArrowRight", "m")  # red mug
-        page.keyboard.type("blue cup")
-        press(page, "Enter", "c", "y", "n", "d")
-    else:
-        page.keyboard.type('A red mug is on a table. The sign says "TEA". There is no cat.')
-        press(page, "Enter")
-        page.wait_for_selector("#facts li:nth-child(4)")
+pytestmark = needs_browser
 
 
 def check_label(mode, number, label, order):
@@ -184,31 +88,6 @@ def test_undo_brings_the_answer_back(tmp_path, open_page):
         is_at(page, 1)
         ((_, row, label),) = standing(server.store)
         assert row == "row 0" and ANSWERS[label["ranks"].index(1)] == chosen and label["strength"] == 3
-
-
-def test_a_focused_control_keeps_its_own_keys(tmp_path, open_page):
-    """Arrows and Space on a radio button or on the whole picture are no votes."""
-    with serving_labels(config_of(tmp_path, number=1)) as server:
-        page = open_page()
-        come_in(page, server.url)
-        press(page, "a")
-        page.focus("[name=strength][value='2']")
-        press(page, "ArrowRight")
-        assert page.input_value("[name=strength]:checked") == "3" and page.input_value("[name=choice]:checked") == "left"
-        press(page, "p", "ArrowRight")
-        assert page.input_value("[name=choice]:checked") == "left"
-        page.focus("#save")
-        press(page, "ArrowRight")
-        assert page.input_value("[name=choice]:checked") == "right"
-    (tmp_path / "claims").mkdir()
-    with serving_labels(config_of(tmp_path / "claims", "claims", number=1)) as server:
-        page = open_page()
-        come_in(page, server.url)
-        page.focus("[name^=claim-][value='true']")
-        press(page, "Space")
-        assert page.is_checked("[name^=claim-][value='true'] >> nth=0")
-        press(page, "ArrowRight")
-        assert page.is_checked("[name^=claim-][value='false'] >> nth=0")
 
 
 def test_undo_keeps_what_was_typed_in_the_open_task(tmp_path, open_page):
@@ -417,54 +296,6 @@ def check_with_axe(page):
         if v["impact"] in ("serious", "critical")
     ]
     assert faults == []
-
-
-def hold(page, key, times=3):
-    """Hold a key: the browser says that all but the first press are repeats."""
-    for _ in range(times):
-        page.keyboard.down(key)
-
-
-def test_a_held_key_answers_one_task(tmp_path, open_page):
-    with serving_labels(config_of(tmp_path, number=4)) as server:
-        page = open_page()
-        come_in(page, server.url)
-        for number, key in enumerate(("Enter", "s")):
-            press(page, "a")
-            hold(page, key)
-            is_at(page, number + 1)
-            hold(page, key)  # on the task that nobody has read
-            page.keyboard.up(key)
-        hold(page, "u")
-        is_at(page, 1)
-        hold(page, "u")
-        assert [event.kind for event in server.store.events() if event.kind != "shown"] == ["joined", "label", "skip", "undo"]
-
-
-def test_held_keys_in_the_field_of_facts(tmp_path, open_page):
-    with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
-        page = open_page()
-        come_in(page, server.url)
-        page.keyboard.type('"TEA" "NO"')
-        hold(page, "Enter", 1)
-        page.wait_for_selector("#facts li:nth-child(2)")
-        hold(page, "Enter")  # of the same press, in the field that is now empty
-        page.keyboard.up("Enter")
-        page.keyboard.type("x")
-        hold(page, "Backspace")
-        page.keyboard.up("Backspace")
-        assert page.locator("#facts li").count() == 2 and standing(server.store) == []
-
-
-def test_control_enter_in_the_flag_dialog_flags(tmp_path, open_page):
-    with serving_labels(config_of(tmp_path, number=2)) as server:
-        page = open_page()
-        come_in(page, server.url)
-        press(page, "a", "f")
-        page.fill("#note", "broken")
-        press(page, "Control+Enter")
-        is_at(page, 1)
-        assert [(e.kind, e.content) for e in server.store.events()][2] == ("flag", {"note": "broken"})
 
 
 def test_skips_send_nothing_of_the_label(tmp_path, open_page):

@@ -94,11 +94,23 @@ export function claims(form, { saveDraft }) {
     draw();
     return added;
   }
+  const markOf = (first, last) => marks.find((other) => other.first <= first && last <= other.last);
   function toggle(first, last) {
-    const same = marks.find((other) => other.first <= first && last <= other.last);
+    const same = markOf(first, last);
     if (same) return unmark(same);
     const added = mark(first, last);
     place.children[marks.indexOf(added)].querySelector("input").focus();
+  }
+  // A finger that is drawn over words scrolls, so that it marks several one by one; no keyboard covers the next word.
+  function tap(index) {
+    const same = markOf(index, index);
+    if (same) return unmark(same);
+    const before = marks.find((other) => other.last === index - 1), after = marks.find((other) => other.first === index + 1);
+    if (before) before.last = index;
+    else if (after) after.first = index;
+    else return mark(index, index);
+    keep();
+    draw();
   }
 
   // ---- the cursor among the words ----
@@ -127,8 +139,11 @@ export function claims(form, { saveDraft }) {
     const index = words.indexOf(document.elementFromPoint(event.clientX, event.clientY)?.closest('[role="option"]'));
     if (index >= 0) go(index, true);
   });
-  list.addEventListener("pointerup", () => {
-    if (pressed !== null && pressed >= 0) toggle(Math.min(anchor, cursor), Math.max(anchor, cursor));
+  list.addEventListener("pointerup", (event) => {
+    if (pressed !== null && pressed >= 0) {
+      if (event.pointerType === "touch") tap(cursor);
+      else toggle(Math.min(anchor, cursor), Math.max(anchor, cursor));
+    }
     pressed = null;
   });
 

@@ -1,0 +1,105 @@
+"""Keys and fingers in a real Chromium: what has the focus keeps its keys, words are tapped."""
+
+from mmrlhf.label import serving_labels
+from tests.labeling.browsing import come_in, config_of, is_at, needs_browser, press
+from tests.labeling.conftest import standing
+
+pytestmark = needs_browser
+
+
+def test_a_focused_control_keeps_its_own_keys(tmp_path, open_page):
+    """Arrows and Space on a radio button or on the whole picture are no votes."""
+    with serving_labels(config_of(tmp_path, number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "a")
+        page.focus("[name=strength][value='2']")
+        press(page, "ArrowRight")
+        assert page.input_value("[name=strength]:checked") == "3" and page.input_value("[name=choice]:checked") == "left"
+        press(page, "p", "ArrowRight")
+        assert page.input_value("[name=choice]:checked") == "left"
+        page.focus("#save")
+        press(page, "ArrowRight")
+        assert page.input_value("[name=choice]:checked") == "right"
+    (tmp_path / "claims").mkdir()
+    with serving_labels(config_of(tmp_path / "claims", "claims", number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.focus("[name^=claim-][value='true']")
+        press(page, "Space")
+        assert page.is_checked("[name^=claim-][value='true'] >> nth=0")
+        press(page, "ArrowRight")
+        assert page.is_checked("[name^=claim-][value='false'] >> nth=0")
+
+
+def test_taps_on_neighbouring_words_make_one_mark(tmp_path, open_page):
+    """On a phone: a finger that is drawn over the words scrolls."""
+    with serving_labels(config_of(tmp_path, "claims", number=1)) as server:
+        page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        come_in(page, server.url)
+
+        def marked():
+            return page.locator(".mark q").all_inner_texts()
+
+        page.tap("#w1")
+        page.fill(".mark input", "blue cup")
+        page.tap("#w2")
+        page.tap("#w0")
+        assert marked() == ["A red mug"] and page.input_value(".mark input") == "blue cup"
+        page.tap("#w6")
+        assert marked() == ["A red mug", "brown"]
+        page.tap("#w1")  # a tap in a mark removes it
+        assert marked() == ["brown"]
+        page.tap("#w7")
+        page.tap("#save")
+        page.wait_for_selector("text=Nothing is left")
+        ((_, _, label),) = standing(server.store)
+        assert [span["text"] for span in label["spans"]] == ["brown table"]
+
+
+def hold(page, key, times=3):
+    """Hold a key: the browser says that all but the first press are repeats."""
+    for _ in range(times):
+        page.keyboard.down(key)
+
+
+def test_a_held_key_answers_one_task(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=4)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        for number, key in enumerate(("Enter", "s")):
+            press(page, "a")
+            hold(page, key)
+            is_at(page, number + 1)
+            hold(page, key)  # on the task that nobody has read
+            page.keyboard.up(key)
+        hold(page, "u")
+        is_at(page, 1)
+        hold(page, "u")
+        assert [event.kind for event in server.store.events() if event.kind != "shown"] == ["joined", "label", "skip", "undo"]
+
+
+def test_held_keys_in_the_field_of_facts(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "facts", number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.keyboard.type('"TEA" "NO"')
+        hold(page, "Enter", 1)
+        page.wait_for_selector("#facts li:nth-child(2)")
+        hold(page, "Enter")  # of the same press, in the field that is now empty
+        page.keyboard.up("Enter")
+        page.keyboard.type("x")
+        hold(page, "Backspace")
+        page.keyboard.up("Backspace")
+        assert page.locator("#facts li").count() == 2 and standing(server.store) == []
+
+
+def test_control_enter_in_the_flag_dialog_flags(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=2)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        press(page, "a", "f")
+        page.fill("#note", "broken")
+        press(page, "Control+Enter")
+        is_at(page, 1)
+        assert [(e.kind, e.content) for e in server.store.events()][2] == ("flag", {"note": "broken"})
