@@ -18,7 +18,7 @@ from mmrlhf.engine.vllm_http import VLLMServers
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.ppo import ppo
-from mmrlhf.records import InputError
+from mmrlhf.records import ImageSource, InputError
 from mmrlhf.training.ppo.engine import check_engine
 from tests.helpers.fake_vllm import fake_vllm
 from tests.helpers.runs import stopped_after
@@ -190,6 +190,25 @@ def test_a_run_ahead_resumes_exactly(tiny_vlm_path, examples, tmp_path, vllm_fak
     weights = [load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut")]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert all(".policy." not in key and "sampler" not in key for key in weights[0])
+
+
+def test_a_picture_of_the_next_step_that_cannot_be_used_leaves_the_steps_before_it(tiny_vlm_path, examples, tmp_path, vllm_fake):
+    steps = []
+
+    def function(samples):
+        steps.append([sample.images[0].key for sample in samples])
+        return longer(samples)
+
+    train(config_of(tiny_vlm_path, tmp_path / "healthy", vllm_fake.url, async_steps=1), examples, function)
+    number = next(i for i, example in enumerate(examples) if example.images[0].key in steps[1])
+    assert examples[number].images[0].key not in steps[0]
+    picture = examples[number].images[0].read()
+    cut_off = replace(examples[number], images=(ImageSource(data=picture[: len(picture) // 2]),))  # its header is whole
+    rows = [*examples[:number], cut_off, *examples[number + 1 :]]
+    config = config_of(tiny_vlm_path, tmp_path / "run", vllm_fake.url, async_steps=1)
+    for _ in range(2):  # the same command says so again
+        with pytest.raises(InputError, match=r"truncated or damaged.*; .* is saved after step 1, and the same command"):
+            train(config, rows)
 
 
 def test_a_step_after_skipped_rewards_is_not_ahead(tiny_vlm_path, examples, tmp_path, vllm_fake):

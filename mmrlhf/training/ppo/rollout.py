@@ -25,7 +25,7 @@ from mmrlhf.engine.completions import SampledCompletions, replace_prompts
 from mmrlhf.engine.rollout import RolloutEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.vllm_http import VLLMServers
-from mmrlhf.engine.vllm_requests import EngineError
+from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, InputError
@@ -87,7 +87,8 @@ def start_rollout(
 ) -> StartedRollout:
     """Let servers begin to sample the answers of a step, from the sampler as it is now.
 
-    If a server is gone, `wait` raises the EngineError, in the step that needs the answers.
+    If a server is gone, or a picture cannot be used, `wait` raises the InputError, in the step that
+    needs the answers: the steps before it are saved.
     """
     assert isinstance(engine, VLLMServers)  # as check_settings has checked
     position = prompt_order.position
@@ -95,12 +96,14 @@ def start_rollout(
     try:
         publish_sampler(config, accelerator, roles, engine, run_dir, step - 1)
         wait = engine.start_sampling(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
-    except EngineError as error:
+    except LostProcessError:
+        raise  # nothing can be exchanged any more
+    except InputError as error:
         wait = partial(_fail, error)
     return StartedRollout(position, numbered, wait, step - 1)
 
 
-def _fail(error: EngineError) -> NoReturn:
+def _fail(error: InputError) -> NoReturn:
     raise error
 
 
