@@ -2,8 +2,9 @@
 
 Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
 that depends on the length of rows: a prompt is assumed to be one image, in the most tiles that its
-family cuts, and `PROMPT_TOKENS` of text. Not included: the CUDA context, fragmentation, the forward
-pass of a vision tower that does not train (a few hundred MiB), and what top-k and top-p sort.
+family cuts or with `max_pixels`, and `PROMPT_TOKENS` of text. Not included: the CUDA context,
+fragmentation, the forward pass of a vision tower that does not train (a few hundred MiB), and what
+top-k and top-p sort.
 """
 
 from __future__ import annotations
@@ -71,11 +72,17 @@ def build_meta_model(name: str) -> PreTrainedModel:
         ) from None
 
 
-def num_image_tokens(model: PreTrainedModel) -> int:
-    """Return the number of tokens of the largest image, or a default if its size decides it."""
+def num_image_tokens(model: PreTrainedModel, max_pixels: int | None = None) -> int:
+    """Return the number of tokens of the largest image.
+
+    Where the image's size decides it, those of `max_pixels`. Without this setting it is a default:
+    the processors' own limits are images that would leave no room for an answer.
+    """
     config = model.config
     num_tokens = getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None)
     vision_config = getattr(config, "vision_config", None)
+    if not num_tokens and max_pixels and (merge_size := getattr(vision_config, "spatial_merge_size", None)):
+        return max_pixels // (vision_config.patch_size * merge_size) ** 2
     if not num_tokens and family_of(config).has_one_token_per_patch and vision_config is not None:
         num_tokens = (vision_config.image_size // vision_config.patch_size) ** 2
     return _in_most_tiles(config, int(num_tokens)) if num_tokens else DEFAULT_IMAGE_TOKENS
@@ -240,7 +247,7 @@ class MicroBatchLengths:
 
 def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBatchLengths:
     """Return the lengths of the largest micro-batch that `micro_batch_tokens` allows."""
-    image_length = num_image_tokens(model)
+    image_length = num_image_tokens(model, config.max_pixels)
     prompt_length, answer_length, group_size = image_length + PROMPT_TOKENS, ANSWER_TOKENS, 1
     if isinstance(config, RewardConfig):
         group_size = 2
