@@ -11,6 +11,7 @@ Ranks are in the order of the task's answers, not in that in which they were sho
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -128,13 +129,22 @@ def claims_of(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     return extract_claims(text, lexicon)[:MAX_CLAIMS]
 
 
+def claim_field(claim: Claim) -> str:
+    """Return the name of the form's field of a claim.
+
+    It follows from the claim alone: with another lexicon its number may be that of another claim,
+    while pages and drafts from before are still open.
+    """
+    return f"claim-{hashlib.sha256(repr(claim).encode()).hexdigest()[:12]}"
+
+
 def _parse_claims(shown: Shown, form: Form, lexicon: Lexicon | None) -> dict[str, Any]:
     text = shown.task.answers[0]
     seen = visible(text)  # whose offsets are the same
     claims = []
-    for number, claim in enumerate(claims_of(seen, lexicon)):
-        if f"claim-{number}" in form:
-            verdict = VERDICTS[_one_of(form, f"claim-{number}", tuple(VERDICTS), "judge the claim again")]
+    for claim in claims_of(seen, lexicon):
+        if (name := claim_field(claim)) in form:
+            verdict = VERDICTS[_one_of(form, name, tuple(VERDICTS), "judge the claim again")]
             claims.append({**asdict(claim), "span": list(claim.span), "verdict": verdict})
     words = words_of(seen)
     spans = [_parse_span(text, words, value, number) for number, value in enumerate(_json_list(form, "spans"), 1)]

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.labeling.assignments import Progress, Shown
-from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claims_of, words_of
+from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claim_field, claims_of, words_of
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import phrase_of_claim
 from mmrlhf.records import place_images
@@ -138,7 +138,7 @@ def _previous(shown: Shown, lexicon: Lexicon | None) -> dict[str, str]:
     else:
         text = visible(shown.task.answers[0])
         words = words_of(text)
-        numbers = {(claim.kind, claim.span): number for number, claim in enumerate(claims_of(text, lexicon))}
+        names = {(claim.kind, claim.span): claim_field(claim) for claim in claims_of(text, lexicon)}
         marks = [
             {**_word_range(words, (span["start"], span["end"])), "reason": span["reason"], "correction": span["correction"]}
             for span in label["spans"]
@@ -148,9 +148,9 @@ def _previous(shown: Shown, lexicon: Lexicon | None) -> dict[str, str]:
         if label["corrected"] != apply_corrections(shown.task.answers[0], label["spans"]):
             fields["corrected"] = label["corrected"]
         for claim in label["claims"]:
-            number = numbers.get((claim["kind"], tuple(claim["span"])))
-            if number is not None:
-                fields[f"claim-{number}"] = verdicts[claim["verdict"]]
+            name = names.get((claim["kind"], tuple(claim["span"])))
+            if name is not None:
+                fields[name] = verdicts[claim["verdict"]]
     return fields
 
 
@@ -161,13 +161,12 @@ def _claims_context(text: str, lexicon: Lexicon | None) -> dict[str, Any]:
     for start, end in spans:
         words.append({"before": text[position:start], "text": text[start:end]})
         position = end
-    claims: list[dict[str, Any] | None] = []
+    claims: list[dict[str, Any]] = []
     for claim in claims_of(text, lexicon):
         words_of_claim = _word_range(spans, claim.span)
-        if words_of_claim["last"] >= words_of_claim["first"]:
-            claims.append({"kind": claim.kind, "text": phrase_of_claim(claim), "hedged": claim.hedged, **words_of_claim})
-        else:
-            claims.append(None)  # beyond the words that can be marked; numbers stay those of the extractor
+        if words_of_claim["last"] >= words_of_claim["first"]:  # else it is beyond the words that can be marked
+            name, phrase = claim_field(claim), phrase_of_claim(claim)
+            claims.append({"name": name, "kind": claim.kind, "text": phrase, "hedged": claim.hedged, **words_of_claim})
     return {"words": words, "rest": text[position:], "claims": claims}
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from mmrlhf.labeling.app import create_app
+from mmrlhf.labeling.forms import claim_field, claims_of
 from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_STRANGER_BYTES
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.sessions import Sessions
@@ -133,7 +134,8 @@ def person_of_all_modes(tmp_path_factory):
     return Person(create_app(assign(store), Sessions(store, None, ""), Pages("t", "", "")))
 
 
-FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", "claim-0", "corrected", "rank-0", "seconds"]
+CLAIM = claim_field(claims_of("A red cup.")[0])
+FIELDS = ["choice", "strength", "kind", "note", "spans", "facts", CLAIM, "corrected", "rank-0", "seconds"]
 
 
 VALUES = [

@@ -254,7 +254,7 @@ def test_a_phone_needs_no_keyboard(mode, tmp_path, open_page):
                 page.tap(f"[name=rank-{position}][value='1']")
         elif mode == "claims":
             page.tap("#w1")
-            page.tap("[name=claim-0][value=true]")
+            page.tap("[name^=claim-][value=true] >> nth=0")
         else:
             page.fill("#sentence", "A red mug.")
             page.tap("#add")

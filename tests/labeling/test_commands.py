@@ -17,6 +17,7 @@ from mmrlhf.claims import load_lexicon
 from mmrlhf.cli import main
 from mmrlhf.config import LabelConfig
 from mmrlhf.label import add_tasks, serve_labels, serving_labels
+from mmrlhf.labeling.forms import claim_field, claims_of
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
 from tests.labeling.conftest import Person, pairs, standing
@@ -116,7 +117,7 @@ def test_a_lexicon_is_kept_for_claims_facts_and_uncertainty(write_rows, tmp_path
     for number, config in enumerate((first, later)):
         with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
             page = client.post("/join", data={"name": f"heron {number}", "consent": "yes"}).text
-            assert 'name="claim-0"' in page
+            assert 'name="claim-' in page
             form = {"form_key": re.search(r'name="form_key" value="([^"]+)"', page)[1], "sentence": "A triangle."}
             assert client.post("/facts", data=form).json() == {"facts": [{"kind": "object", "text": "triangle"}]}
     with contextlib.closing(Store(first.output_file)) as store:
@@ -128,16 +129,20 @@ def test_a_lexicon_is_kept_for_claims_facts_and_uncertainty(write_rows, tmp_path
         assert [entry.uncertainty for entry in store.task_entries()] == [0.25, None, 0.25]  # 1 - J
     without = LabelConfig(dataset_name=rows, output_file=str(tmp_path / "without.db"), port=0)
     with serving_labels(without) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
-        assert 'name="claim-0"' not in client.post("/join", data={"name": "heron", "consent": "yes"}).text
+        assert 'name="claim-' not in client.post("/join", data={"name": "heron", "consent": "yes"}).text
 
 
-def test_a_label_counts_for_the_claims_of_the_lexicon(make_store, make_app, tmp_path):
+def test_a_verdict_stays_with_its_claim_when_the_lexicon_changes(make_store, make_app, tmp_path):
     (tmp_path / "words.txt").write_text("[objects]\ntriangle\n")
-    store = make_store([{"answers": ["Here is a triangle."], "mode": "claims"}])
+    store = make_store([{"answers": ["Here is a triangle and a dog."], "mode": "claims"}])
     person = Person(make_app(store, lexicon=load_lexicon(str(tmp_path / "words.txt"))))
-    person.label(**{"claim-0": "false"})
+    assert len(re.findall(r'name="(claim-\w+)" value="true"', person.page)) == 2  # a triangle, and a dog
+    of_the_dog = claim_field(claims_of("Here is a triangle and a dog.")[0])
+    person.label(**{of_the_dog: "false"})  # as from a page or a draft before the lexicon, where it is the first claim
     ((_, _, label),) = standing(store)
-    assert [(claim["subject"], claim["verdict"]) for claim in label["claims"]] == [("triangle", "contradicted")]
+    assert [(claim["subject"], claim["verdict"]) for claim in label["claims"]] == [("dog", "contradicted")]
+    undone = person.undo()
+    assert undone.status_code == 200 and f"{of_the_dog}&#34;: &#34;false" in person.page
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.labeling.assignments import Shown
 from mmrlhf.labeling.export import export_labels
-from mmrlhf.labeling.forms import apply_corrections, claims_of, parse_label
+from mmrlhf.labeling.forms import apply_corrections, claim_field, claims_of, parse_label
 from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.results import preferences, read_labels, typed_facts
 from mmrlhf.labeling.tasks import Task
@@ -80,8 +80,9 @@ def test_what_nobody_marked_stays_as_it_is():
 
 
 def test_verdicts_on_claims_that_were_found():
-    number = next(i for i, claim in enumerate(claims_of(ANSWER)) if claim.kind == "count")
-    label = parse_label(shown("claims", [ANSWER]), {f"claim-{number}": "false", "claim-0": "true"})
+    first, *_ = claims_of(ANSWER)
+    count = next(claim for claim in claims_of(ANSWER) if claim.kind == "count")
+    label = parse_label(shown("claims", [ANSWER]), {claim_field(count): "false", claim_field(first): "true"})
     assert [(c["kind"], c["verdict"]) for c in label["claims"]] == [("object", "supported"), ("count", "contradicted")]
     assert label["corrected"] == ANSWER
 
