@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mmrlhf.config import PPOConfig
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.sharding import check_can_be_sharded
 from mmrlhf.training.memory import MemoryItem, build_meta_model, estimate_memory
@@ -25,6 +26,15 @@ def available_memory() -> tuple[int, str]:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "main memory (no GPU here)"
 
 
+def _vllm_memory(config: PPOConfig, base: MemoryItem, gpu_bytes: int | None) -> MemoryItem:
+    """Return what vLLM takes in the trainer's process, on a GPU or, without one, of main memory."""
+    if gpu_bytes is None:
+        return MemoryItem("vLLM", base.num_bytes + GIB, "the base once more, and a cache of 1 GiB")
+    share = config.vllm_gpu_memory_utilization
+    calculation = f"vllm_gpu_memory_utilization: {share:g} x {gpu_bytes / GIB:.1f} GiB, its own base included"
+    return MemoryItem("vLLM", int(share * gpu_bytes), calculation)
+
+
 def print_memory_estimate(config: Any, num_shards: int = 1, gpu_memory_gib: int | None = None) -> list[MemoryItem]:
     """Print the estimate for a process and whether it fits, and return its items.
 
@@ -34,8 +44,11 @@ def print_memory_estimate(config: Any, num_shards: int = 1, gpu_memory_gib: int 
     if num_shards > 1:
         check_can_be_sharded(config)
     items = estimate_memory(config, build_meta_model(config.model_name_or_path), num_shards=num_shards)
-    total_bytes = sum(item.num_bytes for item in items)
     available_bytes, device = (gpu_memory_gib * GIB, "the GPU") if gpu_memory_gib else available_memory()
+    if isinstance(config, PPOConfig) and config.rollout_engine == "vllm":
+        is_gpu = bool(gpu_memory_gib) or torch.cuda.is_available()
+        items.append(_vllm_memory(config, items[0], available_bytes if is_gpu else None))
+    total_bytes = sum(item.num_bytes for item in items)
     stage = type(config).__name__.removesuffix("Config").lower()
     processes = f", each of {num_shards} processes" if num_shards > 1 else ""
     table = Table(title=f"{config.model_name_or_path}, {stage}{processes}", title_justify="left")
@@ -55,6 +68,7 @@ def print_memory_estimate(config: Any, num_shards: int = 1, gpu_memory_gib: int 
         "base weights": "--dtype bfloat16 or nf4, or more processes that split it (--num_shards)",
         "gradients and AdamW": "--tuning lora, or a smaller --lora_r",
         "activations": "--activation_checkpointing, or a smaller --micro_batch_tokens",
+        "vLLM": "a smaller --vllm_gpu_memory_utilization, or a vLLM server on another GPU",
     }.get(largest, "a smaller --micro_batch_tokens")
     console.print(
         f"does not fit: {device} has {available_bytes / GIB:.1f} GiB; the largest item is {largest}: try {advice}", soft_wrap=True

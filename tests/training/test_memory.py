@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mmrlhf import config_loader
 from mmrlhf.cli import main
+from mmrlhf.commands.plan import print_memory_estimate
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.files.bundled import folder
 from mmrlhf.training.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
@@ -307,3 +308,15 @@ def test_estimate_memory_command_plans_for_another_machine(tiny_llava, capsys):
     assert "each of 2 processes" in printed and "fits: the GPU has 24.0 GiB" in printed
     assert main(["plan", "sft", "--model_name_or_path", tiny_llava, "--num_shards", "2", "--tuning", "full"]) == 2
     assert "only a frozen one can be sharded" in capsys.readouterr().err
+
+
+def test_estimate_memory_command_counts_vllm_in_the_trainers_process(tiny_llava, monkeypatch):
+    """A quarter of 24 GiB is 6 GiB; without a GPU, the base once more and 1 GiB of cache."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = ppo_config(tiny_llava, rollout_engine="vllm", vllm_gpu_memory_utilization=0.25)
+    items = print_memory_estimate(config, gpu_memory_gib=24)
+    assert (items[-1].name, items[-1].num_bytes) == ("vLLM", 6 << 30)
+    items = print_memory_estimate(config)
+    assert items[-1].num_bytes == items[0].num_bytes + (1 << 30) and items[0].name == "base weights"
+    others = print_memory_estimate(ppo_config(tiny_llava, rollout_engine="http://127.0.0.1:8000"), gpu_memory_gib=24)
+    assert others == items[:-1]
