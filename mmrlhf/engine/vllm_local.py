@@ -37,7 +37,8 @@ class VLLMEngine:
 
     @classmethod
     def start(cls, vlm: VLM, name: str, *, max_length: int, lora_rank: int, gpu_memory_utilization: float) -> VLLMEngine:
-        """Load the base once more, into vLLM. Raises InputError if vLLM is not installed."""
+        """Load the base once more, into vLLM. Raises InputError if vLLM is not installed, and
+        EngineError if it cannot start."""
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         is_cpu = vlm.device.type == "cpu"
@@ -54,20 +55,26 @@ class VLLMEngine:
         options: dict[str, Any] = {"enable_mm_embeds": True} if has_features else {}
         if has_features and model_type not in vllm_features.NEEDS_TOWER:
             options["limit_mm_per_prompt"] = {"image": 0}  # the tower is not loaded
-        llm = LLM(
-            model=vlm.name,
-            dtype="float32" if vlm.dtype == "float32" else "bfloat16",
-            max_model_len=max_length,
-            enable_lora=True,
-            max_lora_rank=next((rank for rank in vllm_requests.LORA_RANKS if rank >= lora_rank), lora_rank),
-            max_loras=2,
-            logprobs_mode="processed_logprobs",
-            enforce_eager=is_cpu,
-            enable_chunked_prefill=not is_cpu,  # vLLM 0.32 rewinds a seed after a part of a prompt, as no CPU can
-            enable_sleep_mode=not is_cpu,
-            gpu_memory_utilization=gpu_memory_utilization,
-            **options,
-        )
+        try:
+            llm = LLM(
+                model=vlm.name,
+                dtype="float32" if vlm.dtype == "float32" else "bfloat16",
+                max_model_len=max_length,
+                enable_lora=True,
+                max_lora_rank=next((rank for rank in vllm_requests.LORA_RANKS if rank >= lora_rank), lora_rank),
+                max_loras=2,
+                logprobs_mode="processed_logprobs",
+                enforce_eager=is_cpu,
+                enable_chunked_prefill=not is_cpu,  # vLLM 0.32 rewinds a seed after a part of a prompt, as no CPU can
+                enable_sleep_mode=not is_cpu,
+                gpu_memory_utilization=gpu_memory_utilization,
+                **options,
+            )
+        except Exception as error:  # of many kinds: no memory, a model or a GPU that vLLM does not know
+            raise EngineError(
+                f"rollout_engine vllm: vLLM does not start ({type(error).__name__}: {printable(first_line(error))}): change "
+                "vllm_gpu_memory_utilization if its memory is too small or taken, or use rollout_engine local"
+            ) from error
         if not has_features:
             print(f"note: vLLM encodes pictures again, because it takes no features of {model_type}")
         return cls(vlm, llm, name)

@@ -111,3 +111,12 @@ def test_a_missing_vllm_is_one_sentence(vlm, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match=r"^rollout_engine vllm: vLLM does not load \(.*\): install it beside mmrlhf"):
         VLLMEngine.start(vlm, "p", max_length=300, lora_rank=4, gpu_memory_utilization=0.2)
+
+
+def test_a_vllm_that_does_not_start_is_one_sentence(engine, vlm, monkeypatch):
+    def start(**_):
+        raise ValueError("Free memory on device (1.2/24 GiB) on startup is less than desired GPU memory utilization\nmore")
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", start)
+    with pytest.raises(EngineError, match=r"vLLM does not start \(ValueError: Free memory .* utilization\): change vllm_gpu_mem"):
+        VLLMEngine.start(vlm, "p", max_length=300, lora_rank=4, gpu_memory_utilization=0.2)
