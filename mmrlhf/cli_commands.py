@@ -380,17 +380,19 @@ def run_data_scenes(command: Command, argv: list[str]) -> None:
 
 
 def run_data_tiny_vlm(command: Command, argv: list[str]) -> None:
-    parser = Parser(command, "--output_dir DIR [--seed N] [--dtype float32|bfloat16]")
+    parser = Parser(command, "--output_dir DIR [--seed N] [--dtype float32|bfloat16] [--unaided_review_rate D]")
     parser.add_argument("--output_dir", metavar="DIR", required=True, help="checkpoint directory to write")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of weights and data (default 0)")
     help_text = (
         "precision of matrix products: bfloat16 is faster on a CPU that supports it, and much slower on others (default float32)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=help_text)
+    help_text = "share of the conversations about pictures that review an answer without facts (default 0.02)"
+    parser.add_argument("--unaided_review_rate", metavar="D", type=fraction, default=0.02, help=help_text)
     args = parser.parse(argv)
     from mmrlhf.demo.tiny_vlm import train_tiny_vlm
 
-    train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"])
+    train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"], args["unaided_review_rate"])
 
 
 # ---- mmrlhf label --------------------------------------------------------------------------------

@@ -112,7 +112,13 @@ def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
             ("f", "trl", "o", None, None, True, 3, "train"),
         ),
         ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export_dataset", ("d", 7, 2)),
-        ("data tiny-vlm --output_dir d", "demo.tiny_vlm", "train_tiny_vlm", ("d", 0, "float32")),
+        ("data tiny-vlm --output_dir d", "demo.tiny_vlm", "train_tiny_vlm", ("d", 0, "float32", 0.02)),
+        (
+            "data tiny-vlm --output_dir d --unaided_review_rate 0.1",
+            "demo.tiny_vlm",
+            "train_tiny_vlm",
+            ("d", 0, "float32", 0.1),
+        ),
     ],
 )
 def test_main_dispatches_other_commands(stub_stage, line, module, function, received):
@@ -139,6 +145,8 @@ def test_main_check_returns_the_commands_exit_code(stub_stage):
         ("sft --seed", "--seed: expected one argument"),
         ("sft --config nowhere/no.yaml", "nowhere/no.yaml does not exist, and configs has none of this name: "),
         ("sft", "model_name_or_path, dataset_name, output_dir are required: add --model_name_or_path ..."),
+        ("data tiny-vlm --output_dir d --unaided_review_rate 2", "must be a number from 0 to 1, not '2'"),
+        ("data tiny-vlm --output_dir d --unaided_review_rate x", "must be a number from 0 to 1, not 'x'"),
         ("data scenes --output_dir d --rows few", "must be an integer of at least 0, not 'few'"),
     ],
 )

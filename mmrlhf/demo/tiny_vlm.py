@@ -9,7 +9,7 @@ It is trained in the order of real VLMs, and so learns to check claims in text, 
 tower and projector learn word-like features of each grid cell; the language model learns from text
 alone to read facts, answer and review; the projector is aligned with it; then it learns to look, on
 descriptions and questions. An answer about a picture is reviewed where facts stand too, and without
-facts in few conversations (`TinyVLMRecipe.unaided_review_rate`).
+facts in few conversations (`unaided_review_rate`).
 """
 
 from __future__ import annotations
@@ -128,7 +128,6 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
 class TinyVLMRecipe:
     """The size of the tiny VLM's training.
 
-    unaided_review_rate: share of conversations about images with a review without facts.
     num_processes: processes of one thread each that share a batch; two threads of one process are
     hardly faster than one on models this small.
     """
@@ -140,14 +139,21 @@ class TinyVLMRecipe:
     projector_steps: int = 150
     picture_steps: int = 800
     picture_batch_size: int = 64
-    unaided_review_rate: float = 0.02
     num_processes: int = 2
 
 
 DEFAULT_RECIPE = TinyVLMRecipe()
+UNAIDED_REVIEW_RATE = 0.02
+"""Share of the conversations about images with a review without facts."""
 
 
-def train_tiny_vlm(output_dir: str, seed: int = 0, dtype: str = "float32", recipe: TinyVLMRecipe = DEFAULT_RECIPE) -> None:
+def train_tiny_vlm(
+    output_dir: str,
+    seed: int = 0,
+    dtype: str = "float32",
+    unaided_review_rate: float = UNAIDED_REVIEW_RATE,
+    recipe: TinyVLMRecipe = DEFAULT_RECIPE,
+) -> None:
     """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB).
 
     In bfloat16 it takes 30 minutes on two cores that other work shares: vision 3, text 13, pictures
@@ -156,12 +162,22 @@ def train_tiny_vlm(output_dir: str, seed: int = 0, dtype: str = "float32", recip
     seed: seed of weights and data.
     dtype: precision of matrix products. bfloat16 is faster on CPUs that support it and much slower
     on others.
+    unaided_review_rate: share of conversations about images with a review without facts.
     Raises InputError if the directory cannot be written.
     """
     refuse_unwritable(Path(output_dir), "output_dir")
     pixels, targets = render_images(recipe.num_images, seed)
     with tempfile.TemporaryDirectory() as rendezvous:
-        arguments = (output_dir, seed, getattr(torch, dtype), recipe, pixels, targets, f"file://{rendezvous}/processes")
+        arguments = (
+            output_dir,
+            seed,
+            getattr(torch, dtype),
+            unaided_review_rate,
+            recipe,
+            pixels,
+            targets,
+            f"file://{rendezvous}/processes",
+        )
         torch.multiprocessing.spawn(_train_in_process, arguments, recipe.num_processes)
 
 
@@ -170,6 +186,7 @@ def _train_in_process(
     output_dir: str,
     seed: int,
     dtype: torch.dtype,
+    unaided_review_rate: float,
     recipe: TinyVLMRecipe,
     pixels: Tensor,
     targets: Tensor,
@@ -196,7 +213,7 @@ def _train_in_process(
     parameters = list(projector.parameters())
     train_vision(model, processor, pixels, targets, seed, recipe.projector_steps, dtype, parameters)
     # 4. Pictures: the language model learns to look
-    make_sample = partial(picture_sample, unaided_review_rate=recipe.unaided_review_rate)
+    make_sample = partial(picture_sample, unaided_review_rate=unaided_review_rate)
     train_language_model(
         model, processor, pixels, seed, make_sample, heads, recipe.picture_steps, recipe.picture_batch_size, 2e-3, dtype, stream=1
     )
