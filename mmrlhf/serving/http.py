@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,6 +23,9 @@ from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
 MAX_BODY_BYTES = 64 << 20
+MAX_LENGTH_DIGITS = 18
+"""Python reads no number of thousands of digits."""
+MAX_QUOTED_CHARS = 200
 MAX_CONNECTIONS = 256
 """Open connections, each with a thread; further ones are closed with status 503."""
 READ_TIMEOUT = 60.0
@@ -137,6 +141,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._respond(self._post)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer in JSON what the base class refuses: another method, or what is no request."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            return self._respond(self._refuse_method)
+        self.request_version = self.protocol_version  # a reply to HTTP/0.9 would have no status
+        reason = (message or HTTPStatus(code).phrase)[:MAX_QUOTED_CHARS]
+        self._send(code, _error(code, f"the request cannot be read ({reason}): send HTTP/1.1 with headers of at most 64 KiB"))
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: requests may hold keys and pictures of people."""
 
@@ -151,6 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise RequestError(415, "the body must be JSON: send the header Content-Type: application/json")
         return function(parse_json(self._body(), "request"))
+
+    def _refuse_method(self) -> dict[str, Any]:
+        self._check_access()
+        return self._function({})  # which raises RequestError for every path
 
     def _check_access(self) -> None:
         """Raises RequestError without the token, or, if there is none, for another host's name."""
@@ -178,8 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()):
             raise RequestError(411, "the length of the body is missing: send the header Content-Length")
-        if int(length) > MAX_BODY_BYTES:
-            raise RequestError(413, f"the body has {int(length):,} bytes: send at most {MAX_BODY_BYTES:,}")
+        if len(length.lstrip("0")) > MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the body is too large: send at most {MAX_BODY_BYTES:,} bytes")
         body = self.rfile.read(int(length))
         if len(body) < int(length) and self.server.is_closing:
             raise BusyError("the server is shutting down")
@@ -201,6 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # a bug, or a device that failed: the server goes on
             print(f"error: {self.path}: {printable(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
             status, content = 500, _error(500, f"the server failed ({type(error).__name__}): see its output")
+        self._send(status, content)
+
+    def _send(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -211,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
             self.close_connection = True
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 def _error(status: int, message: str) -> dict[str, Any]:

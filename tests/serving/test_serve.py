@@ -109,6 +109,36 @@ def test_bad_requests_get_a_status_and_a_sentence(server, path, options, status,
     assert given == status and sentence in reply["error"]["message"] and reply["error"]["code"] == status
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "sentence"),
+    [
+        (b"PUT /score HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "/score takes POST requests"),
+        (b"OPTIONS /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "/health takes GET requests"),
+        (b"DELETE /x HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "there is no such path"),
+        (b"PUT /score HTTP/1.1\r\nHost: example.org\r\n\r\n", 403, "localhost only"),
+        (b"nonsense\r\n\r\n", 400, "the request cannot be read (Bad request syntax ('nonsense')): send HTTP/1.1"),
+        (b"GET /health HTTP/7\r\n\r\n", 400, "the request cannot be read (Bad request version ('HTTP/7'))"),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414, "the request cannot be read"),
+        (b"GET /health HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431, "the request cannot be read (Line too long)"),
+        (b"GET /health HTTP/1.1\r\n" + b"X: x\r\n" * 200 + b"\r\n", 431, "the request cannot be read (Too many headers)"),
+    ],
+)
+def test_what_is_no_request_gets_a_status_and_a_sentence(server, text, status, sentence):
+    with socket.create_connection(server.server_address[:2], timeout=60) as client:
+        client.sendall(text)
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"Content-Type: application/json" in head
+    assert sentence in json.loads(body)["error"]["message"]
+
+
+def test_a_head_request_gets_no_body(server):
+    connection = HTTPConnection(*server.server_address[:2], timeout=60)
+    connection.request("HEAD", "/health")
+    response = connection.getresponse()
+    assert response.status == 405 and response.read() == b""
+    connection.close()
+
+
 def test_too_many_connections_are_refused_until_one_ends(models, monkeypatch):
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
     with serving(config_of(), models) as running:
@@ -203,7 +233,11 @@ def test_every_name_of_this_machine_is_answered_and_no_other(server):
 
 
 def test_bodies_have_a_length_and_a_limit(server):
-    for headers, status in (({"Content-Length": str(1 << 30)}, 413), ({"Transfer-Encoding": "chunked"}, 411)):
+    for headers, status in (
+        ({"Content-Length": str(1 << 30)}, 413),
+        ({"Content-Length": "9" * 5000}, 413),
+        ({"Transfer-Encoding": "chunked"}, 411),
+    ):
         connection = HTTPConnection(*server.server_address[:2], timeout=30)
         connection.putrequest("POST", CHAT_PATH)
         for name, value in {"Content-Type": "application/json", **headers}.items():
