@@ -108,6 +108,7 @@ def address_of(server: Server) -> str:
 def load_models(config: ServeConfig) -> Models:
     """Load the policy and the reward model. Raises InputError if there is neither."""
     base, adapter_path, reward_model_path = resolve_run(config.model_name_or_path)
+    config = with_pixels_of_run(config)
     if config.adapter_path is not None:
         adapter_path = config.adapter_path
     if config.reward_model_path is not None:
@@ -147,6 +148,17 @@ def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
     if stage in ("ppo", "dpo") or (stage == "feedback" and (path / "policy").is_dir()):
         return _base_of(path / "policy", str(settings["model_name_or_path"])), str(path / "policy"), None
     raise InputError(f"{name} is a run of {stage}, which has no model to serve: give a run of sft, reward, dpo, rft or ppo")
+
+
+def with_pixels_of_run(config: ServeConfig) -> ServeConfig:
+    """Return the settings with the pixel limits that RUN was trained with, where none are given."""
+    path = Path(config.model_name_or_path, "config.yaml")
+    settings = read_yaml(path) if path.is_file() else {}
+    return replace(
+        config,
+        min_pixels=settings.get("min_pixels") if config.min_pixels is None else config.min_pixels,
+        max_pixels=settings.get("max_pixels") if config.max_pixels is None else config.max_pixels,
+    )
 
 
 def _base_of(adapter: Path, name: str) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from mmrlhf import serve as serve_module
 from mmrlhf.cli import main
-from mmrlhf.config import FeedbackConfig, ServeConfig
+from mmrlhf.config import FeedbackConfig, ServeConfig, SFTConfig
 from mmrlhf.config_loader import save_config
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
@@ -29,6 +29,7 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.serve import CHAT_PATH, SCORE_PATH, Models, address_of, load_models, resolve_run, serving
 from mmrlhf.serving import http
+from tests.helpers.tiny_models import build_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +325,18 @@ def test_a_reward_model_is_served_alone(reward_dir, examples):
         assert request(server, SCORE_PATH, {"messages": messages_of(examples[0]), "answers": ["A cup."]})[0] == 200
         status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0])})
         assert status == 404 and "this server has no policy" in reply["error"]["message"]
+
+
+def test_a_run_is_served_with_the_pixel_limits_that_it_was_trained_with(tmp_path):
+    build_checkpoint("qwen2_5_vl", tmp_path / "model")
+    limits = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 6}
+    config = SFTConfig(model_name_or_path="base", dataset_name="x", output_dir=str(tmp_path), **limits)
+    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "finished.json").write_text("{}")
+    for given, expected in (({}, (784, 4704)), ({"max_pixels": 7840}, (784, 7840))):
+        models = load_models(config_of(model_name_or_path=str(tmp_path), **given))
+        size = models.policy.vlm.processor.image_processor.size
+        assert (size["shortest_edge"], size["longest_edge"]) == expected
 
 
 def test_runs_stand_for_their_models(tmp_path, reward_dir):
