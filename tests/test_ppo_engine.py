@@ -272,7 +272,7 @@ from mmrlhf.models.loading import load
 from tests.helpers.scene_rows import scene_examples
 vlm = load(sys.argv[1])
 engine = VLLMServers(vlm, [Server(sys.argv[2], 60)], "policy")
-engine._sends_features = True
+engine._pixel_reasons[sys.argv[2]] = ""
 engine.set_policy(0)
 engine.start_sampling(prompts_from_examples(vlm, scene_examples()), 2, SamplingParams(8))
 engine.close()

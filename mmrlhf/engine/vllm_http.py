@@ -71,8 +71,9 @@ class VLLMServers:
     _model: str = ""
     """The name to ask for: of the adapter, or of the base."""
     _adapter: Path | None = None
-    _sends_features: bool | None = field(default=None, repr=False)
-    """Whether pictures go as features; None before the first one."""
+    _pixel_reasons: dict[str, str] = field(default_factory=dict, repr=False)
+    """Why pictures go to a server as pixels, empty if they go as features; by URL, once it has had
+    its first one."""
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(REQUESTS_PER_SERVER * len(self.servers))
@@ -115,19 +116,23 @@ class VLLMServers:
             return self.servers[(index * self.num_processes + self.rank) % len(self.servers)]
 
         def ask(index: int) -> Future[list[EngineAnswer]]:
-            prepared = self._prepare(prompts[index], seeds[index])
-            return run_in_background(partial(self._answers, server_of(index), prepared, sampling_params), self._slots)
+            server = server_of(index)
+            prepared = self._prepare(prompts[index], seeds[index], not self._pixel_reasons.get(server.url))
+            return run_in_background(partial(self._answers, server, prepared, sampling_params), self._slots)
 
-        def ask_now(index: int) -> list[EngineAnswer]:
-            return server_of(index).wait_for(ask(index))
-
+        firsts = {server_of(i).url: i for i in reversed(range(len(prompts))) if prompts[i].images}
         requests: dict[int, Future[list[EngineAnswer]]] = {}
-        for index in sorted(range(len(prompts)), key=lambda index: not prompts[index].images):  # pictures first
-            if self._sends_features is None and prompts[index].images:
-                requests[index] = Future()
-                requests[index].set_result(self._ask_first(partial(ask_now, index)))
-            else:
-                requests[index] = ask(index)
+        for index in [i for url, i in firsts.items() if url not in self._pixel_reasons]:
+            features = self._prepare(prompts[index], seeds[index], True) if vllm_features.takes_features(self.vlm) else None
+            pixels = self._prepare(prompts[index], seeds[index], False)
+            work = partial(self._ask_first, server_of(index), features, pixels, sampling_params)
+            requests[index] = run_in_background(work, self._slots)
+        known_reasons = set(self._pixel_reasons.values())
+        for index, request in requests.items():
+            server_of(index).wait_for(request)
+        for reason in sorted(set(self._pixel_reasons.values()) - known_reasons):
+            self._note_form(reason)
+        requests |= {index: ask(index) for index in range(len(prompts)) if index not in requests}
 
         def wait() -> SampledCompletions:
             try:
@@ -139,36 +144,42 @@ class VLLMServers:
 
         return wait
 
-    def _prepare(self, prompt: Prompt, seed: int) -> PreparedPrompt:
+    def _prepare(self, prompt: Prompt, seed: int, as_features: bool) -> PreparedPrompt:
         token_ids = prompt.token_ids.tolist()
-        if self._sends_features or not prompt.images:
+        if as_features or not prompt.images:
             return PreparedPrompt(prompt, seed, token_ids, token_ids, vllm_features.engine_pictures(self.vlm, prompt))
         return PreparedPrompt(prompt, seed, token_ids, self.vlm.tokenize_expanded(prompt.text), None)
 
-    def _ask_first(self, ask: Callable[[], list[EngineAnswer]]) -> list[EngineAnswer]:
-        """Return the answers to the first prompt with a picture; decide how pictures are sent."""
-        self._sends_features = vllm_features.takes_features(self.vlm)
+    def _ask_first(
+        self,
+        server: Server,
+        features: PreparedPrompt | None,
+        pixels: PreparedPrompt,
+        sampling_params: Mapping[str, Any],
+    ) -> list[EngineAnswer]:
+        """Return the answers to a server's first picture; find out in which form it takes them."""
         reason = f"vLLM takes no features of {self.vlm.model.config.model_type}"
-        if self._sends_features:
+        if features is not None:
             try:
-                answers = ask()
-                self._note("pictures go to the servers as features, and their towers do not run")
+                answers = self._answers(server, features, sampling_params)
+                self._pixel_reasons[server.url] = ""
                 return answers
             except RefusedError as refusal:
                 if refusal.status not in MALFORMED_STATUS:
                     raise
-                reason = f"{refusal.url} takes no features: {refusal.reason}"
-        self._sends_features = False
+                reason = f"{refusal.url} takes no features: {refusal.quoted_reason}"
         try:
-            answers = ask()
+            answers = self._answers(server, pixels, sampling_params)
         except RefusedError as refusal:
             raise EngineError(f"{refusal}; before, {reason}") from None
-        self._note(f"pictures go to the servers as pixels, which their towers encode again ({reason})")
+        self._pixel_reasons[server.url] = reason
         return answers
 
-    def _note(self, text: str) -> None:
-        if self.rank == 0:
-            print(f"note: {text}")
+    def _note_form(self, pixel_reason: str) -> None:
+        if self.rank == 0 and pixel_reason:
+            print(f"note: pictures go to the servers as pixels, which their towers encode again ({pixel_reason})")
+        elif self.rank == 0:
+            print("note: pictures go to the servers as features, and their towers do not run")
 
     def _answers(self, server: Server, prepared: PreparedPrompt, sampling_params: Mapping[str, Any]) -> list[EngineAnswer]:
         body = {

@@ -52,11 +52,11 @@ T = TypeVar("T")
 
 
 class RefusedError(EngineError):
-    """A server's answer to a request that it does not accept."""
+    """A server's answer to a request that it does not accept, with its `reason` in full."""
 
     def __init__(self, status: int, url: str, reason: str) -> None:
-        self.status, self.url, self.reason = status, url, reason
-        super().__init__(f"rollout_engine: {url} refuses a request (HTTP {status}: {reason}): {START_AGAIN}")
+        self.status, self.url, self.reason, self.quoted_reason = status, url, reason, _quoted(reason)
+        super().__init__(f"rollout_engine: {url} refuses a request (HTTP {status}: {self.quoted_reason}): {START_AGAIN}")
 
 
 class Server:
@@ -133,7 +133,7 @@ class Server:
                     "under the same path"
                 ) from None
             raise EngineError(
-                f"rollout_engine: {self.url} loads no adapter (HTTP {refusal.status}: {refusal.reason}): start it with "
+                f"rollout_engine: {self.url} loads no adapter (HTTP {refusal.status}: {refusal.quoted_reason}): start it with "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a large enough --max-lora-rank (docs/engines.md)"
             ) from None
 
@@ -186,7 +186,7 @@ class Server:
             now = time.monotonic()
             deadline = now + self.patience if deadline is None else deadline  # from the first failure on
             if now + pause > deadline:
-                raise self._gone(problem)
+                raise self._gone(_quoted(problem))
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -217,12 +217,15 @@ def _content(response: httpx2.Response) -> Any:
 
 
 def _reason(response: httpx2.Response) -> str:
-    """Return what a server says about a failure."""
+    """Return what a server says about a failure, in full."""
     content = _content(response)
     error = content.get("error", content) if isinstance(content, dict) else content
     text = error.get("message") or error.get("detail") or str(error) if isinstance(error, dict) else str(error)
-    text = printable(" ".join(str(text).split())) or f"HTTP {response.status_code}"
-    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…"
+    return printable(" ".join(str(text).split())) or f"HTTP {response.status_code}"
+
+
+def _quoted(reason: str) -> str:
+    return reason if len(reason) <= MAX_QUOTED_CHARS else f"{reason[:MAX_QUOTED_CHARS]}…"
 
 
 def _is_aborted(content: Any) -> bool:

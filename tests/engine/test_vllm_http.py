@@ -102,6 +102,9 @@ def test_adapters_that_a_server_does_not_see_or_allow(vllm_fake, policy, tmp_pat
     vllm_fake.sees_adapters = False
     with pytest.raises(EngineError, match=rf"finds no adapter at {adapter}: give an --output_dir that the server sees"):
         engine.set_policy(0, adapter)
+    far_away = save(policy, tmp_path / ("x" * 100) / ("y" * 100) / "v0")  # farther than a message quotes
+    with pytest.raises(EngineError, match=r"finds no adapter at .*/v0: give an --output_dir that the server sees"):
+        engine.set_policy(0, far_away)
     vllm_fake.allows_adapters = False
     with pytest.raises(EngineError, match=r"HTTP 404: Not Found\): start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
         engine.set_policy(0, adapter)
@@ -162,6 +165,21 @@ def test_refused_features_become_pixels_with_one_note(vllm_fake, vlm, examples, 
     part = bodies[0]["content_parts"][0]
     image = examples[0].images[0]
     assert part["uuid"] == image.key and base64.b64decode(part["url"].partition("base64,")[2]) == image.read()
+
+
+def test_each_server_is_asked_once_whether_it_takes_features(tiny_vlm_path, vlm, examples, capsys):
+    with fake_vllm(tiny_vlm_path, examples) as a, fake_vllm(tiny_vlm_path, examples) as b:
+        b.takes_features = False
+        engine, prompts = engine_of(vlm, a, b), prompts_from_examples(vlm, examples[:6])
+        engine.set_policy(0)
+        sampled = engine.sample(prompts, 1, PARAMS)
+        assert engine.sample(prompts, 1, PARAMS).texts == sampled.texts
+        assert ["features" in body for body in a.generated] == [True] * 6
+        assert ["features" in body for body in b.generated] == [True] + [False] * 6
+        printed = capsys.readouterr().out
+        assert (
+            printed.count("as features") == 1 and printed.count(f"as pixels, which their towers encode again ({b.url} takes") == 1
+        )
 
 
 def test_a_family_whose_features_vllm_does_not_take_sends_pixels(vllm_fake, vlm, examples, monkeypatch, capsys):

@@ -58,8 +58,8 @@ def test_server_samples_what_the_trainer_computes(family, tmp_path, capsys):
         Server(url, 0).check(512)
         engine = VLLMServers(policy.vlm, [Server(url, 5)], "policy")
         rows = checks.compare(engine, policy, examples, tmp_path)
-        assert engine._sends_features is True
-        engine._sends_features = False
+        assert engine._pixel_reasons == {url: ""}
+        engine._pixel_reasons[url] = "of this test"
         if not SERVED[family]:
             check(checks.compare(engine, policy, examples, tmp_path), capsys, f"server, {family}, pixels")
         engine.close()
