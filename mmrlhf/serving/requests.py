@@ -24,6 +24,7 @@ MAX_ANSWERS = 64
 """Most answers that one request may ask for, or have scored."""
 MAX_STOPS = 4
 MAX_SEED = 2**32 - 1
+MIN_TEMPERATURE = 1e-3
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,), "logprobs": (False,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "functions": ([],), "top_logprobs": (0,), "modalities": (["text"],),
@@ -55,9 +56,12 @@ def parse_chat(body: Any, max_tokens: int) -> ChatRequest:
     example = _parse_messages(row, "seeded" if "seed" in row.fields else uuid.uuid4().hex)
     if example.answer is not None:
         row.fail("the last message must be the user's: leave out the assistant's last turn")
+    temperature = _number(row, "temperature", 0.0, 2.0, 1.0)
+    if 0 < temperature < MIN_TEMPERATURE:  # logits that it divides would overflow
+        row.fail(f"`temperature` must be 0, which takes the likeliest token, or at least {MIN_TEMPERATURE:g}")
     params = SamplingParams(
         max_tokens=min(limits, default=max_tokens),
-        temperature=_number(row, "temperature", 0.0, 2.0, 1.0),
+        temperature=temperature,
         top_p=_number(row, "top_p", 0.0, 1.0, 1.0) or row.fail("`top_p` must be above 0"),
         top_k=_integer(row, "top_k", 0, 1 << 20, 0),
         stop=_stop_strings(row),

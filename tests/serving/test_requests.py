@@ -63,6 +63,7 @@ def test_defaults_are_openais_and_a_seed_makes_equal_requests_equal():
         ({"tools": [{}]}, "`tools` is not supported"),
         ({"temprature": 1}, "`temprature` is not a field of this request"),
         ({"temperature": 3}, "`temperature` must be a number from 0 to 2, not 3"),
+        ({"temperature": 1e-300}, "`temperature` must be 0, which takes the likeliest token, or at least 0.001"),
         ({"temperature": True}, "`temperature` must be a number"),
         ({"temperature": float("nan")}, "`temperature` must be a number"),
         ({"top_p": 0}, "`top_p` must be above 0"),
