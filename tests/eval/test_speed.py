@@ -23,7 +23,7 @@ def run_script(monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step", "vision_adapters"):
+    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step", "serve_load", "vision_adapters"):
         sys.modules.pop(name, None)
 
 
@@ -69,6 +69,12 @@ def test_encode_runs_at_toy_size(run_script, tmp_path):
     build_checkpoint("qwen2_5_vl", tmp_path / "model")
     results = run_script("encode", tmp_path / "model", "--images", 6, "--size", "80x60", "--rounds", 1)
     assert results["images_per_s"] > 0 and results["second_epoch"] > 1
+
+
+def test_serve_load_runs_at_toy_size(run_script, tiny_vlm_path):
+    results = run_script("serve_load", tiny_vlm_path, "--clients", 2, "--seconds", 0.5, "--tokens", 4)
+    assert results["answers"] >= 2 and results["lost"] == 0 and 0 < results["tokens_per_answer"] <= 4
+    assert 0 < results["median_s"] <= results["p99_s"]
 
 
 def test_phases_runs_at_toy_size(run_script, tmp_path):
