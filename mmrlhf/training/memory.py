@@ -81,8 +81,8 @@ def num_image_tokens(model: PreTrainedModel, max_pixels: int | None = None) -> i
     config = model.config
     num_tokens = getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None)
     vision_config = getattr(config, "vision_config", None)
-    if not num_tokens and max_pixels and (merge_size := getattr(vision_config, "spatial_merge_size", None)):
-        return max_pixels // (vision_config.patch_size * merge_size) ** 2
+    if not num_tokens and max_pixels and vision_config is not None and hasattr(vision_config, "spatial_merge_size"):
+        return int(max_pixels // (vision_config.patch_size * vision_config.spatial_merge_size) ** 2)
     if not num_tokens and family_of(config).has_one_token_per_patch and vision_config is not None:
         num_tokens = (vision_config.image_size // vision_config.patch_size) ** 2
     return _in_most_tiles(config, int(num_tokens)) if num_tokens else DEFAULT_IMAGE_TOKENS
