@@ -29,7 +29,9 @@ METRICS = {
     "ead": "EAD",
 }
 FRACTIONS = ("chair_s", "coverage", "claim_f1")
-COMPARISONS = (("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"))
+COMPARISONS = (
+    ("ppo_fact", "sft"), ("ppo_fact", "sft_t03"), ("ppo_fact", "sft_t07"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"),
+)  # fmt: skip
 BEST_OF_N = ("best_of_n", "best_of_n_facts")
 """Baselines that are measured on the first held-out scenes only, and so compared there."""
 POLICIES = ("ppo_fact", "ppo_plain")
@@ -40,7 +42,7 @@ def split_table(runs: list[dict], split: str) -> str:
     models = [model for model, splits in runs[0]["models"].items() if split in splits and model not in BEST_OF_N]
     values = {(model, m): np.array([run["models"][model][split][m] for run in runs]) for model in models for m in METRICS}
     rows = [(model, *(format_mean(values[model, m], m in FRACTIONS) for m in METRICS)) for model in models]
-    for a, b in COMPARISONS:
+    for a, b in (pair for pair in COMPARISONS if set(pair) <= set(models)):
         rows.append((f"{a} - {b}", *(format_mean(values[a, m] - values[b, m], m in FRACTIONS, "+") for m in METRICS)))
     return markdown_table((split, *METRICS.values()), rows)
 
