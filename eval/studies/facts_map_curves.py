@@ -18,6 +18,7 @@ import numpy as np
 from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import data
+from mmrlhf.demo.measure import sampled_rows
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics import kl_curve
@@ -34,10 +35,11 @@ GRID_POINTS = 41
 
 @dataclass(frozen=True)
 class Run:
-    """A policy's run: E evaluations, the first of SFT at step 0 with KL 0, and T training steps.
+    """A policy's run: E evaluations, the first of SFT at step 0 with KL 0, and T steps of training.
 
-    `metrics` maps a name such as held_out_claim_f1 to values [E]; `samples` maps kl, score and
-    what is true of the sampled answers (utility, false_KIND) to values [T], for steps 1 to T.
+    `metrics` maps a name such as held_out_claim_f1 to values [E]; `samples` maps step, kl, score
+    and what is true of the sampled answers (utility, false_KIND) to values [T], for the steps that
+    were not skipped.
     """
 
     seed: int
@@ -79,17 +81,19 @@ def load_runs(out: Path, data_configs: dict[int, ScenesConfig]) -> list[Run]:
         if len(evaluated) < 2:
             continue
         steps = np.array([row["step"] for row in evaluated])
-        trained = [row for row in rows if row["step"] > 0]
+        sampled = sampled_rows(rows)
+        truth_by_step = {row["step"]: row for row in read_truth(path.parent, data_configs[seed])}
+        truth = [truth_by_step[row["step"]] for row in sampled]
         samples = {
-            "kl": np.array([row["objective/kl"] for row in trained]),
-            "score": np.array([row["objective/scores"] for row in trained]),
+            "step": np.array([row["step"] for row in sampled]),
+            "kl": np.array([row["objective/kl"] for row in sampled]),
+            "score": np.array([row["objective/scores"] for row in sampled]),
         }
-        truth = read_truth(path.parent, data_configs[seed])[: len(trained)]
         samples |= {name: np.array([row[name] for row in truth]) for name in truth[0] if name != "step"}
         names = [name.removeprefix("eval/") for name in evaluated[0] if name.startswith("eval/")]
         metrics = {name: np.array([row[f"eval/{name}"] for row in evaluated], dtype=float) for name in names}
         is_finished = (path.parent / "finished.json").exists()
-        kl = kl_after_steps(samples["kl"], steps)
+        kl = kl_after_steps(samples["kl"], samples["step"], steps)
         runs.append(Run(seed, match[1], float(match[2]), steps, kl, metrics, samples, is_finished))
     return runs
 

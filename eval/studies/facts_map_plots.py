@@ -81,8 +81,8 @@ def curve_of(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
     if metric != "score":
         return along_kl(run, metric)
     # The reward of the policy after t steps is logged by step t + 1; the mean of nearby steps.
-    logged = np.arange(1, len(run.samples["score"]) + 1)
-    near = [np.abs(logged - (step + 1)) <= (3 if step else 0) for step in run.steps]
+    distances = [np.abs(run.samples["step"] - (step + 1)) for step in run.steps]
+    near = [d <= max(d.min(), 3 if step else 0) for d, step in zip(distances, run.steps, strict=True)]
     rewards = [run.samples["score"][mask].mean() for mask in near]
     order = np.argsort(run.kl, kind="stable")
     return np.sqrt(run.kl)[order], np.array(rewards)[order]

@@ -45,6 +45,7 @@ from mmrlhf.commands.export import export
 from mmrlhf.commands.reward_eval import accuracy
 from mmrlhf.config import ExportConfig, RewardConfig, ScenesConfig
 from mmrlhf.demo import data
+from mmrlhf.demo.measure import sampled_rows
 from mmrlhf.demo.pipeline import stage_config
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError, Preference
@@ -245,7 +246,7 @@ def measure_policy(experiment: Experiment, steps: int, cell: Cell) -> dict[str, 
             overrides["unknown_claim_costs"] = ", ".join(f"{kind}={cost:.4f}" for kind, cost in costs.items())
     judges = [] if cell.recipe in CLAIM_RECIPES else build_judges(experiment, cell)
     policy = train_policy(experiment, cell.name, judges, cell.arm, steps, **overrides)
-    last = read_jsonl(Path(policy).parent / "metrics.jsonl")[-1]
+    last = sampled_rows(read_jsonl(Path(policy).parent / "metrics.jsonl"))[-1]
     return {**experiment.evaluate(policy), "kl": last["objective/kl"]}
 
 

@@ -191,12 +191,18 @@ def summarise(
         "beside_best_of_n": beside_best_of_n,
         "sampled": sampled,
         "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}") for name in ("fact", "plain")},
-        "kl": {name: rows[-1]["objective/kl"] for name, rows in logs.items()},
+        "kl": {name: sampled_rows(rows)[-1]["objective/kl"] for name, rows in logs.items()},
         "best_step": {name: _best_step(output_path / name) for name in POLICIES},
         "same_kl": at_same_kl(logs),
         "seconds": dict(stage_seconds),
         "seed": data_config.seed,
     }
+
+
+def sampled_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of metrics.jsonl with figures of sampled answers: step 0 and skipped steps
+    have none."""
+    return [row for row in rows if "objective/kl" in row]
 
 
 def at_same_kl(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -208,7 +214,9 @@ def at_same_kl(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     kls, metrics = {}, {}
     for name, rows in logs.items():
         evaluated = [row for row in rows if f"eval/{SELECTED_BY}" in row]
-        kls[name] = kl_after_steps([r["objective/kl"] for r in rows if r["step"] > 0], [r["step"] for r in evaluated])
+        sampled = sampled_rows(rows)
+        sampled_kl, sampled_at = ([row[key] for row in sampled] for key in ("objective/kl", "step"))
+        kls[name] = kl_after_steps(sampled_kl, sampled_at, [row["step"] for row in evaluated])
         metrics[name] = {m: np.array([row[f"eval/{m}"] for row in evaluated], dtype=float) for m in CURVE_METRICS}
     largest = min(float(kl.max()) for kl in kls.values())
     policies = {name: {m: value_at_kl(kls[name], metrics[name][m], largest) for m in CURVE_METRICS} for name in logs}

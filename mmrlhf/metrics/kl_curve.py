@@ -10,14 +10,16 @@ KL_STEPS = 7
 """Number of steps that a policy's KL is estimated from."""
 
 
-def kl_after_steps(sampled_kl: Sequence[float] | np.ndarray, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+def kl_after_steps(
+    sampled_kl: Sequence[float] | np.ndarray, sampled_at: Sequence[int] | np.ndarray, steps: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Return the KL [E] of the policy after each number of steps; it is 0 after none.
 
-    `sampled_kl` [T] is logged by steps 1 to T, before their update. A line through the KL_STEPS
-    steps nearest to t + 1 gives the policy after t steps, and cannot be below 0.
+    `sampled_kl` [T] is logged by the steps `sampled_at` [T], from 1 on, before their update;
+    skipped steps log none. A line through the KL_STEPS steps nearest to t + 1 gives the policy after t
+    steps, and cannot be below 0.
     """
-    kl = np.asarray(sampled_kl, dtype=float)
-    logged = np.arange(1, len(kl) + 1)
+    kl, logged = np.asarray(sampled_kl, dtype=float), np.asarray(sampled_at)
     values = []
     for step in steps:
         near = np.argsort(np.abs(logged - (step + 1)), kind="stable")[:KL_STEPS]

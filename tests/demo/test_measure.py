@@ -136,6 +136,8 @@ def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
 
 def test_at_same_kl_compares_policies_where_the_slower_one_ends():
     logs = {"fast": ppo_log(0.1, (0.8, 0.9, 0.5), 10), "slow": ppo_log(0.05, (0.8, 0.82, 0.86), 10)}
+    for step in (5, 20):
+        logs["fast"][step].pop("objective/kl")  # skipped steps log none
     same_kl = measure.at_same_kl(logs)
     assert same_kl["kl"] == pytest.approx(1.0)  # slow after 20 steps, fast after 10
     values = {name: row["claim_f1"] for name, row in same_kl["policies"].items()}

@@ -28,6 +28,7 @@ def make_run(curves, kl, f1, selection=None, cell="rm-0-none", seed=4, utility=N
     metrics["selection_claim_f1"] = np.array(f1 if selection is None else selection, dtype=float)
     steps = 8 * np.arange(len(f1))
     samples = {
+        "step": np.arange(1, steps[-1] + 1),
         "kl": (0.1 * np.arange(steps[-1])) ** 2,
         "score": np.linspace(0, 1, steps[-1]),
         **{f"false_{kind}": 1 - 0.01 * (number + 1) * np.arange(steps[-1]) for number, kind in enumerate(scenes.CLAIM_KINDS)},
@@ -73,11 +74,29 @@ def test_arms_after_the_same_steps_and_at_their_best_checkpoints(curves):
 
 
 def test_the_kl_after_a_step_is_that_of_the_next_step_on_a_line(curves):
-    sampled = 0.1 * np.arange(20)  # step t logs 0.1 (t - 1), the KL that t - 1 steps made
-    assert curves.kl_after_steps(sampled, [0, 8, 20]) == pytest.approx([0, 0.8, 2.0])
+    sampled, at = 0.1 * np.arange(20), np.arange(1, 21)  # step t logs 0.1 (t - 1), the KL that t - 1 steps made
+    assert curves.kl_after_steps(sampled, at, [0, 8, 20]) == pytest.approx([0, 0.8, 2.0])
     noisy = sampled + np.where(np.arange(20) == 8, 0.7, 0)  # step 9 is 0.7 too high, one of seven on the line
-    assert curves.kl_after_steps(noisy, [8]) == pytest.approx([0.9])
-    assert curves.kl_after_steps(-sampled, [8]) == pytest.approx([0])  # an estimate can be negative, a KL cannot
+    assert curves.kl_after_steps(noisy, at, [8]) == pytest.approx([0.9])
+    assert curves.kl_after_steps(-sampled, at, [8]) == pytest.approx([0])  # an estimate can be negative, a KL cannot
+    was_run = at % 3 > 0  # every third step is skipped, and logs nothing
+    assert curves.kl_after_steps(sampled[was_run], at[was_run], [0, 8, 20]) == pytest.approx([0, 0.8, 2.0])
+
+
+def test_runs_are_read_without_the_steps_that_were_skipped(curves, tmp_path):
+    directory = tmp_path / "none-4" / "ppo_rm-0-none_kl0.03"
+    directory.mkdir(parents=True)
+    rows = [
+        {"step": t} | ({} if t in (0, 3) else {"objective/kl": 0.1 * (t - 1), "objective/scores": float(t)}) for t in range(9)
+    ]
+    for row in rows[::8]:
+        row["eval/selection_claim_f1"] = 0.5
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [{"step": t, "id": "rl-000003", "answer": "A star."} for t in range(1, 10) if t != 3]  # 9 is not logged yet
+    (directory / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (run,) = curves.load_runs(tmp_path, {4: ScenesConfig(seed=4)})
+    assert run.samples["step"].tolist() == [1, 2, 4, 5, 6, 7, 8] and run.samples["utility"].shape == (7,)
+    assert run.kl == pytest.approx([0, 0.8])
 
 
 def test_first_slope_is_the_change_along_the_root_of_kl(curves):
