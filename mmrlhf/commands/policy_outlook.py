@@ -21,7 +21,7 @@ from mmrlhf.metrics.calibration import proportion
 from mmrlhf.records import CLAIM_KINDS, Example, InputError
 from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, verifier_for
 from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, ScoreGroups, detection_rates, score_rises
-from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, measured_answers, slope_differences
+from mmrlhf.rewards.first_slopes import compare_slopes, explained_variance, first_slopes, measured_answers
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
@@ -136,12 +136,12 @@ def measure_outlook(
             name: detection_rates(found, score_rises(groups, found, values), seed=seed) for name, values in scores.items()
         }
         result["slopes"] = {name: first_slopes(groups, values, verdicts, seed) for name, values in scores.items()}
-        differences = None
+        with_and_without = None
         if WITH_FACTS in scores:
-            differences = slope_differences(groups, scores[WITH_FACTS], scores[WITHOUT_FACTS], verdicts, seed)
-            other = slope_differences(groups, scores[WITH_FACTS], scores[OTHER_FACTS], verdicts, seed)
-            result["own_minus_other_facts"] = other.get(ALL_KINDS)
-        result["forecast"] = forecast(result["slopes"], differences)
+            with_and_without = compare_slopes(groups, scores[WITH_FACTS], scores[WITHOUT_FACTS], verdicts, seed)
+            own_and_other = compare_slopes(groups, scores[WITH_FACTS], scores[OTHER_FACTS], verdicts, seed)
+            result["own_minus_other_facts"] = own_and_other.get(ALL_KINDS, {}).get("difference")
+        result["forecast"] = forecast(result["slopes"], with_and_without)
     return result
 
 
@@ -156,22 +156,22 @@ def contradicted_shares(groups: Sequence[AnswerGroup], lexicon: Lexicon) -> dict
 
 
 def forecast(
-    slopes: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, float] | None] | None = None
+    slopes: Mapping[str, Mapping[str, Any]], with_and_without: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return, by kind of claim, what becomes of false claims under each condition of the facts.
 
     They go if their first slope is below 0, grow if it is above, and stay if its interval includes
-    0. `speed_ratio` is the slope with facts over that without; None unless false claims go in both
-    cases. `difference` is the slope with facts minus that without, from `differences`.
+    0. From `with_and_without`, the slopes with facts and without as `compare_slopes` compares them,
+    are `difference`, and `speed_ratio`, None unless false claims go in both cases.
     """
     kinds = [kind for kind in CLAIM_KINDS if any(kind in by_kind for by_kind in slopes.values())]
     result: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         fates = {name: _fate(by_kind.get(kind)) for name, by_kind in slopes.items()}
-        entry: dict[str, Any] = {"fate": fates, "speed_ratio": None, "difference": (differences or {}).get(kind)}
-        if all(fates.get(name) == GOES for name in (WITH_FACTS, WITHOUT_FACTS)):
-            entry["speed_ratio"] = slopes[WITH_FACTS][kind]["false"]["value"] / slopes[WITHOUT_FACTS][kind]["false"]["value"]
-        result[kind] = entry
+        go_in_both = all(fates.get(name) == GOES for name in (WITH_FACTS, WITHOUT_FACTS))
+        compared = (with_and_without or {}).get(kind, {})
+        speed_ratio = compared.get("ratio") if go_in_both else None
+        result[kind] = {"fate": fates, "speed_ratio": speed_ratio, "difference": compared.get("difference")}
     return result
 
 
@@ -252,7 +252,8 @@ def _kind_phrase(kind: str, slopes: Mapping[str, Any], entry: Mapping[str, Any],
     fate_without = entry["fate"].get(WITHOUT_FACTS)
     if main == WITH_FACTS:
         if entry["speed_ratio"] is not None:
-            phrase += f"; {entry['speed_ratio']:.1f} times as fast as without facts"
+            ratio, low, high = (f"{entry['speed_ratio'][key]:.1f}" for key in ("value", "low", "high"))
+            phrase += f"; {ratio} times as fast as without facts, {low} to {high}"
         elif fate_without != entry["fate"][main] and fate_without != UNCLEAR:
             without = {GOES: "they go", STAYS: "not shown to change", GROWS: "they grow"}[fate_without or STAYS]
             phrase += f"; without facts {without}"

@@ -16,8 +16,8 @@ def kl_after_steps(
     """Return the KL [E] of the policy after each number of steps; it is 0 after none.
 
     `sampled_kl` [T] is logged by the steps `sampled_at` [T], from 1 on, before their update;
-    skipped steps log none. A line through the KL_STEPS steps nearest to t + 1 gives the policy after t
-    steps, and cannot be below 0.
+    skipped steps log none. A line through the KL_STEPS steps nearest to t + 1 gives the policy
+    after t steps, and cannot be below 0.
     """
     kl, logged = np.asarray(sampled_kl, dtype=float), np.asarray(sampled_at)
     values = []

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.metrics.intervals import SufficientStats, with_intervals
+from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
 from mmrlhf.records import CLAIM_KINDS, Verdict
 from mmrlhf.rewards.detection import ALL_KINDS, SCORE_TOLERANCE, GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
@@ -69,13 +69,14 @@ def measured_answers(verdicts: GroupVerdicts) -> list[list[int]]:
     return [indices if len(indices) > 1 else [] for indices in known]
 
 
-def slope_differences(
+def compare_slopes(
     groups: Sequence[AnswerGroup], scores: Scores, base_scores: Scores, verdicts: GroupVerdicts, seed: int = 0
-) -> dict[str, dict[str, float] | None]:
-    """Return the slope of false claims under one reward minus that under another, by kind.
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Return by kind the slope of false claims under one reward minus that under another, as
+    `difference`, and divided by it, as `ratio`; None where that is 0.
 
-    Both are of the same answers, so the 95% bootstrap interval over prompts is paired. It is empty
-    without prompts that have two answers of known truth.
+    Both are of the same answers, so the 95% bootstrap intervals over prompts are paired. It is
+    empty without prompts that have two answers of known truth.
     """
     prompts = _known_answers(groups, [scores, base_scores], verdicts)
     if not prompts:
@@ -85,11 +86,12 @@ def slope_differences(
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         own, base = np.split(sums, 2, axis=-1)
-        differences = _slopes(own) - _slopes(base)
-        return {kind: differences[..., _SLOPE_NAMES.index(f"false {kind}")] for kind in SLOPE_KINDS}
+        own_slopes, base_slopes = (_slopes(part)[..., : len(SLOPE_KINDS)] for part in (own, base))  # of false claims
+        values = {"difference": own_slopes - base_slopes, "ratio": own_slopes / base_slopes}
+        return {f"{kind}/{name}": v[..., i] for name, v in values.items() for i, kind in enumerate(SLOPE_KINDS)}
 
     stats = SufficientStats(range(len(centred)), np.array(columns), metrics)
-    return dict(with_intervals(stats, seed)[0])
+    return unflatten(with_intervals(stats, seed)[0])
 
 
 _SLOPE_NAMES = [f"{truth} {kind}" for truth in TRUTHS for kind in SLOPE_KINDS]

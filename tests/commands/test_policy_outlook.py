@@ -51,9 +51,13 @@ SPREAD = {
 }
 
 
+def compared(differences, ratio=2.0):
+    return {kind: {"difference": difference, "ratio": interval(ratio, 0.5)} for kind, difference in differences.items()}
+
+
 def sentences_of(with_facts, without, differences, minus_other=None):
     slopes = {"with facts": {"all": slope(-0.4), **with_facts}, "without facts": {"all": slope(-0.2), **without}}
-    outlook = {"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, differences)}
+    outlook = {"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, compared(differences))}
     return outlook_sentences(outlook | {"own_minus_other_facts": minus_other, "num_answers": 80, "num_measured": 80})
 
 
@@ -62,9 +66,9 @@ def test_forecast_follows_from_slopes():
         "with facts": {"object": slope(-0.6), "count": slope(0.05), "attribute": slope(0.3), "relation": slope(-0.9, num=4)},
         "without facts": {"object": slope(-0.3), "count": slope(-0.5), "attribute": slope(0.05), "relation": slope(-0.9, num=4)},
     }
-    entries = forecast(slopes)
+    entries = forecast(slopes, compared(dict.fromkeys(slopes["with facts"], interval(-0.3))))
     assert entries["object"]["fate"] == {"with facts": "goes", "without facts": "goes"}
-    assert entries["object"]["speed_ratio"] == pytest.approx(2)
+    assert entries["object"]["speed_ratio"] == interval(2.0, 0.5)
     assert entries["count"]["fate"] == {"with facts": "stays", "without facts": "goes"}
     assert entries["attribute"]["fate"] == {"with facts": "grows", "without facts": "stays"}
     assert entries["relation"]["fate"] == {"with facts": "not measured", "without facts": "not measured"}
@@ -81,7 +85,7 @@ def test_sentences_say_what_goes_stays_and_grows():
         "Within a prompt's answers the reward has a standard deviation of 1 with facts, 40% of its variance explained by true "
         "and false claims; 0.5 without facts, 10% of its variance explained by true and false claims.",
         "Trained against this reward with facts, false claims will go: object (slope -0.60, -0.70 to -0.50; 2.0 times as fast as "
-        "without facts).",
+        "without facts, 1.5 to 2.5).",
         "Trained against this reward with facts, false claims are not shown to change (the interval of the slope includes 0): "
         "count (slope 0.05, -0.05 to 0.15; without facts they go).",
         "Trained against this reward with facts, false claims will grow: attribute (slope 0.30, 0.20 to 0.40; without facts not "

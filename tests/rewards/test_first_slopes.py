@@ -5,7 +5,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.records import Message, Verdict
-from mmrlhf.rewards.first_slopes import explained_variance, first_slopes, measured_answers, slope_differences
+from mmrlhf.rewards.first_slopes import compare_slopes, explained_variance, first_slopes, measured_answers
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 ANSWERS = ("There is a red cup, a dog and a cat.", "There is a cup and a hat.")
@@ -75,11 +75,25 @@ def test_differences_are_paired():
     groups = make_groups(60, ("A cat.", "A cup.", "A cat and a hat."))
     verdicts, scores = make_verdicts(groups), rng.normal(size=(60, 3))
     better = scores - 0.2 * np.array([1, 0, 2])  # the same noise, and a dislike of false claims
-    difference = slope_differences(groups, better, scores, verdicts)["object"]
+    compared = compare_slopes(groups, better, scores, verdicts)["object"]
+    difference, ratio = compared["difference"], compared["ratio"]
     values = [first_slopes(groups, s, verdicts)["object"]["false"] for s in (better, scores)]
     assert difference["value"] == pytest.approx(values[0]["value"] - values[1]["value"])
     assert difference["high"] < 0 and values[0]["high"] > values[1]["low"]  # apart although their intervals overlap
-    assert slope_differences(groups, scores, better, verdicts)["object"]["value"] == pytest.approx(-difference["value"])
+    assert ratio["value"] == pytest.approx(values[0]["value"] / values[1]["value"])
+    reversed_difference = compare_slopes(groups, scores, better, verdicts)["object"]["difference"]
+    assert reversed_difference["value"] == pytest.approx(-difference["value"])
+
+
+def test_the_ratio_of_slopes_is_paired():
+    """A reward that ranks as another does, in two of three prompts, has an interval around 1."""
+    groups = make_groups(60, ("A cat.", "A cup."))
+    verdicts, sign = make_verdicts(groups), [-1 if i % 3 == 0 else 1 for i in range(60)]
+    scores = [[-float(s), float(s)] for s in sign]
+    same = compare_slopes(groups, [[3 * a, 3 * b] for a, b in scores], scores, verdicts)["object"]["ratio"]
+    assert same == pytest.approx({"value": 1, "low": 1, "high": 1})  # though either slope is uncertain
+    sure = compare_slopes(groups, [[-1.0, 1.0]] * 60, scores, verdicts)["object"]["ratio"]
+    assert sure["value"] == pytest.approx(3) and 1 < sure["low"] < 3 < sure["high"]  # slopes of -1 and of -1/3
 
 
 def test_a_reward_that_does_not_vary_changes_nothing():
@@ -87,15 +101,15 @@ def test_a_reward_that_does_not_vary_changes_nothing():
     nothing = {"value": 0, "low": 0, "high": 0}
     constant = first_slopes(groups, [[0.1 + 0.2, 0.3]] * 3, make_verdicts(groups))  # equal but for the last bit
     assert constant["object"] == {"false": nothing, "true": nothing, "num_false": 6, "num_true": 9, "num_prompts": 3}
-    difference = slope_differences(groups, [[1.0, 2.0]] * 3, [[1.0, 1.0]] * 3, make_verdicts(groups))["object"]
+    compared = compare_slopes(groups, [[1.0, 2.0]] * 3, [[1.0, 1.0]] * 3, make_verdicts(groups))["object"]
     slope = first_slopes(groups, [[1.0, 2.0]] * 3, make_verdicts(groups))["object"]["false"]
-    assert difference == pytest.approx(slope)
+    assert compared["difference"] == pytest.approx(slope) and compared["ratio"] is None
 
 
 def test_without_several_answers_nothing_is_measured():
     single = make_groups(3, ("A cat.",))
     assert first_slopes(single, [[1.0]] * 3, make_verdicts(single)) == {}
-    assert slope_differences(single, [[1.0]] * 3, [[1.0]] * 3, make_verdicts(single)) == {}
+    assert compare_slopes(single, [[1.0]] * 3, [[1.0]] * 3, make_verdicts(single)) == {}
 
 
 def test_claims_count_once_and_hedged_ones_and_denials_not_at_all():
@@ -117,7 +131,7 @@ def test_answers_of_unknown_truth_are_left_out():
     partly = [answers if i < 10 else one if i < 15 else nothing for i, answers in enumerate(verdicts)]
     half = groups[:10], scores[:10]
     assert first_slopes(groups, scores, partly) == first_slopes(*half, verdicts[:10])
-    assert slope_differences(groups, scores, base, partly) == slope_differences(*half, base[:10], verdicts[:10])
+    assert compare_slopes(groups, scores, base, partly) == compare_slopes(*half, base[:10], verdicts[:10])
     explained = explained_variance(groups, scores, partly)["explained"]
     assert explained == explained_variance(*half, verdicts[:10])["explained"]
     assert explained_variance(groups, scores, [nothing] * 20)["explained"] is None
