@@ -19,6 +19,7 @@ from facts_map_curves import (
     FIXED_KLS,
     Run,
     after_same_steps,
+    are_tuned_alike,
     at_best_checkpoints,
     at_same_kl,
     kl_of_turn,
@@ -107,6 +108,13 @@ def verdict(by_way: Mapping[str, Sequence[float]]) -> str:
     return "open"
 
 
+def verdict_on(runs: RunsByCell, a: str, b: str) -> str:
+    """Return the verdict on cell a beside cell b: open if they had other KL coefficients to choose
+    from."""
+    is_fair = are_tuned_alike(runs[a], runs[b])
+    return verdict(differences(runs, a, b, PRIMARY_METRIC)) if is_fair else "open (unequal tuning)"
+
+
 # ---- tables --------------------------------------------------------------------------------------
 
 
@@ -144,7 +152,7 @@ def primary_table(runs: RunsByCell, pairs: Iterable[tuple[str, str]]) -> str:
         cells = [format_mean(by_way[way], True, "+") for way in WAYS]
         decisive = [format_mean(by_way[way], True, "+", DECISION_CONFIDENCE) for way in (PRIMARY_WAY, "best checkpoints")]
         fixed = (f"{text} ({len(by_way[way])})" if way.startswith("KL") else text for way, text in zip(WAYS, cells, strict=True))
-        rows.append((f"{a} - {b}", str(len(by_way["same steps"])), *fixed, *decisive, verdict(by_way)))
+        rows.append((f"{a} - {b}", str(len(by_way["same steps"])), *fixed, *decisive, verdict_on(runs, a, b)))
     header = ("claim F1, points", "seeds", *WAYS, f"{PRIMARY_WAY}, 97.5%", "best checkpoints, 97.5%", "a")
     return markdown_table(header, rows)
 
@@ -224,8 +232,7 @@ def report(out: Path) -> None:
     figures = write_figures(out / "figures", runs, further_figures)
     print("\n" + "\n".join(f"![{path.stem}]({path})" for path in figures) + "\n")
     comparisons = {
-        f"{a} - {b}": {m: differences(runs, a, b, m) for m in METRICS}
-        | {"verdict": verdict(differences(runs, a, b, PRIMARY_METRIC))}
+        f"{a} - {b}": {m: differences(runs, a, b, m) for m in METRICS} | {"verdict": verdict_on(runs, a, b)}
         for a, b in (*facts, *others)
     }
     result = {"study": "facts_map", "seeds": seeds, "comparisons": comparisons, "agreement": agreement}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class Run:
     metrics: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
     is_finished: bool
+    tried: tuple[float, ...] = ()
+    """The KL coefficients that its cell ran this seed with, if `tuned_runs` chose among them."""
 
     @property
     def best(self) -> int:
@@ -208,5 +210,16 @@ def tuned_runs(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
             selected = [float(by_coef[coef][seed].metrics[SELECTED_BY].max()) for seed in sorted(shared)]
             return (float(np.mean(selected)) if selected else 0.0, len(by_coef[coef]))
 
-        chosen[cell] = by_coef[max(sorted(by_coef), key=merit)]
+        chosen[cell] = {
+            seed: replace(run, tried=tuple(sorted(coef for coef, by_seed in by_coef.items() if seed in by_seed)))
+            for seed, run in by_coef[max(sorted(by_coef), key=merit)].items()
+        }
     return chosen
+
+
+def are_tuned_alike(a: Mapping[int, Run], b: Mapping[int, Run]) -> bool:
+    """Return whether two cells chose among the same KL coefficients, in each seed that both have.
+
+    Of two equal cells, the one that has more to choose from looks better.
+    """
+    return all(a[seed].tried == b[seed].tried for seed in set(a) & set(b))

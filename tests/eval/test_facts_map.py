@@ -112,6 +112,23 @@ def test_the_kl_coefficient_of_a_cell_is_chosen_by_the_selection_split(curves):
     assert {run.kl_coef for run in chosen.values()} == {0.1} and sorted(chosen) == [4, 5]
 
 
+def test_cells_with_other_coefficients_to_choose_from_are_not_compared(load_study, curves):
+    analysis = load_study("facts_map_analysis")
+    f1 = {"rm-0-none": [0.8, 0.82, 0.7], "rm-0-annotator": [0.8, 0.9, 0.9]}
+    found = [
+        make_run(curves, [0, 1, 2], values, cell=cell, seed=seed, kl_coef=coef)
+        for cell, values in f1.items()
+        for seed in (4, 5, 6)
+        for coef in (0.03, 0.1)
+    ]
+    lonely = make_run(curves, [0, 1], [0.8, 0.9], cell="rm-0-annotator", seed=7)  # a seed of one cell does not matter
+    pair = "rm-0-annotator", "rm-0-none"
+    assert analysis.verdict_on(curves.tuned_runs([*found, lonely]), *pair) == "helps"
+    unequal = curves.tuned_runs([run for run in found if (run.cell, run.kl_coef) != ("rm-0-none", 0.1)])
+    assert analysis.verdict_on(unequal, *pair) == "open (unequal tuning)"
+    assert "| open (unequal tuning) |" in analysis.primary_table(unequal, [pair])
+
+
 def test_truth_of_samples_is_the_mean_over_a_steps_answers(curves, tmp_path):
     config = ScenesConfig(seed=4)
     scene = data.training_scene("rl", 3, config)
