@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from common import markdown_table
 
 from mmrlhf import scenes
+from mmrlhf.metrics.calibration import proportion
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import yes_no_head
 from mmrlhf.models.loading import load
@@ -34,6 +36,8 @@ DIFFICULTIES = {
 }
 FACTS = {"none": None, "annotator": (0.8, 0.05), "all": (1.0, 0.0)}
 """Recall and error rate of each list of facts."""
+Shares = Mapping[str, Mapping[str, Any]]
+"""Shares of pairs by kind of claim, each with value, low, high and n."""
 COLOUR_FAULTS = ("absent colour", "another object's colour")
 
 
@@ -52,8 +56,11 @@ def colour_fault(scene: scenes.Scene, text: str) -> str | None:
     return "another object's colour" if colours <= {obj.colour for obj in scene.objects} else "absent colour"
 
 
-def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_scenes: int) -> dict[str, dict[str, float]]:
-    """Return, by list of facts, the share of pairs ranked right, by kind of claim and over all."""
+def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_scenes: int) -> dict[str, Shares]:
+    """Return, by list of facts, the share of pairs ranked right, by kind of claim and over all.
+
+    Each share has Wilson's interval, as a scene has one pair.
+    """
     kinds: list[str] = []
     colour_faults: list[str | None] = []
     groups: dict[str, list[AnswerGroup]] = {name: [] for name in FACTS}
@@ -73,10 +80,10 @@ def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_
     for name, rows in groups.items():
         scores_R2 = np.array(model.score(rows))
         is_right_R = scores_R2[:, 0] > scores_R2[:, 1]
-        by_kind = {kind: float(is_right_R[np.array(kinds) == kind].mean()) for kind in scenes.CLAIM_KINDS}
-        by_kind |= {fault: float(is_right_R[np.array(colour_faults) == fault].mean()) for fault in COLOUR_FAULTS}
-        false_caught = {"false caught": float((scores_R2[:, 1] < 0).mean()), "true passed": float((scores_R2[:, 0] > 0).mean())}
-        shares[name] = by_kind | {"any": float(is_right_R.mean())} | false_caught
+        by_kind = {kind: proportion(is_right_R[np.array(kinds) == kind]) for kind in scenes.CLAIM_KINDS}
+        by_kind |= {fault: proportion(is_right_R[np.array(colour_faults) == fault]) for fault in COLOUR_FAULTS}
+        signs = {"false caught": proportion(scores_R2[:, 1] < 0), "true passed": proportion(scores_R2[:, 0] > 0)}
+        shares[name] = by_kind | {"any": proportion(is_right_R)} | signs
     return shares
 
 
@@ -85,14 +92,22 @@ def untrained_judge(base: str) -> RewardModel:
     return RewardModel(Role(Adapters(vlm), None, yes_no_head(vlm)), "given", "before")
 
 
-def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def table(results: Mapping[str, Mapping[str, Shares]]) -> str:
+    """Return the shares in percent with their 95% intervals, as Markdown."""
     columns = (*scenes.CLAIM_KINDS, *COLOUR_FAULTS, "any", "false caught", "true passed")
     rows = [
-        (difficulty, name, *(f"{shares[column] * 100:.1f}" for column in columns))
+        (difficulty, name, *(_format_share(shares[column]) for column in columns))
         for difficulty, by_facts in results.items()
         for name, shares in by_facts.items()
     ]
     return markdown_table(("pictures", "facts", *(f"{column} %" for column in columns)), rows)
+
+
+def _format_share(share: Mapping[str, Any]) -> str:
+    """Return a share in percent with its interval; a dash without pairs to measure it on."""
+    if not share["n"]:
+        return "-"
+    return "{:.1f} ({:.0f} to {:.0f})".format(*(100 * share[key] for key in ("value", "low", "high")))
 
 
 def main() -> None:

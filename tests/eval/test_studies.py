@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmrlhf import scenes
+from mmrlhf.metrics.intervals import wilson
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 PARTS = (
@@ -114,3 +115,23 @@ def test_reward_recipes_compare_with_the_untrained_review_within_a_seed(load_stu
     )  # the best first; 0.1 true claims and 4 times 0.6 and 0.8 false ones
     assert lines[3].startswith("| untrained | 0 | +2.50 ± 5.08 | +0.00 ± 0.00 |")
     assert np.isnan(module.value_of(result(-0.5), "true", "object")) and np.isnan(module.value_of(result(-0.5), "J", "count"))
+
+
+class LengthReward:
+    """A reward model that gives 50 minus the number of letters."""
+
+    def score(self, groups):
+        return [[50.0 - len(answer) for answer in group.answers] for group in groups]
+
+
+def test_base_review_gives_each_share_its_interval(load_study):
+    module = load_study("base_review")
+    shares = module.review_shares(LengthReward(), None, 12)
+    for by_kind in shares.values():
+        assert sum(by_kind[kind]["n"] for kind in scenes.CLAIM_KINDS) == by_kind["any"]["n"] <= 12
+        low, high = wilson(by_kind["any"]["value"] * by_kind["any"]["n"], by_kind["any"]["n"])
+        assert (by_kind["any"]["low"], by_kind["any"]["high"]) == pytest.approx((low, high))
+    full, empty = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 9}, {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    columns = dict.fromkeys((*scenes.CLAIM_KINDS, *module.COLOUR_FAULTS, "any", "false caught", "true passed"), full)
+    row = module.table({"demo": {"all": columns | {"count": empty}}}).splitlines()[-1]
+    assert row.count("| 50.0 (25 to 75) |") >= 1 and "| - |" in row
