@@ -166,5 +166,5 @@ def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any
 def claim_from_json(entry: Mapping[str, Any]) -> Claim:
     """Return the claim of what `claim_to_json` wrote."""
     subject, value, relation, target = (str(entry.get(key, "")) for key in ("object", "value", "relation", "target"))
-    flags = {name: bool(entry.get(name)) for name in ("negated", "hedged")}
-    return Claim(entry["kind"], subject, value=value, relation=relation, target=target, span=tuple(entry["span"]), **flags)
+    negated, hedged = bool(entry.get("negated")), bool(entry.get("hedged"))
+    return Claim(entry["kind"], subject, value, tuple(entry["span"]), relation, target, negated, hedged)

@@ -140,7 +140,8 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     if facts_of_rows:
         result["facts_curve"] = {name: accuracy(rows, scores[name]) for name in ("as given", *facts_of_rows)}
     if pictures:
-        own_rows, own_scores = ([values[i] for i in indices_with_pictures] for values in (rows, scores["as given"]))
+        own_rows = [rows[index] for index in indices_with_pictures]
+        own_scores = [scores["as given"][index] for index in indices_with_pictures]
         result["picture_curve"] = {"own": accuracy(own_rows, own_scores)} | {
             name: accuracy(condition_rows, scores[f"picture {name}"]) for name, condition_rows in pictures.items()
         }
