@@ -23,7 +23,7 @@ from pathlib import Path
 from mmrlhf.arena.kept_answers import Answers, Contestant, draw_order, make_task, parse_words, why_unfit
 from mmrlhf.arena.ledger import Ledger, Void, changed_model, pair_of, question_key
 from mmrlhf.background import run_in_background
-from mmrlhf.config import ArenaConfig
+from mmrlhf.config import ArenaConfig, ServeConfig
 from mmrlhf.evaluation.openai_client import Endpoint, chat_messages, is_url, request_replies, resolve_model_name
 from mmrlhf.files.inputs import file_sha256
 from mmrlhf.labeling.database import StorageError
@@ -251,13 +251,14 @@ def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[
     from mmrlhf.engine.rollout import generate_batches
     from mmrlhf.engine.sampling import SamplingParams
     from mmrlhf.models.policy import load_policy
-    from mmrlhf.serve import resolve_run
+    from mmrlhf.serve import resolve_run, with_pixels_of_run
 
     base, adapter_path, _ = resolve_run(contestant.source)
     if base is None:
         raise InputError(f"{contestant.source} is a reward model, which answers nothing: give a policy")
     params = SamplingParams(config.response_length, config.temperature, seed=seed)
-    with load_policy(base, adapter_path, config.dtype) as vlm:
+    pixels = with_pixels_of_run(ServeConfig(model_name_or_path=contestant.source))
+    with load_policy(base, adapter_path, config.dtype, pixels) as vlm:
 
         def ask(question: Example) -> str:
             ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)

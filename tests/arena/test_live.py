@@ -16,7 +16,8 @@ from mmrlhf.arena.live import MissingRowError, NoAnswerError, Producer
 from mmrlhf.arena.page import report_arena
 from mmrlhf.arena.serve import serving_arena
 from mmrlhf.arena.votes import read_ballots
-from mmrlhf.config import ArenaConfig
+from mmrlhf.config import ArenaConfig, SFTConfig
+from mmrlhf.config_loader import save_config
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
 from tests.arena.conftest import Voter, kept, voter_at
@@ -220,6 +221,17 @@ def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
     with serving_arena(config) as running:
         task = running.store.task(1)
     assert set(task.models) == {"one", "two"} and len(set(task.answers)) == 2 and all(task.answers)
+
+
+def test_a_run_answers_with_its_own_pixel_limits(questions, tiny_vlm_path, tmp_path):
+    """Its base, whose images all have one size, refuses them."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_vlm_path, run / "model")
+    save_config(SFTConfig(model_name_or_path="x", dataset_name="x", output_dir=str(run), max_pixels=784), run / "config.yaml")
+    (run / "finished.json").write_text("{}")
+    config = ArenaConfig(output_file=str(tmp_path / "votes.db"), models=f"a={run},b={run}", dataset_name=questions[1], port=0)
+    with pytest.raises(InputError, match=r"max_pixels: the processor of model .* has no"), serving_arena(config):
+        pass
 
 
 @pytest.mark.parametrize(
