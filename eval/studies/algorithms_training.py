@@ -21,6 +21,7 @@ from facts_map_judges import FEW_LABELS, LEXICON_FILE, build_judge
 from mmrlhf.config import DPOConfig, RFTConfig, SFTConfig
 from mmrlhf.config_loader import load_config
 from mmrlhf.demo import data
+from mmrlhf.demo.measure import sampled_rows
 from mmrlhf.demo.pipeline import stage_config
 from mmrlhf.dpo import dpo
 from mmrlhf.files.bundled import find, folder
@@ -281,7 +282,7 @@ def measure_adaptive_kl(world: World, labels: int) -> dict[str, Any]:
         per_device_train_batch_size=prompts_per_step, num_mini_batches=1 if prompts_per_step % 2 else 2,
         max_steps=world.sizes.answers // (prompts_per_step * NUM_GENERATIONS), lr_scheduler_type="constant",
     )  # fmt: skip
-    kls = [row["objective/kl"] for row in read_jsonl(Path(path).parent / "metrics.jsonl") if row["step"] > 0]
+    kls = [row["objective/kl"] for row in sampled_rows(read_jsonl(Path(path).parent / "metrics.jsonl"))]
     return held_share(kls, TARGET_KL)
 
 
