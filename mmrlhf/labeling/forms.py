@@ -141,9 +141,12 @@ def claim_field(claim: Claim) -> str:
 def _parse_claims(shown: Shown, form: Form, lexicon: Lexicon | None) -> dict[str, Any]:
     text = shown.task.answers[0]
     seen = visible(text)  # whose offsets are the same
+    claim_by_field = {claim_field(claim): claim for claim in claims_of(seen, lexicon)}
+    if any(name.startswith("claim-") and name not in claim_by_field for name in form):
+        raise InputError("the claims of this answer have changed: load the page again, and save")
     claims = []
-    for claim in claims_of(seen, lexicon):
-        if (name := claim_field(claim)) in form:
+    for name, claim in claim_by_field.items():
+        if name in form:
             verdict = VERDICTS[_one_of(form, name, tuple(VERDICTS), "judge the claim again")]
             claims.append({**asdict(claim), "span": list(claim.span), "verdict": verdict})
     words = words_of(seen)

@@ -87,6 +87,14 @@ def test_verdicts_on_claims_that_were_found():
     assert label["corrected"] == ANSWER
 
 
+def test_a_verdict_on_a_claim_that_is_no_more_is_refused():
+    """As from a page before the server had another lexicon: nothing that was judged is dropped."""
+    (claim, *_) = claims_of(ANSWER)
+    for unknown in ("claim-0", "claim-0123456789ab"):
+        with pytest.raises(InputError, match="the claims of this answer have changed: load the page again, and save"):
+            parse_label(shown("claims", [ANSWER]), {claim_field(claim): "true", unknown: "false"})
+
+
 @pytest.mark.parametrize(
     ("spans", "problem"),
     [
