@@ -20,7 +20,7 @@ from typing import Any
 from mmrlhf.config import ServeConfig
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
-from mmrlhf.files.stop_signals import Stopped
+from mmrlhf.files.stop_signals import Stopped, discard_output
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_is_adapter, check_same_base
@@ -55,10 +55,11 @@ def serve(config: ServeConfig) -> None:
             _print_address(config, models, server)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
-            print("stopping: answering the requests that wait (Ctrl-C again refuses them)", flush=True)
+            _notify("stopping: answering the requests that wait (Ctrl-C again refuses them)")
     except KeyboardInterrupt as error:
         # The model is still at work, and torch aborts an interpreter that ends meanwhile.
-        print("stopped: the requests that waited were refused", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            _notify("stopped: the requests that waited were refused")
         os._exit(error.exit_code if isinstance(error, Stopped) else 130)
 
 
@@ -69,11 +70,19 @@ def _print_address(config: ServeConfig, models: Models, server: Server) -> None:
         print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
 
 
+def _notify(text: str) -> None:
+    """Print a line, unless nobody reads it: Ctrl-C also ends the `tee` of `serve RUN | tee log`."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        discard_output()
+
+
 @contextlib.contextmanager
 def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
     """Serve in the background while the block runs; on its end, answer what waits.
 
-    If an exception ends the block, or the wait, what waits is refused.
+    If a KeyboardInterrupt ends the block, or the wait, what waits is refused.
     Raises InputError if the address cannot be used.
     """
     queue = BatchQueue(lambda key, items: run_batch(models, config, key, items), config.batch_size, config.max_waiting)
@@ -88,13 +97,21 @@ def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
     worker.start()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server
-        queue.close()
-        worker.join()
+        try:
+            yield server
+        except Exception:  # a failure of the block is none of those who wait
+            _drain(queue, worker)
+            raise
+        _drain(queue, worker)
     finally:  # also after a second Ctrl-C
         queue.abandon()
         server.shutdown()
         server.server_close()
+
+
+def _drain(queue: BatchQueue, worker: threading.Thread) -> None:
+    queue.close()
+    worker.join()
 
 
 def address_of(server: Server) -> str:

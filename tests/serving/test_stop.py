@@ -1,5 +1,6 @@
 """Ctrl-C in a real process: once, it answers what waits; twice, it does not wait for the model."""
 
+import contextlib
 import json
 import re
 import signal
@@ -38,9 +39,19 @@ def ask(address):
         return error.code, json.load(error)
 
 
-@pytest.mark.parametrize(("num_signals", "status", "exit_code"), [(1, 200, 0), (2, 503, 130)])
-def test_ctrl_c_answers_what_waits_and_a_second_one_does_not_wait(tmp_path, num_signals, status, exit_code):
-    command = [sys.executable, "-c", SERVER, str(tmp_path)]
+def is_closed(address):
+    """Return whether a server takes no more requests."""
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=60).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 503
+    return False
+
+
+@contextlib.contextmanager
+def working_server(folder):
+    """Yield a server whose model is at work, its address, and the reply to a request that waits."""
+    command = [sys.executable, "-c", SERVER, str(folder)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server,
         ThreadPoolExecutor(1) as pool,
@@ -49,12 +60,39 @@ def test_ctrl_c_answers_what_waits_and_a_second_one_does_not_wait(tmp_path, num_
             address = re.search(r" at (http://\S+):? ", server.stdout.readline())[1].rstrip(":")
             reply = pool.submit(ask, address)
             assert server.stdout.readline() == "the model is at work\n"
-            server.send_signal(signal.SIGINT)
-            assert server.stdout.readline().startswith("stopping: answering the requests that wait")
-            if num_signals == 2:
-                server.send_signal(signal.SIGINT)
-            else:
-                (tmp_path / "go_on").touch()
-            assert reply.result()[0] == status and server.wait(timeout=60) == exit_code
+            yield server, address, reply
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize(("num_signals", "status", "exit_code"), [(1, 200, 0), (2, 503, 130)])
+def test_ctrl_c_answers_what_waits_and_a_second_one_does_not_wait(tmp_path, num_signals, status, exit_code):
+    with working_server(tmp_path) as (server, _, reply):
+        server.send_signal(signal.SIGINT)
+        assert server.stdout.readline().startswith("stopping: answering the requests that wait")
+        if num_signals == 2:
+            server.send_signal(signal.SIGINT)
+        else:
+            (tmp_path / "go_on").touch()
+        assert reply.result()[0] == status and server.wait(timeout=60) == exit_code
+
+
+def test_a_notice_that_nobody_reads_drops_no_request(tmp_path):
+    """Ctrl-C ends both sides of `mmrlhf serve RUN | tee log`."""
+    with working_server(tmp_path) as (server, address, reply):
+        server.stdout.close()
+        server.send_signal(signal.SIGINT)
+        while not is_closed(address):
+            pass
+        (tmp_path / "go_on").touch()
+        assert reply.result()[0] == 200 and server.wait(timeout=60) == 0
+
+
+def test_a_second_ctrl_c_ends_a_server_whose_notices_nobody_reads(tmp_path):
+    with working_server(tmp_path) as (server, address, reply):
+        server.stdout.close()
+        server.send_signal(signal.SIGINT)
+        while not is_closed(address):
+            pass
+        server.send_signal(signal.SIGINT)
+        assert reply.result()[0] == 503 and server.wait(timeout=60) == 130
