@@ -11,16 +11,20 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mmrlhf.config import ServeConfig
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
-from mmrlhf.files.stop_signals import Stopped, discard_output
+from mmrlhf.files import stop_signals
+from mmrlhf.files.stop_signals import Stopped
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_is_adapter, check_same_base
@@ -53,9 +57,12 @@ def serve(config: ServeConfig) -> None:
     try:
         with serving(config, models) as server:
             _print_address(config, models, server)
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 threading.Event().wait()
-            _notify("stopping: answering the requests that wait (Ctrl-C again refuses them)")
+            except KeyboardInterrupt as error:
+                _ignore_repeats(error)
+            again = f"Ctrl-C again, after {stop_signals.REPEAT_SECONDS:g} seconds, refuses them"
+            _notify(f"stopping: answering the requests that wait ({again})")
     except KeyboardInterrupt as error:
         # The model is still at work, and torch aborts an interpreter that ends meanwhile.
         with contextlib.suppress(KeyboardInterrupt):
@@ -70,12 +77,24 @@ def _print_address(config: ServeConfig, models: Models, server: Server) -> None:
         print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
 
 
+def _ignore_repeats(stop: KeyboardInterrupt) -> None:
+    """Ignore the signal that came for REPEAT_SECONDS: a launcher passes on what came here, too."""
+    number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+    handler, start = signal.getsignal(number), time.monotonic()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - start >= stop_signals.REPEAT_SECONDS and callable(handler):
+            handler(number, frame)
+
+    signal.signal(number, handle)
+
+
 def _notify(text: str) -> None:
     """Print a line, unless nobody reads it: Ctrl-C also ends the `tee` of `serve RUN | tee log`."""
     try:
         print(text, flush=True)
     except OSError:
-        discard_output()
+        stop_signals.discard_output()
 
 
 @contextlib.contextmanager

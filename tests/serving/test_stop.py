@@ -15,6 +15,7 @@ import pytest
 SERVER = """
 import pathlib, sys, torch
 from mmrlhf import cli, serve
+from mmrlhf.files import stop_signals
 
 def run_batch(models, config, key, items):
     print("the model is at work", flush=True)
@@ -22,6 +23,7 @@ def run_batch(models, config, key, items):
         torch.randn(300, 300) @ torch.randn(300, 300)
     return [{"object": "answer"} for _ in items]
 
+stop_signals.REPEAT_SECONDS = float(sys.argv[2])
 serve.run_batch, serve.load_models = run_batch, lambda config: serve.Models(object(), None)
 sys.exit(cli.main(["serve", sys.argv[1], "--port", "0"]))
 """
@@ -49,9 +51,9 @@ def is_closed(address):
 
 
 @contextlib.contextmanager
-def working_server(folder):
+def working_server(folder, repeat_seconds=0):
     """Yield a server whose model is at work, its address, and the reply to a request that waits."""
-    command = [sys.executable, "-c", SERVER, str(folder)]
+    command = [sys.executable, "-c", SERVER, str(folder), str(repeat_seconds)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server,
         ThreadPoolExecutor(1) as pool,
@@ -94,5 +96,17 @@ def test_a_second_ctrl_c_ends_a_server_whose_notices_nobody_reads(tmp_path):
         server.send_signal(signal.SIGINT)
         while not is_closed(address):
             pass
+        server.send_signal(signal.SIGINT)
+        assert reply.result()[0] == 503 and server.wait(timeout=60) == 130
+
+
+def test_a_repeated_signal_is_the_same_one_and_another_is_a_second(tmp_path):
+    """Launchers pass on what Slurm or `timeout` has sent to the server as well."""
+    with working_server(tmp_path, repeat_seconds=3600) as (server, address, reply):
+        for _ in range(3):
+            server.send_signal(signal.SIGTERM)
+            while not is_closed(address):
+                pass
+        assert not reply.done()
         server.send_signal(signal.SIGINT)
         assert reply.result()[0] == 503 and server.wait(timeout=60) == 130
