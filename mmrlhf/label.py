@@ -78,12 +78,12 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
     guidelines = read_guidelines(config.guidelines_file)
     refuse_output_file(output)
     lexicon_file = config.lexicon_file and os.path.abspath(config.lexicon_file)
-    if lexicon_file is None and output.exists():
-        with contextlib.closing(Store(output)) as store:
+    if lexicon_file is None and _has_content(output):
+        with contextlib.closing(Store(output)) as store, _storage_errors_explained():
             lexicon_file = store.setting(LEXICON_SETTING)
     lexicon = load_lexicon(lexicon_file or None)
     tasks = _read_tasks_of(config, lexicon)  # what cannot be used leaves nothing behind
-    if not tasks and not output.exists():
+    if not tasks and not _has_content(output):
         raise _no_tasks(output)
     if config.order == "uncertainty":
         _refuse_without_uncertainty(tasks, output)
@@ -130,6 +130,11 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
 def lock_labels(output: Path) -> None:
     """Lock a file of labels, which one server writes to. Raises InputError if another has it."""
     lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
+
+
+def _has_content(output: Path) -> bool:
+    """Return whether there is a file that holds anything: an empty one is like none."""
+    return output.exists() and output.stat().st_size > 0
 
 
 def _create_app(config: LabelConfig, store: Store, guidelines: str, lexicon: Lexicon) -> tuple[Guard, str | None]:
@@ -191,7 +196,7 @@ def _read_tasks_of(config: LabelConfig, lexicon: Lexicon) -> list[Task]:
     return tasks
 
 
-def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lexicon: Lexicon) -> UncertaintyOf | None:
+def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lexicon: Lexicon | None) -> UncertaintyOf | None:
     if scores_file and reward_eval_file:
         raise InputError("scores_file and reward_eval_file rank the same tasks: leave one of them out")
     if reward_eval_file:
@@ -203,8 +208,8 @@ def _refuse_without_uncertainty(tasks: Sequence[Task], output: Path) -> None:
     """Refuse to order tasks by what no task has, new or in the file: that would be file order."""
     if any(task.uncertainty is not None and not task.gold for task in tasks):
         return
-    if output.exists():
-        with contextlib.closing(Store(output)) as store:
+    if _has_content(output):
+        with contextlib.closing(Store(output)) as store, _storage_errors_explained():
             if any(entry.uncertainty is not None and not entry.is_gold for entry in store.task_entries()):
                 return
     raise InputError(
@@ -232,7 +237,7 @@ def add_tasks(
     """
     with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
         names = [name for value in dataset_names for name in _names(value)]
-        lexicon = load_lexicon(store.setting(LEXICON_SETTING) or None)  # that of the page
+        lexicon = load_lexicon(store.setting(LEXICON_SETTING) or None) if reward_eval_file else None  # that of the page
         uncertainty_of = _read_uncertainty(scores_file, reward_eval_file, lexicon)
         added = store.add_tasks(read_tasks(names, mode, image_folder, split, uncertainty_of))
     print(f"{output_file}: {added} new tasks")

@@ -181,6 +181,35 @@ def test_order_uncertainty_goes_by_what_the_file_has(write_rows, tmp_path):
         assert [entry.uncertainty for entry in server.store.task_entries()] == [1.0]
 
 
+def test_an_empty_file_is_filled_and_a_damaged_one_explained(write_rows, tmp_path):
+    (tmp_path / "labels.db").touch()
+    config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
+    without_tasks = replace(config, dataset_name=None)
+    with pytest.raises(InputError, match="has no tasks: give rows"), serving_labels(without_tasks):
+        pass
+    with pytest.raises(InputError, match="no task has an uncertainty"), serving_labels(replace(config, order="uncertainty")):
+        pass
+    with serving_labels(config) as server:
+        assert len(server.store.task_entries()) == 1
+    header = (tmp_path / "labels.db").read_bytes()[:4096]  # the first page, with which the file opens
+    (tmp_path / "labels.db").write_bytes(header + b"\xff" * 65536)
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("[objects]\ntriangle\n")
+    for damaged in (config, replace(config, order="uncertainty", lexicon_file=str(lexicon))):
+        with pytest.raises(InputError, match=r"could not be read .*: make room, or give another --"), serving_labels(damaged):
+            pass
+
+
+def test_tasks_are_added_without_the_lexicon_if_no_claims_rank_them(make_store, write_rows, tmp_path):
+    store = make_store(pairs(1))
+    store.set_setting("lexicon_file", str(tmp_path / "gone.txt"))
+    more = write_rows({"prompt": "More?", "answers": ["a", "b"]}, name="more.jsonl")
+    add_tasks([more], str(store.path))
+    assert len(store.task_entries()) == 2
+    with pytest.raises(InputError, match=r"gone\.txt does not exist"):
+        add_tasks([more], str(store.path), reward_eval_file=str(tmp_path / "result.json"))
+
+
 def test_names_may_have_spaces_after_commas(write_rows, tmp_path, capsys):
     rows = write_rows(*pairs(1))
     gold = [write_rows({"prompt": name, "chosen": "a", "rejected": "b"}, name=f"{name}.jsonl") for name in "gh"]
