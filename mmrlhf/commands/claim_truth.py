@@ -110,7 +110,8 @@ def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdic
     """Read what `mmrlhf claims` wrote, with verdicts, and join it by row id and text.
 
     Labels without an id are joined by text alone. An answer whose claims are all unknown is one
-    that nobody labelled yet: it has None, as one without a row has.
+    that nobody labelled yet: it has None, as one without a row has, unless another row about the
+    same text is labelled.
     """
     by_answer: dict[tuple[str, str], list[Verdict]] = {}
     for raw_row in read_rows(path):
@@ -122,8 +123,14 @@ def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdic
             row.fail("`claims` must be a list of objects, as `mmrlhf claims` writes them")
         verdicts = [_labelled_claim(row, claim, len(text)) for claim in claims]
         key = "" if id_ is None else str(id_), stripped
-        if id_ is None and by_answer.get(key, verdicts) != verdicts:
-            row.fail("`text` has other verdicts in an earlier row, and neither has an `id`: give both the ids of their answers")
+        earlier = by_answer.get(key)
+        if earlier is not None and _is_unlabelled(verdicts):
+            continue
+        if earlier not in (None, verdicts) and not _is_unlabelled(earlier):
+            row.fail(
+                "`text` has other verdicts in an earlier row with the same `id`, or without one: keep one of the rows, or give both the ids "
+                "of their answers"
+            )
         by_answer[key] = verdicts
 
     def find(id_: str, answer: str) -> list[Verdict] | None:

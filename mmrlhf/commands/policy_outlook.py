@@ -203,8 +203,8 @@ def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
         return sentences
     if outlook["num_measured"] < outlook["num_answers"]:
         sentences.append(
-            f"Slopes are measured on {outlook['num_measured']} of {outlook['num_answers']} answers: of the others, or of all but "
-            "one to their prompt, the truth is not known."
+            f"Slopes are measured on {outlook['num_measured']} of {outlook['num_answers']} answers: the others have no known "
+            "truth, or no second answer of known truth to their prompt."
         )
     main = WITH_FACTS if WITH_FACTS in outlook["slopes"] else WITHOUT_FACTS
     phrases_by_fate: dict[str, list[str]] = {GOES: [], STAYS: [], GROWS: [], UNCLEAR: []}
@@ -272,7 +272,11 @@ def _few_phrase(kind: str, slopes: Mapping[str, Any] | None) -> str:
 
 def _coverage_sentences(slopes: Mapping[str, Any]) -> list[str]:
     """Return a warning if true claims go along with false ones."""
-    falling = [k for k in CLAIM_KINDS if k in slopes and slopes[k]["true"] is not None and slopes[k]["true"]["high"] < 0]
+    falling = [
+        kind
+        for kind in CLAIM_KINDS
+        if kind in slopes and slopes[kind]["num_prompts_true"] >= MIN_PROMPTS and slopes[kind]["true"]["high"] < 0
+    ]
     if not falling:
         return []
     return [f"True claims about {_and(falling)} will become fewer, too: watch coverage, or add it to the reward."]

@@ -101,5 +101,5 @@ class AlgorithmConfig:
 
     @property
     def credits_spans(self) -> bool:
-        """Return whether span rewards go to their own tokens, not to answers: with a critic."""
+        """Return whether span rewards go to their own tokens; else they are added up."""
         return self.span_credit == "token" and self.has_critic

@@ -46,7 +46,8 @@ class RewardTermsConfig(VerifierConfig):
     length_bounds: str | None = None
     """Fewest and most tokens of an answer that may earn a positive reward, such as `8,40`, or
     `auto`: the 2% and 98% quantiles of the reference's answers in the first step. Outside the
-    bounds, a positive sum of rewards is cut to 0."""
+    bounds, the sum of rewards is cut to 0, or to the mean of the prompt's answers if that is
+    lower."""
     reward_clip_range: str | None = None
     """Lowest and highest reward of an answer, such as `-5,5`; sums of rewards are clipped to it."""
     unknown_claim_costs: str | None = None

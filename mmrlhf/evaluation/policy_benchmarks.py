@@ -77,6 +77,9 @@ class PolicyBenchmark:
         return next((name for name in (headline, f"mean/{headline}", *parts) if name in parts), headline)
 
 
+ANSWER_METRICS = ("mean_length", "yes_rate", "distinct_2")
+
+
 def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | None]:
     """Return metrics of the answers to each of several prompts that need no truth.
 
@@ -86,7 +89,7 @@ def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | Non
     texts = [str(texts[0]) for texts in answers]
     said = [word for text in texts if (word := leading_yes_no(text))]
     lengths = [len(text.split()) for text in texts]
-    metrics: dict[str, Interval | None] = dict.fromkeys(("mean_length", "yes_rate", "distinct_2"))
+    metrics: dict[str, Interval | None] = dict.fromkeys(ANSWER_METRICS)
     metrics["mean_length"] = mean_interval(lengths)
     if 2 * len(said) > len(texts):
         metrics["yes_rate"] = mean_interval([word == "yes" for word in said])

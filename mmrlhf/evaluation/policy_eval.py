@@ -19,6 +19,7 @@ from mmrlhf.config import PolicyEvalConfig, RewardTermsConfig
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams, make_sampling_params
 from mmrlhf.evaluation.policy_benchmarks import (
+    ANSWER_METRICS,
     DEFAULT_EVAL_STEPS,
     best_metric,
     check_eval_settings,
@@ -270,7 +271,13 @@ class PolicyEvaluation:
 def _refuse_rewarded_facts(config: PolicyEvalConfig, metric: str) -> None:
     """Raise InputError if the benchmark `facts` would choose the best policy, and the verifier that
     it measures with is part of the reward: facts about other images have the same blind spots."""
-    if not metric.startswith("facts/") or not isinstance(config, RewardTermsConfig) or config.allow_monitoring_reward_verifiers:
+    measured = metric.removeprefix("facts/")
+    if (
+        measured == metric
+        or measured in ANSWER_METRICS
+        or not isinstance(config, RewardTermsConfig)
+        or config.allow_monitoring_reward_verifiers
+    ):
         return
     verifiers = claim_reward_verifiers(config.reward_terms)
     if rewarded := next((name for name, verifier in verifiers.items() if "facts" in verifier.split("+")), None):

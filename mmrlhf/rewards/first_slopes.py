@@ -35,10 +35,10 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
     Each kind has `false` and `true`, in claims per answer and root of a nat of KL, as {"value",
     "low", "high"} with a 95% bootstrap interval over prompts, None without such claims. Beside them
     are the numbers of claims that they are measured on, `num_false` and `num_true`, and of prompts
-    with a false one, `num_prompts`. Claims count once in an answer, hedged ones and true denials
-    not at all. Left out are kinds without any claims, answers of unknown truth (they would count as
-    free of false claims, and shrink the slopes), and prompts with fewer than two other answers. A
-    prompt of A answers weighs A - 1.
+    with a false one, `num_prompts`, or a true one, `num_prompts_true`. Claims count once in an
+    answer, hedged ones and true denials not at all. Left out are kinds without any claims, answers
+    of unknown truth (they would count as free of false claims, and shrink the slopes), and prompts
+    with fewer than two other answers. A prompt of A answers weighs A - 1.
     """
     prompts = _known_answers(groups, [scores], verdicts)
     if not prompts:
@@ -56,7 +56,7 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
     return {
         kind: {truth: intervals[f"{truth} {kind}"] if num_claims[f"{truth} {kind}"] else None for truth in TRUTHS}
         | {f"num_{truth}": num_claims[f"{truth} {kind}"] for truth in TRUTHS}
-        | {"num_prompts": num_prompts[f"false {kind}"]}
+        | {"num_prompts": num_prompts[f"false {kind}"], "num_prompts_true": num_prompts[f"true {kind}"]}
         for kind in SLOPE_KINDS
         if any(num_claims[f"{truth} {kind}"] for truth in TRUTHS)
     }

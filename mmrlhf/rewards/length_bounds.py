@@ -2,7 +2,8 @@
 
 A policy that drifts to very short or very long answers is usually paid for it by mistake. Outside
 the bounds, a sum of rewards is cut to 0, or to the mean of the prompt's answers if that is lower:
-advantages are relative to it, so that 0 among negative sums would be a reward. Lower sums stay.
+`rloo` and `grpo` are relative to it, so that 0 among negative sums would be a reward. Lower sums
+stay.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class Run:
 
     @property
     def changed_settings(self) -> set[str]:
-        """Settings and inputs that `--allow_change` has changed since the run began."""
+        """Settings and inputs that this start changes, as `--allow_change` lets it."""
         return self._inputs.changed
 
     def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:

@@ -42,7 +42,9 @@ def interval(value, width=0.1):
 
 
 def slope(false, num=40, true=0.0):
-    return {"false": interval(false), "true": interval(true), "num_false": num, "num_true": num, "num_prompts": num}
+    return {"false": interval(false), "true": interval(true), "num_false": num, "num_true": num} | dict.fromkeys(
+        ("num_prompts", "num_prompts_true"), num
+    )
 
 
 SPREAD = {
@@ -97,6 +99,13 @@ def test_sentences_say_what_goes_stays_and_grows():
     ]
 
 
+def test_few_true_claims_say_nothing_about_coverage():
+    for num, is_said in ((19, False), (20, True)):
+        kind = slope(-0.6, true=-0.2) | {"num_prompts_true": num}
+        sentences = sentences_of({"object": kind}, {"object": kind}, {"object": interval(0)})
+        assert any("True claims about objects will become fewer" in sentence for sentence in sentences) == is_said
+
+
 def test_sentences_say_whether_facts_matter():
     objects = {"object": slope(-0.6)}
     assert sentences_of(objects, {"object": slope(0.0)}, {"object": interval(-0.6)})[-1] == (
@@ -116,7 +125,7 @@ def test_sentences_say_whether_facts_matter():
 
 
 def test_whether_facts_matter_is_not_measured_on_few_false_claims():
-    no_false = {"false": None, "true": interval(0.1), "num_false": 0, "num_true": 40, "num_prompts": 0}
+    no_false = {"false": None, "true": interval(0.1), "num_false": 0, "num_true": 40, "num_prompts": 0, "num_prompts_true": 20}
     for few in (slope(-0.6, num=19), no_false):
         sentences = sentences_of({"object": few}, {"object": few}, {"object": interval(-0.6)})
         assert sentences[-2].startswith("Not measured, with false claims in fewer than 20 prompts: object (")
@@ -157,7 +166,7 @@ def test_the_answers_that_slopes_are_measured_on_are_counted():
     assert (outlook["num_answers"], outlook["num_measured"]) == (8, 4)
     assert outlook["slopes"]["without facts"]["object"]["num_prompts"] == 2
     assert outlook_sentences(outlook)[1] == (
-        "Slopes are measured on 4 of 8 answers: of the others, or of all but one to their prompt, the truth is not known."
+        "Slopes are measured on 4 of 8 answers: the others have no known truth, or no second answer of known truth to their prompt."
     )
 
 
@@ -296,9 +305,23 @@ def test_labels_without_an_id_are_of_every_answer_with_their_text(tmp_path):
     assert [v.value for ((v,),) in read_verdicts(config, [make_group("A cup.", id_=i) for i in "ab"], None, True)] == [
         "supported"
     ] * 2
-    write_lines(tmp_path / "labels.jsonl", [labelled_cup("supported"), labelled_cup("contradicted")])
-    with pytest.raises(InputError, match="line 2: `text` has other verdicts in an earlier row, and neither has an `id`"):
-        read_verdicts(config, [make_group("A cup.")], None, True)
+    for fields in ({}, {"id": "a"}):
+        rows = [labelled_cup(verdict, **fields) for verdict in ("supported", "contradicted")]
+        write_lines(tmp_path / "labels.jsonl", rows)
+        with pytest.raises(
+            InputError, match="line 2: `text` has other verdicts in an earlier row with the same `id`, or without"
+        ):
+            read_verdicts(config, [make_group("A cup.", id_="a")], None, True)
+
+
+@pytest.mark.parametrize("fields", [{}, {"id": "a"}])
+@pytest.mark.parametrize("verdicts", [("supported", "unknown"), ("unknown", "supported")])
+def test_one_label_of_equal_answers_is_enough(tmp_path, fields, verdicts):
+    """Samples of a prompt may coincide, and `mmrlhf claims` writes a row for each."""
+    path = write_lines(tmp_path / "labels.jsonl", [labelled_cup(verdict, **fields) for verdict in verdicts])
+    config = make_config(tmp_path, answers="x", truth="labels", truth_file=path)
+    (((verdict,),),) = read_verdicts(config, [make_group("A cup.", id_="a")], None, True)
+    assert verdict.value == "supported"
 
 
 @pytest.mark.parametrize(
