@@ -72,13 +72,14 @@ def _refuse_single_process(environment: Mapping[str, str]) -> None:
     """Raise InputError if accelerate was asked for several processes and has started one.
 
     `accelerate launch --cpu` does so on one machine: it says where the others could be met, and not
-    how many there are.
+    how many there are. Beside a GPU, a script that has set MASTER_ADDR itself may want one process.
     """
-    asked_for_several = {"MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND"} <= environment.keys()
+    is_on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    asked_for_several = is_on_cpu and {"MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND"} <= environment.keys()
     if asked_for_several and not WORLD_SIZE_VARIABLES & environment.keys():
         raise InputError(
             "accelerate launch was asked for several processes and has started a single one, as it does on a CPU: "
-            "use torchrun --nproc_per_node (docs/processes.md), or --num_processes 1"
+            "use torchrun --nproc_per_node (docs/processes.md), or, for one process, unset MASTER_ADDR"
         )
 
 

@@ -30,7 +30,7 @@ def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch):
             launch_command_parser().parse_args(["--cpu", "--num_processes", num_processes, "train.py"])
         )
         _, environment = prepare_simple_launcher_cmd_env(args)
-        for name in ("MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND"):
+        for name in ("MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU"):
             monkeypatch.delenv(name, raising=False)
             if name in environment:
                 monkeypatch.setenv(name, environment[name])
