@@ -61,11 +61,14 @@ def unpack_other_export(row: Row) -> Row:
 def _is_flat_export(fields: Mapping[str, Any]) -> bool:
     """Return whether a row is of Argilla's flat table, or of Label Studio's JSON-MIN.
 
-    Argilla's has a column of responses only for questions that somebody has answered.
+    Argilla's has a column of responses only for questions that somebody has answered. Until then a
+    `status` tells it from other rows, which may have one as well, beside answers of their own.
     """
     is_argilla = "_server_id" in fields or any(name.endswith((".responses", ".suggestion")) for name in fields)
     is_label_studio = "annotation_id" in fields and "lead_time" in fields
-    return is_argilla or is_label_studio or ("status" in fields and bool(numbered_answers(fields)))
+    has_own_answers = any(name in fields for name in ("answers", "chosen", "rejected"))
+    is_unanswered = "status" in fields and not has_own_answers and bool(numbered_answers(fields))
+    return is_argilla or is_label_studio or is_unanswered
 
 
 def numbered_answers(fields: Mapping[str, Any]) -> list[str]:

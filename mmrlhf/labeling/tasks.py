@@ -110,9 +110,9 @@ def read_tasks(
             asked_mode = mode or row.fields.get("mode")
             if is_gold and asked_mode in ("claims", "facts"):
                 row.fail(f"a gold question compares answers, so that it cannot be of mode {asked_mode}: leave out gold_file")
-            if asked_mode != "facts":
-                _refuse_unread_answers(row)
             task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
+            if not task.answers and asked_mode != "facts":
+                _refuse_unread_answers(row)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
             # Answers that a row compares are a task of their own; single ones are gathered.
             key = (*asked, len(groups)) if len(task.answers) > 1 or is_gold else asked
@@ -139,8 +139,12 @@ def _check_mode(row: Row) -> None:
 def _refuse_unread_answers(row: Row) -> None:
     """Refuse a row whose answers would be dropped: in fields of their own, which nothing reads."""
     names = numbered_answers(row.fields)
-    if names and "answers" not in row.fields and not is_preference(row):
-        row.fail(f"{', '.join(f'`{name}`' for name in names)} look like answers to label: put them into one list, `answers`")
+    if names and "answers" not in row.fields:
+        look, them = ("looks like an answer", "it") if len(names) == 1 else ("look like answers", "them")
+        row.fail(
+            f"{', '.join(f'`{name}`' for name in names)} {look} to label: "
+            f"put {them} into one list, `answers`, or give --mode facts to leave {them} out"
+        )
 
 
 def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:

@@ -242,19 +242,28 @@ def test_flat_tables_of_other_tools_before_and_after_an_answer():
     assert unpack_other_export(row_of(json_min)).fields == unpack_other_export(row_of(LABEL_STUDIO)).fields
     one = {"image": "/data/upload/3/ab-1.png", "caption": "A cup.", "id": 1, "annotation_id": 3, "lead_time": 2.5}
     assert unpack_other_export(row_of(one)).fields["answers"] == ["A cup."]
-    for own in ({"answers": [{"text": "A.", "model": "m"}], "status": "new"}, {"chosen": "A.", "rejected": "B.", "lead_time": 1}):
+    answers, pair = {"answers": [{"text": "A.", "model": "m"}]}, {"chosen": "A.", "rejected": "B."}
+    beside = {"status": "new", "caption_1": "A cup."}
+    for own in (
+        answers | {"status": "new"},
+        answers | beside | {"facts": ["a cup"]},
+        pair | {"lead_time": 1},
+        pair | beside | {"score_chosen": 2.0, "score_rejected": 1.0},
+    ):
         assert unpack_other_export(row_of(own)).fields == own
 
 
 def test_answers_that_nothing_reads_are_refused(write_rows):
     rows = write_rows({"response_a": "A cup.", "response_b": "A dog."})
-    with pytest.raises(
-        InputError, match=r"line 1: `response_a`, `response_b` look like answers to label: put them into one list"
-    ):
+    with pytest.raises(InputError, match=r"line 1: `response_a`, `response_b` look like answers to label: put them into one"):
         tasks_of(rows)
+    one = "`caption_1` looks like an answer to label: put it into one list, `answers`, or give --mode facts to leave it out"
+    with pytest.raises(InputError, match=one):
+        tasks_of(write_rows({"caption_1": "A cup."}, name="one.jsonl"))
     assert [task.answers for task in tasks_of(rows, "facts")] == [()]
     assert tasks_of(write_rows({"chosen": "A.", "rejected": "B.", "caption_1": "A cup."}))[0].mode == "pairwise"
     assert tasks_of(write_rows({"answers": ["A.", "B."], "caption_1": "A cup."}))[0].mode == "pairwise"
+    assert tasks_of(write_rows({"answer": "A.", "caption_1": "A cup."}))[0].answers == ("A.",)
 
 
 @pytest.mark.parametrize(
