@@ -25,7 +25,7 @@ from mmrlhf.labeling.forms import parse_label, parse_note
 from mmrlhf.labeling.guard import BodyTooLargeError, Guard, wants_json
 from mmrlhf.labeling.images import displayable
 from mmrlhf.labeling.pages import FOLDER, Pages, person_context
-from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions
+from mmrlhf.labeling.sessions import COOKIE_SECONDS, Sessions, consent_key
 from mmrlhf.labeling.typed_facts import facts_from_sentence
 from mmrlhf.records import InputError
 
@@ -158,7 +158,7 @@ class _Handlers:
     def join(self, request: Request, form: Mapping[str, str]) -> Response:
         name = form.get("name", "")
         try:
-            annotator = self.sessions.join(name, form.get("code", ""), form.get("token", ""), form.get("consent") == "yes")
+            annotator = self.sessions.join(name, form.get("code", ""), form.get("token", ""), self._has_consented(form))
         except InputError as error:
             page = self.pages.join(self.sessions.access_token is not None, form.get("token", ""), str(error), name[:80])
             return HTMLResponse(page, 403)
@@ -169,11 +169,21 @@ class _Handlers:
     def consent(self, request: Request, form: Mapping[str, str]) -> Response:
         """Accept a consent line that has changed."""
         annotator = self._require_own_form(request, form)
-        if form.get("consent") != "yes":
-            problem = "to go on, tick the box that says that your labels may be stored"
-            return HTMLResponse(self.pages.ask_again(self.sessions.form_key(annotator), problem), 403)
+        try:
+            if not self._has_consented(form):
+                raise InputError("to go on, tick the box that says that your labels may be stored")
+        except InputError as error:
+            return HTMLResponse(self.pages.ask_again(self.sessions.form_key(annotator), str(error)), 403)
         self.sessions.accept(annotator)
         return RedirectResponse("/", 303)
+
+    def _has_consented(self, form: Mapping[str, str]) -> bool:
+        """Return whether a form accepts the consent line. Raises InputError if its page showed
+        another line. A script's form, which no page showed, may leave the line out."""
+        current = consent_key(self.sessions.consent)
+        if form.get("consent") == "yes" and form.get("consent_line", current) != current:
+            raise InputError("what you agree to has changed since this page was loaded: read it again, and tick the box")
+        return form.get("consent") == "yes"
 
     def leave(self, request: Request, form: Mapping[str, str]) -> Response:
         self._require_own_form(request, form)

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mmrlhf.claims import Lexicon
 from mmrlhf.labeling.assignments import Progress, Shown
 from mmrlhf.labeling.forms import FACT_KINDS, REASONS, VERDICTS, apply_corrections, claim_field, claims_of, words_of
+from mmrlhf.labeling.sessions import consent_key
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import phrase_of_claim
 from mmrlhf.records import place_images
@@ -45,6 +46,7 @@ class Pages:
         )
         environment.filters["visible"] = visible
         environment.globals |= {"title": self.title, "guidelines": self.guidelines.strip()}
+        environment.globals |= {"consent": self.consent, "consent_key": consent_key(self.consent)}
         return environment
 
     def _render(self, template: str, /, **context: Any) -> str:
@@ -52,13 +54,11 @@ class Pages:
 
     def join(self, needs_token: bool, token: str = "", problem: str = "", name: str = "") -> str:
         """Return the page on which annotators come in."""
-        return self._render(
-            "join.html.j2", needs_token=needs_token, token=token, problem=problem, name=name, consent=self.consent, person=None
-        )
+        return self._render("join.html.j2", needs_token=needs_token, token=token, problem=problem, name=name, person=None)
 
     def ask_again(self, form_key: str, problem: str = "") -> str:
         """Return the page on which annotators accept a consent line that has changed."""
-        return self._render("consent.html.j2", form_key=form_key, problem=problem, consent=self.consent, person=None)
+        return self._render("consent.html.j2", form_key=form_key, problem=problem, person=None)
 
     def message(self, heading: str, text: str, person: Mapping[str, Any] | None = None) -> str:
         """Return a page with one message."""

@@ -96,8 +96,8 @@ class Sessions:
         return parts is not None and time.time() >= int(parts[2]) + DAY_SECONDS
 
     def annotator_of(self, cookie: str | None) -> int | None:
-        """Return whose cookie it is, None for none, or one that is forged or too old, or
-        from a future in which the clock was wrong."""
+        """Return whose cookie it is, None if there is none, or it is forged, too old, or from the
+        future."""
         annotator = self._signed_annotator(cookie or "")
         return annotator if annotator is not None and self._store.code_of(annotator) is not None else None
 
@@ -124,6 +124,11 @@ class Sessions:
 
     def _sign(self, purpose: str, annotator: int) -> str:
         return hmac.new(self._secret, f"{purpose} {annotator}".encode(), hashlib.sha256).hexdigest()
+
+
+def consent_key(line: str) -> str:
+    """Return what a form carries of the consent line on its page: a hash."""
+    return hashlib.sha256(line.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _new_code() -> str:

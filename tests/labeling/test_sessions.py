@@ -1,5 +1,7 @@
 """Who somebody is: cookies, names, codes, and what they have agreed to."""
 
+import re
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -119,6 +121,32 @@ def test_a_consent_line_that_has_changed_is_accepted_again(store, make_app):
     assert "Question 1?" in person.look()
     restart("You may store my labels.")  # not the line that they have accepted last
     assert "Question 1?" not in person.look()
+
+
+def test_nobody_accepts_a_line_that_their_page_did_not_show(store, make_app):
+    """The server has started with another line while the form was open."""
+
+    def app_with(line):
+        return create_app(assign(store), Sessions(store, None, line), Pages("t", "", line))
+
+    def fields_of(page):
+        return dict(re.findall(r'name="(form_key|consent_line)" value="([^"]+)"', page)) | {"consent": "yes"}
+
+    def client_of(line, **settings):
+        return TestClient(app_with(line), base_url="http://127.0.0.1:8010", **settings)
+
+    old = fields_of(client_of("First line.").get("/").text)
+    client = client_of("Second line.")
+    reply = client.post("/join", data=old | {"name": "heron"})
+    assert reply.status_code == 403 and "has changed" in reply.text and 'value="heron"' in reply.text
+    assert store.annotators() == {} and "Second line." in reply.text
+    assert "Question 0?" in client.post("/join", data=fields_of(reply.text) | {"name": "heron"}).text
+    old = fields_of(client_of("Third line.", cookies=client.cookies).get("/").text)
+    client = client_of("Fourth line.", cookies=client.cookies)
+    reply = client.post("/consent", data=old)
+    assert reply.status_code == 403 and "has changed" in reply.text and "Fourth line." in reply.text
+    assert "Question 0?" in client.post("/consent", data=fields_of(reply.text)).text
+    assert [event.content["consent"] for event in store.events("joined")] == ["Second line.", "Fourth line."]
 
 
 def test_who_comes_back_by_code_accepts_the_line_too(store, make_app):
