@@ -194,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()):
             raise RequestError(411, "the length of the body is missing: send the header Content-Length")
-        if len(length.lstrip("0")) > MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
+        length = length.lstrip("0") or "0"
+        if len(length) > MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
             raise RequestError(413, f"the body is too large: send at most {MAX_BODY_BYTES:,} bytes")
         body = self.rfile.read(int(length))
         if len(body) < int(length) and self.server.is_closing:

@@ -237,6 +237,7 @@ def test_bodies_have_a_length_and_a_limit(server):
     for headers, status in (
         ({"Content-Length": str(1 << 30)}, 413),
         ({"Content-Length": "9" * 5000}, 413),
+        ({"Content-Length": "0" * 5000}, 400),  # an empty body, which is no JSON
         ({"Transfer-Encoding": "chunked"}, 411),
     ):
         connection = HTTPConnection(*server.server_address[:2], timeout=30)
