@@ -189,16 +189,15 @@ def test_a_single_tie_says_next_to_nothing():
 
 
 def test_ties_on_one_pair_widen_its_interval_beside_other_votes():
-    """Without a win between them, a and b still meet by way of c."""
-    others = votes_of(*[("a", "c", 1), ("c", "a", 1), ("b", "c", 1), ("c", "b", 1)] * 200)
-    ties = [Vote("a", "b", 0.5, f"tie {i}") for i in range(2000)]
-    few = [Vote("a", "b", 0.5, f"tie {i}") for i in range(4)]
-    widths = []
-    for votes in ([*others, *ties], [*others, *few]):
-        ratings = rate(votes, num_resamples=200)
-        a, b = ratings.models.index("a"), ratings.models.index("b")
-        widths.append(ratings.high_MM[a, b] - ratings.low_MM[a, b])
-    assert 0 < widths[0] < widths[1]
+    """Four votes by way of c add doubt to 30 ties, which alone leave a share of 0.1 decided votes.
+
+    As log-odds, half of that on either side of an even chance is log(1.1 / 0.9) = 0.20.
+    """
+    others = votes_of(("a", "c", 1), ("c", "a", 1), ("b", "c", 1), ("c", "b", 1))
+    ratings = rate([*others, *(Vote("a", "b", 0.5, f"tie {i}") for i in range(30))], num_resamples=4000)
+    assert 1 - (2 * expanded_tail(34)) ** (1 / 30) == pytest.approx(0.1, abs=0.005)
+    a, b = ratings.models.index("a"), ratings.models.index("b")
+    assert ratings.low_MM[a, b] < -0.2 and ratings.high_MM[a, b] > 0.2
 
 
 def test_style_on_which_all_votes_are_ties_is_left_out_with_a_note():
