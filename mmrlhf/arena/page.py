@@ -144,7 +144,7 @@ def _other_categories(board: Board) -> list[str]:
     number = len(set(others))
     return [
         f"These are the {len(board.categories)} categories with the most votes; {number} more "
-        f"{'category' if number == 1 else 'categories'}, with {len(others):,} votes together, "
+        f"{'category' if number == 1 else 'categories'}, with {len(others):,} {'vote' if len(others) == 1 else 'votes together'}, "
         f"{'is' if number == 1 else 'are'} left out."
     ]
 
