@@ -143,7 +143,7 @@ def _create_app(config: LabelConfig, store: Store, guidelines: str, lexicon: Lex
         # It stays the same from one start to the next, so that links that were sent stay valid.
         access_token = store.setting("access_token") or secrets.token_urlsafe(18)
         store.set_setting("access_token", access_token)
-    schedule = Schedule(config.overlap, config.gold_every, config.order, config.seed)
+    schedule = Schedule(config.overlap, config.gold_every, config.order, config.seed, store.setting("secret"))
     sessions = Sessions(store, access_token, config.consent)
     pages = Pages(config.title, guidelines, config.consent, lexicon)
     return create_app(Assignments(store, schedule), sessions, pages), access_token

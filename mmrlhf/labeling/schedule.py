@@ -22,11 +22,12 @@ class Schedule:
 
     overlap: annotators who label each task. gold_every: one task in this many is a gold question,
     as long as an annotator has new ones; 0 for none. Everyone gets all of them, in one order, at
-    places that are drawn from `seed` for each annotator, so that no count gives them away.
+    places that are drawn for each annotator from `seed` and `secret`, so that neither a count nor
+    the seed gives them away.
     """
 
-    def __init__(self, overlap: int, gold_every: int, order: Order, seed: int) -> None:
-        self._overlap, self._gold_every, self._order, self._seed = overlap, gold_every, order, seed
+    def __init__(self, overlap: int, gold_every: int, order: Order, seed: int, secret: str) -> None:
+        self._overlap, self._gold_every, self._order, self._seed, self._secret = overlap, gold_every, order, seed, secret
         self._keys: dict[int, tuple[float, int]] = {}
         self._open: list[tuple[tuple[float, int], int]] = []
         """Sort keys and ids of tasks with fewer than `overlap` labels."""
@@ -105,7 +106,7 @@ class Schedule:
 
     def _gold_place(self, annotator: int, block: int) -> int:
         """Return how many answers come before the gold question of a block of `gold_every`."""
-        drawn = hashlib.sha256(f"{self._seed} gold {annotator} {block}".encode()).digest()[:6]
+        drawn = hashlib.sha256(f"{self._seed} {self._secret} gold {annotator} {block}".encode()).digest()[:6]
         return block * self._gold_every + int.from_bytes(drawn) % self._gold_every
 
     def _has_room(self, annotator: int, task: int, now: float) -> bool:

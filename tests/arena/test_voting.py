@@ -32,7 +32,8 @@ NAMES = ("zebrafinch", "kingfisher", "woodpecker")
 
 def app_of(store, overlap=1):
     sessions = Sessions(store, None, "You may store my votes.")
-    return create_app(Assignments(store, Schedule(overlap, 0, "file", 0)), sessions, Pages("Which is better?", "", "You may."))
+    assignments = Assignments(store, Schedule(overlap, 0, "file", seed=0, secret=""))
+    return create_app(assignments, sessions, Pages("Which is better?", "", "You may."))
 
 
 @pytest.fixture
@@ -161,6 +162,7 @@ def test_the_page_says_how_many_categories_it_leaves_out():
     note = "These are the 12 categories with the most votes; 2 more categories, with 3 votes together, are left out."
     page = page_of(range(14))
     assert note in page and ">c2<" in page and ">c1<" not in page
+    assert "; 1 more category, with 1 vote, is left out." in page_of((0, *range(2, 14)))
     assert "left out" not in page_of(range(2, 14))
 
 

@@ -59,7 +59,7 @@ def make_store(tmp_path, write_rows):
 
 
 def assign(store, overlap=1, gold_every=0, order="file", **clocks):
-    return Assignments(store, Schedule(overlap, gold_every, order, seed=0), **clocks)
+    return Assignments(store, Schedule(overlap, gold_every, order, seed=0, secret="a"), **clocks)
 
 
 class Person:

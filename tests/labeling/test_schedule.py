@@ -6,8 +6,8 @@ from mmrlhf.labeling.schedule import LEASE_SECONDS, Schedule
 from mmrlhf.labeling.store import TaskEntry
 
 
-def schedule_of(number=3, overlap=1, gold_every=0, order="file", num_gold=0, uncertainties=()):
-    schedule = Schedule(overlap, gold_every, order, seed=0)
+def schedule_of(number=3, overlap=1, gold_every=0, order="file", num_gold=0, uncertainties=(), secret="a"):
+    schedule = Schedule(overlap, gold_every, order, seed=0, secret=secret)
     for i in range(1, number + 1):
         schedule.add(TaskEntry(i, False, uncertainties[i - 1] if uncertainties else None))
     for i in range(num_gold):
@@ -71,15 +71,19 @@ def test_one_of_every_three_tasks_is_a_gold_question():
 
 
 def test_the_place_of_a_gold_question_follows_from_no_count():
-    """Each place of the three is drawn, for each annotator anew; a restart draws the same ones."""
+    """Each place of the three is drawn, for each annotator anew; a restart draws the same ones.
 
-    def places(annotator):
-        schedule = schedule_of(number=90, gold_every=3, num_gold=30)
+    Whoever knows the seed cannot draw them, without the secret of the file.
+    """
+
+    def places(annotator, secret="a"):
+        schedule = schedule_of(number=90, gold_every=3, num_gold=30, secret=secret)
         tasks = [work(schedule, annotator) for _ in range(90)]
         return [index % 3 for index, task in enumerate(tasks) if task >= 100]
 
     assert all(places(1).count(place) >= 4 for place in range(3))
     assert places(1) != places(2) and places(1) == places(1)
+    assert places(1, secret="b") != places(1)
 
 
 def test_the_counter_does_not_give_gold_questions_away():
