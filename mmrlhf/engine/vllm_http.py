@@ -122,12 +122,12 @@ class VLLMServers:
 
         firsts = {server_of(i).url: i for i in reversed(range(len(prompts))) if prompts[i].images}
         requests: dict[int, Future[list[EngineAnswer]]] = {}
+        known_reasons = set(self._pixel_reasons.values())  # before the threads that add to them
         for index in [i for url, i in firsts.items() if url not in self._pixel_reasons]:
             features = self._prepare(prompts[index], seeds[index], True) if vllm_features.takes_features(self.vlm) else None
             pixels = self._prepare(prompts[index], seeds[index], False)
             work = partial(self._ask_first, server_of(index), features, pixels, sampling_params)
             requests[index] = run_in_background(work, self._slots)
-        known_reasons = set(self._pixel_reasons.values())
         for index, request in requests.items():
             server_of(index).wait_for(request)
         for reason in sorted(set(self._pixel_reasons.values()) - known_reasons):
@@ -176,9 +176,12 @@ class VLLMServers:
         return answers
 
     def _note_form(self, pixel_reason: str) -> None:
-        if self.rank == 0 and pixel_reason:
+        is_of_one_server = pixel_reason and vllm_features.takes_features(self.vlm)
+        if self.rank != 0 and not is_of_one_server:  # which rank 0 may never ask
+            return
+        if pixel_reason:
             print(f"note: pictures go to the servers as pixels, which their towers encode again ({pixel_reason})")
-        elif self.rank == 0:
+        else:
             print("note: pictures go to the servers as features, and their towers do not run")
 
     def _answers(self, server: Server, prepared: PreparedPrompt, sampling_params: Mapping[str, Any]) -> list[EngineAnswer]:
