@@ -167,10 +167,12 @@ class Server:
         """Return the JSON (or the text) of a server's answer, which may take `timeout` seconds.
 
         Raises RefusedError for a status that repeating does not change, and EngineError if the
-        server cannot be reached, or is about to stop, for `patience` seconds.
+        server cannot be reached, or is about to stop, for `patience` seconds. They begin anew with
+        an answer that took longer than that: the server was at work.
         """
         deadline, pause, num_errors = None, FIRST_PAUSE, 0
         while True:
+            start = time.monotonic()
             try:
                 response = self._client.request(method, path, json=body, timeout=_timeout(timeout or PROBE_TIMEOUT))
                 if response.status_code == 200 and not _is_aborted(content := _content(response)):
@@ -181,6 +183,9 @@ class Server:
                 may_recover = response.status_code == 500 and self.patience and num_errors < MAX_SERVER_ERRORS
                 if not is_away and not may_recover:
                     raise RefusedError(response.status_code, self.url, problem)
+                # 504 is what a proxy says of a server that hangs.
+                if response.status_code != 504 and time.monotonic() - start > self.patience:
+                    deadline, pause = None, FIRST_PAUSE
             except httpx2.HTTPError as error:
                 problem = _problem(error)
             now = time.monotonic()

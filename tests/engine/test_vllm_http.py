@@ -2,17 +2,17 @@
 
 import base64
 import json
-import os
 import socket
 import threading
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import httpx2
 import pytest
 import torch
 
-from mmrlhf.engine import vllm_features, vllm_requests, vllm_server
+from mmrlhf.background import run_in_background
+from mmrlhf.engine import vllm_features, vllm_http, vllm_requests, vllm_server
 from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.scoring import in_micro_batches, logps
@@ -182,6 +182,32 @@ def test_each_server_is_asked_once_whether_it_takes_features(tiny_vlm_path, vlm,
         )
 
 
+def test_a_server_that_answers_at_once_has_its_note(vllm_fake, vlm, examples, monkeypatch, capsys):
+    def run_at_once(work, slots):
+        future = run_in_background(work, slots)
+        futures.wait([future])
+        return future
+
+    monkeypatch.setattr(vllm_http, "run_in_background", run_at_once)
+    engine = engine_of(vlm, vllm_fake)
+    engine.set_policy(0)
+    engine.sample(prompts_from_examples(vlm, examples[:1]), 1, PARAMS)
+    assert capsys.readouterr().out.count("as features") == 1
+
+
+def test_the_process_that_finds_a_server_without_features_says_so(tiny_vlm_path, vlm, examples, capsys):
+    with fake_vllm(tiny_vlm_path, examples) as a, fake_vllm(tiny_vlm_path, examples) as b:
+        prompts = prompts_from_examples(vlm, examples[:2])
+        for takes_features, num_notes in ((True, 0), (False, 1)):  # rank 0 says how features go, for all
+            b.takes_features = takes_features
+            engine = engine_of(vlm, a, b, rank=1, num_processes=2)
+            engine.set_policy(0)
+            engine.sample(prompts, 1, PARAMS)
+            printed = capsys.readouterr().out
+            assert printed.count("note:") == printed.count(f"({b.url} takes no features") == num_notes
+        assert not a.generated
+
+
 def test_a_family_whose_features_vllm_does_not_take_sends_pixels(vllm_fake, vlm, examples, monkeypatch, capsys):
     monkeypatch.setattr(vllm_features, "FEATURE_LAYOUTS", {})
     engine = engine_of(vlm, vllm_fake)
@@ -267,16 +293,6 @@ def test_a_server_that_works_for_long_is_waited_for(vllm_fake, vlm, examples, mo
         assert sampled.result().texts
 
 
-def test_connections_are_kept_alive_unless_a_proxy_holds_them(monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    kept_alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    assert kept_alive in Server("http://10.0.0.1:8000", 0)._client._transport._pool._socket_options
-    monkeypatch.setenv("http_proxy", "http://10.0.0.2:3128")
-    client = Server("http://10.0.0.1:8000", 0)._client
-    assert client._transport_for_url(httpx2.URL("http://10.0.0.1:8000")) is not client._transport
-
-
 def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
     (prompt,) = prompts_from_examples(vlm, examples[:1])
     server = Server("http://127.0.0.1:9", 0)
@@ -303,55 +319,6 @@ def test_replies_that_were_not_asked_for_are_refused(vlm, examples):
     for no_reply in ("Success", None, {"detail": "x"}):
         with pytest.raises(EngineError, match="sends no answers"):
             engine._read(server, prepared, params, no_reply)
-
-
-def test_what_a_server_lacks_is_found_before_the_run(vllm_fake):
-    Server(vllm_fake.url, 0).check(4096)
-    with pytest.raises(EngineError, match="takes 4096 tokens, and max_length is 5000: start it with --max-model-len 5000"):
-        Server(vllm_fake.url, 0).check(5000)
-    vllm_fake.allows_adapters = False
-    with pytest.raises(EngineError, match="has no /v1/unload_lora_adapter: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
-        Server(vllm_fake.url, 0).check(1)
-    with pytest.raises(EngineError, match=r"127.0.0.1:9 cannot be reached \(.*\): start the server, or correct the address"):
-        Server("http://127.0.0.1:9", 0).check(1)
-
-
-@pytest.mark.parametrize("key", ["secret", "secret\r", " secret\n"])
-def test_api_key_goes_into_the_header(monkeypatch, key):
-    monkeypatch.setenv("VLLM_API_KEY", key)
-    assert Server("http://127.0.0.1:9", 0)._client.headers["authorization"] == "Bearer secret"
-
-
-@pytest.mark.parametrize("key", ["secr\net", "secrét"])
-def test_a_key_that_no_header_may_hold_is_not_printed(monkeypatch, key):
-    monkeypatch.setenv("VLLM_API_KEY", key)
-    with pytest.raises(EngineError, match="VLLM_API_KEY holds characters that no key has") as caught:
-        Server("http://127.0.0.1:9", 0)
-    assert "secr" not in str(caught.value)
-
-
-def test_what_is_no_address_is_refused():
-    with pytest.raises(EngineError, match=r"rollout_engine http://\[::1 is not an address"):
-        Server("http://[::1", 0)
-
-
-def test_patience_counts_from_the_first_failure(monkeypatch):
-    """A server that breaks the connection after a long answer is asked again."""
-    clock, server = [0.0], Server("http://127.0.0.1:9", patience=2.0)
-    calls = []
-
-    def request(*_, **__):
-        calls.append(clock[0])
-        if len(calls) == 1:
-            clock[0] += 3600.0
-            raise httpx2.ReadError("gone")
-        return httpx2.Response(200, json={"ok": True})
-
-    monkeypatch.setattr(server._client, "request", request)
-    monkeypatch.setattr(vllm_server, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(vllm_server.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(vllm_server.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    assert server.request("GET", "/x") == {"ok": True} and calls == [0.0, 3600.01]
 
 
 def test_a_passing_failure_does_not_turn_features_off(vllm_fake, vlm, examples):
