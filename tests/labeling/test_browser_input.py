@@ -1,7 +1,7 @@
 """Keys and fingers in a real Chromium: what has the focus keeps its keys, words are tapped."""
 
 from mmrlhf.label import serving_labels
-from tests.labeling.browsing import come_in, config_of, is_at, needs_browser, press
+from tests.labeling.browsing import ANSWERS, come_in, config_of, is_at, needs_browser, press
 from tests.labeling.conftest import standing
 
 pytestmark = needs_browser
@@ -55,6 +55,27 @@ def test_taps_on_neighbouring_words_make_one_mark(tmp_path, open_page):
         page.wait_for_selector("text=Nothing is left")
         ((_, _, label),) = standing(server.store)
         assert [span["text"] for span in label["spans"]] == ["brown table"]
+
+
+def test_a_mark_that_a_tap_made_longer_goes_with_its_verdict(tmp_path, open_page):
+    """The claim is true after all, so that its words stay in the corrected answer."""
+    with serving_labels(config_of(tmp_path, "claims", number=1)) as server:
+        page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        come_in(page, server.url)
+        claim = page.locator(".claim").first
+        next_word = int(claim.get_attribute("data-last")) + 1
+        claim.locator("[value=false]").tap()
+        page.tap(f"#w{next_word}")
+        page.reload()  # the mark is its claim's in a draft, too
+        page.wait_for_selector("main[data-ready]")
+        assert page.locator(f"#w{next_word}.marked").count() == page.locator(".mark").count() == 1
+        claim.locator("[value=true]").tap()
+        assert page.locator(".mark").count() == 0
+        page.tap("#save")
+        page.wait_for_selector("text=Nothing is left")
+        ((_, _, label),) = standing(server.store)
+        assert label["spans"] == [] and label["corrected"] == ANSWERS[0]
+        assert [verdict["verdict"] for verdict in label["claims"]] == ["supported"]
 
 
 def hold(page, key, times=3):

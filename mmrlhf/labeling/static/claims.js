@@ -86,9 +86,10 @@ export function claims(form, { saveDraft }) {
     keep();
     draw();
   }
-  function mark(first, last, reason = "absent") {
+  // `claim` names the claim whose verdict made the mark, which stays its own when a tap makes it longer.
+  function mark(first, last, reason = "absent", claim = "") {
     marks = marks.filter((other) => other.last < first || other.first > last);
-    const added = { first, last, reason, correction: "" };
+    const added = { first, last, reason, correction: "", claim };
     marks.push(added);
     keep();
     draw();
@@ -168,9 +169,10 @@ export function claims(form, { saveDraft }) {
   }
   function judged(fieldset, value) {
     const [first, last] = [Number(fieldset.dataset.first), Number(fieldset.dataset.last)];
-    const own = marks.find((other) => other.first === first && other.last === last);
+    const { name } = radiosOf(fieldset)[0];
+    const own = marks.find((other) => other.claim === name) ?? marks.find((other) => other.first === first && other.last === last);
     const isCovered = marks.some((other) => other.first <= first && last <= other.last);
-    if (value === "false" && !isCovered) mark(first, last, REASONS[fieldset.dataset.kind]);
+    if (value === "false" && !isCovered) mark(first, last, REASONS[fieldset.dataset.kind], name);
     else if (value !== "false" && own) unmark(own);
     saveDraft();
   }
