@@ -104,9 +104,9 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
     }
     _print_not_finite("gradients", gradients)
     print(f"computed again: {outcome}, {'as in the run' if is_reproduced else 'which is not as in the run'}")
-    others = sorted(Path(file).parent.glob(f"step-{saved.step:06d}-rank*.safetensors"))
-    if saved.problem.startswith(GRADIENT_PROBLEM) and not is_reproduced and len(others) > 1:
-        print(f"the gradient is a sum over {len(others)} processes: replay the shares of the others, beside this file, too")
+    shares = sorted(Path(file).parent.glob(f"step-{saved.step:06d}-rank*.safetensors"))
+    if saved.problem.startswith(GRADIENT_PROBLEM) and not is_reproduced and len(shares) > 1:
+        print(f"the gradient is a sum over {len(shares)} processes: replay the shares of the others, beside this file, too")
     return is_reproduced
 
 
