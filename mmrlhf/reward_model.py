@@ -30,6 +30,7 @@ from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
@@ -42,6 +43,7 @@ from mmrlhf.rewards.checkpoint import check_continues, load_to_continue
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel, untrained_role
 from mmrlhf.training.best_model import BestModel
+from mmrlhf.training.monitor import UNDEFINED
 from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
@@ -199,9 +201,14 @@ def _train(
             step += 1
             is_measured = config.eval_steps is not None and (step % config.eval_steps == 0 or step == num_steps)
             if is_measured:
-                measured, is_best = _measure(config, accelerator, model, reference, best, step)
-                metrics, num_not_better = measured | metrics, 0 if is_best else num_not_better + 1
-                watch(run, monitor, model, reference, step, measured)
+                is_best = False
+                try:
+                    measured, is_best = _measure(config, accelerator, model, reference, best, step)
+                    watch(run, monitor, model, reference, step, measured)
+                    metrics = measured | metrics
+                except NotFiniteError as error:  # on all processes, which score the same rows
+                    run.warn(step, UNDEFINED, f"this evaluation is left out, and the run goes on: {error}")
+                num_not_better = 0 if is_best else num_not_better + 1
             is_last = step == num_steps or num_not_better >= patience
             is_logging_step = is_last or step % config.logging_steps == 0
             run.log(step, metrics, show=is_measured or is_logging_step)

@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from mmrlhf import reward_model
 from mmrlhf.config import DPOConfig
 from mmrlhf.dpo import dpo
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.metrics.intervals import wilson
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.training.dpo.held_out_pairs import HeldOutPairs
@@ -27,6 +29,29 @@ def test_reward_logs_fixed_pairs_and_can_stop_at_a_divergence(tiny_vlm_path, pai
     with pytest.raises(InputError, match=r"add eval_benchmarks \(dpo: or eval_dataset_name; reward: eval_steps\)"):
         train_reward_model(reward_config(tiny_vlm_path, tmp_path / "no", stop_on_warning="any"), pairs)
     assert not (tmp_path / "no").exists()
+
+
+def test_scores_that_are_not_finite_at_an_evaluation_do_not_end_reward(tiny_vlm_path, pairs, tmp_path, monkeypatch):
+    """Of the measurements before training and after steps 1 and 2, the second fails."""
+    real, calls = reward_model._measure, []
+
+    def measure(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise NotFiniteError("the reward model gives scores that are not finite")
+        return real(*args)
+
+    monkeypatch.setattr(reward_model, "_measure", measure)
+    config = reward_config(tiny_vlm_path, tmp_path / "run", eval_steps=1, max_steps=2, eval_dataset_name="y")
+    train_reward_model(config, pairs, pairs[:5])
+    rows = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert [(row["step"], "eval/accuracy" in row, "loss" in row) for row in rows] == [
+        (0, True, False),
+        (1, False, True),
+        (2, True, True),
+    ]
+    (warning,) = [row for row in read_jsonl(tmp_path / "run/warnings.jsonl") if row["name"] == "undefined_evaluation"]
+    assert warning["step"] == 1 and "scores that are not finite" in warning["warning"]
 
 
 def test_dpo_can_stop_where_held_out_pairs_diverge(tiny_vlm_path, pairs, tmp_path):

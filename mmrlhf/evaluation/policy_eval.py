@@ -33,7 +33,7 @@ from mmrlhf.records import Example, ImageSource, InputError, Preference
 from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
 from mmrlhf.training.best_model import BestModel
-from mmrlhf.training.monitor import DIVERGENCE, LOSS, HeldOut, Monitor, Proxy, parse_stop_on_warning
+from mmrlhf.training.monitor import DIVERGENCE, LOSS, UNDEFINED, HeldOut, Monitor, Proxy, parse_stop_on_warning
 from mmrlhf.training.run import Run
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
@@ -46,8 +46,6 @@ measures on held-out rows of its own, for `proxy_divergence`."""
 NUM_SAMPLED_STEPS = 5
 """How often, after step 0, the fixed prompts are answered in a run."""
 SAMPLE_BATCH_SIZE = 8
-UNDEFINED = "undefined_evaluation"
-"""The warning of an evaluation at which the model's logits were not finite."""
 NUM_SHOWN_METRICS = 2
 """Metrics of an evaluation function that are printed: its first ones."""
 

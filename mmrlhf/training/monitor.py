@@ -50,6 +50,8 @@ ANSWER_WARNINGS = ("constant_reward", "unfinished_answers", *HACKING_WARNINGS)
 ROLLOUT_WARNINGS = ("entropy_collapse", *ANSWER_WARNINGS)
 """Warnings of a policy that samples while it learns."""
 DIVERGENCE = "proxy_divergence"
+UNDEFINED = "undefined_evaluation"
+"""The warning of an evaluation at which logits or scores were not finite. It stops no run."""
 LOGP_DIFFERENCE = "logp_difference"
 WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS, LOGP_DIFFERENCE)
 """Every warning's name. docs/metrics.md has their thresholds."""
