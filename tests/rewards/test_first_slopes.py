@@ -100,7 +100,14 @@ def test_a_reward_that_does_not_vary_changes_nothing():
     groups = make_groups(3)
     nothing = {"value": 0, "low": 0, "high": 0}
     constant = first_slopes(groups, [[0.1 + 0.2, 0.3]] * 3, make_verdicts(groups))  # equal but for the last bit
-    assert constant["object"] == {"false": nothing, "true": nothing, "num_false": 6, "num_true": 9, "num_prompts": 3, "num_prompts_true": 3}
+    assert constant["object"] == {
+        "false": nothing,
+        "true": nothing,
+        "num_false": 6,
+        "num_true": 9,
+        "num_prompts": 3,
+        "num_prompts_true": 3,
+    }
     compared = compare_slopes(groups, [[1.0, 2.0]] * 3, [[1.0, 1.0]] * 3, make_verdicts(groups))["object"]
     slope = first_slopes(groups, [[1.0, 2.0]] * 3, make_verdicts(groups))["object"]["false"]
     assert compared["difference"] == pytest.approx(slope) and compared["ratio"] is None
