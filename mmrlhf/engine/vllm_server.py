@@ -167,8 +167,8 @@ class Server:
         """Return the JSON (or the text) of a server's answer, which may take `timeout` seconds.
 
         Raises RefusedError for a status that repeating does not change, and EngineError if the
-        server cannot be reached, or is about to stop, for `patience` seconds. They begin anew with
-        an answer that took longer than that: the server was at work.
+        server cannot be reached, or is about to stop, for `patience` seconds. The count starts
+        again after an answer that took longer than that, because the server was working.
         """
         deadline, pause, num_errors = None, FIRST_PAUSE, 0
         while True:

@@ -2,8 +2,7 @@
 
 A pseudonym belongs to the person who took it first. A code, which only their own page shows, lets
 them in from another browser. Cookies are signed with a secret of the store, so that they outlive a
-restart of the server; whoever comes within their time gets a new one. A consent line that has
-changed is one to accept again.
+restart of the server, and visits renew them. A changed consent line must be accepted again.
 """
 
 from __future__ import annotations
