@@ -135,3 +135,14 @@ def test_base_review_gives_each_share_its_interval(load_study):
     columns = dict.fromkeys((*scenes.CLAIM_KINDS, *module.COLOUR_FAULTS, "any", "false caught", "true passed"), full)
     row = module.table({"demo": {"all": columns | {"count": empty}}}).splitlines()[-1]
     assert row.count("| 50.0 (25 to 75) |") >= 1 and "| - |" in row
+
+
+def test_observations_list_objects_as_an_annotator_does(load_study):
+    module = load_study("critique")
+    text = "I can see a large striped red ring, an orange star and a moon. The star is above the moon. There are three objects."
+    facts = module.observed_facts(text, module.load_lexicon(module.LEXICON_FILE))
+    assert [(fact.kind, fact.text) for fact in facts] == [
+        ("scope", "incomplete"),
+        ("object", "large striped red ring"), ("object", "orange star"), ("object", "moon"),
+        ("relation", "star above moon"), ("count", "three objects"),
+    ]  # fmt: skip
