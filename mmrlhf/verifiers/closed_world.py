@@ -3,7 +3,8 @@
 A list is complete if it says so by a fact of kind `scope`. Then an object that it does not name is
 absent, there are as many objects of a kind as it lists, and an attribute is false if each object
 that it may be about has one that excludes it. Facts that decide a claim come first: this is asked
-where they are silent. Nobody lists all relations and actions, but their objects must be there.
+where they are silent. Nobody lists all relations and actions, but their objects must be there, and
+a relation is false if the places of all objects that it may be about say the opposite.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
 from mmrlhf.text.words import word_set
 from mmrlhf.verifiers.exclusions import WHOLE_PLACES, canonical_value, mutually_exclusive
+from mmrlhf.verifiers.listed import ListedObject, compare_places
 from mmrlhf.verifiers.nouns import is_a
 
 Evidence = list[tuple[str, float]]
@@ -25,15 +27,6 @@ GENERAL_NOUNS = word_set(
     " view background foreground"
 )
 """Nouns that may name what a list names by another noun, or the picture itself."""
-
-
-@dataclass(frozen=True)
-class ListedObject:
-    """An object fact of a complete list: its noun and its attributes' canonical values."""
-
-    noun: str
-    values: frozenset[str]
-    evidence: tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -54,9 +47,14 @@ class CompleteList:
                 return [] if is_zero else [(f"{self.scope[0]}, and no {noun} is listed", self.scope[1])]
         if claim.kind == "attribute":
             return self._evidence_against_attribute(claim, lexicon)
+        if claim.kind == "relation":
+            return self._evidence_against_relation(claim, lexicon)
         return self._evidence_against_count(claim, lexicon) if claim.kind == "count" else []
 
     def _is_absent(self, noun: str, lexicon: Lexicon) -> bool:
+        # Of an orange cross, `orange` may be read as the fruit: it is a listed value.
+        if any(noun in listed.values for listed in self.objects):
+            return False
         return noun not in GENERAL_NOUNS | WHOLE_PLACES and not any(_may_name(name, noun, lexicon) for name in self.names)
 
     def _candidates(self, noun: str, lexicon: Lexicon) -> list[ListedObject] | None:
@@ -81,6 +79,11 @@ class CompleteList:
         if least <= int(claim.value) <= len(candidates):
             return []
         return [(f"{self.scope[0]}, and {least} listed: {candidates[0].evidence[0]}", self.scope[1])]
+
+    def _evidence_against_relation(self, claim: Claim, lexicon: Lexicon) -> Evidence:
+        subjects, targets = (self._candidates(noun, lexicon) for noun in (claim.subject, claim.target))
+        outcomes = list(compare_places(claim.relation, subjects or [], targets or []))
+        return [evidence for _, evidence in outcomes] if all(holds is False for holds, _ in outcomes) else []
 
 
 def _may_name(name: str, noun: str, lexicon: Lexicon) -> bool:

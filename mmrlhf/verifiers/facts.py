@@ -2,9 +2,9 @@
 
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
 object listed as absent, another number, another colour of the only object with that name, the
-opposite relation, or an action that leaves no room for the claimed one. If facts disagree, the
-verdict is unknown. A list that says it is complete also contradicts by what it leaves out
-(`closed_world`).
+opposite relation, or an action that leaves no room for the claimed one. The places of two objects
+support a relation between them (`listed`). If facts disagree, the verdict is unknown. A list that
+says it is complete also contradicts by what it leaves out (`closed_world`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.facts import split_scope
 from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
-from mmrlhf.verifiers.closed_world import CompleteList, Evidence, ListedObject
+from mmrlhf.verifiers.closed_world import CompleteList, Evidence
 from mmrlhf.verifiers.exclusions import (
     ACTION_SYNONYMS,
     EXCLUSIVE_RELATIONS,
@@ -34,6 +34,7 @@ from mmrlhf.verifiers.exclusions import (
     canonical_value,
     mutually_exclusive,
 )
+from mmrlhf.verifiers.listed import ListedObject, compare_places, read_place
 from mmrlhf.verifiers.nouns import is_a, may_be_same
 
 # ---- index and entry point ----------------------------------------------------------------------
@@ -114,7 +115,7 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
         noun = next((claim.subject for claim in claims if claim.kind == "object" and not claim.negated), "")
         if fact.kind == "object" and noun:
             values = {canonical_value(c.value) for c in claims if c.kind == "attribute" and c.subject == noun and not c.negated}
-            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence))
+            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence, read_place(fact.text)))
     if split_scope(facts)[0] == "complete":
         scope = next(_evidence_of(fact) for fact in facts if fact.kind == "scope")
         counts = {noun: max(numbers) for noun, numbers in fact_index.counts.items()}
@@ -358,7 +359,9 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
     for noun in (claim.subject, claim.target):
         if not _evidence_for(fact_index.objects, noun, lexicon):
             contradicting += _absence_evidence(noun, fact_index, lexicon)
-    return evidence_by_relation.get(relation, []), contradicting
+    subjects, targets = ([o for o in fact_index.listed if is_a(o.noun, n, lexicon)] for n in (claim.subject, claim.target))
+    by_places = [evidence for holds, evidence in compare_places(claim.relation, subjects, targets) if holds]
+    return [*evidence_by_relation.get(relation, []), *by_places], contradicting
 
 
 def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
