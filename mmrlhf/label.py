@@ -178,7 +178,7 @@ def _storage_errors_explained() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        raise InputError(f"{error}: make room, or give another --output_file") from None
+        raise InputError(f"{error}: {error.advice}, or give another --output_file") from None
 
 
 # ---- tasks ---------------------------------------------------------------------------------------

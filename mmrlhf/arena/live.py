@@ -125,7 +125,8 @@ class Producer:
                     self._waiting.append(pair)
                     raise
             except StorageError as error:
-                print(f"error: {error}: make room", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # the output may be a file on the same full disk
+                    print(f"error: {error}: {error.advice}", file=sys.stderr, flush=True)
                 self._is_closed.wait(LONGEST_PAUSE)
 
     def _next(self) -> int | None:

@@ -141,4 +141,4 @@ def open_votes(path: Path, *, create: bool = False) -> Iterator[tuple[Store, Led
         with contextlib.closing(Store(path, create=create)) as store, contextlib.closing(Ledger(path)) as ledger:
             yield store, ledger
     except StorageError as error:
-        raise InputError(f"{error}: make room, or give another --output_file") from None
+        raise InputError(f"{error}: {error.advice}, or give another --output_file") from None

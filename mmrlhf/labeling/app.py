@@ -7,6 +7,7 @@ from a browser without scripts, which is sent on to the next page.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmrlhf.labeling.assignments import ANSWERS, Assignments
-from mmrlhf.labeling.database import StorageError
+from mmrlhf.labeling.database import FileGoneError, StorageError
 from mmrlhf.labeling.forms import parse_label, parse_note
 from mmrlhf.labeling.guard import BodyTooLargeError, Guard, wants_json
 from mmrlhf.labeling.images import displayable
@@ -74,9 +75,7 @@ async def _get(title: str, handle: Callable[[Request], Response], request: Reque
     except Refusal as refusal:
         return _refused(title, request, refusal)
     except StorageError as error:
-        print(f"error: {error}: make room", flush=True)
-        sentence = "the server cannot use its file: tell the person who runs it, and load the page again"
-        return _refused(title, request, Refusal(507, sentence))
+        return _refused(title, request, _storage_refusal(error, "{}: tell the person who runs it, and load the page again"))
 
 
 async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Response], request: Request) -> Response:
@@ -90,9 +89,17 @@ async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Respo
     except InputError as error:
         return _refused(title, request, Refusal(400, str(error)))
     except StorageError as error:
-        print(f"error: {error}: make room", flush=True)
-        sentence = "nothing was saved, because the server cannot write: tell the person who runs it, and save again"
-        return _refused(title, request, Refusal(507, sentence))
+        sentence = "nothing was saved, because {}: tell the person who runs it, and save again"
+        return _refused(title, request, _storage_refusal(error, sentence))
+
+
+def _storage_refusal(error: StorageError, sentence: str) -> Refusal:
+    """Return the refusal whose `sentence` says why in {}; the cause is printed for the lead."""
+    with suppress(OSError):  # the output may be a file on the same full disk
+        print(f"error: {error}: {error.advice}", flush=True)
+    if isinstance(error, FileGoneError):
+        return Refusal(503, sentence.format("the server's file was deleted or replaced"))
+    return Refusal(507, sentence.format("the server cannot use its file"))
 
 
 def _parse_form(body: bytes, content_type: str) -> dict[str, str]:

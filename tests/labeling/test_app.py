@@ -1,9 +1,7 @@
-"""Forged and repeated forms, other sites, other annotators, full disks."""
+"""Forged and repeated forms, other sites, other annotators."""
 
-import contextlib
 import json
 import re
-import sqlite3
 from urllib.parse import urlencode
 
 import pytest
@@ -18,7 +16,6 @@ from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import MAX_TEXT, read_tasks
-from mmrlhf.records import InputError
 from tests.labeling.conftest import Person, assign, pairs, standing
 
 
@@ -297,55 +294,3 @@ def test_sides_say_nothing_about_the_row(make_store, make_app):
 def test_the_places_of_pictures_are_shown(make_store, make_app, row, shown):
     person = Person(make_app(make_store([{"images": ["red.png", "red.png"], "answers": ["a", "b"], **row}])))
     assert f'<h1 dir="auto">{shown}</h1>' in person.page
-
-
-# ---- what may go wrong beside the page -----------------------------------------------------------
-
-
-def test_a_full_disk_acknowledges_nothing(store, make_app, capsys):
-    person = Person(make_app(store))
-    pages = store._database.execute("PRAGMA page_count")[0][0]
-    store._database.execute(f"PRAGMA max_page_count = {pages}")
-    replies = [person.send(choice="left", strength="2", note="n" * 3900) for _ in range(3)]
-    assert {reply.status_code for reply in replies} == {507}
-    assert "nothing was saved" in replies[0].json()["error"] and standing(store) == []
-    store._database.execute("PRAGMA max_page_count = 1000000")
-    assert person.send(choice="left", strength="2").status_code == 200 and len(standing(store)) == 1
-
-
-def test_a_file_that_cannot_be_read_is_a_page_with_the_servers_title(store, make_app, capsys):
-    person = Person(make_app(store))
-    store._database.execute("ALTER TABLE annotators RENAME TO lost")
-    reply = person.client.get("/")
-    assert reply.status_code == 507 and "the server cannot use its file" in reply.text
-    assert "<title>A &lt;b&gt;title&lt;/b&gt;" in reply.text and "Be fair." not in reply.text
-    assert "labels.db could not be read" in capsys.readouterr().out
-
-
-def test_a_changed_task_file_changes_no_task(store, make_app, tmp_path):
-    person = Person(make_app(store))
-    (tmp_path / "rows.jsonl").write_text('{"id": "other"}\n')
-    person.label()
-    assert "Question 1?" in person.page and standing(store)[0][1] == "row 0"
-
-
-def test_files_of_others_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        Store(tmp_path / "none.db")
-    (tmp_path / "text.db").write_text("not a database, but a text that is long enough" * 100)
-    with pytest.raises(InputError, match="cannot be opened as a file of labels"):
-        Store(tmp_path / "text.db", create=True)
-    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
-        other.execute("CREATE TABLE t (x)")
-    before = (tmp_path / "other.db").read_bytes()
-    with pytest.raises(InputError, match="a database of another program"):
-        Store(tmp_path / "other.db", create=True)
-    assert (tmp_path / "other.db").read_bytes() == before  # not even its journal mode
-    assert {path.name for path in tmp_path.iterdir()} == {"text.db", "other.db"}
-
-
-def test_a_failure_inside_says_nothing(store, make_app, monkeypatch):
-    person = Person(make_app(store))
-    monkeypatch.setattr("mmrlhf.labeling.store.Store.task", lambda *_: 1 / 0)
-    reply = person.client.get("/")
-    assert reply.status_code == 500 and "ZeroDivision" not in reply.text
