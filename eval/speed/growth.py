@@ -1,4 +1,4 @@
-"""Measure how the time of an RL round grows with answers, their length, prompts and images.
+"""Measure how the time of an RL round grows with answers, their length, prompts, images and text.
 
     python eval/speed/growth.py CHECKPOINT --out docs/assets
 
@@ -29,7 +29,9 @@ AXES = {
     "tokens": ("tokens per answer", (16, 32, 48, 96, 192)),
     "prompts": ("prompts per round", (1, 2, 4, 8)),
     "pictures": ("images per prompt", (1, 2, 3, 4)),
+    "words": ("words per prompt, no image", (256, 512, 1024, 2048)),
 }
+TEXT_ONLY = {"words": {"pictures": 0}}
 DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
 BASELINE_VALUES = {"generations": (1, 2, 4, 8)}
 """Values at which the naive path is measured."""
@@ -52,11 +54,14 @@ def main() -> None:
         if axis in BASELINE_VALUES:
             variants["plain"] = ("off", BASELINE_VALUES[axis])
         seconds_by_axis[axis] = {
-            name: {str(value): round(median_seconds(args.checkpoint, prefix, **{axis: value}), 3) for value in axis_values}
+            name: {
+                str(value): round(median_seconds(args.checkpoint, prefix, **TEXT_ONLY.get(axis, {}), **{axis: value}), 3)
+                for value in axis_values
+            }
             for name, (prefix, axis_values) in variants.items()
         }
         print(axis, seconds_by_axis[axis], flush=True)
-    figure, panels = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
+    figure, panels = plt.subplots(1, len(AXES), figsize=(17, 3.4), layout="constrained")
     for panel, (axis, (label, _)) in zip(panels, AXES.items(), strict=True):
         for variant, points in seconds_by_axis[axis].items():
             panel.plot([int(value) for value in points], list(points.values()), marker="o", label=variant)

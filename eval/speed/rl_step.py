@@ -48,7 +48,7 @@ FACTS = (
 )
 
 
-def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Example]:
+def noise_examples(count: int, size: int, images_per_prompt: int = 1, num_words: int = 3) -> list[Example]:
     """Create prompts, with facts, about images of noise that are all different."""
     rng = np.random.default_rng(0)
 
@@ -57,7 +57,8 @@ def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Ex
         Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
         return ImageSource(data=file.getvalue())
 
-    prompt = (Message("user", "Describe the image."),)
+    words = itertools.islice(itertools.cycle(("Describe", "the", "image.")), num_words)
+    prompt = (Message("user", " ".join(words)),)
     examples = []
     for index in range(count):
         images = tuple(noise_image() for _ in range(images_per_prompt))
@@ -84,7 +85,7 @@ def random_scores(samples: Sequence[Sample]) -> list[float]:
 
 def measure_round_seconds(
     checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int = 336,
-    pictures: int = 1, prefix: str = "auto",
+    pictures: int = 1, words: int = 3, prefix: str = "auto",
 ) -> list[float]:  # fmt: skip
     """Return the seconds of each round except the first."""
     ticks: list[float] = []
@@ -108,7 +109,7 @@ def measure_round_seconds(
             learning_rate=1e-5, max_steps=rounds, save_steps=10**6, logging_steps=1, num_sample_generations=0,
             max_length=8192, share_prefix=prefix, eval_steps=1, **LORA, **reward_settings,
         )  # fmt: skip
-        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores})
+        ppo(config, noise_examples(prompts * rounds, size, pictures, words), tick, {"random": random_scores})
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 
