@@ -12,7 +12,7 @@ rm-N-FACTS      a reward model with N labels (0: the untrained review) that read
 claims-FACTS    claims checked against facts: `hallucination` and `coverage`, no reward model
 both-N-FACTS    the sum of the two
 oracle          the true utility by the scene graph, scaled as a reward model is
-rm-N-empty      the judge of rm-N-annotator, and prompts whose list of facts is empty
+rm-N-empty      the judge of rm-N-annotator, and prompts whose facts say that nothing is listed
 rm-N-swapped    every row, in training and in PPO, has another picture's facts
 
 The learning rate of PPO is constant, unlike the demo's, so that a run of 48 steps is the beginning

@@ -41,6 +41,9 @@ from mmrlhf.verifiers.cascade import facts_verifier
 FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]
 FACT_QUALITIES: dict[FactsArm, tuple[float, float]] = {"annotator": (0.8, 0.05), "all": (1.0, 0.0), "swapped": (0.8, 0.05)}
 """Share of true facts listed, and share of the list that is wrong."""
+EMPTY_LIST = (Fact("scope", "incomplete", "annotator"), Fact("object", "nothing", "annotator"))
+"""Facts of the arm `empty`: a list that names nothing, in words that facts and answers use. A scope
+by itself is rendered as no facts at all, which is the arm `none`."""
 REWARD_MODEL_TERMS = "fact_rm=1"
 CLAIM_TERMS = "hallucination=-1, coverage=0.2"
 LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
@@ -67,7 +70,7 @@ def scene_index(row_id: str) -> int:
 def arm_facts(arm: FactsArm, split: scenes.Split, row_id: str, experiment: Experiment) -> tuple[Fact, ...]:
     """Return the facts of a row (SPLIT-INDEX...) in an arm."""
     if arm not in FACT_QUALITIES:
-        return ()
+        return EMPTY_LIST if arm == "empty" else ()
     index = scene_index(row_id) + (1 if arm == "swapped" else 0)
     scene = data.training_scene(split, index, experiment.data_config)
     recall, error_rate = FACT_QUALITIES[arm]

@@ -9,6 +9,7 @@ import pytest
 from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import data
+from mmrlhf.facts import render_facts
 from mmrlhf.records import InputError
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
@@ -292,7 +293,8 @@ def test_facts_of_the_arms(load_study, tmp_path):
     experiment = module.Experiment(tmp_path, 4)
     scene, next_scene = (data.training_scene("rl", i, experiment.data_config) for i in (7, 8))
     facts = {arm: module.arm_facts(arm, "rl", scene.id, experiment) for arm in ("none", "annotator", "all", "empty", "swapped")}
-    assert facts["none"] == facts["empty"] == ()
+    assert facts["none"] == ()
+    assert render_facts(facts["empty"]) == "Facts (incomplete): object nothing."  # a list, unlike that of `none`
     assert facts["swapped"] == module.arm_facts("annotator", "rl", next_scene.id, experiment) != facts["annotator"]
     listed = [fact.text for fact in facts["all"] if fact.kind == "object"]
     assert len(listed) == len(scene.objects)
