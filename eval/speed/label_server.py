@@ -91,7 +91,8 @@ class Annotator:
         self._page = ""
 
     def join(self) -> None:
-        self._page = self._client.post("/join", data={"name": self.name, "consent": "yes"}).text
+        line = dict(re.findall(r'name="(consent_line)" value="([^"]+)"', self._client.get("/").text))
+        self._page = self._client.post("/join", data={**line, "name": self.name, "consent": "yes"}).text
 
     def label(self) -> bool:
         """Label a task; return whether there was one."""

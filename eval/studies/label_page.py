@@ -37,6 +37,7 @@ from mmrlhf.scenes import export_dataset
 
 ANSWER = re.compile(r'<div class="text" dir="auto">(.*?)</div>', re.DOTALL)
 PICTURE = re.compile(r'src="/images/(\w+)"')
+CONSENT_LINE = re.compile(r'name="(consent_line)" value="([^"]+)"')
 FIELD = re.compile(r'name="(form_key|token)" value="([^"]+)"')
 
 
@@ -46,7 +47,8 @@ def label_pairs(url: str, name: str, true_answers: Mapping[str, str], error: flo
     true_answers: the answer that is right, by the hash of the picture that it is about.
     """
     with httpx.Client(base_url=url, follow_redirects=True, timeout=60) as client:
-        page = client.post("/join", data={"name": name, "consent": "yes"}).text
+        line = dict(CONSENT_LINE.findall(client.get("/").text))
+        page = client.post("/join", data={**line, "name": name, "consent": "yes"}).text
         while "Nothing is left" not in page:
             left, right = (html.unescape(text) for text in ANSWER.findall(page))
             right_answer = true_answers[PICTURE.findall(page)[0]]

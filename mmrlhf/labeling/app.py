@@ -185,12 +185,15 @@ class _Handlers:
         return RedirectResponse("/", 303)
 
     def _has_consented(self, form: Mapping[str, str]) -> bool:
-        """Return whether a form accepts the consent line. Raises InputError if its page showed
-        another line. A script's form, which no page showed, may leave the line out."""
-        current = consent_key(self.sessions.consent)
-        if form.get("consent") == "yes" and form.get("consent_line", current) != current:
+        """Return whether a form accepts the consent line. Raises InputError unless its page showed
+        the line as it is now."""
+        if form.get("consent") != "yes":
+            return False
+        if "consent_line" not in form:
+            raise InputError("this form does not say which line you agree to: read it on this page, and tick the box")
+        if form["consent_line"] != consent_key(self.sessions.consent):
             raise InputError("what you agree to has changed since this page was loaded: read it again, and tick the box")
-        return form.get("consent") == "yes"
+        return True
 
     def leave(self, request: Request, form: Mapping[str, str]) -> Response:
         self._require_own_form(request, form)

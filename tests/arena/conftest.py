@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from mmrlhf.arena.kept_answers import make_pairs, read_answers
 from mmrlhf.arena.ledger import Ledger
 from mmrlhf.labeling.store import Store
+from tests.helpers.annotators import come_in
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ class Voter:
 
     def __init__(self, client, name="heron"):
         self.client = client
-        self.page = client.post("/join", data={"name": name, "consent": "yes"}).text
+        self.page = come_in(client, name).text
 
     @property
     def fields(self):

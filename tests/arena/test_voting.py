@@ -33,7 +33,7 @@ NAMES = ("zebrafinch", "kingfisher", "woodpecker")
 def app_of(store, overlap=1):
     sessions = Sessions(store, None, "You may store my votes.")
     assignments = Assignments(store, Schedule(overlap, 0, "file", seed=0, secret=""))
-    return create_app(assignments, sessions, Pages("Which is better?", "", "You may."))
+    return create_app(assignments, sessions, Pages("Which is better?", "", "You may store my votes."))
 
 
 @pytest.fixture

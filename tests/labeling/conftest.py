@@ -14,6 +14,7 @@ from mmrlhf.labeling.schedule import Schedule
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import read_tasks
+from tests.helpers.annotators import come_in
 from tests.labeling.browsing import CHROMIUM
 
 
@@ -67,7 +68,7 @@ class Person:
 
     def __init__(self, app, name="heron", token="", base_url="http://127.0.0.1:8010"):
         self.client = TestClient(app, base_url=base_url, raise_server_exceptions=False)
-        self.joined = self.client.post("/join", data={"name": name, "consent": "yes", "token": token})
+        self.joined = come_in(self.client, name, token)
         self.page = self.joined.text
 
     def look(self):

@@ -20,6 +20,7 @@ from mmrlhf.label import add_tasks, serve_labels, serving_labels
 from mmrlhf.labeling.forms import claim_field, claims_of
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
+from tests.helpers.annotators import come_in
 from tests.labeling.conftest import Person, pairs, standing
 
 
@@ -52,7 +53,7 @@ def test_kills_lose_no_acknowledged_label_and_double_none(write_rows, tmp_path):
         server = Server(*([rows] if kill == 0 else []), "--output_file", labels)
         client = httpx.Client(base_url=server.url, follow_redirects=True, timeout=20, cookies=cookies)
         if kill == 0:
-            client.post("/join", data={"name": "heron", "consent": "yes"})
+            come_in(client)
         stop = threading.Timer(0.3 + 0.2 * kill, server.stop, [signal.SIGKILL])
         stop.start()
         try:
@@ -83,7 +84,7 @@ def test_tasks_are_added_while_people_work_and_one_server_at_a_time(write_rows, 
     config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
     with serving_labels(config) as server:
         with httpx.Client(base_url=server.url, follow_redirects=True) as client:
-            page = client.post("/join", data={"name": "heron", "consent": "yes"}).text
+            page = come_in(client).text
             form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page))
             assert "Nothing is left" in client.post("/answer", data=form | {"kind": "skip"}).text
             more = write_rows({"id": "more", "prompt": "More?", "answers": ["a", "b"]}, name="more.jsonl")
@@ -101,7 +102,9 @@ def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatc
         token = server.access_token
         assert token and len(token) > 20
         assert server.url.startswith("http://localhost:")  # 0.0.0.0 is no address that others could open
-        assert httpx.post(f"{server.url}/join", data={"name": "heron", "consent": "yes"}).status_code == 403
+        with httpx.Client(base_url=server.url) as client:
+            reply = come_in(client)
+            assert reply.status_code == 403 and "not the token of this server" in reply.text
     with serving_labels(config) as server:
         assert server.access_token == token
 
@@ -116,7 +119,7 @@ def test_a_lexicon_is_kept_for_claims_facts_and_uncertainty(write_rows, tmp_path
     first = replace(later, dataset_name=rows, reward_eval_file=report, lexicon_file=str(tmp_path / "words.txt"))
     for number, config in enumerate((first, later)):
         with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
-            page = client.post("/join", data={"name": f"heron {number}", "consent": "yes"}).text
+            page = come_in(client, f"heron {number}").text
             assert 'name="claim-' in page
             form = {"form_key": re.search(r'name="form_key" value="([^"]+)"', page)[1], "sentence": "A triangle."}
             assert client.post("/facts", data=form).json() == {"facts": [{"kind": "object", "text": "triangle"}]}
@@ -129,7 +132,7 @@ def test_a_lexicon_is_kept_for_claims_facts_and_uncertainty(write_rows, tmp_path
         assert [entry.uncertainty for entry in store.task_entries()] == [0.25, None, 0.25]  # 1 - J
     without = LabelConfig(dataset_name=rows, output_file=str(tmp_path / "without.db"), port=0)
     with serving_labels(without) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
-        assert 'name="claim-' not in client.post("/join", data={"name": "heron", "consent": "yes"}).text
+        assert 'name="claim-' not in come_in(client).text
 
 
 def test_a_verdict_stays_with_its_claim_when_the_lexicon_changes(make_store, make_app, tmp_path):
@@ -276,7 +279,7 @@ def test_from_the_page_to_a_reward_model(tiny_vlm_path, tmp_path):
     config = LabelConfig(dataset_name=str(tmp_path / "pairs.jsonl"), output_file=str(tmp_path / "labels.db"), port=0)
     chosen = []
     with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True, timeout=60) as client:
-        page = client.post("/join", data={"name": "heron", "consent": "yes"}).text
+        page = come_in(client).text
         while "Nothing is left" not in page:
             chosen.append(re.findall(r'<div class="text" dir="auto">(.*?)</div>', page)[0])
             form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page))

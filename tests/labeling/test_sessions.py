@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.pages import Pages
-from mmrlhf.labeling.sessions import COOKIE_SECONDS, DAY_SECONDS, Sessions
+from mmrlhf.labeling.sessions import COOKIE_SECONDS, DAY_SECONDS, Sessions, consent_key
 from tests.labeling.conftest import Person, assign, pairs, standing
 
 
@@ -113,7 +113,8 @@ def test_a_consent_line_that_has_changed_is_accepted_again(store, make_app):
     reply = person.client.post("/answer", data=old_form, headers={"Accept": "application/json"})
     assert reply.status_code == 403 and "has changed" in reply.json()["error"] and standing(store) == []
     assert "tick the box" in person.send("/consent").text and "Question 0?" not in person.look()
-    assert "Question 0?" in person.send("/consent", consent="yes").text
+    line = consent_key("You may sell <b>my</b> labels.")
+    assert "Question 0?" in person.send("/consent", consent="yes", consent_line=line).text
     assert person.client.post("/answer", data=old_form, headers={"Accept": "application/json"}).status_code == 200
     accepted = [event.content["consent"] for event in store.events("joined")]
     assert accepted == ["You may store my labels.", "You may sell <b>my</b> labels."]
@@ -149,11 +150,28 @@ def test_nobody_accepts_a_line_that_their_page_did_not_show(store, make_app):
     assert [event.content["consent"] for event in store.events("joined")] == ["Second line.", "Fourth line."]
 
 
+def test_a_form_that_does_not_name_its_line_agrees_to_nothing(store, make_app):
+    """As from a script: nobody has read a line."""
+    client = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
+    without = {"name": "heron", "consent": "yes"}
+    for line, problem in (({}, "does not say which line you agree to"), ({"consent_line": ""}, "has changed")):
+        reply = client.post("/join", data=without | line)
+        assert reply.status_code == 403 and problem in reply.text and 'value="heron"' in reply.text
+    assert store.annotators() == {} and list(store.events()) == []
+    person = Person(make_app(store))
+    app = create_app(assign(store), Sessions(store, None, "Another line."), Pages("t", "", "Another line."))
+    person.client = TestClient(app, base_url="http://127.0.0.1:8010", cookies=person.client.cookies)
+    reply = person.send("/consent", consent="yes")
+    assert reply.status_code == 403 and "does not say which line you agree to" in reply.text
+    assert len(list(store.events("joined"))) == 1
+
+
 def test_who_comes_back_by_code_accepts_the_line_too(store, make_app):
     Person(make_app(store))
     app = create_app(assign(store), Sessions(store, None, "Another line."), Pages("t", "", "Another line."))
     come_back = {"name": "heron", "code": store.find_annotator("heron")[1]}
-    for consent, page in (({}, "has changed"), ({"consent": "yes"}, "Question 0?")):
+    accepted = {"consent": "yes", "consent_line": consent_key("Another line.")}
+    for consent, page in (({}, "has changed"), (accepted, "Question 0?")):
         client = TestClient(app, base_url="http://127.0.0.1:8010")
         assert page in client.post("/join", data=come_back | consent).text
     assert len(list(store.events("joined"))) == 2
