@@ -91,6 +91,7 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
         ("ranking", "rankings: each two of their answers", "nominal", _comparisons),
         ("claims", "claims: verdicts", "nominal", _verdicts),
         ("claims", "answers: whether any word is wrong", "nominal", lambda label: [("", float(sees_error(label)))]),
+        ("facts", "facts: whether the list is complete", "nominal", lambda label: [("", float(label.content["complete"]))]),
     ]
     results = []
     for mode, name, level, values in kinds:
@@ -100,6 +101,8 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
                 for key, value in values(label):
                     judged[label.task_id, key].append(value)
             results.append(_agreement(name, level, judged, seed))
+    if by_mode["facts"]:
+        results.append(_agreement_on_facts(by_mode["facts"], seed))
     return results
 
 
@@ -139,16 +142,23 @@ def _agreement(name: str, level: Literal["nominal", "ordinal"], judged: Mapping[
         counts = Counter(values)
         counts_by_task[task].append([counts[value] for value in domain])
     blocks = [np.array(counts_by_task[task]) for task in tasks]
-    alpha = _alpha(blocks, domain, level)
-    interval = None
-    if alpha is not None and len(tasks) > 1:
-        rng = np.random.default_rng([seed, 61])
-        draws = (rng.integers(len(blocks), size=len(blocks)) for _ in range(NUM_RESAMPLES))
-        alphas = [_alpha([blocks[i] for i in draw], domain, level) for draw in draws]
-        defined = [value for value in alphas if value is not None]
-        low, high = np.percentile(defined, [2.5, 97.5])
-        interval = float(low), float(high)
+
+    def alpha_of(draw: Iterable[int]) -> float | None:
+        return _alpha([blocks[i] for i in draw], domain, level)
+
+    alpha = alpha_of(range(len(tasks)))
+    interval = None if alpha is None else _interval(alpha_of, len(tasks), seed)
     return Agreement(name, level, alpha, interval, len(tasks))
+
+
+def _interval(alpha_of: Callable[[np.ndarray], float | None], num_tasks: int, seed: int) -> Interval | None:
+    """Return percentiles of alpha over resampled tasks, None if there is one task only."""
+    if num_tasks < 2:
+        return None
+    rng = np.random.default_rng([seed, 61])
+    alphas = (alpha_of(rng.integers(num_tasks, size=num_tasks)) for _ in range(NUM_RESAMPLES))
+    low, high = np.percentile([alpha for alpha in alphas if alpha is not None], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _alpha(blocks: Sequence[np.ndarray], domain: Sequence[float], level: Literal["nominal", "ordinal"]) -> float | None:
@@ -159,6 +169,49 @@ def _alpha(blocks: Sequence[np.ndarray], domain: Sequence[float], level: Literal
         warnings.simplefilter("ignore", RuntimeWarning)  # a draw may have one value only
         alpha = krippendorff.alpha(value_counts=np.concatenate(blocks), value_domain=np.array(domain), level_of_measurement=level)
     return float(alpha) if math.isfinite(alpha) else None
+
+
+def _agreement_on_facts(labels: Sequence[Label], seed: int) -> Agreement:
+    """Return alpha of the lists of facts, with the distance 1 - F1 of two lists (Dice).
+
+    A whole list is one judgement, as in Passonneau (Measuring agreement on set-valued items, LREC
+    2006). By single facts, present or not, those that everybody left out would be missing, and
+    alpha below 0 for annotators who share most of their facts.
+    """
+    lists_by_task: dict[int, list[frozenset[tuple[str, str]]]] = defaultdict(list)
+    for label in labels:
+        lists_by_task[label.task_id].append(frozenset((fact["kind"], fact["text"]) for fact in label.content["facts"]))
+    groups = [lists for _, lists in sorted(lists_by_task.items()) if len(lists) > 1]
+    counts_N = np.array([len(lists) for lists in groups])
+    observed_N = np.array(
+        [sum(1 - _f1(a, b) for a, b in itertools.permutations(lists, 2)) / (len(lists) - 1) for lists in groups]
+    )
+    # The F1 of all pairs of lists needs no pair: lists of equal length share a denominator, so that
+    # how often each length L has each fact F says what they share.
+    lengths = sorted({len(facts) for lists in groups for facts in lists})
+    column_of = {fact: column for column, fact in enumerate(sorted({f for lists in groups for facts in lists for f in facts}))}
+    f1_LL = 2 / np.add.outer(lengths, lengths)
+    entries = [
+        (task, lengths.index(len(facts)) * len(column_of) + column_of[fact])
+        for task, lists in enumerate(groups) for facts in lists for fact in facts
+    ]  # fmt: skip
+    task_of, cell_of = np.array(entries).reshape(-1, 2).T
+
+    def alpha_of(draw: np.ndarray) -> float | None:
+        weights_N = np.bincount(draw, minlength=len(groups))
+        num = weights_N @ counts_N
+        cells = np.bincount(cell_of, weights_N[task_of], minlength=len(lengths) * len(column_of))
+        counts_LF = cells.reshape(len(lengths), len(column_of))
+        distance = num**2 - (f1_LL * (counts_LF @ counts_LF.T)).sum()  # of all lists from one another
+        return None if distance < 1e-9 * num**2 else float(1 - (num - 1) * (weights_N @ observed_N) / distance)
+
+    alpha = alpha_of(np.arange(len(groups))) if groups else None
+    interval = None if alpha is None else _interval(alpha_of, len(groups), seed)
+    return Agreement("facts: lists of facts, by the F1 of two", "set", alpha, interval, len(groups))
+
+
+def _f1(first: frozenset[Any], second: frozenset[Any]) -> float:
+    return 2 * len(first & second) / (len(first) + len(second))
 
 
 # ---- annotators ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Alpha, sides and gold questions, by numbers that a pencil can check."""
 
+import krippendorff
 import numpy as np
 import pytest
 
@@ -92,3 +93,48 @@ def test_among_many_annotators_more_is_chance():
     heron = AnnotatorSummary("heron", 100, 0, 0, None, None, 65, 100, 0, 0)
     fair = AnnotatorSummary("robin", 100, 0, 0, None, None, 50, 100, 0, 0)
     assert one_sided([heron]) == [heron] and one_sided([heron, *[fair] * 19]) == []
+
+
+def facts(*texts, complete=True):
+    return {"facts": [{"kind": "object", "text": text} for text in texts], "complete": complete}
+
+
+def facts_alpha_of(values):
+    return agreements(labels_of(values, "facts"))[-1]
+
+
+def test_alpha_of_facts_by_hand():
+    """Lists {dog, cat}, {dog}; {cup}, {cup}: F1 of 2/3 in the first task, 1 in the second.
+
+    Observed: 4 ordered pairs within tasks, 2 of distance 1/3, so (2/3) / 4 = 1/6. Expected: of the
+    12 ordered pairs of lists, 8 share nothing, 2 differ by 1/3, so (8 + 2/3) / 12 = 13/18. Alpha is
+    1 - (1/6) / (13/18) = 10/13. Of the first task alone it is 1 - (1/3) / (2/9) = -1/2, of the
+    second not defined. Whether a list is complete: observed 1/2, expected 1/2, alpha 0.
+    """
+    values = [[facts("dog", "cat"), facts("dog")], [facts("cup"), facts("cup", complete=False)]]
+    complete, lists = agreements(labels_of(values, "facts"))
+    assert lists.alpha == pytest.approx(10 / 13) and lists.num_tasks == 2
+    assert lists.interval == pytest.approx((-1 / 2, 10 / 13))
+    assert complete.alpha == pytest.approx(0.0)
+    assert facts_alpha_of([[facts("cup", "cup"), facts("cup")], [facts("dog"), facts("dog")]]).alpha == 1.0  # said twice
+    kinds = [[facts("cup"), {"facts": [{"kind": "absent", "text": "cup"}], "complete": True}], [facts("dog"), facts("dog")]]
+    assert facts_alpha_of(kinds).alpha < 0.5
+    for undefined in ([[facts("cup"), None]], [[facts("cup"), facts("cup")]] * 2):
+        assert facts_alpha_of(undefined).alpha is None and facts_alpha_of(undefined).interval is None
+
+
+def test_alpha_of_facts_is_that_of_the_package():
+    """Which takes a matrix of the distances of all lists, so that it is for few lists only."""
+    rng = np.random.default_rng(1)
+    lists = [[frozenset(rng.choice(6, 1 + rng.integers(5)).tolist()) for _ in range(2 + rng.integers(2))] for _ in range(20)]
+    values = [[facts(*map(str, sorted(chosen))) for chosen in row] + [None] * (3 - len(row)) for row in lists]
+    domain = sorted({tuple(sorted(chosen)) for row in lists for chosen in row})
+    counts = [[sum(tuple(sorted(chosen)) == value for chosen in row) for value in domain] for row in lists]
+
+    def distance(v1, v2, i1, i2, n_v, dtype):
+        pairs = np.broadcast(i1, i2)
+        shared = [len({*domain[i]} & {*domain[j]}) / (len(domain[i]) + len(domain[j])) for i, j in pairs]
+        return 1 - 2 * np.array(shared).reshape(pairs.shape)
+
+    expected = krippendorff.alpha(value_counts=counts, value_domain=np.arange(len(domain)), level_of_measurement=distance)
+    assert facts_alpha_of(values).alpha == pytest.approx(expected)

@@ -359,6 +359,21 @@ def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
     assert "3 labels of 2 of 2 tasks by 2 annotators\n" in out and "alpha" in out
 
 
+def test_the_report_has_the_agreement_on_facts(make_store, tmp_path, capsys):
+    """By hand in `test_alpha_of_facts_by_hand`."""
+    store = make_store([{"id": name, "prompt": name, "answers": []} for name in "xy"])
+    lists = {"a": [["dog", "cat"], ["cup"]], "b": [["dog"], ["cup"]]}
+    typed = {
+        name: [{"facts": [{"kind": "object", "text": text} for text in texts], "complete": True} for texts in both]
+        for name, both in lists.items()
+    }
+    label_all(store, typed)
+    report_labels(str(store.path), str(tmp_path / "page.html"))
+    assert "facts: lists of facts, by the F1 of two: alpha 0.77 (" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert '<th scope="row">facts: lists of facts, by the F1 of two</th><td>alpha 0.77' in page
+
+
 def test_the_report_counts_gold_questions_apart(make_store, capsys):
     store = make_store(pairs(3), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
     work, annotator = assign(store, gold_every=2), store.add_annotator("a", "code", 0.0, "yes")
