@@ -54,7 +54,7 @@ UNDEFINED = "undefined_evaluation"
 """The warning of an evaluation at which logits or scores were not finite. It stops no run."""
 LOGP_DIFFERENCE = "logp_difference"
 WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS, LOGP_DIFFERENCE)
-"""Every warning's name. docs/metrics.md has their thresholds."""
+"""The names of all warnings. docs/watching.md lists their thresholds."""
 
 
 class HeldOut(NamedTuple):
