@@ -17,14 +17,16 @@ def run_label_serve(command: Command, argv: list[str]) -> None:
 
 def run_label_add(command: Command, argv: list[str]) -> None:
     usage = (
-        "ROWS [ROWS ...] --output_file LABELS [--mode MODE] [--image_folder DIR] [--scores_file FILE | --reward_eval_file FILE]"
+        "[ROWS ...] --output_file LABELS [--mode MODE] [--image_folder DIR] [--gold_file FILE] "
+        "[--scores_file FILE | --reward_eval_file FILE]"
     )
     parser = Parser(command, usage)
-    parser.add_argument("rows", metavar="ROWS", nargs="+", help="rows to label, in any format")
+    parser.add_argument("rows", metavar="ROWS", nargs="*", help="rows to label, in any format")
     parser.add_argument("--output_file", metavar="LABELS", required=True, help="file that `mmrlhf label serve` writes")
     help_text = "pairwise, ranking, claims or facts (default: by the number of answers)"
     parser.add_argument("--mode", choices=("pairwise", "ranking", "claims", "facts"), metavar="MODE", help=help_text)
     parser.add_argument("--image_folder", metavar="DIR", help="folder that relative image paths start from")
+    parser.add_argument("--gold_file", metavar="FILE", help="rows whose right label is known, as gold questions")
     parser.add_argument("--scores_file", metavar="FILE", help="output of `mmrlhf score` for the same pairs")
     help_text = "report of `mmrlhf reward-eval --answers`, instead"
     parser.add_argument("--reward_eval_file", metavar="FILE", help=help_text)
@@ -39,8 +41,8 @@ def run_label_add(command: Command, argv: list[str]) -> None:
     args = parser.parse(argv)
     from mmrlhf.label import add_tasks
 
-    names = ("mode", "image_folder", "split", "scores_file", "reward_eval_file")
-    add_tasks(args["rows"], args["output_file"], **{name: args[name] for name in names if name in args})
+    names = ("mode", "image_folder", "split", "gold_file", "scores_file", "reward_eval_file")
+    add_tasks(args.get("rows", []), args["output_file"], **{name: args[name] for name in names if name in args})
 
 
 def run_label_export(command: Command, argv: list[str]) -> None:

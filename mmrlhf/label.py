@@ -229,15 +229,21 @@ def _no_tasks(output: Path) -> InputError:
 
 def add_tasks(
     dataset_names: Sequence[str], output_file: str, mode: Mode | None = None, image_folder: str | None = None,
-    split: str = "train", scores_file: str | None = None, reward_eval_file: str | None = None,
+    split: str = "train", gold_file: str | None = None, scores_file: str | None = None, reward_eval_file: str | None = None,
 ) -> None:  # fmt: skip
-    """Add the tasks of files that a store does not have yet, also while it is served.
+    """Add the tasks and gold questions of files that a store does not have yet, also while it is
+    served.
 
     Raises InputError if a row cannot be used; then nothing is added.
     """
+    if not dataset_names and gold_file is None:
+        raise InputError("there is nothing to add: give rows to label, or --gold_file")
     with contextlib.closing(Store(output_file)) as store, _storage_errors_explained():
         names = [name for value in dataset_names for name in _names(value)]
         lexicon = load_lexicon(store.setting(LEXICON_SETTING) or None) if reward_eval_file else None  # that of the page
         uncertainty_of = _read_uncertainty(scores_file, reward_eval_file, lexicon)
-        added = store.add_tasks(read_tasks(names, mode, image_folder, split, uncertainty_of))
+        tasks = read_tasks(names, mode, image_folder, split, uncertainty_of) if names else []
+        if gold_file is not None:
+            tasks += read_tasks(_names(gold_file), mode, image_folder, split, is_gold=True)
+        added = store.add_tasks(tasks)
     print(f"{output_file}: {added} new tasks")

@@ -28,7 +28,8 @@ class LabelConfig(DatasetConfig):
     """What annotators do. By default a row's field `mode` decides, or its number of answers: none
     is facts, one claims, two pairwise, more a ranking."""
     gold_file: str | None = None
-    """Preferences whose right answer is known, to mix in as gold questions."""
+    """Rows whose right label is known, to mix in as gold questions: preferences; of claims, an
+    answer with `spans`, the passages that are wrong in it; of facts, `facts` to state."""
     gold_every: NonNegativeInt = 10
     """One task in this many is a gold question, at a random place among them, as long as there are
     new ones."""

@@ -260,7 +260,25 @@ def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
 
 
 def is_right(label: Label) -> bool:
-    """Return whether a label agrees with its gold question on each two of the answers."""
-    ranks, gold = label.content["ranks"], label.task.gold
-    pairs = itertools.combinations(range(len(gold)), 2)
-    return all(np.sign(ranks[i] - ranks[j]) == np.sign(gold[i] - gold[j]) for i, j in pairs)
+    """Return whether a label agrees with its gold question.
+
+    Of compared answers, on each two. Of claims, if each wrong passage is marked somewhere, and
+    every mark touches one; a correction without marks tells only that something is wrong. Of facts,
+    if all of the question's are stated, in the same words, and nothing that it says is absent.
+    """
+    mode, gold, content = label.task.mode, label.task.gold, label.content
+    if mode == "claims":
+        known, marks = gold["spans"], [(mark["start"], mark["end"]) for mark in content["spans"]]
+        if not marks:
+            return sees_error(label) == bool(known)
+        return all(_touches(span, marks) for span in known) and all(_touches(mark, known) for mark in marks)
+    if mode == "facts":
+        stated = {(fact["kind"], fact["text"]) for fact in content["facts"]}
+        return all(("object", text) not in stated if kind == "absent" else (kind, text) in stated for kind, text in gold["facts"])
+    ranks, known = content["ranks"], gold["ranks"]
+    pairs = itertools.combinations(range(len(known)), 2)
+    return all(np.sign(ranks[i] - ranks[j]) == np.sign(known[i] - known[j]) for i, j in pairs)
+
+
+def _touches(span: Sequence[int], others: Iterable[Sequence[int]]) -> bool:
+    return any(span[0] < end and start < span[1] for start, end in others)

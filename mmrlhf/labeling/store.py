@@ -265,9 +265,11 @@ def _update_task(db: sqlite3.Connection, task: Task) -> None:
     if task.uncertainty is not None:
         db.execute("UPDATE tasks SET uncertainty = ? WHERE id = ?", (task.uncertainty, id_))
     if task.gold:
-        fields = json.loads(content)  # labels are in the order of these answers, whatever that of the row is now
-        rank_of = dict(zip(task.answers, task.gold, strict=True))
-        fields["gold"] = [rank_of[answer] for answer in fields["answers"]]
+        fields = json.loads(content)
+        fields["gold"] = dict(task.gold)
+        if "ranks" in task.gold:  # labels are in the order of these answers, whatever that of the row is now
+            rank_of = dict(zip(task.answers, task.gold["ranks"], strict=True))
+            fields["gold"] = {"ranks": [rank_of[answer] for answer in fields["answers"]]}
         db.execute("UPDATE tasks SET content = ? WHERE id = ?", (json.dumps(fields), id_))
 
 

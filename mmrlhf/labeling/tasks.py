@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import read_rows, split_of
+from mmrlhf.labeling.gold import known_label
 from mmrlhf.labeling.other_exports import numbered_answers, unpack_other_export
 from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
@@ -38,9 +39,10 @@ class Task:
     """What an annotator gets: images, a prompt and answers, in the order of the row.
 
     `name` is the row's id. `models` name what gave each answer ("" if unknown); annotators never
-    see them. `gold` has the known rank of each answer, 1 for the best, and is empty for an ordinary
-    task. `facts` are the row's; they are exported with the labels, and not shown. A higher
-    `uncertainty` makes a task more urgent.
+    see them. `gold` has what is known of a gold question, and is empty for an ordinary task:
+    `ranks` of the answers, 1 for the best, `spans` [start, end] that are wrong in the answer, or
+    `facts` [kind, text] to state. `facts` are the row's; they are exported with the labels, and not
+    shown. A higher `uncertainty` makes a task more urgent.
     """
 
     mode: Mode
@@ -49,7 +51,7 @@ class Task:
     prompt: tuple[Message, ...]
     answers: tuple[str, ...]
     models: tuple[str, ...] = ()
-    gold: tuple[int, ...] = ()
+    gold: Mapping[str, Any] = field(default_factory=dict)
     facts: tuple[Fact, ...] = ()
     uncertainty: float | None = None
 
@@ -68,7 +70,7 @@ class Task:
             "prompt": [turn.to_dict() for turn in self.prompt],
             "answers": list(self.answers),
             "models": list(self.models),
-            "gold": list(self.gold),
+            "gold": dict(self.gold),
             "facts": facts_field(self.facts) or [],
         }
 
@@ -76,7 +78,9 @@ class Task:
     def from_dict(cls, mode: Mode, fields: Mapping[str, Any], images: Sequence[ImageSource], uncertainty: float | None) -> Task:
         """Build a task as the store keeps it."""
         prompt = tuple(Message(t["role"], t["content"], tuple(t.get("image_positions", ()))) for t in fields["prompt"])
-        answers, models, gold = (tuple(fields[name]) for name in ("answers", "models", "gold"))
+        answers, models, gold = tuple(fields["answers"]), tuple(fields["models"]), fields["gold"]
+        if isinstance(gold, list):  # ranks alone, as files from before the other modes have them
+            gold = {"ranks": gold} if gold else {}
         facts = tuple(Fact(**{**fact, "box": fact["box"] and tuple(fact["box"])}) for fact in fields["facts"])
         return cls(mode, fields["name"], tuple(images), prompt, answers, models, gold, facts, uncertainty)
 
@@ -108,9 +112,7 @@ def read_tasks(
             row = unpack_other_export(raw_row.parse())
             _check_mode(row)
             asked_mode = mode or row.fields.get("mode")
-            if is_gold and asked_mode in ("claims", "facts"):
-                row.fail(f"a gold question compares answers, so that it cannot be of mode {asked_mode}: leave out gold_file")
-            task = _parse_task(row, context, Path(dataset_name).stem, is_gold)
+            task = _parse_task(row, context, Path(dataset_name).stem, asked_mode, is_gold)
             if not task.answers and asked_mode != "facts":
                 _refuse_unread_answers(row)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
@@ -147,20 +149,18 @@ def _refuse_unread_answers(row: Row) -> None:
         )
 
 
-def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) -> Task:
+def _parse_task(row: Row, context: RowContext, file_stem: str, mode: str | None, is_gold: bool) -> Task:
     uncertainty = number_field(row, "uncertainty")
-    if is_preference(row):
+    if is_preference(row) and not (is_gold and mode in ("claims", "facts")):
         preference = parse_preference(row, context)
         if any(preference.answer_images):
             row.fail("its answers contain images, which the page does not show: drop the row")
         margins = [abs(a - b) for a, b in itertools.combinations(_scores_of(row), 2)]
-        texts, gold = preference.answers, preference.ranks if is_gold else ()
+        texts, gold = preference.answers, {"ranks": list(preference.ranks)} if is_gold else {}
         task = Task(
             "pairwise", preference.id, preference.images, preference.prompt, texts, ("",) * len(texts), gold, preference.facts
         )
         uncertainty = -min(margins) if uncertainty is None and margins else uncertainty
-    elif is_gold:
-        row.fail("a gold question needs its right answer: give `chosen` and `rejected`, or `answers` with `ranks`")
     else:
         # An answer to avoid (KTO) is one to label like any other.
         unlabelled = replace(row, fields={name: value for name, value in row.fields.items() if name not in LABEL_FIELDS})
@@ -172,7 +172,8 @@ def _parse_task(row: Row, context: RowContext, file_stem: str, is_gold: bool) ->
         for text, model in answers:  # two policies may give the same answer, which is one to judge
             models.setdefault(text, model)
         texts, names = tuple(models), tuple(models.values())
-        task = Task("facts", example.id, example.images, example.prompt, texts, names, facts=example.facts)
+        gold = known_label(row, mode, texts, example.facts) if is_gold else {}
+        task = Task("facts", example.id, example.images, example.prompt, texts, names, gold, example.facts)
     if sum(map(len, (*task.answers, *(turn.content for turn in task.prompt)))) > MAX_TEXT:
         row.fail(f"prompt and answers have more than {MAX_TEXT:,} characters: shorten them or drop the row")
     for image in task.images:
@@ -235,7 +236,7 @@ def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Ta
         indices = sorted(chosen)
         texts, models = (tuple(values[i] for i in indices) for values in (group.answers, group.models))
         name = "-".join([group.name, *(str(i + 1) for i in indices)]) if number > 1 else group.name
-        gold = tuple(group.gold[i] for i in indices) if group.gold else ()
+        gold = {"ranks": [group.gold["ranks"][i] for i in indices]} if "ranks" in group.gold else group.gold
         yield replace(group, name=name, answers=texts, models=models, gold=gold)
 
 

@@ -11,11 +11,11 @@ from mmrlhf.labeling.tasks import Task
 FIRST, SECOND, TIE = {"ranks": [1, 2], "strength": 2}, {"ranks": [2, 1], "strength": 2}, {"ranks": [1, 1]}
 
 
-def labels_of(values, mode="pairwise", gold=(), order=(0, 1), name="same"):
+def labels_of(values, mode="pairwise", gold=None, order=(0, 1), name="same"):
     """Return labels from a table: a row per task, a column per annotator, None for no label."""
     labels = []
     for number, row in enumerate(values):
-        task = Task(mode, name or str(number), (), (), ("a", "b"), gold=gold)
+        task = Task(mode, name or str(number), (), (), ("a", "b"), gold=gold or {})
         for annotator, content in enumerate(row):
             if content is not None:
                 labels.append(Label(annotator, number, task, order, content, 0.0, 10.0 * (annotator + 1)))
@@ -83,9 +83,9 @@ def test_sides_times_and_gold():
     assert (a.median_seconds, a.per_hour, b.per_hour) == (10.0, 360.0, 180.0)
     assert one_sided([a, b, c]) == [a, b]
     assert (c.num_labels, c.median_seconds, c.left_interval) == (0, None, (0.0, 1.0))
-    a, b, _ = summarise_annotators(labels_of([[FIRST, SECOND], [FIRST, TIE]], gold=(1, 2)))
+    a, b, _ = summarise_annotators(labels_of([[FIRST, SECOND], [FIRST, TIE]], gold={"ranks": [1, 2]}))
     assert (a.num_gold_right, a.num_gold, b.num_gold_right, b.num_gold) == (2, 2, 0, 2)
-    assert agreements(labels_of(values, gold=(1, 2))) == []
+    assert agreements(labels_of(values, gold={"ranks": [1, 2]})) == []
 
 
 def test_among_many_annotators_more_is_chance():
@@ -138,3 +138,35 @@ def test_alpha_of_facts_is_that_of_the_package():
 
     expected = krippendorff.alpha(value_counts=counts, value_domain=np.arange(len(domain)), level_of_measurement=distance)
     assert facts_alpha_of(values).alpha == pytest.approx(expected)
+
+
+def marked(*spans, corrected="a"):
+    return {"spans": [{"start": start, "end": end} for start, end in spans], "corrected": corrected}
+
+
+@pytest.mark.parametrize(
+    ("known", "label", "is_right"),
+    [
+        ([[0, 3], [8, 9]], marked((2, 5), (8, 9)), True),  # where a mark ends may differ
+        ([[0, 3], [8, 9]], marked((0, 9)), True),
+        ([[0, 3], [8, 9]], marked((0, 3)), False),
+        ([[0, 3]], marked((0, 3), (5, 6)), False),
+        ([[0, 3]], marked((3, 5)), False),
+        ([[0, 3]], marked(), False),
+        ([[0, 3]], marked(corrected="b"), True),  # edited without marks
+        ([], marked(), True),
+        ([], marked(corrected="b"), False),
+        ([], marked((0, 3)), False),
+    ],
+)
+def test_gold_questions_of_claims(known, label, is_right):
+    summary, *_ = summarise_annotators(labels_of([[label]], "claims", {"spans": known}))
+    assert (summary.num_gold_right, summary.num_gold) == (int(is_right), 1)
+
+
+def test_gold_questions_of_facts():
+    """All that is known must be said, in the same words, and nothing that is known to be absent."""
+    known = {"facts": [["object", "dog"], ["object", "cat"], ["absent", "cup"]]}
+    labels = [facts("dog", "cat"), facts("cat", "dog", "sofa"), facts("dog"), facts("dog", "cat", "cup"), facts("Dog", "cat")]
+    summary, *_ = summarise_annotators(labels_of([[label] for label in labels], "facts", known))
+    assert (summary.num_gold_right, summary.num_gold) == (2, 5)

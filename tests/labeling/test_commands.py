@@ -21,7 +21,7 @@ from mmrlhf.labeling.forms import claim_field, claims_of
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
 from tests.helpers.annotators import come_in
-from tests.labeling.conftest import Person, pairs, standing
+from tests.labeling.conftest import Person, assign, pairs, standing
 
 
 class Server:
@@ -152,7 +152,7 @@ def test_a_verdict_stays_with_its_claim_when_the_lexicon_changes(make_store, mak
     ("settings", "problem"),
     [
         ({"gold_file": "none.jsonl"}, "none.jsonl does not exist"),
-        ({"gold_file": "{}/gold.jsonl", "mode": "claims"}, "a gold question compares answers"),
+        ({"gold_file": "{}/gold.jsonl", "mode": "claims"}, "a gold question of claims needs one answer"),
         ({"scores_file": "{}/scores.jsonl"}, "scores_file or reward_eval_file says nothing of these rows"),
         ({"scores_file": "{}/scores.jsonl", "reward_eval_file": "{}/scores.jsonl"}, "leave one of them out"),
         ({"reward_eval_file": "{}/scores.jsonl"}, "scores.jsonl has no J by kind of claim: write it with"),
@@ -222,6 +222,35 @@ def test_names_may_have_spaces_after_commas(write_rows, tmp_path, capsys):
     assert "labels.db: 3 new tasks" in capsys.readouterr().out
 
 
+def test_labels_of_the_lead_are_gold_questions_for_others(make_store, write_rows, tmp_path, capsys):
+    """In every mode, as `label export --to labels` writes them; the same answers are right."""
+    rows = [{"prompt": "Pair?", "answers": ["a", "b"]}, {"prompt": "Rank?", "answers": ["a", "b", "c"]}]
+    rows += [{"prompt": "Claims?", "answers": ["A red cup."]}, {"prompt": "Facts?"}]
+    answers = {
+        "Claims?": {"spans": [{"start": 2, "end": 5, "text": "red", "reason": "attribute", "correction": ""}], "claims": [],
+                    "corrected": "A cup."},
+        "Facts?": {"facts": [{"kind": "object", "text": "cup"}], "complete": True},
+    }  # fmt: skip
+
+    def label_all(store, name):
+        work, annotator = assign(store, gold_every=1), store.add_annotator(name, "code", 0.0, "yes")
+        while (shown := work.current(annotator)) is not None:
+            texts = shown.task.answers
+            by_text = {"ranks": [1 + sorted(texts, key="bca01234".find).index(text) for text in texts]}
+            work.submit(annotator, shown, "label", answers.get(shown.task.prompt[0].content, by_text))
+
+    label_all(make_store(rows, name="lead.db"), "lead")
+    gold = tmp_path / "gold.jsonl"
+    assert main(["label", "export", str(tmp_path / "lead.db"), "--to", "labels", "--output_file", str(gold)]) == 0
+    store = make_store([{"prompt": "Pair?", "id": f"other {n}", "answers": [f"{n}", "b"]} for n in range(5)])
+    assert main(["label", "add", "--gold_file", str(gold), "--output_file", str(store.path)]) == 0
+    assert "labels.db: 4 new tasks" in capsys.readouterr().out
+    label_all(store, "heron")
+    assert main(["label", "report", str(store.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "5 labels of 5 of 5 tasks by 1 annotators, and 4 of gold questions" in printed and "100% of 4" in printed
+
+
 def test_a_server_that_ends_by_itself_says_so(write_rows, tmp_path, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
@@ -237,6 +266,7 @@ def test_a_server_that_ends_by_itself_says_so(write_rows, tmp_path, monkeypatch)
         (["serve", "--output_file", "{}/l.db", "--guidelines_file", "none.txt"], "guidelines_file none.txt"),
         (["serve", "--output_file", "{}/l.db", "--order", "best"], "order"),
         (["add", "rows.jsonl", "--output_file", "{}/l.db"], "does not exist: give the file that `mmrlhf label serve` writes"),
+        (["add", "--output_file", "{}/l.db"], "there is nothing to add: give rows to label, or --gold_file"),
         (["export", "{}/l.db", "--to", "trl", "--output_file", "{}/o.jsonl"], "does not exist"),
         (["report", "{}/l.db"], "does not exist"),
         (["labels"], "mmrlhf label has no command labels"),

@@ -9,7 +9,7 @@ from mmrlhf.claims import extract_claims
 from mmrlhf.commands.policy_outlook import WITH_FACTS, WITHOUT_FACTS
 from mmrlhf.labeling.other_exports import unpack_other_export
 from mmrlhf.labeling.store import Store
-from mmrlhf.labeling.tasks import read_tasks
+from mmrlhf.labeling.tasks import Task, read_tasks
 from mmrlhf.labeling.uncertainty import CONDITIONS, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError
 
@@ -88,15 +88,50 @@ def test_the_order_of_tasks_does_not_tell_models(write_rows, mode):
 
 def test_preferences_are_pairs_and_gold_keeps_the_right_answer(write_rows):
     path = write_rows({"id": "g", "chosen": "right", "rejected": "wrong"})
-    assert tasks_of(path)[0].gold == ()
+    assert tasks_of(path)[0].gold == {}
     (gold,) = tasks_of(path, is_gold=True)
-    assert (gold.answers, gold.gold) == (("right", "wrong"), (1, 2))
+    assert (gold.answers, gold.gold) == (("right", "wrong"), {"ranks": [1, 2]})
     with pytest.raises(InputError, match="a gold question needs its right answer"):
         tasks_of(write_rows({"answers": ["a", "b"]}), is_gold=True)
-    for mode in ("claims", "facts"):
-        for rows, argument in ((path, mode), (write_rows({"chosen": "a", "rejected": "b", "mode": mode}, name="m.jsonl"), None)):
-            with pytest.raises(InputError, match=f"cannot be of mode {mode}: leave out gold_file"):
-                tasks_of(rows, argument, is_gold=True)
+
+
+def test_gold_questions_of_claims_and_facts(write_rows):
+    answer, facts = "A red cup, a red dog.", [{"kind": "object", "text": "cup"}, {"kind": "absent", "text": "cat"}]
+    rows = [
+        {"answer": answer, "spans": ["red cup", {"text": "red", "start": 13}]},
+        {"prompt": "Right?", "answer": answer, "spans": []},
+        {"prompt": "Facts?", "facts": [*facts, {"kind": "caption", "text": "A cup."}]},
+    ]
+    tasks = tasks_of(write_rows(*rows), is_gold=True)
+    assert [task.mode for task in tasks] == ["claims", "claims", "facts"]
+    assert [task.gold for task in tasks] == [
+        {"spans": [[2, 9], [13, 16]]},
+        {"spans": []},
+        {"facts": [["object", "cup"], ["absent", "cat"]]},
+    ]
+    ordinary = tasks_of(write_rows(*rows))
+    assert [task.gold for task in ordinary] == [{}] * 3
+    assert not {task.digest for task in tasks} & {task.digest for task in ordinary}
+
+
+@pytest.mark.parametrize(
+    ("row", "mode", "problem"),
+    [
+        ({"answers": ["a", "b"]}, None, "a gold question needs its right answer: give `chosen`"),
+        ({"answer": "a cup", "spans": ["cup"]}, "pairwise", "a gold question needs its right answer"),
+        ({"chosen": "a", "rejected": "b"}, "claims", "needs one answer, and `spans`"),
+        ({"chosen": "a", "rejected": "b"}, "facts", "needs `facts` to state: give some of kind object, count"),
+        ({"answer": "a cup"}, "claims", "needs one answer, and `spans`"),
+        ({"answer": "a cup", "spans": ["dog"]}, None, r"line 1: `spans\[1\]` 'dog' is not in the answer: copy it"),
+        ({"answer": "a cup", "spans": ["cup", " "]}, None, r"`spans\[2\]` must be words of the answer, not ' '"),
+        ({"answer": "a cup", "spans": [{"start": 2}]}, None, r"`spans\[1\]` must be words of the answer, not null"),
+        ({"answer": "a red cup, a red dog", "spans": ["red"]}, None, "'red' is 2 times in the answer: add the words around it"),
+        ({"facts": [{"kind": "caption", "text": "A cup."}]}, None, "needs `facts` to state"),
+    ],
+)
+def test_gold_questions_without_a_known_label(write_rows, row, mode, problem):
+    with pytest.raises(InputError, match=problem):
+        tasks_of(write_rows(row), mode, is_gold=True)
 
 
 def test_facts_and_rows_survive_the_store(write_rows, tmp_path):
@@ -122,8 +157,23 @@ def test_a_row_that_is_added_again_corrects_what_may_change(write_rows, tmp_path
     again = read_tasks(corrected, None, str(moved), "train", is_gold=True)
     again += read_tasks([write_rows(row | {"uncertainty": 0.5})], None, str(moved), "train")
     assert store.add_tasks(again) == 0
-    assert (store.task(1).answers, store.task(1).gold) == (("wrong", "right"), (2, 1))
+    assert (store.task(1).answers, store.task(1).gold) == (("wrong", "right"), {"ranks": [2, 1]})
     assert store.task(2).uncertainty == 0.5 and store.task(2).images[0].path == str(moved / "blue.png")
+
+
+def test_gold_questions_that_are_added_again_correct_what_is_known(write_rows, tmp_path):
+    store = Store(tmp_path / "l.db", create=True)
+    for spans, fact in ((["red"], "cup"), (["cup"], "dog")):
+        rows = [{"answer": "a red cup", "spans": spans}, {"prompt": "Facts?", "facts": [{"kind": "object", "text": fact}]}]
+        store.add_tasks(tasks_of(write_rows(*rows), is_gold=True))
+    assert [store.task(n).gold for n in (1, 2)] == [{"spans": [[6, 9]]}, {"facts": [["object", "dog"]]}]
+    assert [entry.is_gold for entry in store.task_entries()] == [True, True]
+
+
+def test_files_from_before_have_ranks_alone(write_rows, tmp_path):
+    (task,) = tasks_of(write_rows({"chosen": "a", "rejected": "b"}), is_gold=True)
+    for kept, gold in (([1, 2], {"ranks": [1, 2]}), ([], {})):
+        assert Task.from_dict("pairwise", task.to_dict() | {"gold": kept}, task.images, None).gold == gold
 
 
 def test_uncertainty_of_margins(write_rows, tmp_path, capsys):

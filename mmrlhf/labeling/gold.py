@@ -1,0 +1,52 @@
+"""The known label of a gold question that compares no answers, from its row.
+
+Rows have the fields of a label, so that those of `mmrlhf label export --to labels` are gold
+questions as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mmrlhf.files.rows import Row, preview, type_name
+from mmrlhf.records import Fact
+
+FACT_KINDS = ("object", "count", "attribute", "relation", "ocr", "absent")
+"""Kinds of facts that two people may be expected to put in the same words; captions are not."""
+
+
+def known_label(row: Row, mode: str | None, answers: Sequence[str], facts: Sequence[Fact]) -> dict[str, Any]:
+    """Return the known label of claims or of facts, as `Task.gold` has it.
+
+    Raises InputError if the row has none.
+    """
+    if mode == "claims" or (mode is None and "spans" in row.fields):
+        if len(answers) != 1 or not isinstance(row.fields.get("spans"), list):
+            row.fail("a gold question of claims needs one answer, and `spans`: the passages that are wrong in it, [] if none is")
+        return {"spans": [_place_of(row, value, number, answers[0]) for number, value in enumerate(row.fields["spans"], 1)]}
+    if mode == "facts" or (mode is None and facts and not answers):
+        known = [[fact.kind, fact.text] for fact in facts if fact.kind in FACT_KINDS]
+        if not known:
+            row.fail(f"a gold question of facts needs `facts` to state: give some of kind {', '.join(FACT_KINDS)}")
+        return {"facts": known}
+    row.fail(
+        "a gold question needs its right answer: give `chosen` and `rejected`, or `answers` with `ranks`; of claims, an answer with "
+        "`spans`; of facts, `facts`"
+    )
+
+
+def _place_of(row: Row, value: Any, number: int, answer: str) -> list[int]:
+    """Return where a passage starts and ends in an answer."""
+    name = f"spans[{number}]"
+    text, start = (value.get("text"), value.get("start")) if isinstance(value, dict) else (value, None)
+    if not isinstance(text, str) or not text.strip():
+        row.fail(f"`{name}` must be words of the answer, not {preview(text) if isinstance(text, str) else type_name(text)}")
+    starts = [match.start() for match in re.finditer(re.escape(text), answer)]
+    if start in starts:
+        starts = [start]
+    if len(starts) != 1:
+        found = f"is {len(starts)} times in the answer: add the words around it" if starts else "is not in the answer: copy it"
+        row.fail(f"`{name}` {preview(text)} {found}")
+    return [starts[0], starts[0] + len(text)]
