@@ -19,11 +19,9 @@ from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.commands.reward_metrics import other_facts
 from mmrlhf.metrics.calibration import proportion
 from mmrlhf.records import CLAIM_KINDS, Example, InputError
-from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, verifier_for
-from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, ScoreGroups, detection_rates, score_rises
+from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, detection_rates, score_rises
 from mmrlhf.rewards.first_slopes import compare_slopes, explained_variance, first_slopes, measured_answers
-from mmrlhf.rewards.ledger import parse_reward_spec
-from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import verify_against_facts
 
 MIN_PROMPTS = 20
@@ -34,7 +32,7 @@ WITH_FACTS, WITHOUT_FACTS, OTHER_FACTS = "with facts", "without facts", "with an
 COLOURS = {WITH_FACTS: "#12a08f", WITHOUT_FACTS: "#6b7280", OTHER_FACTS: "#c2a83e"}
 GOES, STAYS, GROWS, UNCLEAR = "goes", "stays", "grows", "not measured"
 
-# ---- answers and rewards -------------------------------------------------------------------------
+# ---- answers -------------------------------------------------------------------------------------
 
 
 def answer_groups(rows: Iterable[Example], name: str) -> list[AnswerGroup]:
@@ -54,48 +52,6 @@ def answer_groups(rows: Iterable[Example], name: str) -> list[AnswerGroup]:
         else:
             groups[row.id] = replace(group, answers=(*group.answers, row.answer))
     return list(groups.values())
-
-
-def check_reward_terms(reward_terms: str) -> dict[str, float]:
-    """Return the weights of a reward that `reward-eval` can score: fact_rm and claim rewards by
-    facts.
-
-    Raises InputError for any other.
-    """
-    weights = parse_reward_spec(reward_terms)
-    for name in weights:
-        verifier = "" if name == "fact_rm" else verifier_for(name)
-        if name != "fact_rm" and verifier != "facts":
-            raise InputError(
-                f"reward_terms names {name}: reward-eval scores single claims by fact_rm, hallucination, coverage and "
-                "verifier_score@facts; leave out the others"
-            )
-    return weights
-
-
-def weighted_score(model: RewardModel, weights: Mapping[str, float], lexicon: Lexicon) -> ScoreGroups:
-    """Return the reward as a function of groups of answers, which reads each group's facts."""
-
-    def score(groups: Sequence[AnswerGroup]) -> list[list[float]]:
-        totals = [np.zeros(len(group.answers)) for group in groups]
-        for name, weight in weights.items():
-            if name == "fact_rm":
-                for total, scores in zip(totals, model.score(groups), strict=True):
-                    total += weight * np.array(scores)
-                continue
-            claim_reward = CLAIM_REWARDS[name.partition("@")[0]].function
-            for total, group in zip(totals, groups, strict=True):
-                for index, answer in enumerate(group.answers):
-                    verdicts = verify_against_facts(extract_claims(answer, lexicon), group.facts, lexicon)
-                    total[index] += weight * sum(value for *_, value in claim_reward(verdicts))
-        return [total.tolist() for total in totals]
-
-    return score
-
-
-def reads_facts(model: RewardModel, weights: Mapping[str, float]) -> bool:
-    """Return whether a reward depends on facts."""
-    return any(model.facts == "given" if name == "fact_rm" else True for name in weights)
 
 
 def fact_conditions(groups: Sequence[AnswerGroup], depends_on_facts: bool) -> dict[str, list[AnswerGroup]]:

@@ -32,7 +32,10 @@ from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return the metrics as rows of a table: label, percent, 95% interval, number."""
+    """Return the metrics as rows of a table: label, percent, 95% interval, number.
+
+    Those of preferences are missing if only a policy's answers were scored.
+    """
     rows = []
 
     def add(label: str, metric: dict[str, Any]) -> None:
@@ -40,16 +43,17 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             interval = f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f}"
             rows.append((label, f"{100 * metric['value']:.1f}", interval, str(metric["n"])))
 
-    add("accuracy", result["accuracy"])
+    if "accuracy" in result:
+        add("accuracy", result["accuracy"])
     for title, key in (("source", "by_source"), ("hallucinated", "by_hallucinated"), ("the better answer is", "by_length")):
-        if len(result[key]) > 1 or key == "by_length":
-            for name, metric in result[key].items():
+        if len(result.get(key, ())) > 1 or key == "by_length":
+            for name, metric in result.get(key, {}).items():
                 add(f"  {title} {name.lstrip('12345 ')}", metric)
     for name, metric in result.get("facts_curve", {}).items():
         add(f"  {_facts_label(name)}", metric)
     for name, metric in result.get("picture_curve", {}).items():
         add(f"  {_picture_label(name)}", metric)
-    for kind, metric in result["probe"].items():
+    for kind, metric in result.get("probe", {}).items():
         add(f"an injected false {kind} lowers the score", metric["false_lowers"])
         add(f"  and below a true {kind} in the same words", metric["false_below_true"])
     for kind, metric in result.get("policy", {}).get("contradicted", {}).items():
@@ -101,16 +105,16 @@ def _facts_label(condition: str) -> str:
 
 def print_table(result: dict[str, Any]) -> None:
     """Print the metrics as a table, and the findings below it."""
-    table = Table(title=f"{result['reward_model']} on {result['data']}", title_justify="left")
+    table = Table(title=_title(result), title_justify="left")
     for name, justify in (("", "left"), ("%", "right"), ("95% interval", "right"), ("n", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in table_rows(result):
         table.add_row(*row)
     console = Console(highlight=False)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     if rows := detection_rows(result):
-        policy = result["policy"]
-        title = f"{policy['reward_terms']} on {policy['num_answers']} answers of the policy ({policy['num_prompts']} prompts)"
+        title = _policy_title(result["policy"])
         caption = "slope of false claims per answer along the root of KL: below 0 they go"
         detection = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         for number, name in enumerate(DETECTION_COLUMNS[:-2]):
@@ -122,8 +126,23 @@ def print_table(result: dict[str, Any]) -> None:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
+def _title(result: dict[str, Any]) -> str:
+    """Return what was measured on what: a reward model on pairs, or a reward on answers."""
+    return f"{result['reward_model']} on {result['data']}" if result["data"] else _policy_title(result["policy"])
+
+
+def _policy_title(policy: dict[str, Any]) -> str:
+    return f"{policy['reward_terms']} on {policy['num_answers']} answers of the policy ({policy['num_prompts']} prompts)"
+
+
 def findings(result: dict[str, Any]) -> list[str]:
-    """Return sentences on calibration, ties, and the hallucinations that the model misses."""
+    """Return sentences on a reward model (calibration, ties, the hallucinations that it misses),
+    and on what a policy would learn."""
+    outlook = outlook_sentences(result["policy"]) if "policy" in result else []
+    return _model_sentences(result) + outlook if "calibration" in result else outlook
+
+
+def _model_sentences(result: dict[str, Any]) -> list[str]:
     ece, uncalibrated_ece = result["calibration"]["ece"], result["calibration"]["ece_uncalibrated"]
     sentences = [f"Expected calibration error {ece:.3f} (without temperature {uncalibrated_ece:.3f})."]
     if result["ties"]:
@@ -137,7 +156,7 @@ def findings(result: dict[str, Any]) -> list[str]:
     ]
     if missed:
         sentences.append(f"It is not shown to tell false from true claims of these kinds (chance is 50%): {', '.join(missed)}.")
-    return sentences + _shortcut_sentences(result) + (outlook_sentences(result["policy"]) if "policy" in result else [])
+    return sentences + _shortcut_sentences(result)
 
 
 def _shortcut_sentences(result: dict[str, Any]) -> list[str]:
@@ -153,25 +172,30 @@ def _shortcut_sentences(result: dict[str, Any]) -> list[str]:
 
 
 def write_page(result: dict[str, Any], rows: Sequence[Preference], path: Path) -> None:
-    """Write one HTML page with the plots, the lengths of the rows' answers, and the tables."""
+    """Write one HTML page with the plots, the lengths of the rows' answers, and the tables.
+
+    Without rows it is about the policy's answers alone.
+    """
     summary = DatasetSummary()
     for row in rows:
         summary.add(row)
-    accuracy_ = result["accuracy"]
-    headline = (
-        f"{result['reward_model']} prefers the better answer in {accuracy_['value']:.1%} of {accuracy_['n']} comparisons "
-        f"(95% interval {accuracy_['low']:.1%} to {accuracy_['high']:.1%}; chance is 50%)."
-    )
+    headline = f"{_title(result)}."
+    if accuracy_ := result.get("accuracy"):
+        headline = (
+            f"{result['reward_model']} prefers the better answer in {accuracy_['value']:.1%} of {accuracy_['n']} comparisons "
+            f"(95% interval {accuracy_['low']:.1%} to {accuracy_['high']:.1%}; chance is 50%)."
+        )
     with style_context():
-        plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _figures(result)]
+        plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _figures(result)] if rows else []
         outlook_plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _policy_plots(result)]
-        lengths = [(to_inline_svg(figure, name), alt) for name, figure, alt in length_figures(summary)]
-    stats = [(name.replace("_", " "), format_stats_cell(value)) for name, value in summary_stats(summary).items()]
+        lengths = [(to_inline_svg(figure, name), alt) for name, figure, alt in length_figures(summary)] if rows else []
+    stats = [(name.replace("_", " "), format_stats_cell(value)) for name, value in summary_stats(summary).items()] if rows else []
     html = (
         jinja_environment()
         .get_template("reward_eval.html.j2")
         .render(
             result=result,
+            title=_title(result),
             headline=headline,
             findings=findings(result),
             outlook=outlook_sentences(result["policy"]) if "policy" in result else [],

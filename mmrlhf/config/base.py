@@ -153,10 +153,8 @@ class RolloutConfig:
 
 @settings
 class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
-    """A trained reward model and the dataset that it scores."""
+    """How a trained reward model scores a dataset."""
 
-    reward_model_path: str
-    """Directory that the reward stage wrote."""
     base_model_name_or_path: str | None = None
     """New place of the reward model's base, if it has moved since training."""
     batch_size: Count = 32

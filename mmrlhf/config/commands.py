@@ -12,6 +12,7 @@ from mmrlhf.config.base import (
     Dtype,
     EngineConfig,
     FactsConfig,
+    NonNegative,
     NonNegativeInt,
     Overlong,
     PixelConfig,
@@ -124,6 +125,8 @@ class EncodeConfig(DatasetConfig, EngineConfig, PixelConfig):
 class ScoreConfig(RewardModelConfig):
     """Score answers with a reward model, and write the scores as JSONL."""
 
+    reward_model_path: str
+    """Directory that the reward stage wrote."""
     dataset_name: str
     """Rows with a prompt, images and an `answer` (or `completion`), or `chosen` and `rejected`."""
     output_file: str
@@ -134,10 +137,15 @@ class ScoreConfig(RewardModelConfig):
 
 @settings
 class RewardEvalConfig(RewardModelConfig):
-    """Measure how reliable a reward model is: accuracy by group, calibration, injected false
-    claims, corrupted facts."""
+    """Measure how reliable a reward is: on preferences accuracy by group, calibration, injected
+    false claims and corrupted facts; on a policy's answers which errors it would drive out."""
 
-    dataset_name: str
+    reward_model_path: str | None = None
+    """Directory that the reward stage wrote; several, separated by commas, form an ensemble.
+    Without one, claim rewards are measured on `answers`."""
+    uncertainty_penalty: NonNegative = 0.0
+    """Standard deviations of an ensemble's scores to subtract from their mean."""
+    dataset_name: str | None = None
     """Preferences that the reward model was not trained on."""
     output_dir: str
     """Folder for the scores, result.json and the plot."""
@@ -154,6 +162,9 @@ class RewardEvalConfig(RewardModelConfig):
     reward_terms: str = "fact_rm=1"
     """The reward of these answers: fact_rm (the reward model) and claim rewards by facts, with
     weights."""
+    unknown_claim_costs: str | None = None
+    """What an unknown claim counts in `hallucination`, by kind, such as `object=0.1, count=0.3`. By
+    default 0."""
     truth: Literal["none", "facts", "labels", "clip"] = "none"
     """Where the truth about the answers' claims comes from: `facts` that the reward does not read,
     `labels` on a sample, or an open_clip model. With `none`, J is not measured."""

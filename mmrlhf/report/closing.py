@@ -118,8 +118,11 @@ def _score(config: Any) -> Closing:
 def _reward_eval(config: Any) -> Closing:
     out = Path(config.output_dir)
     written = {out / "report.html": "plots and tables", out / "result.json": "the numbers"}
-    ppo = ["ppo", "--model", "MODEL", "--data", "PROMPTS", "--reward_model_path", config.reward_model_path]
-    return written, [*ppo, "--out", Path(config.reward_model_path).parent / "ppo"]
+    ppo = ["ppo", "--model", "MODEL", "--data", "PROMPTS"]
+    if config.reward_model_path is None:
+        return written, [*ppo, "--reward_terms", config.reward_terms, "--out", out.parent / "ppo"]
+    first_model = Path(config.reward_model_path.split(",")[0])
+    return written, [*ppo, "--reward_model_path", config.reward_model_path, "--out", first_model.parent / "ppo"]
 
 
 CLOSINGS: dict[str, Callable[[Any], Closing]] = {

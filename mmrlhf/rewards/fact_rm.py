@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from mmrlhf.config import RewardedConfig
+from mmrlhf.config import RewardedConfig, RewardEvalConfig
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import InputError
@@ -14,7 +14,7 @@ from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel
 
 
-def reward_model_paths(config: RewardedConfig) -> list[str]:
+def reward_model_paths(config: RewardedConfig | RewardEvalConfig) -> list[str]:
     """Return the directories in `reward_model_path`, which are separated by commas."""
     return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
 

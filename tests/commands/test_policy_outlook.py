@@ -9,13 +9,12 @@ from mmrlhf.commands.claim_truth import check_truth_settings, read_verdicts
 from mmrlhf.commands.claims import extract
 from mmrlhf.commands.policy_outlook import (
     answer_groups,
-    check_reward_terms,
     fact_conditions,
     forecast,
     measure_outlook,
     outlook_sentences,
-    weighted_score,
 )
+from mmrlhf.commands.policy_reward import weighted_score
 from mmrlhf.commands.reward_eval import _read_answers, reward_eval
 from mmrlhf.commands.reward_eval_page import _policy_plots
 from mmrlhf.commands.reward_metrics import perturbed_pictures
@@ -178,24 +177,6 @@ def test_sentences_say_what_was_not_measured():
         "What training will change is not measured: it needs several answers per prompt "
         "(`mmrlhf generate --num_generations 4 --temperature 1`)."
     ]
-
-
-def test_claim_rewards_are_scored_by_each_condition_of_the_facts():
-    facts = (Fact("object", "red cup"), Fact("absent", "dog"))
-    groups = [
-        make_group("A red cup.", "A dog and a red cup.", facts=facts),
-        make_group("A hat.", facts=(), id_="b", image="b.png"),
-    ]
-    weights = check_reward_terms("hallucination=-1, coverage=0.5")
-    score = weighted_score(None, weights, load_lexicon())
-    conditions = fact_conditions(groups, True)
-    assert list(conditions) == ["with facts", "without facts", "with another image's facts"]
-    assert score(conditions["with facts"]) == [[1.0, 0.0], [0.0]]  # cup and red are 0.5 each, the dog costs 1
-    assert score(conditions["without facts"]) == [[0.0, 0.0], [0.0]]
-    assert conditions["with another image's facts"][0].facts == () and conditions["with another image's facts"][1].facts == facts
-    assert list(fact_conditions(groups, False)) == ["without facts"]
-    with pytest.raises(InputError, match="reward_terms names length"):
-        check_reward_terms("fact_rm=1, length=-0.1")
 
 
 def test_answers_need_no_split_of_the_pairs(tmp_path):
