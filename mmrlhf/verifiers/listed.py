@@ -53,5 +53,6 @@ def compare_places(
             if subject is target:
                 continue
             difference = 0 if subject.place is None or target.place is None else subject.place[axis] - target.place[axis]
-            texts, confidences = zip(subject.evidence, target.evidence, strict=True)
-            yield difference * sign > 0 if difference else None, ("; ".join(texts), min(confidences))
+            (text, confidence), (target_text, target_confidence) = subject.evidence, target.evidence
+            evidence = f"{text}; {target_text}", min(confidence, target_confidence)
+            yield difference * sign > 0 if difference else None, evidence
