@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
+from mmrlhf.labeling.export import export_labels
 from mmrlhf.text.visible_text import visible
 from tests.labeling.conftest import Person, pairs, standing
 
@@ -102,6 +104,35 @@ def test_only_pictures_of_tasks_are_served(store, make_app, tmp_path):
         assert person.client.get(f"/static/{path}").status_code in (404, 405)
     stranger = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
     assert stranger.get(address).status_code == 401
+
+
+HOSTILE_NAMES = [
+    '" onerror="alert(1).png',
+    "'><script>alert(1).png",
+    "\u202egnp.exe\u2066.png",
+    "twain\nlines\r.png",
+    "..%2f..%2fetc%2fpasswd.png",
+    "{{ 7 * 7 }}.png",
+]
+
+
+def test_names_of_pictures_are_not_on_the_page_and_open_nothing(make_store, make_app, tmp_path):
+    """Pictures are known by their content's hash; a name comes out of an export as it went in."""
+    for number, name in enumerate(HOSTILE_NAMES):
+        Image.new("RGB", (4 + number, 4), "green").save(tmp_path / name, format="PNG")
+    store = make_store([{"id": n, "prompt": f"{n}?", "images": [name]} for n, name in enumerate(HOSTILE_NAMES)])
+    person = Person(make_app(store))
+    for name in HOSTILE_NAMES:
+        (address,) = re.findall(r'<img src="([^"]+)" alt="Picture 1 of 1 of this task"', person.page)
+        assert re.fullmatch(r"/images/[0-9a-f]{64}", address)
+        assert person.client.get(address).content == (tmp_path / name).read_bytes()
+        assert person.client.get(f"/images/{quote(name, safe='')}").status_code == 404
+        assert not any(part in person.page for part in ("alert(", "<script>", "gnp", "twain", "passwd", "7 * 7"))
+        assert person.label(facts='[{"kind": "object", "text": "x"}]').status_code == 200
+    for target, names_of in (("labels", lambda row: row["images"]), ("facts", lambda row: [row["image"]])):
+        export_labels(str(store.path), target, str(tmp_path / f"{target}.jsonl"))
+        rows = [json.loads(line) for line in (tmp_path / f"{target}.jsonl").read_text().splitlines()]
+        assert [names_of(row) for row in rows] == [[name] for name in HOSTILE_NAMES]
 
 
 def test_a_picture_that_has_changed_is_not_shown(store, make_app, tmp_path):
