@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrlhf.datasets import detect_format, is_preference, parse_example, parse_preference, row_context
+from mmrlhf.datasets.examples import LABEL_FIELDS, label_to_avoid
+from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.row_errors import RowErrors
-from mmrlhf.files.rows import RawRow
+from mmrlhf.files.rows import RawRow, Row
 from mmrlhf.files.tables import read_rows
 from mmrlhf.files.writing import writing
 from mmrlhf.models.images import open_image
@@ -42,7 +45,7 @@ def check(
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
     opened_images: set[str] = set()
-    summary, errors, bad_lines = DatasetSummary(), RowErrors(), []
+    summary, errors, notes, bad_lines = DatasetSummary(), RowErrors(), RowErrors(), []
     has_preferences = None
     with console.status(f"reading {path}") as status:
         for index, raw_row in enumerate(read_rows(path, split)):
@@ -60,11 +63,15 @@ def check(
                         open_image(source)
                         opened_images.add(key)
                 summary.add(record)
+                if not has_preferences and (note := _unread_answers(row, context)):
+                    notes.add(raw_row.location.rpartition(", ")[2], note)
             except InputError as error:
                 errors.add(raw_row.location.rpartition(", ")[2], str(error), raw_row.location)
                 if bad_rows_file is not None:
                     bad_lines.append(_bad_line(raw_row, str(error)))
     _print_errors(console, errors)
+    for group in notes.groups:
+        console.print(f"  note: {group.count} row{'s' * (group.count > 1)} ({group.rows_text}): {group.message}", markup=False)
     table = Table(show_header=False)
     counts = {"good rows": str(summary.num_rows), "bad rows": str(errors.count), **summary.table_rows()}
     for name, count in counts.items():
@@ -75,6 +82,17 @@ def check(
             write_atomic(Path(bad_rows_file), "".join(bad_lines))
         console.print(f"{bad_rows_file}: {errors.count} bad rows", markup=False)
     return 1 if errors.count else 0
+
+
+def _unread_answers(row: Row, context: RowContext) -> str:
+    """Say why the answers of a row that is read as a prompt are not read, "" if none are lost."""
+    if is_preference(row):
+        return "answers are compared but read as prompts, as the first row compares none: put such rows into a file of their own"
+    if label := label_to_avoid(row):
+        unlabelled = replace(row, fields={name: value for name, value in row.fields.items() if name not in LABEL_FIELDS})
+        if parse_example(unlabelled, context, require_answer=False).answer is not None:
+            return f"`{label}` is false, so the answer is one to avoid (KTO): no stage learns from it, and sft refuses the row"
+    return ""
 
 
 def _print_errors(console: Console, errors: RowErrors) -> None:

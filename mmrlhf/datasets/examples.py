@@ -58,7 +58,7 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
             row.fail("the row compares answers and has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers")
         reason = "prompts for ppo have no SFT target: " if is_ppo_prompt(row) else ""
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
-    label = _label_to_avoid(row)
+    label = label_to_avoid(row)
     if label is not None and require_answer:
         row.fail(f"`{label}` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
     answer = answer if label is None else None
@@ -70,8 +70,8 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
 
 
-def _label_to_avoid(row: Row) -> str | None:
-    """Return the field that says that the answer is one to avoid (KTO), or None.
+def label_to_avoid(row: Row) -> str | None:
+    """Return the field that says that the row's answer, if any, is one to avoid (KTO), or None.
 
     0 counts only in `kto_tag`: a column `label` may hold classes.
     """

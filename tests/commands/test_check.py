@@ -82,6 +82,26 @@ def test_check_writes_bad_rows_on_request(data_dir, capsys):
     assert "`chosen` is empty" in lines[0]["error"] and f"{out}: 2 bad rows" in capsys.readouterr().out
 
 
+def test_check_reports_comparisons_that_are_read_as_prompts(data_dir, capsys):
+    pair, prompt = without_field(PAIR, "id"), {**ONE_IMAGE, "prompt": "What is it?"}
+    ranking = {**prompt, "answers": ["A cup.", "A cat."], "ranks": [1, 2]}
+    assert check(write_jsonl(data_dir, prompt, pair, prompt, ranking)) == 0
+    assert "note: 2 rows (line 2, line 4): answers are compared but read as prompts" in capsys.readouterr().out
+    assert check(write_jsonl(data_dir, pair)) == check(write_jsonl(data_dir, prompt)) == 0
+    assert "note" not in capsys.readouterr().out
+
+
+def test_check_reports_answers_to_avoid(data_dir, capsys):
+    prompt = {**ONE_IMAGE, "prompt": "What is it?"}
+    answered = {**prompt, "completion": "A cup."}
+    messages = {**ONE_IMAGE, "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cup."}]}
+    rows = [{**answered, "label": True}, {**answered, "label": False}, {**messages, "label": False}, {**messages, "kto_tag": 0}]
+    assert check(write_jsonl(data_dir, *rows, {**prompt, "label": False}, {**answered, "label": 0})) == 0
+    printed = capsys.readouterr().out
+    assert "note: 2 rows (line 2, line 3): `label` is false, so the answer is one to avoid (KTO)" in printed
+    assert "note: 1 row (line 4): `kto_tag` is false" in printed
+
+
 def test_check_refuses_missing_files(data_dir):
     assert "does not exist" in error_of(check, str(data_dir / "none.jsonl"))
     assert "does not exist" in error_of(check, write_jsonl(data_dir, PAIR), facts_file=str(data_dir / "none.json"))
