@@ -316,7 +316,7 @@ def _build_verifier(config: FeedbackConfig, accelerator: Accelerator, run_dir: P
             verifiers[name] = facts_verifier(lexicon)
         else:
             verifiers[name] = VERIFIERS[name](config, adapters, lexicon)
-    return cascade(list(verifiers.values()))
+    return cascade(list(verifiers.values()), lexicon)
 
 
 def _inputs(config: FeedbackConfig, names: Sequence[str]) -> dict[str, Any]:

@@ -201,7 +201,8 @@ class ClaimScorer:
         """Return the verdicts on each sample's claims by a verifier, or by a cascade `A+B`."""
         answer_claims = self.extract(samples)
         if verifier_name not in self._verdicts:
-            self._verdicts[verifier_name] = cascade([self.verifiers[part] for part in verifier_name.split("+")])(answer_claims)
+            verify = cascade([self.verifiers[part] for part in verifier_name.split("+")], self.lexicon)
+            self._verdicts[verifier_name] = verify(answer_claims)
         return self._verdicts[verifier_name]
 
     def reward_function(self, name: str, verifier_name: str) -> RewardFunction:

@@ -11,17 +11,23 @@ from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_numbe
 from mmrlhf.text.final_answers import final_answer, has_answer_format
 
 
-def correctness(samples: Sequence[Sample]) -> list[float]:
+def correctness(samples: Sequence[Sample]) -> list[float | None]:
     """Give 1 to an answer that agrees with the row's reference (`is_correct`), else 0.
 
-    A row without a reference gets 0. A row with LLaVA-RLHF's `caption_type` is scored as in Sun et
-    al. 2023: a multiple-choice letter gets 1 or 0. If the right answer is no, no gets 0.5 and yes
-    -0.5. If it is yes, every answer gets 0, to counter a bias towards yes.
+    A row without a reference gets None: the function does not apply to it. A row with LLaVA-RLHF's
+    `caption_type` is scored as in Sun et al. 2023: a multiple-choice letter gets 1 or 0. If the right
+    answer is no, no gets 0.5 and yes -0.5. If it is yes, every answer gets 0, to counter a bias
+    towards yes.
     """
-    return [
-        _score_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.reference, s.prompt[-1].content))
-        for s in samples
-    ]
+    return [_correctness(sample) for sample in samples]
+
+
+def _correctness(sample: Sample) -> float | None:
+    if "caption_type" in sample.meta:
+        return _score_by_caption_type(sample)
+    if sample.reference is None:
+        return None
+    return float(is_correct(sample.answer, sample.reference, sample.prompt[-1].content))
 
 
 def length(samples: Sequence[Sample]) -> list[float]:
@@ -82,23 +88,29 @@ def _score_by_caption_type(sample: Sample) -> float:
     return 0.5 * (answer.startswith("No") - answer.startswith("Yes")) if caption_type == CAPTION_TYPE_NO else 0.0
 
 
+YES_NO_REFERENCE = re.compile(
+    r"\W*\w+(?:\W*$|\s*[^\w\s'’-]|\s+[-–—]\s|\s+(?:there|it|this|that|these|those|they|he|she|we|you|i)\b)", re.IGNORECASE
+)
+"""One word, or a word before punctuation or a pronoun: such a reference may be yes or no."""
+
+
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
     """Return whether an answer agrees with `reference`; without one, no answer does.
 
-    Of both, the final answer counts (`text.final_answers`). If the reference is yes or no, a
-    multiple-choice letter (with its option or without) or a number, the answer is parsed by
-    `text.answer_parsing`. Otherwise the words must match, apart from case, spacing and a final full
-    stop.
+    Of both, the final answer counts (`text.final_answers`). If the reference is yes or no (alone or as
+    in "No, it is not", but not in "No parking"), a multiple-choice letter (with its option or without)
+    or a number, the answer is parsed by `text.answer_parsing`. Otherwise the words must match, apart
+    from case, spacing and a final full stop.
     """
     if reference is None:
         return False
     answer, reference = final_answer(answer), final_answer(reference)
     expected = reference.strip().rstrip(".").strip()
-    if (expected_yes_no := leading_yes_no(reference)) is not None:
+    if YES_NO_REFERENCE.match(expected) and (expected_yes_no := leading_yes_no(reference)) is not None:
         return parse_yes_no(answer, question) == expected_yes_no
     if letter := re.fullmatch(r"\(?([A-H])\)?|\(?([A-H])[).:]\s.*", expected, re.DOTALL):
         return parse_choice(answer, "ABCDEFGH") == (letter[1] or letter[2])
-    if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", expected) and (expected_number := parse_number(expected)) is not None:
+    if re.fullmatch(r"[-−]?\d[\d,]*(?:\.\d+)?", expected) and (expected_number := parse_number(expected)) is not None:
         answer_number = parse_number(answer)
         return answer_number is not None and math.isclose(answer_number, expected_number)
     return " ".join(answer.lower().split()).rstrip(".") == " ".join(expected.lower().split())

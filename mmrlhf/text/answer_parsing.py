@@ -380,7 +380,7 @@ def parse_number(answer: str) -> float | None:
     If there are several different numbers, the last one after "answer", "total", "=", "so" or a
     correction ("3, no, 4") counts; without such a number the result is None.
     """
-    text = normalise(answer).lower()
+    text = normalise(answer).lower().replace("\N{MINUS SIGN}", "-")
     matches = list(_NUMBER.finditer(text))
     conclusions = [match for match in matches if _CONCLUSION_PREFIX.search(text[: match.start()])]
     numeric = [match for match in matches if match[0] != "no"]

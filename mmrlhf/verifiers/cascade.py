@@ -8,7 +8,7 @@ from dataclasses import replace
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim, ImageSource, Verdict
 from mmrlhf.verifiers.base import AnswerClaims, Verifier, unknown_verdict
-from mmrlhf.verifiers.facts import verify_against_facts
+from mmrlhf.verifiers.facts import is_partial_denial, verify_against_facts
 
 MAX_CACHED_VERDICTS = 200_000
 """Verdicts that a cache may hold. Beyond that it is emptied."""
@@ -19,8 +19,12 @@ def facts_verifier(lexicon: Lexicon) -> Verifier:
     return lambda answers: [verify_against_facts(answer.claims, answer.facts, lexicon) for answer in answers]
 
 
-def cascade(verifiers: Sequence[Verifier]) -> Verifier:
-    """Return a verifier that asks `verifiers` in turn, until one has a known verdict on a claim."""
+def cascade(verifiers: Sequence[Verifier], lexicon: Lexicon) -> Verifier:
+    """Return a verifier that asks `verifiers` in turn, until one has a known verdict on a claim.
+
+    A contradicted denial stays unknown if the answer denies only a part (`is_partial_denial`):
+    verifiers see single claims, and a person in the image does not refute "nobody looks up".
+    """
 
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         all_verdicts = [[unknown_verdict(claim) for claim in answer.claims] for answer in answers]
@@ -35,7 +39,9 @@ def cascade(verifiers: Sequence[Verifier]) -> Verifier:
             ]
             for n, verdicts in zip(answer_indices, verifier(remaining_answers), strict=True):
                 for i, verdict in zip(unknown_indices[n], verdicts, strict=True):
-                    all_verdicts[n][i] = verdict
+                    is_refuted = verdict.value == "contradicted"
+                    if not (is_refuted and is_partial_denial(verdict.claim, answers[n].claims, lexicon)):
+                        all_verdicts[n][i] = verdict
         return all_verdicts
 
     return verify

@@ -76,12 +76,12 @@ def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon
     fact_index = _index_facts(tuple(facts), lexicon)
     verdicts = [_verify_claim(claim, fact_index, lexicon) for claim in claims]
     for index, verdict in enumerate(verdicts):
-        if verdict.value == "contradicted" and _is_partial_denial(verdict.claim, claims, lexicon):
+        if verdict.value == "contradicted" and is_partial_denial(verdict.claim, claims, lexicon):
             verdicts[index] = Verdict(verdict.claim, "unknown", "", 0.5)
     return verdicts
 
 
-def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -> bool:
+def is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -> bool:
     """Return whether an object is denied only of a place, an action, or one of several things.
 
     "No people inside the café" denies none outside it, and an answer that names a man denies only

@@ -43,6 +43,13 @@ def make_sample(answer, **fields):
         ("<think>not A</think><answer>B</answer>", "B. a dog", True),
         ("(C)", "(B) 4", False),
         ("A. Smith", "A. Jones", True),  # read as a letter with its option
+        ("No smoking", "No parking", False),
+        ("No", "No parking", False),
+        ("no parking.", "No parking", True),
+        ("Yes", "Yes there is", True),
+        ("No, nothing", "no - it is empty", True),
+        ("−3", "-3", True),
+        ("3", "−3", False),
     ],
 )
 def test_is_correct_matches_hand_labels(answer, reference, expected):
@@ -105,3 +112,13 @@ def test_reward_functions_match_llava_rlhf_recipe_by_hand(tmp_path):
     assert cut_off.total == pytest.approx(10 * (1.2 + 0 - 10 * 0.5 - 8))
     assert with_question.total == pytest.approx(right.total - 80)
     assert right.terms == pytest.approx({"fact_rm": 12, "correctness": 20, "length": -50, "missing_eos": 0, "question_mark": 0})
+
+
+def test_correctness_does_not_apply_to_rows_without_a_reference():
+    samples = [
+        make_sample("2", reference="2"),
+        make_sample("3", reference="2"),
+        make_sample("2"),
+        make_sample("No", meta={"caption_type": 6}),
+    ]
+    assert correctness(samples) == [1.0, 0.0, None, 0.5]

@@ -1,6 +1,6 @@
 """A cascade uses the first known verdict, and a cache verifies no claim twice."""
 
-from mmrlhf.claims import load_lexicon
+from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.records import Claim, Fact, ImageSource, Verdict
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import unknown_verdict
@@ -33,7 +33,8 @@ def test_cascade_uses_first_known_verdict():
         [
             table_verifier({"dog": "contradicted"}, first_calls),
             table_verifier({"dog": "supported", "cat": "supported"}, second_calls),
-        ]
+        ],
+        load_lexicon(),
     )
     verdicts = verify(
         [
@@ -74,3 +75,22 @@ def test_cached_verifies_each_claim_on_an_image_once():
     assert calls[1:] == [[["cow"]]]
     verify([AnswerClaims((ImageSource(data=b"a"),), (), (DOG,))])  # the same image under another name
     assert len(calls) == 2
+
+
+def test_cascade_lets_nothing_refute_a_denial_of_a_part():
+    """A man is in the image, so "people" are; but that nobody looks at the camera may be true."""
+    lexicon = load_lexicon()
+    facts = (Fact("object", "man"),)
+    answers = [
+        AnswerClaims((IMAGE_A,), facts, tuple(extract_claims(text, lexicon)))
+        for text in ("A man is in the picture. Nobody looks at the camera.", "There are no people in the image.")
+    ]
+    sees_people = table_verifier({"person": "contradicted"}, [])
+    for verifiers in (
+        [facts_verifier(lexicon)],
+        [table_verifier({"man": "supported"}, []), facts_verifier(lexicon)],
+        [sees_people],
+    ):
+        partial, whole = cascade(verifiers, lexicon)(answers)
+        assert [verdict.value for verdict in partial][1:] == ["unknown"]
+        assert [verdict.value for verdict in whole] == ["contradicted"]
