@@ -120,7 +120,8 @@ def _reward_eval(config: Any) -> Closing:
     written = {out / "report.html": "plots and tables", out / "result.json": "the numbers"}
     ppo = ["ppo", "--model", "MODEL", "--data", "PROMPTS"]
     if config.reward_model_path is None:
-        return written, [*ppo, "--reward_terms", config.reward_terms, "--out", out.parent / "ppo"]
+        costs = ["--unknown_claim_costs", config.unknown_claim_costs] if config.unknown_claim_costs else []
+        return written, [*ppo, "--reward_terms", config.reward_terms, *costs, "--out", out.parent / "ppo"]
     first_model = Path(config.reward_model_path.split(",")[0])
     return written, [*ppo, "--reward_model_path", config.reward_model_path, "--out", first_model.parent / "ppo"]
 

@@ -119,7 +119,8 @@ def test_claim_rewards_alone_are_measured_without_a_model_or_pairs(tmp_path, cap
     output = capsys.readouterr().out
     assert "object claims of the policy, contradicted" in output and "33.3" in output
     assert "Facts will change the policy: only with them do false claims go that are about" in output
-    assert "--reward_terms hallucination=-1 --out" in closing_text("reward-eval", make_config(tmp_path, **settings))
+    config = make_config(tmp_path, **settings, unknown_claim_costs="object=0.2")
+    assert "--reward_terms hallucination=-1 --unknown_claim_costs object=0.2 --out" in closing_text("reward-eval", config)
 
 
 def test_an_ensemble_is_measured_on_pairs_and_answers(reward_dir, pairs, tmp_path):
