@@ -17,7 +17,15 @@ from typing import Any
 from mmrlhf.datasets import read_examples, row_context
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.evaluation.openai_client import Endpoint, chat_message, request_replies, resolve_model_name
-from mmrlhf.facts import FactsByImage, facts_for_image, read_captions, read_facts, split_scope
+from mmrlhf.facts import (
+    FactsByImage,
+    ImageMatches,
+    facts_for_image,
+    matching_name,
+    read_captions,
+    read_facts,
+    split_scope,
+)
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -62,6 +70,8 @@ def facts_from_files(
         facts = {name: _join([file.get(name, ()) for file in files]) for name in names}
     else:
         images = _images_of(dataset_name, image_folder, split)
+        for path, file in zip(paths, files, strict=True):
+            _refuse_shared_names(path, file, images)
         facts = {i.name: _join([facts_for_image(file, i.name) for file in files]) for i in images}
         facts = {name: image_facts for name, image_facts in facts.items() if image_facts}
         note = f" of the {len(images)} of {dataset_name}"
@@ -75,6 +85,14 @@ def facts_from_files(
     _write(output_path, facts)
     print(f"{output_path}: {sum(len(split_scope(found)[1]) for found in facts.values())} facts about {len(facts)} images{note}")
     return output_path
+
+
+def _refuse_shared_names(path: str, facts: FactsByImage, images: Sequence[_Image]) -> None:
+    """Raise InputError if a name in the facts stands for several images, as a file name may."""
+    matches = ImageMatches()
+    for image in images:
+        if (key := matching_name(facts, image.name)) is not None:
+            matches.check(key, image.source.path or image.name, path)
 
 
 def _join(lists: Iterable[Sequence[Fact]]) -> tuple[Fact, ...]:

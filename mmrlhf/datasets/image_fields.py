@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from mmrlhf.datasets.conversations import IMAGE_PARTS, PLACEHOLDER
-from mmrlhf.facts import facts_for_image, parse_typed_facts
+from mmrlhf.facts import ImageMatches, matching_name, parse_typed_facts
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import dataset_folder
 from mmrlhf.records import Fact, ImageSource, InputError
@@ -33,6 +33,8 @@ class RowContext:
     """Whether symlinks may leave the folder: yes if the user named it and therefore trusts it, no
     for the data file's own folder, because its symlinks came with the data."""
     facts: FactsByName
+    matches: ImageMatches = field(default_factory=ImageMatches)
+    """The images of earlier rows that names in `facts` were matched to."""
 
 
 def row_context(dataset_name: str, image_folder: str | None = None, facts: FactsByName | None = None) -> RowContext:
@@ -324,21 +326,29 @@ def _decode_base64(row: Row, text: str, name: str) -> bytes:
 
 
 def collect_facts(row: Row, context: RowContext) -> tuple[Fact, ...]:
-    """Return the row's own facts, followed by those known by its image names, or else by its id."""
+    """Return the row's own facts, followed by those known by its image names, or else by its id.
+
+    Raises InputError if an earlier row's image, in another folder, has the same name in the facts.
+    """
     row_facts = parse_typed_facts(row)
-    known_facts = _lookup_facts(row, context.facts) if context.facts else ()
+    known_facts = _lookup_facts(row, context) if context.facts else ()
     return row_facts + tuple(fact for fact in known_facts if fact not in row_facts)
 
 
-def _lookup_facts(row: Row, facts: FactsByName) -> tuple[Fact, ...]:
+def _lookup_facts(row: Row, context: RowContext) -> tuple[Fact, ...]:
+    facts = context.facts
     paths = [value.get("path") if isinstance(value, dict) else value for _, value in _image_values(row)]
     path_notes = [row.fields.get(name) for name in PATH_FIELDS]
-    for candidates in (paths, path_notes):  # the image's own path first, then the note on its origin
-        names = dict.fromkeys(name for name in candidates if isinstance(name, str))
-        facts_per_name = [facts_for_image(facts, name) for name in names]
-        if any(facts_per_name):
-            return tuple(fact for name_facts in facts_per_name for fact in name_facts)
+    candidates = [
+        [name for name in names if isinstance(name, str) and _base64_text(name) is None] for names in (paths, path_notes)
+    ]
+    for names in candidates:  # the image's own path first, then the note on its origin
+        keys = {name: key for name in names if (key := matching_name(facts, name)) is not None}
+        for name, key in keys.items():
+            context.matches.check(key, os.path.join(context.image_folder or "", _without_file_scheme(name)), row.location)
+        if any(facts[key] for key in keys.values()):
+            return tuple(fact for key in dict.fromkeys(keys.values()) for fact in facts[key])
     # A row id may be another image's name, so it counts only if no image has a name.
-    if any(isinstance(name, str) and _base64_text(name) is None for name in [*paths, *path_notes]):
+    if any(candidates):
         return ()
     return facts.get(parse_id(row), ()) if {"id", "idx"} & row.fields.keys() else ()

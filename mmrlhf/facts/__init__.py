@@ -9,7 +9,15 @@ corrupt        drop, swap and negate facts
 """
 
 from mmrlhf.facts.annotations import FactsByImage
-from mmrlhf.facts.load import FactsFile, facts_for_image, read_captions, read_facts, read_facts_file
+from mmrlhf.facts.load import (
+    FactsFile,
+    ImageMatches,
+    facts_for_image,
+    matching_name,
+    read_captions,
+    read_facts,
+    read_facts_file,
+)
 from mmrlhf.facts.parse import FACT_FIELDS, NUMBER_WORDS, parse_typed_facts
 from mmrlhf.facts.render import load_facts_template, render_facts
 from mmrlhf.facts.scope import mark_incomplete, split_scope
@@ -19,9 +27,11 @@ __all__ = [
     "NUMBER_WORDS",
     "FactsByImage",
     "FactsFile",
+    "ImageMatches",
     "facts_for_image",
     "load_facts_template",
     "mark_incomplete",
+    "matching_name",
     "parse_typed_facts",
     "read_captions",
     "read_facts",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmrlhf.facts.annotations import (
 from mmrlhf.facts.parse import parse_fact_fields, read_line
 from mmrlhf.files.rows import Row, open_binary, preview, read_json, type_name
 from mmrlhf.files.tables import read_rows
-from mmrlhf.records import Fact, InputError
+from mmrlhf.records import Fact, ImageSource, InputError
 
 
 def read_facts(path: str | Path) -> FactsByImage:
@@ -38,6 +39,57 @@ def read_facts(path: str | Path) -> FactsByImage:
     return facts_by_image
 
 
+def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
+    """Look up an image's facts by `matching_name`."""
+    key = matching_name(facts, name)
+    return () if key is None else facts[key]
+
+
+def matching_name(facts: Mapping[str, tuple[Fact, ...]], name: str) -> str | None:
+    """Return the name that facts have for an image, None if they have none for it.
+
+    It is the image's path or the longest end of it, such as the file name, else the file name
+    without suffix: scene graphs name images by ids, which are such file names.
+    """
+    parts = name.split("/")
+    ends = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((key for key in itertools.chain(ends, [os.path.splitext(parts[-1])[0]]) if key in facts), None)
+
+
+class ImageMatches:
+    """The images that names in facts were matched to: each may stand for one image only.
+
+    Names may be file names, which images of several folders may share.
+    """
+
+    def __init__(self) -> None:
+        self._image_of: dict[str, str] = {}
+        self._copies: set[tuple[str, str]] = set()
+
+    def check(self, key: str, image: str, location: str) -> None:
+        """Note that a name stands for an image. Raises InputError if another image has the name.
+
+        A copy of the image in another folder may have it, too. `location` begins the message.
+        """
+        image = os.path.normpath(image)
+        other = self._image_of.setdefault(key, image)
+        if image == other or (key, image) in self._copies:
+            return
+        if not _may_be_same(image, other):
+            raise InputError(
+                f"{location}: the facts about {preview(key)} match two images, {preview(other)} and {preview(image)}: "
+                "name images in the facts file by paths, as the rows do, also those without facts"
+            )
+        self._copies.add((key, image))
+
+
+def _may_be_same(first: str, second: str) -> bool:
+    """Return whether two files are equal, or two names without a file may be those of one image."""
+    if os.path.isfile(first) and os.path.isfile(second):
+        return ImageSource(first).key == ImageSource(second).key
+    return first.endswith(f"/{second}") or second.endswith(f"/{first}")
+
+
 @dataclass(frozen=True)
 class FactsFile:
     """A file of facts, for answers that name their image or row, or that are in the order of its
@@ -50,27 +102,35 @@ class FactsFile:
     by_image: Mapping[str, tuple[Fact, ...]]
     by_id: Mapping[str, tuple[Fact, ...]]
     by_row: Sequence[tuple[Fact, ...]]
+    matches: ImageMatches = field(default_factory=ImageMatches, compare=False)
 
     def lookup(self, images: Sequence[str], id_: Any, row_number: int, location: str) -> tuple[tuple[Fact, ...], bool]:
         """Return the facts of an answer's images, and whether they are those of its row number.
 
         Images are looked up by name, then the answer's row by id. Its row number, counted from 1,
         decides only if the file names no images and does not have its id. Raises InputError if
-        nothing identifies its facts.
+        nothing identifies its facts, or if a name in the file matches another answer's image, too.
         """
         if images and self.by_image:
-            return _facts_for_images(self.by_image, images), False
+            return self._facts_for_images(self.by_image, images, location), False
         if id_ is not None and str(id_) in self.by_id:
             return self.by_id[str(id_)], False
         if self.by_image:
             raise InputError(f"{location}: `image` is missing, and {self.path} has facts by image name: add it")
         if self.by_id and (images or id_ is not None):  # ids of scene graphs are names of images
-            return _facts_for_images(self.by_id, images), False
+            return self._facts_for_images(self.by_id, images, location), False
         if row_number > len(self.by_row):
             raise InputError(
                 f"{location}: {self.path} has only {len(self.by_row)} rows: add one for this answer, or name the `image` in both"
             )
         return self.by_row[row_number - 1], True
+
+    def _facts_for_images(self, facts: Mapping[str, tuple[Fact, ...]], images: Sequence[str], location: str) -> tuple[Fact, ...]:
+        keys = [matching_name(facts, image) for image in images]
+        for key, image in zip(keys, images, strict=True):
+            if key is not None:
+                self.matches.check(key, image, location)
+        return tuple(dict.fromkeys(fact for key in keys if key is not None for fact in facts[key]))
 
 
 def read_facts_file(path: str) -> FactsFile:
@@ -144,10 +204,6 @@ def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[F
             yield name, parse_fact_fields(Row(f"{path}, {preview(name)}", 0, {"captions": captions}), path.name)
 
 
-def _facts_for_images(facts: Mapping[str, tuple[Fact, ...]], images: Sequence[str]) -> tuple[Fact, ...]:
-    return tuple(dict.fromkeys(fact for image in images for fact in facts_for_image(facts, image)))
-
-
 IMAGE_NAME_FIELDS = ("image", "images", "file_name", "image_path", "img_path", "image_id", "id")
 """Fields that may name the image of a row with captions; the first that a row has."""
 
@@ -173,15 +229,3 @@ def read_captions(path: str | Path, caption_key: str, split: str = "train") -> F
             fact = Fact("caption", read_line(row, caption, caption_key), Path(path).name)
             facts[str(name)] = (*facts.get(str(name), ()), fact)
     return facts
-
-
-def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
-    """Look up an image's facts by full name, else by file name, else by file name without suffix.
-
-    Scene graphs name images by ids, which are file names without a suffix.
-    """
-    basename = os.path.basename(name)
-    for key in (name, basename, os.path.splitext(basename)[0]):
-        if facts.get(key):
-            return facts[key]
-    return ()

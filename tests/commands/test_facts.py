@@ -168,3 +168,13 @@ def test_facts_are_not_written_over_an_input(folder, capsys):
     write_jsonl(folder, {"image": "a.png", "objects": ["cup"]}, name="facts.jsonl")
     assert main(["data", "facts", "facts.jsonl", "--output_file", "facts.jsonl"]) == 2
     assert "output_file facts.jsonl is an input file: name another" in capsys.readouterr().err
+
+
+def test_facts_by_a_file_name_that_two_images_share_are_not_written(folder, capsys):
+    (folder / "x").mkdir()
+    (folder / "x" / "a.png").write_bytes(png_bytes("green"))
+    rows = write_jsonl(folder, *({"image": name, "prompt": "?"} for name in ("a.png", "x/a.png")), name="shared.jsonl")
+    facts = write_jsonl(folder, {"image": "a.png", "objects": [["cup"]]}, name="by_name.jsonl")
+    assert main(["data", "facts", facts, "--dataset_name", rows, "--output_file", "out.jsonl"]) == 2
+    assert "by_name.jsonl: the facts about 'a.png' match two images" in capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()

@@ -173,6 +173,27 @@ def test_read_preferences_refuses_facts_about_other_images(data_dir):
     assert read_preferences(write_jsonl(data_dir, *rows), facts={"z.png": (Fact("ocr", "x"),)})[-1].facts
 
 
+def test_read_examples_refuses_facts_by_a_file_name_that_two_images_share(data_dir):
+    for name, colour in (("x/a.png", "red"), ("y/a.png", "blue"), ("z/a.png", "red")):
+        (data_dir / name).parent.mkdir()
+        (data_dir / name).write_bytes(png_bytes(colour))
+
+    def prompts(*images):
+        return write_jsonl(data_dir, *({"image": image, "prompt": "?"} for image in images))
+
+    by_name = {"a.png": (Fact("ocr", "a"),)}
+    for images in (("x/a.png", "y/a.png"), ("y/a.png", "a.png")):
+        error = error_of(read_examples, prompts(*images), facts=by_name)
+        assert "line 2: the facts about 'a.png' match two images" in error and "name images in the facts file by paths" in error
+    assert facts_of_examples(prompts("x/a.png", "z/a.png", "./x/a.png", "a.png"), by_name) == [["a"]] * 4  # copies of one image
+    by_path = {"x/a.png": (Fact("ocr", "x"),), "y/a.png": (Fact("ocr", "y"),), "z/a.png": ()}
+    assert facts_of_examples(prompts("x/a.png", "y/a.png", "z/a.png"), by_path | by_name) == [["x"], ["y"], []]
+    pair = {"images": ["x/a.png", "y/a.png"], "prompt": "?"}
+    assert "line 1: the facts about 'a.png' match two images" in error_of(
+        read_examples, write_jsonl(data_dir, pair), facts=by_name
+    )
+
+
 def test_facts_are_found_by_ids_that_pandas_wrote(data_dir):
     path = write_jsonl(data_dir, {"id": 1.0, "images": [], "prompt": "?"}, {"images": [], "prompt": "?"})
     facts = {"1": (Fact("ocr", "one"),), "None": (Fact("ocr", "none"),), "2": (Fact("ocr", "two"),)}

@@ -69,13 +69,21 @@ def test_facts_file_with_ids_alone_looks_up_rows_and_scene_graphs(write_facts):
     assert texts(facts_file.lookup((), None, 1, "answer 1")) == (["x"], True)
 
 
-def test_facts_for_image_falls_back_to_file_name_and_id():
-    dog, cat, cow = ((Fact("object", noun),) for noun in ("dog", "cat", "cow"))
-    facts = {"train/a.jpg": dog, "a.jpg": cat, "b": cow}
-    assert facts_for_image(facts, "train/a.jpg") == dog
-    assert facts_for_image(facts, "val/a.jpg") == cat
+def test_facts_for_image_falls_back_to_the_longest_end_of_the_path_and_the_id():
+    dog, cat, cow, hen = ((Fact("object", noun),) for noun in ("dog", "cat", "cow", "hen"))
+    facts = {"train/a.jpg": dog, "a.jpg": cat, "b": cow, "train/c.jpg": (), "c.jpg": hen}
+    assert facts_for_image(facts, "train/a.jpg") == facts_for_image(facts, "/data/train/a.jpg") == dog
+    assert facts_for_image(facts, "val/a.jpg") == facts_for_image(facts, "untrain/a.jpg") == cat
     assert facts_for_image(facts, "val/b.jpg") == cow
-    assert facts_for_image(facts, "c.jpg") == ()
+    assert facts_for_image(facts, "train/c.jpg") == facts_for_image(facts, "d.jpg") == ()
+
+
+def test_a_file_name_stands_for_one_image(write_facts):
+    facts_file = read_facts_file(str(write_facts("facts.jsonl", {"image": "a.jpg", "ocr": ["x"]})))
+    for image in ("x/a.jpg", "./x/a.jpg", "a.jpg", "/data/x/a.jpg"):
+        assert texts(facts_file.lookup((image,), None, 1, "answer 1")) == (["x"], False)
+    with pytest.raises(InputError, match=r"answer 2: the facts about 'a.jpg' match two images, 'x/a.jpg' and 'y/a.jpg'"):
+        facts_file.lookup(("y/a.jpg",), None, 2, "answer 2")
 
 
 def test_read_facts_reads_lines_in_a_file_named_json(write_facts):
