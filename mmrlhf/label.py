@@ -34,6 +34,7 @@ from mmrlhf.labeling.tasks import Mode, Task, read_tasks
 from mmrlhf.labeling.uncertainty import UncertaintyOf, uncertainty_of_claims, uncertainty_of_margins
 from mmrlhf.records import InputError
 from mmrlhf.text.addresses import is_loopback
+from mmrlhf.text.plurals import pluralize
 
 MAX_CONNECTIONS = 512
 STOP_SECONDS = 5
@@ -114,6 +115,8 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
 
         def run() -> None:
             try:
+                if store.modes() & {"claims", "facts"}:
+                    pluralize("dog")  # loads a package for seconds, in which everybody would wait for the first count
                 server.run(sockets=[listener])
             finally:
                 has_ended.set()

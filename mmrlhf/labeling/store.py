@@ -179,6 +179,10 @@ class Store:
         rows = self._database.read("SELECT id, is_gold, uncertainty FROM tasks WHERE id > ? ORDER BY id", (after,))
         return [TaskEntry(id_, bool(is_gold), uncertainty) for id_, is_gold, uncertainty in rows]
 
+    def modes(self) -> set[str]:
+        """Return the modes that tasks have."""
+        return {mode for (mode,) in self._database.read("SELECT DISTINCT mode FROM tasks")}
+
     def task(self, task_id: int) -> Task:
         """Return a task."""
         ((mode, uncertainty, content),) = self._database.read(

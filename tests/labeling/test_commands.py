@@ -251,6 +251,17 @@ def test_labels_of_the_lead_are_gold_questions_for_others(make_store, write_rows
     assert "5 labels of 5 of 5 tasks by 1 annotators, and 4 of gold questions" in printed and "100% of 4" in printed
 
 
+@pytest.mark.parametrize(("mode", "loaded"), [("pairwise", []), ("claims", ["dog"]), ("facts", ["dog"])])
+def test_what_pages_need_is_loaded_before_the_first_one(write_rows, tmp_path, monkeypatch, mode, loaded):
+    """While the package for plurals loads, a server answers nobody."""
+    nouns = []
+    monkeypatch.setattr("mmrlhf.label.pluralize", nouns.append)
+    rows = write_rows({"mode": mode, "answers": {"pairwise": ["a", "b"], "claims": ["a"], "facts": []}[mode]})
+    with serving_labels(LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), port=0)) as server:
+        httpx.get(server.url).raise_for_status()
+        assert nouns == loaded
+
+
 def test_a_server_that_ends_by_itself_says_so(write_rows, tmp_path, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0)
