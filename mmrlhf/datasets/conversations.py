@@ -62,7 +62,14 @@ def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_
 
 def make_turn(row: Row, role: Role, value: Any, name: str) -> Turn:
     """Build a turn from text. Raises InputError if it is not text."""
-    return Turn(role, *_place_images(row.require_text(value, name).split(PLACEHOLDER)))
+    return Turn(role, *_place_images(_require_turn_text(row, value, name).split(PLACEHOLDER)))
+
+
+def _require_turn_text(row: Row, value: Any, name: str) -> str:
+    text = row.require_text(value, name)
+    if "\0" in text:  # tokenizers read it differently, and files of other programs end at it
+        row.fail(f"`{name}` contains a NUL character (U+0000): remove it")
+    return text
 
 
 def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
@@ -72,7 +79,7 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
         if part_type in IMAGE_PARTS:
             segments.append("")
         elif part_type == "text":
-            row.require_text(part.get("text"), f"{name}[{number}].text")
+            _require_turn_text(row, part.get("text"), f"{name}[{number}].text")
             continued, *rest = part["text"].split(PLACEHOLDER)
             segments[-1] += continued  # not stripped, because parts are joined without separators
             segments += rest
@@ -159,6 +166,18 @@ def is_blank(text: str) -> bool:
     """Return whether a text has only white space and invisible characters (U+200B)."""
     text = BLANK_LETTERS_AND_MARKS.sub("", text)
     return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
+
+
+def visible_form(text: str) -> str:
+    """Return what a reader sees of a text: texts that look the same have the same form.
+
+    It has no invisible characters (U+200B), composed characters (NFC) and ordinary spaces. NFKC
+    would go too far: it makes x² and x2 equal.
+    """
+    text = unicodedata.normalize("NFC", BLANK_LETTERS_AND_MARKS.sub("", text))
+    categories = {character: unicodedata.category(character) for character in set(text)}
+    kept = (" " if categories[c] == "Zs" else c for c in text if c in "\n\t" or categories[c] not in ("Cc", "Cf"))
+    return "".join(kept).strip()
 
 
 def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Message, ...]:

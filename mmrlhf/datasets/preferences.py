@@ -18,6 +18,7 @@ from mmrlhf.datasets.conversations import (
     parse_prompt,
     parse_turn,
     parse_turns,
+    visible_form,
 )
 from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_id, parse_images, parse_pair_images
 from mmrlhf.datasets.other_trainers import (
@@ -59,8 +60,10 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
             tuple(map(PlacedImage, positions, answer_sources))
             for positions, answer_sources in zip(ranked.image_positions, sources, strict=True)
         )
-    if len(ranked.answers) == 2 and ranked.answers[0] == ranked.answers[1] and len(set(answer_images)) < 2:
-        row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
+    if len(ranked.answers) == 2 and len(set(map(visible_form, ranked.answers))) < 2 and len(set(answer_images)) < 2:
+        is_hidden = len(set(ranked.answers)) == 2
+        difference = "differ only in invisible characters" if is_hidden else "are the same"
+        row.fail(f"the chosen and the rejected answer {difference}: correct one of them or drop the row")
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):
         row.fail(f"`hallucination` must be true or false, not {preview(hallucinated)}")
@@ -227,8 +230,9 @@ def _parse_ranking(row: Row) -> _RankedAnswers:
         row.fail(
             f"`answers` has {len(texts)} {'entry' if texts else 'entries'}; a ranking needs at least 2, so add some or drop the row"
         )
-    for number, text in enumerate(texts, 1):
-        duplicate_of = texts.index(text) + 1
+    forms = list(map(visible_form, texts))
+    for number, form in enumerate(forms, 1):
+        duplicate_of = forms.index(form) + 1
         if duplicate_of < number:
             row.fail(f"`answers[{duplicate_of}]` and `answers[{number}]` are the same: drop one of them")
     row.require_any("ranks", "ratings", hint="add it, 1 for the best answer, or `ratings`")
@@ -278,7 +282,7 @@ def _sort_by_rank(turns: list[Turn], texts: list[str], ranks: list[int], ratings
 def _parse_vlfeedback(row: Row) -> _RankedAnswers:
     """Rank answers by their mean rating over aspects. Skips empty, unrated and repeated answers."""
     turns = parse_prompt(row, row.require_any("prompt", "question"))
-    rating_by_answer: dict[str, float] = {}
+    rated: dict[str, tuple[str, float]] = {}  # answers and ratings, by what a reader sees of the answer
     for number, completion in enumerate(_list_completions(row), 1):
         name = f"completions[{number}]"
         if not isinstance(completion, dict):
@@ -286,11 +290,12 @@ def _parse_vlfeedback(row: Row) -> _RankedAnswers:
         answer = make_turn(row, "assistant", completion.get("response"), f"{name}.response")
         rating = _mean_rating(row, completion, name)
         if rating is not None and (answer.text or answer.num_images):
-            rating_by_answer.setdefault(answer_text(row, answer, f"{name}.response"), rating)
-    if len(rating_by_answer) < 2:
-        row.fail(f"`completions` has {len(rating_by_answer)} distinct rated answers, and a ranking needs 2: drop the row")
-    ratings = list(rating_by_answer.values())
-    return _sort_by_rank(turns, list(rating_by_answer), _ranks_from_ratings(ratings), ratings)
+            text = answer_text(row, answer, f"{name}.response")
+            rated.setdefault(visible_form(text), (text, rating))
+    if len(rated) < 2:
+        row.fail(f"`completions` has {len(rated)} distinct rated answers, and a ranking needs 2: drop the row")
+    texts, ratings = [text for text, _ in rated.values()], [rating for _, rating in rated.values()]
+    return _sort_by_rank(turns, texts, _ranks_from_ratings(ratings), ratings)
 
 
 def _list_completions(row: Row) -> list[Any]:

@@ -45,6 +45,8 @@ def why_unusable(sample: Sample, escape: Callable[[str], str]) -> str:
         return "empty"
     if escape(sample.answer) != sample.answer or PLACEHOLDER in sample.answer:
         return "with a control token"
+    if "\0" in sample.answer:
+        return "with a NUL character"
     return ""
 
 

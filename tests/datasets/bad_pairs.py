@@ -86,6 +86,13 @@ TRL_CASES = [
     ({"rejected": "\udfff"}, r"`rejected` is not valid Unicode"),
     ({"rejected": "A cup."}, r"the chosen and the rejected answer are the same: correct one of them or drop the row"),
     ({"rejected": "A cup.\n"}, r"the chosen and the rejected answer are the same"),
+    ({"rejected": "A\u200b cup."}, r"the chosen and the rejected answer differ only in invisible characters: correct one"),
+    ({"rejected": "A\u00a0cup.\u202e"}, r"the chosen and the rejected answer differ only in invisible characters"),
+    ({"rejected": "A\0cat."}, r"`rejected` contains a NUL character \(U\+0000\): remove it"),
+    (
+        {"prompt": [user_turn([{"type": "image"}, {"type": "text", "text": "a\0"}])]},
+        r"`prompt\[1\].content\[2\].text` contains a NUL",
+    ),
     ({"rejected": "A cup.", "is_tie": True}, r"the chosen and the rejected answer are the same"),
     (
         {

@@ -155,6 +155,10 @@ VLFEEDBACK_CASES = [
     ({"completions": [rated_completion("A cup.")]}, r"`completions` has 1 distinct rated answers, and a ranking needs 2"),
     ({"completions": [rated_completion("A cup."), rated_completion(" A cup.")]}, r"`completions` has 1 distinct rated answers"),
     (
+        {"completions": [rated_completion("A cup."), rated_completion("A cup.\u200d")]},
+        r"`completions` has 1 distinct rated answers",
+    ),
+    (
         {"completions": [rated_completion("A cup."), rated_completion("A cat.", "N/A")]},
         r"`completions` has 1 distinct rated answers",
     ),
@@ -231,6 +235,7 @@ RANKING_CASES = [
     ({"answers": ["A cup.", "", "A cat."]}, r"`answers\[2\]` is empty"),
     ({"answers": ["A cup.", "<image>", "A cat."]}, r"`answers\[2\]` contains an image or <image>"),
     ({"answers": ["A cup.", "A cat.", "A cup. "]}, r"`answers\[1\]` and `answers\[3\]` are the same: drop one of them"),
+    ({"answers": ["A cup.", "A cat.", "A cup\u00ad."]}, r"`answers\[1\]` and `answers\[3\]` are the same: drop one of them"),
     ({"ranks": REMOVED}, r"`ranks` is missing: add it, 1 for the best answer, or `ratings`"),
     ({"ranks": None}, r"`ranks` is missing: add it, 1 for the best answer, or `ratings`"),
     ({"ranks": REMOVED, "rank": [1, 2, 3]}, r"`ranks` is missing: rename `rank` to it"),

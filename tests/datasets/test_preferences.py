@@ -183,6 +183,24 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
 
 
 @pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("x\u00b2 = 4", "x2 = 4"),
+        ("A cup.", "A\ncup."),
+        ("A cup", "A  cup"),
+        ("\u043eil", "oil"),  # a Cyrillic letter
+        ("caf\u00e9", "cafe"),
+        ("\u4e00\u500b", "\u4e00\u4e2a"),
+        ("Yes.", "yes."),
+        ("\u0645\u06cc\u200c\u0631\u0648\u062f \u200f", "\u0645\u06cc \u0631\u0648\u062f"),
+    ],
+)
+def test_answers_that_look_different_are_a_pair_as_they_are_written(data_dir, chosen, rejected):
+    (pair,) = read_preferences(write_jsonl(data_dir, {"images": [], "prompt": "?", "chosen": chosen, "rejected": rejected}))
+    assert (pair.chosen, pair.rejected) == (chosen, rejected)
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         (without_field(PAIR, "chosen"), "`chosen` is missing: add it (the row has id, images, prompt, rejected)"),

@@ -34,7 +34,7 @@ HOSTILE = [
 def test_hostile_text_appears_as_text(make_store, make_app):
     modes = {"pairwise": 2, "ranking": 3, "claims": 1, "facts": 0}
     rows = [
-        {"id": text, "prompt": text + mode, "answers": [f"{text}{i}" for i in range(number)], "mode": mode}
+        {"id": text, "prompt": text.replace("\0", "") + mode, "answers": [f"{text}{i}" for i in range(number)], "mode": mode}
         for text in HOSTILE
         for mode, number in modes.items()
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmrlhf.datasets.balance import balance_lengths
+from mmrlhf.datasets.conversations import visible_form
 from mmrlhf.records import Preference
 from mmrlhf.training.feedback.labels import LabelledAnswer
 
@@ -113,10 +114,11 @@ def _usable(group: Sequence[LabelledAnswer], unusable: Counter[str]) -> list[Lab
     """Return the answers that may be compared, and count in `unusable` why others may not."""
     seen, usable = set[str](), []
     for answer in group:
-        if reason := answer.sampled.unusable or (REPEATED if answer.sampled.answer in seen else ""):
+        form = visible_form(answer.sampled.answer)  # as the reader of pairs compares them
+        if reason := answer.sampled.unusable or (REPEATED if form in seen else ""):
             unusable[reason] += 1
             continue
-        seen.add(answer.sampled.answer)
+        seen.add(form)
         usable.append(answer)
     return usable
 
