@@ -39,7 +39,8 @@ class Turn:
 
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-LLAVA_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+LLAVA_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
+"""Those of LLaVA, and those of ShareGPT's other files."""
 
 
 def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> Turn:
@@ -192,8 +193,8 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
         if is_blank(turn.text) and not turn.num_images:
             row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
     num_placeholders = sum(turn.num_images for turn in turns)
-    # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any need one per image.
-    must_match = num_placeholders > 0 or "conversations" in row.fields or any(turn.has_parts for turn in turns)
+    # Plain text needs no placeholders. Parts, and text with any, need one per image.
+    must_match = num_placeholders > 0 or any(turn.has_parts for turn in turns)
     if must_match and num_placeholders != num_images:
         plural = "" if num_placeholders == 1 else "s"
         row.fail(

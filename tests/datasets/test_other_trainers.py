@@ -7,7 +7,7 @@ import pytest
 
 from mmrlhf.datasets import detect_format, has_preferences, read_examples, read_preferences
 from mmrlhf.files.rows import Row
-from mmrlhf.records import Message
+from mmrlhf.records import Message, place_images
 from tests.helpers.rows import (
     assistant_turn,
     error_of,
@@ -29,6 +29,16 @@ PAIR_ROWS = {
         "rejected": assistant_turn("Carrots."),
     },
     "LLaMA-Factory, texts": {"conversations": [human_turn(QUESTION)], "chosen": "Broccoli.", "rejected": "Carrots."},
+    "LLaMA-Factory, no placeholder": {
+        "conversations": [human_turn("What is on the plate?")],
+        "chosen": gpt_turn("Broccoli."),
+        "rejected": gpt_turn("Carrots."),
+    },
+    "LLaMA-Factory, from user": {
+        "conversations": [{"from": "user", "value": QUESTION}],
+        "chosen": {"from": "assistant", "value": "Broccoli."},
+        "rejected": {"from": "assistant", "value": "Carrots."},
+    },
     "LLaMA-Factory, role": {
         "conversations": [user_turn(QUESTION)],
         "chosen": assistant_turn("Broccoli."),
@@ -72,6 +82,30 @@ def test_system_texts_and_history_become_turns(folder):
         write_jsonl(folder, {"images": [], "system": "Be short.", "conversations": [human_turn("Hi."), gpt_turn("Yo.")]})
     )
     assert [message.role for message in example.prompt] == ["system", "user"] and example.answer == "Yo."
+
+
+@pytest.mark.parametrize("roles", [("human", "gpt"), ("user", "assistant"), ("user", "gpt")])
+def test_conversations_of_sharegpt_are_read_with_or_without_placeholders(roles, folder):
+    user, assistant = roles
+    turns = [(user, "Hi."), (assistant, "Hello."), (user, "What is on the plate?"), (assistant, "Broccoli.")]
+    row = {**IMAGE, "conversations": [{"from": role, "value": text} for role, text in turns]}
+    (example,) = read_examples(write_jsonl(folder, row), require_answer=True)
+    assert (example.prompt[0].parts(), example.answer) == ([{"type": "text", "text": "Hi."}], "Broccoli.")
+    assert place_images(example.prompt, 1)[0].parts() == [{"type": "image"}, {"type": "text", "text": "Hi."}]
+    row["conversations"][2]["value"] = QUESTION
+    (example,) = read_examples(write_jsonl(folder, row))
+    assert [turn.image_positions for turn in example.prompt] == [(), (), (0,)]
+
+
+@pytest.mark.parametrize("role", ["tool", "function_call", "observation", "Human"])
+def test_turns_of_tools_are_refused(role, folder):
+    row = {**IMAGE, "conversations": [human_turn(QUESTION), {"from": role, "value": "{}"}, gpt_turn("Broccoli.")]}
+    message = f"`conversations[2].from` must be one of system, human, gpt, user, assistant, not '{role}'"
+    assert message in error_of(read_examples, write_jsonl(folder, row))
+    if role == "tool":
+        row = {**IMAGE, "messages": [user_turn(QUESTION), {"role": role, "content": "{}"}, assistant_turn("Broccoli.")]}
+        message = "`messages[2].role` must be one of system, user, assistant, not 'tool'"
+        assert message in error_of(read_examples, write_jsonl(folder, row))
 
 
 @pytest.mark.parametrize(

@@ -274,10 +274,10 @@ def test_answers_that_look_different_are_a_pair_as_they_are_written(data_dir, ch
         ({**LLAVA_PAIR, "conversations": []}, "`conversations` must be a list of turns, not an empty one"),
         ({**LLAVA_PAIR, "conversations": [gpt_turn("A cup.")]}, "the prompt must end with a user turn"),
         (
-            {**LLAVA_PAIR, "conversations": [{"from": "user", "value": "a"}]},
-            "`conversations[1].from` must be one of system, human, gpt, not 'user'",
+            {**LLAVA_PAIR, "conversations": [{"from": "tool", "value": "a"}]},
+            "`conversations[1].from` must be one of system, human, gpt, user, assistant, not 'tool'",
         ),
-        ({**LLAVA_PAIR, "conversations": [human_turn("What is it?")]}, "has placeholders for 0 images and the row has 1"),
+        ({**LLAVA_PAIR, "conversations": [human_turn("<image><image>?")]}, "has placeholders for 2 images and the row has 1"),
         (without_field(LLAVA_PAIR, "image"), "has placeholders for 1 image and the row has 0"),
     ],
 )
