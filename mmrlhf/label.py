@@ -100,6 +100,8 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
             if lexicon_file:
                 store.set_setting(LEXICON_SETTING, lexicon_file)
             app, access_token = _create_app(config, store, guidelines, lexicon)
+            if store.modes() & {"claims", "facts"}:
+                pluralize("dog")  # loads a package for seconds, in which everybody would wait for the first count
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -115,8 +117,6 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
 
         def run() -> None:
             try:
-                if store.modes() & {"claims", "facts"}:
-                    pluralize("dog")  # loads a package for seconds, in which everybody would wait for the first count
                 server.run(sockets=[listener])
             finally:
                 has_ended.set()

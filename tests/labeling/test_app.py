@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.forms import claim_field, claims_of
-from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_STRANGER_BYTES
+from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_SIGNED_OUT_BYTES
 from mmrlhf.labeling.pages import Pages
 from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.labeling.store import Store
@@ -220,7 +220,7 @@ def test_large_and_odd_bodies(store, make_app):
 def test_strangers_send_small_forms_only(store, make_app):
     stranger = TestClient(make_app(store), base_url="http://127.0.0.1:8010")
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    whole = b"x" * (MAX_STRANGER_BYTES + 1)
+    whole = b"x" * (MAX_SIGNED_OUT_BYTES + 1)
     for content in (whole, iter([whole])):  # with and without a length
         reply = stranger.post("/join", content=content, headers=headers)
         assert reply.status_code == 413 and "come in again" in reply.json()["error"]

@@ -257,8 +257,7 @@ def test_what_pages_need_is_loaded_before_the_first_one(write_rows, tmp_path, mo
     nouns = []
     monkeypatch.setattr("mmrlhf.label.pluralize", nouns.append)
     rows = write_rows({"mode": mode, "answers": {"pairwise": ["a", "b"], "claims": ["a"], "facts": []}[mode]})
-    with serving_labels(LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), port=0)) as server:
-        httpx.get(server.url).raise_for_status()
+    with serving_labels(LabelConfig(dataset_name=rows, output_file=str(tmp_path / "labels.db"), port=0)):
         assert nouns == loaded
 
 
