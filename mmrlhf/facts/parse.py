@@ -42,7 +42,7 @@ def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
 
 FACT_FIELDS: dict[str, FactKind] = {
     "captions": "caption",  # text
-    "objects": "object",  # [name, count or null, colour or null, box or null]
+    "objects": "object",  # name, or [name, count or null, colour or null, box or null]
     "attributes": "attribute",  # [name, value]
     "relations": "relation",  # [name, relation, name]
     "ocr": "ocr",  # text in the image
@@ -50,6 +50,9 @@ FACT_FIELDS: dict[str, FactKind] = {
     "rationales": "rationale",  # text
     "absent": "absent",  # name of an object that is not there
 }
+"""The kind of each field's facts, and what an entry of its list is."""
+TUPLE_SIZES = {"attributes": 2, "relations": 3, "qa": 2}
+"""Fields whose entries are lists. A single entry of another field may stand without its list."""
 
 
 def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
@@ -62,13 +65,14 @@ def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
             row.fail(f"`{preview(field)[1:-1]}` is not a field of facts: rename it to {suggestion[0]}")  # without the quotes
     facts: list[Fact] = []
     for field, fact_kind in FACT_FIELDS.items():
-        for index, value in enumerate(read_list(row, field), 1):
+        value = row.fields.get(field)
+        values = [value] if isinstance(value, str) and field not in TUPLE_SIZES else read_list(row, field)
+        for index, value in enumerate(values, 1):
             name = f"{field}[{index}]"
             if field == "objects":
                 facts += _parse_object(row, value, name, source)
-            elif field in ("attributes", "relations", "qa"):
-                size = 3 if field == "relations" else 2
-                parts = [read_line(row, part, name) for part in _read_fixed_list(row, value, size, name)]
+            elif field in TUPLE_SIZES:
+                parts = [read_line(row, part, name) for part in _read_fixed_list(row, value, TUPLE_SIZES[field], name)]
                 if field == "attributes":
                     parts.reverse()  # [name, value] reads "value name"
                 facts.append(Fact(fact_kind, " ".join(parts), source))
@@ -79,17 +83,25 @@ def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
 
 def _parse_object(row: Row, value: Any, name: str, source: str) -> list[Fact]:
     """Return an object and its count as two facts, since claims about them are separate."""
-    if isinstance(value, list) and 0 < len(value) < 4:
-        value = [*value, None, None, None][:4]  # omitted items are null
-    noun, count, colour, box = _read_fixed_list(row, value, 4, name)
+    items = value if isinstance(value, list) else [value]
+    if not 0 < len(items) <= 4 or not isinstance(items[0], str):
+        row.fail(f"`{name}` must be a name, or a list of a name and, if known, a count, a colour and a box, not {preview(value)}")
+    noun, count, colour, box = [*items, None, None, None][:4]  # omitted items are null
     noun = read_line(row, noun, name)
     object_box = None if box is None else parse_box(row, box, name)
     facts = [Fact("object", noun if colour is None else f"{read_line(row, colour, name)} {noun}", source, box=object_box)]
     if count is not None:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            row.fail(f"`{name}` must have a count of at least 1, or null where it is unknown, not {preview(count)}")
-        facts.append(count_fact(count, noun, source))
+        facts.append(count_fact(_parse_count(row, count, name), noun, source))
     return facts
+
+
+def _parse_count(row: Row, value: Any, name: str) -> int:
+    """Return a whole number above 0, also from a text of digits or a float of a table's column."""
+    is_text = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10
+    count = int(value) if is_text or (isinstance(value, float) and value.is_integer()) else value
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        row.fail(f"`{name}` must have a count of at least 1, or null where it is unknown, not {preview(value)}")
+    return count
 
 
 def count_fact(count: int, noun: str, source: str) -> Fact:

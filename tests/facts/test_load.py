@@ -7,8 +7,9 @@ from mmrlhf.records import Fact, InputError
 
 
 def test_read_facts_reads_llava_rlhf_map(write_facts):
-    path = write_facts("image_to_caption.json", {"a.jpg": ["A dog\n on grass."], "b.jpg": []})
-    assert read_facts(path) == {"a.jpg": (Fact("caption", "A dog on grass.", path.name),), "b.jpg": ()}
+    path = write_facts("image_to_caption.json", {"a.jpg": ["A dog\n on grass."], "b.jpg": [], "c.jpg": "A cat."})
+    dog, cat = (Fact("caption", text, path.name) for text in ("A dog on grass.", "A cat."))
+    assert read_facts(path) == {"a.jpg": (dog,), "b.jpg": (), "c.jpg": (cat,)}
 
 
 def test_read_facts_merges_lines_of_one_image(write_facts):
@@ -27,7 +28,7 @@ def test_read_facts_keeps_the_scope(write_facts):
 def test_read_facts_refuses_missing_or_malformed_file(tmp_path, write_facts, facts_error):
     assert "facts.jsonl does not exist: correct the path" in facts_error(tmp_path / "facts.jsonl")
     assert "map.json does not exist: correct the path" in facts_error(tmp_path / "map.json")
-    assert "map.json, 'a.jpg': `captions` must be a list, not text" in facts_error(write_facts("map.json", {"a.jpg": "A dog."}))
+    assert "map.json, 'a.jpg': `captions` must be a list, not a number" in facts_error(write_facts("map.json", {"a.jpg": 3}))
 
 
 def texts(found):
