@@ -335,15 +335,15 @@ def _description_metrics(sums: np.ndarray, epsilon: float, is_unknown: bool) -> 
 
 def _yes_no_metrics(sums: np.ndarray, prefix: str, parts: Sequence[str], epsilon: float) -> dict[str, np.ndarray]:
     """Return accuracy, and precision, recall and F1 of `no`, over several parts."""
-    right, num_questions, right_no, said_no, true_no = (
+    right, num_questions, right_no, answered_no, true_no = (
         sum(sums[..., _reply_start(part) + column] for part in parts) for column in range(NUM_REPLY_COLUMNS)
     )
     # For attributes, the script adds up the denominators of three parts.
     start = epsilon * (3 if prefix == "attribute_" else 1)
     percent = np.where(num_questions > 0, 100.0, np.nan)
-    precision, recall = right_no / (said_no + start) * percent, right_no / (true_no + start) * percent
+    precision, recall = right_no / (answered_no + start) * percent, right_no / (true_no + start) * percent
     if epsilon == 0:
-        f1 = 2 * right_no / (said_no + true_no) * percent
+        f1 = 2 * right_no / (answered_no + true_no) * percent
     else:
         f1 = _rounded_f1(precision, recall, 0.001 if prefix == "existence_" else 0.0001)
     return {

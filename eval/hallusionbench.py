@@ -314,7 +314,7 @@ def _error_cause(
 
 COLUMNS = (
     "right", "asked", "q_right", "q", "f_right", "f_wrong", "f", "easy_right", "easy", "hard_right", "hard",
-    "said_yes", "true_yes", "wrong", "wrong_no", "lh", "vi", "mixed", "unknown",
+    "answered_yes", "true_yes", "wrong", "wrong_no", "lh", "vi", "mixed", "unknown",
 )  # fmt: skip
 """Sums over each set of images.
 
@@ -339,7 +339,7 @@ def _sufficient_stats(task: Task, judgments: Mapping[str, Judgment], reason: str
         set_sums = sums.setdefault(set_id, dict.fromkeys(COLUMNS, 0.0))
         set_sums["right"] += is_right
         set_sums["asked"] += 1
-        set_sums["said_yes"] += is_right == is_yes
+        set_sums["answered_yes"] += is_right == is_yes
         set_sums["true_yes"] += is_yes
         set_sums["wrong"] += not is_right
         set_sums["wrong_no"] += not is_right and not is_yes
@@ -388,7 +388,7 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         "f_acc": 100 * columns["f_right"] / columns["f"],
         "easy_acc": 100 * columns["easy_right"] / columns["easy"],
         "hard_acc": 100 * columns["hard_right"] / columns["hard"],
-        "pct_diff": columns["said_yes"] / columns["asked"] - columns["true_yes"] / columns["asked"],
+        "pct_diff": columns["answered_yes"] / columns["asked"] - columns["true_yes"] / columns["asked"],
         "fp_ratio": columns["wrong_no"] / columns["wrong"],
         "consistency_correct": 100 * columns["f_right"] / columns["f"],
         "consistency_inconsistent": 100 * num_mixed_figures / columns["f"],

@@ -241,7 +241,7 @@ def _misalignment(num_misaligned: int, num_answers: int, part: str) -> dict[str,
 
 def _official_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return what the script prints for counts [..., 6]; NaN where it would divide by zero."""
-    tp, fp, tn, fn, said_yes, num_answers = np.moveaxis(counts, -1, 0)
+    tp, fp, tn, fn, num_yes, num_answers = np.moveaxis(counts, -1, 0)
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     f1 = 2 * precision * recall / (precision + recall)
     metrics = {
@@ -249,7 +249,7 @@ def _official_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
         "precision": precision,
         "recall": recall,
         "f1": f1,
-        "yes_ratio": said_yes / num_answers,
+        "yes_ratio": num_yes / num_answers,
     }
     return {name: np.where(np.isfinite(f1), value, np.nan) for name, value in metrics.items()}
 

@@ -36,7 +36,7 @@ VOCABULARY_SIZE = 80
 class SceneDescriptions(Benchmark):
     """Descriptions of synthetic scenes, and yes/no questions about them."""
 
-    version = "5"
+    version = "6"
     license = "Apache-2.0"
     headline = "chair_s"
     direction = "lower"
@@ -66,7 +66,7 @@ class SceneDescriptions(Benchmark):
             "cooccurrence_errors": [len(v.cooccurrence_errors) for v in verdicts],
             "perception_errors": [len(v.perception_errors) for v in verdicts],
             "covered": [v.num_covered for v in verdicts],
-            "owed": [v.num_canonical for v in verdicts],
+            "expected": [v.num_canonical for v in verdicts],
             "false_by_type": [_count_kinds(v.false_claims) for v in verdicts],
             "claims_by_type": [_count_kinds(v.false_claims | v.true_claims) for v in verdicts],
             "length": [len(answer.split()) for answer in answers],
@@ -170,7 +170,7 @@ def _count_kinds(claims: frozenset[Claim]) -> list[int]:
 
 # ---- metrics -------------------------------------------------------------------------------------
 
-SUMMED_FIELDS = ("true", "cooccurrence_errors", "perception_errors", "covered", "owed", "length")
+SUMMED_FIELDS = ("true", "cooccurrence_errors", "perception_errors", "covered", "expected", "length")
 ERROR_FIELDS = {
     "chair_s": ("cooccurrence_errors", "perception_errors"),
     "chair_s_cooccurrence": ("cooccurrence_errors",),
@@ -242,7 +242,7 @@ def _description_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
         num_false,
         summed["true"] + num_false,
         summed["covered"],
-        summed["owed"],
+        summed["expected"],
         num_answers,
         summed["true"],
         summed["cooccurrence_errors"],

@@ -100,7 +100,7 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
         name: parameter.grad
         for role in step.roles
         for name, parameter in vlm.model.named_parameters()
-        if parameter.grad is not None and any(parameter is own for own in role.parameters())
+        if parameter.grad is not None and any(parameter is trained for trained in role.parameters())
     }
     _print_not_finite("gradients", gradients)
     print(f"computed again: {outcome}, {'as in the run' if is_reproduced else 'which is not as in the run'}")

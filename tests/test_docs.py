@@ -17,7 +17,7 @@ def test_glossary_explains_every_scenes_metric():
         "cooccurrence_errors": [0, 0],
         "perception_errors": [0, 0],
         "covered": [1, 1],
-        "owed": [2, 2],
+        "expected": [2, 2],
     }
     yes_no_row = {"split": "held_out", "kind": "yes_no", "truth": "yes", "said": ["yes"]}
     metrics = {name.removesuffix("_ci") for name in load_benchmark("scenes").module.by_split([row, yes_no_row])["held_out"]}

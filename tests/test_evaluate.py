@@ -19,9 +19,23 @@ def test_scenes_metrics_match_hand_computation():
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
     rows = [
         row
-        | {"answers": ["x y"], "true": [6], "cooccurrence_errors": [2], "perception_errors": [0], "covered": [4], "owed": [8]},
+        | {
+            "answers": ["x y"],
+            "true": [6],
+            "cooccurrence_errors": [2],
+            "perception_errors": [0],
+            "covered": [4],
+            "expected": [8],
+        },
         row
-        | {"answers": ["x z"], "true": [2], "cooccurrence_errors": [0], "perception_errors": [0], "covered": [2], "owed": [4]},
+        | {
+            "answers": ["x z"],
+            "true": [2],
+            "cooccurrence_errors": [0],
+            "perception_errors": [0],
+            "covered": [2],
+            "expected": [4],
+        },
     ]
     metrics = module.by_split(rows)["held_out"]
     assert metrics["chair_i"] == 0.2 and metrics["chair_s"] == 0.5 and metrics["coverage"] == 0.5

@@ -56,7 +56,7 @@ def evaluate_calibration(rows: list[dict[str, Any]], platt_scaling: PlattScaling
     for kind, kind_metrics in metrics.items():
         kind_rows = [r for r in rows if r["kind"] == kind]
         labels = np.array([r["true"] for r in kind_rows])
-        kind_metrics["ece_as_said"] = expected_calibration_error(
+        kind_metrics["ece_uncalibrated"] = expected_calibration_error(
             reliability_bins(expit(np.array([r["x"] for r in kind_rows])), labels)
         )
         if kind in platt_scaling.coefficients:
@@ -112,7 +112,7 @@ def main() -> None:
     table_rows = []
     for kind in scenes.CLAIM_KINDS:
         kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]
-        ece = [format_mean(m[k] for m in kind_metrics if k in m) for k in ("ece_as_said", "ece_calibrated")]
+        ece = [format_mean(m[k] for m in kind_metrics if k in m) for k in ("ece_uncalibrated", "ece_calibrated")]
         table_rows.append(
             (
                 kind,

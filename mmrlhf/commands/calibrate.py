@@ -203,7 +203,7 @@ def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include
         metrics: dict[str, Any] = {**counts, "auroc": dict(zip(("value", "low", "high"), auroc(scores, is_true), strict=True))}
         metrics |= {"unknown": proportion(is_unknown), "right": proportion(np.array(is_right, dtype=bool))}
         if include_uncalibrated and scored:
-            metrics["ece_as_said"] = expected_calibration_error(reliability_bins(expit(scores), is_true))
+            metrics["ece_uncalibrated"] = expected_calibration_error(reliability_bins(expit(scores), is_true))
         if kind in calibration.coefficients and scored:
             bins = reliability_bins(np.array([calibration.probability(kind, score) for score in scores]), is_true)
             metrics |= {"ece": expected_calibration_error(bins), "bins": [asdict(bin_) for bin_ in bins]}
@@ -216,7 +216,7 @@ def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include
 
 def print_table(report: dict[str, Any]) -> None:
     """Print the metrics on held-out images, and the kinds that are left out."""
-    has_uncalibrated = any("ece_as_said" in metrics for metrics in report["measured"].values())
+    has_uncalibrated = any("ece_uncalibrated" in metrics for metrics in report["measured"].values())
     table = Table(
         title=f"{report['model']} on held-out images, 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0)
     )
@@ -240,7 +240,7 @@ def print_table(report: dict[str, Any]) -> None:
             _format_interval(metrics["auroc"], 1),
             f"{100 * metrics['unknown']['value']:.0f}",
             _format_interval(metrics["right"], 100),
-            *[_format_error(metrics, "ece_as_said")] * has_uncalibrated,
+            *[_format_error(metrics, "ece_uncalibrated")] * has_uncalibrated,
             _format_error(metrics, "ece"),
         )
     console = Console(highlight=False)

@@ -13,9 +13,9 @@ from mmrlhf.text.addresses import is_local_url
 
 MAX_BODY_BYTES = 16 << 20
 """The largest form: an answer of a million characters, percent-encoded."""
-MAX_STRANGER_BYTES = 64 << 10
-"""The largest form of somebody who has not come in: that with which one does."""
-TOO_LARGE_FOR_STRANGER = (
+MAX_SIGNED_OUT_BYTES = 64 << 10
+"""The largest form of somebody who is not signed in: the form for signing in."""
+TOO_LARGE_SIGNED_OUT = (
     "you are not signed in here any more, and the form is large: open the page in another tab, come in again, and save again"
 )
 HEADERS = {
@@ -33,15 +33,15 @@ HEADERS = {
 
 
 class BodyTooLargeError(Exception):
-    """The body of a request is too large, as it says: raised to who reads it."""
+    """The body of a request is too large; raised while the body is read."""
 
 
 class Guard:
     """Refuses requests under another machine's name, from other sites, and with large bodies.
 
     loopback_only: whether the server is for this machine alone. No page in a browser can then reach
-    it under a name of its own (DNS rebinding). is_annotator: whether cookies, by name, are those of
-    somebody who has come in.
+    it under another host name (DNS rebinding). is_annotator: whether cookies, by name, are those of
+    a signed-in annotator.
     """
 
     def __init__(self, app: ASGIApp, loopback_only: bool, is_annotator: Callable[[Mapping[str, str]], bool]) -> None:
@@ -56,18 +56,18 @@ class Guard:
         if self._is_annotator(cookie_parser(headers.get("cookie", ""))):
             max_bytes, too_large = MAX_BODY_BYTES, f"the form is larger than {MAX_BODY_BYTES >> 20} MiB: shorten it"
         else:
-            max_bytes, too_large = MAX_STRANGER_BYTES, TOO_LARGE_FOR_STRANGER
+            max_bytes, too_large = MAX_SIGNED_OUT_BYTES, TOO_LARGE_SIGNED_OUT
         status, problem = self._refusal(scope["method"], headers)
         if not problem and _length(headers) > max_bytes:
             status, problem = 413, too_large
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
+                names = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
                     *((n.encode(), v.encode()) for n, v in HEADERS.items()),
-                    *([] if b"cache-control" in own else [(b"cache-control", b"no-store")]),
+                    *([] if b"cache-control" in names else [(b"cache-control", b"no-store")]),
                 ]
             await send(message)
 

@@ -84,22 +84,22 @@ def _depends(claim: Claim, other: Claim) -> bool:
     return other.subject in (claim.subject, claim.target) or other.subject.split()[-1] in words
 
 
-def with_removals(groups: Sequence[AnswerGroup], found: Sequence[Removal]) -> list[AnswerGroup]:
-    """Return the groups with the answers without claims after their own, in the order of `found`.
+def with_removals(groups: Sequence[AnswerGroup], removed: Sequence[Removal]) -> list[AnswerGroup]:
+    """Return the groups with the answers without claims after their own, in the order of `removed`.
 
     So all texts about a prompt are scored in one call.
     """
     added: list[list[str]] = [[] for _ in groups]
-    for removal in found:
+    for removal in removed:
         added[removal.group_index].append(removal.answer)
     return [replace(group, answers=(*group.answers, *texts)) for group, texts in zip(groups, added, strict=True)]
 
 
-def score_rises(groups: Sequence[AnswerGroup], found: Sequence[Removal], scores: Sequence[Sequence[float]]) -> np.ndarray:
+def score_rises(groups: Sequence[AnswerGroup], removed: Sequence[Removal], scores: Sequence[Sequence[float]]) -> np.ndarray:
     """Return by how much each removal raises the score [n], given the scores of `with_removals`."""
     next_index = [len(group.answers) for group in groups]
-    rises = np.zeros(len(found))
-    for number, removal in enumerate(found):
+    rises = np.zeros(len(removed))
+    for number, removal in enumerate(removed):
         group_scores = scores[removal.group_index]
         rises[number] = group_scores[next_index[removal.group_index]] - group_scores[removal.answer_index]
         next_index[removal.group_index] += 1
@@ -107,7 +107,7 @@ def score_rises(groups: Sequence[AnswerGroup], found: Sequence[Removal], scores:
 
 
 def detection_rates(
-    found: Sequence[Removal],
+    removed: Sequence[Removal],
     rises: Sequence[float] | np.ndarray,
     *,
     kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
@@ -119,14 +119,14 @@ def detection_rates(
     without claims to measure it; beside them `num_false` and `num_true` claims, and the mean rise
     of the score for either, `rise_false` and `rise_true`, None without claims.
     """
-    kinds = sorted({kind_of(removal.claim) for removal in found})
-    return {kind: _rates_of(found, rises, kind_of, kind, seed) for kind in [ALL_KINDS, *kinds]}
+    kinds = sorted({kind_of(removal.claim) for removal in removed})
+    return {kind: _rates_of(removed, rises, kind_of, kind, seed) for kind in [ALL_KINDS, *kinds]}
 
 
 def _rates_of(
-    found: Sequence[Removal], rises: Sequence[float] | np.ndarray, kind_of: Callable[[Claim], str], kind: str, seed: int
+    removed: Sequence[Removal], rises: Sequence[float] | np.ndarray, kind_of: Callable[[Claim], str], kind: str, seed: int
 ) -> dict[str, Any]:
-    pairs = [(r, float(rise)) for r, rise in zip(found, rises, strict=True) if kind in (ALL_KINDS, kind_of(r.claim))]
+    pairs = [(r, float(rise)) for r, rise in zip(removed, rises, strict=True) if kind in (ALL_KINDS, kind_of(r.claim))]
     is_false = np.array([removal.is_false for removal, _ in pairs], dtype=bool)
     rise_N = np.array([rise for _, rise in pairs])
     raised = rise_N > SCORE_TOLERANCE

@@ -155,12 +155,12 @@ def test_evaluate_matches_hand_computation():
     assert dog["unknown"]["value"] == pytest.approx(150 / 250)  # at score 0 the probability is 1/2; 50 have no score
     assert dog["right"]["value"] == 0.75 and dog["right"]["n"] == 100  # at score 1 the probability is 3/4
     assert dog["ece"] == pytest.approx(0)
-    assert dog["ece_as_said"] == pytest.approx((0.75 - 1 / (1 + math.exp(-1))) / 2)
+    assert dog["ece_uncalibrated"] == pytest.approx((0.75 - 1 / (1 + math.exp(-1))) / 2)
     assert [(b["confidence"], b["accuracy"], b["n"]) for b in dog["bins"]] == [(0.5, 0.5, 100), (pytest.approx(0.75), 0.75, 100)]
     assert count["unknown"]["value"] == 1 and count["right"]["value"] is None and "ece" not in count  # not calibrated
     assert count["auroc"]["low"] < 0.5 < count["auroc"]["value"] == 1
     inverted = evaluate(labels, PlattScaling({"object": (-math.log(3), 0.0)}), include_uncalibrated=False)["object"]
-    assert inverted["right"]["value"] == 0.25 and inverted["ece"] == pytest.approx(0.25) and "ece_as_said" not in inverted
+    assert inverted["right"]["value"] == 0.25 and inverted["ece"] == pytest.approx(0.25) and "ece_uncalibrated" not in inverted
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_calibrate_vlm_output_is_accepted_by_ppo(tiny_vlm_path, vlm, tmp_path, c
     output = capsys.readouterr().out
     metrics = load_calibration(out)[1]["measured"]["object"]
     assert metrics["true"] == metrics["false"] > 5 and metrics["auroc"]["value"] > 0.7
-    assert metrics["ece_as_said"] > 0 and "as is" in output
+    assert metrics["ece_uncalibrated"] > 0 and "as is" in output
     ppo_config = PPOConfig(
         model_name_or_path=tiny_vlm_path,
         dataset_name="x",
