@@ -81,8 +81,8 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         examples = subset(examples, indices)
         progress_bar = stack.enter_context(progress(len(examples), "generate", start=num_done))
         for example, texts in generate_batches(
-            vlm, examples[num_done:], make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
-            max_length=config.max_length,
+            vlm, examples, make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
+            max_length=config.max_length, num_done=num_done,
         ):  # fmt: skip
             row = {
                 "id": example.id,

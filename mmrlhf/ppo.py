@@ -207,6 +207,8 @@ def _train(
             is_logging_step = step + 1 == evaluation.num_steps or (step + 1) % config.logging_steps == 0
             if attempt.is_skipped:
                 run.log(step + 1, metrics)
+                if is_logging_step:
+                    run.print_row(step + 1, {})
             else:
                 log_step(config, run, roles, batch, metrics, step, is_logging_step)
             stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
@@ -311,7 +313,7 @@ def build_batch(
         shaped_NT = advantages.whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
     advantages_NT, returns_NT = advantages.estimate(
         config.advantage_estimator, shaped_NT, values_NT, mask_NT,
-        group_size=config.num_generations, gamma=config.gamma, lam=config.lam,
+        group_size=config.num_generations, gamma=config.gamma, lam=config.gae_lambda,
         scale_groups=config.advantage_scaling == "group",
     )  # fmt: skip
     value_unit = advantages.rms(accelerator, returns_NT, mask_NT) if config.cliprange_value_unit == "returns" else 1.0

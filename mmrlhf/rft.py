@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from mmrlhf.config import FactsConfig, PixelConfig, RewardTermsConfig, RFTConfig, RolloutConfig, SFTConfig
+from mmrlhf.config.unread import refuse_unread
 from mmrlhf.datasets import Records, read_examples
 from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
@@ -70,6 +71,9 @@ def rft(
     are unusable, or if a round keeps no answer.
     """
     check_rewards(config, extra_reward_functions or ())
+    if config.compares_terms_in_groups:
+        reason = "compares answers to different prompts, and multi_objective_aggregation normalize_then_sum makes them relative"
+        refuse_unread(config, ("min_score", "top_share"), reason)
     check_tuning(config.tuning, config.dtype)
     check_adapter_setting(config.adapter_path, config.tuning)
     monitor = Monitor(REWARD, parse_stop_on_warning(config.stop_on_warning, _possible_warnings(config)))

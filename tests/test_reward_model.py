@@ -96,7 +96,7 @@ def test_train_reward_model_learns_with_other_losses_and_rankings(tiny_vlm_path,
 
 
 def test_preference_loss_weighs_a_ranking_like_a_pair():
-    """Each comparison in a row of K answers has weight 1 / C(K, 2)."""
+    """Each comparison in a row of K different answers has weight 1 / C(K, 2)."""
     config = reward_config("x", "x", center_rewards_coefficient=0.0)
     three = Preference("a", (), (), ("1", "2", "3"), (1, 2, 3))
     two = Preference.from_pair("b", (), (), "1", "2")
@@ -109,9 +109,9 @@ def test_preference_loss_weighs_a_ranking_like_a_pair():
     assert preference_loss(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0
     partly_tied = Preference("d", (), (), ("1", "2", "3"), (1, 1, 3))
     loss, metrics = preference_loss(config, [partly_tied, tie], torch.tensor([0.0, 5.0, 0.0, 9.0, 0.0]))
-    # A tie keeps its share of the row's weight, and counts as neither right nor wrong.
-    assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(-5))) / 3)
-    assert metrics["accuracy"] / metrics["ranked"] == pytest.approx(0.5)
+    # Two comparisons are left, of half the row's weight each; the tie is neither right nor wrong.
+    assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(-5))) / 2)
+    assert metrics["accuracy"] == pytest.approx(0.5) and metrics["ranked"] == pytest.approx(1.0)
 
 
 def test_train_reward_model_refuses_rows_that_teach_nothing(tiny_vlm_path, examples, tmp_path):

@@ -187,3 +187,10 @@ def test_prompts_from_a_file_keep_their_paths_and_earlier_turns_are_not_learnt(t
 def test_answers_that_cannot_be_learnt(vlm, answer, finished, reason):
     sample = Sample("1", (ImageSource(data=b""),), (Message("user", "?"),), answer, finished=finished)
     assert why_unusable(sample, vlm.escape_control_tokens) == reason
+
+
+@pytest.mark.parametrize("setting", [{"min_score": 0.5}, {"top_share": 0.5}])
+def test_scores_relative_to_their_prompt_have_no_threshold_over_prompts(tiny_vlm_path, examples, tmp_path, setting):
+    config = rft_config(tiny_vlm_path, tmp_path, multi_objective_aggregation="normalize_then_sum", **setting)
+    with pytest.raises(InputError, match=f"{next(iter(setting))} compares answers to different prompts"):
+        run_rft(config, examples[:3])

@@ -33,7 +33,7 @@ class AlgorithmConfig:
     gamma: Fraction = 1.0
     """Discount of later rewards, for gae and reinforce_plus_plus."""
     lam: Fraction = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation; 1 without a critic."""
 
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """What the policy's loss averages: all tokens (`dapo`), each answer's mean over its tokens
@@ -50,8 +50,8 @@ class AlgorithmConfig:
     1 + epsilon_high, such as 3; by default no limit."""
 
     use_critic: bool | None = None
-    """Train a critic; by default for gae. Without one, gae takes every value as 0 (reward-to-go);
-    the other estimators cannot use one."""
+    """Train a critic; by default for gae. Without one, gae takes every value as 0 and lam as 1
+    (reward-to-go); the other estimators cannot use one."""
     critic_sees_facts: bool = False
     """Show the critic the facts before the question; the policy never sees them."""
     critic_learning_rate: Positive | None = None
@@ -86,6 +86,11 @@ class AlgorithmConfig:
     def has_critic(self) -> bool:
         """Return whether the run trains a critic."""
         return self.advantage_estimator == "gae" if self.use_critic is None else self.use_critic
+
+    @property
+    def gae_lambda(self) -> float:
+        """Return lam, or 1 without a critic: rewards to go."""
+        return self.lam if self.has_critic else 1.0
 
     @property
     def kl_in_loss(self) -> bool:

@@ -104,15 +104,39 @@ def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
     `token_ids` [T] is the answer that `vlm.decode` turns into `text`, perhaps with white space
     before it or more after it. A character made of several tokens belongs to the last of them.
     """
+    decoded = vlm.decode(token_ids)
+    lengths = _decoded_lengths(vlm, token_ids)
+    if lengths and lengths[-1] != len(decoded):  # a tokenizer whose parts do not add up: decode each prefix
+        lengths = [_complete_length(vlm.decode(token_ids[: t + 1])) for t in range(len(token_ids))]
     token_indices: list[int] = []
-    start = max(0, vlm.decode(token_ids).find(text))
-    for t in range(len(token_ids)):
-        # A prefix that ends inside a character decodes to a replacement character at its end.
-        num_decoded = len(vlm.decode(token_ids[: t + 1]).rstrip("\N{REPLACEMENT CHARACTER}"))
-        num_complete = min(num_decoded - start, len(text))
+    start = max(0, decoded.find(text))
+    for t, length in enumerate(lengths):
+        num_complete = min(length - start, len(text))
         token_indices += [t] * (num_complete - len(token_indices))
     last_token = max(0, len(token_ids) - 1)
     return token_indices + [last_token] * (len(text) - len(token_indices))
+
+
+def _complete_length(text: str) -> int:
+    """Return the number of complete characters: a prefix that ends inside one decodes to U+FFFD."""
+    return len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def _decoded_lengths(vlm: VLM, token_ids: Tensor) -> list[int]:
+    """Return how many characters each prefix of the tokens decodes to, in linear time.
+
+    A token is decoded after those of the last complete character, which decide about the space
+    before it.
+    """
+    lengths: list[int] = []
+    num_chars = context_start = context_end = context_length = 0
+    for t in range(len(token_ids)):
+        text = vlm.decode(token_ids[context_start : t + 1])
+        lengths.append(max(num_chars, num_chars + _complete_length(text) - context_length))
+        if len(text) > context_length and _complete_length(text) == len(text):
+            num_chars, context_start, context_end = lengths[-1], context_end, t + 1
+            context_length = len(vlm.decode(token_ids[context_start:context_end]))
+    return lengths
 
 
 def pad_right(sequences: Sequence[Tensor], padding_value: int, device: torch.device) -> tuple[Tensor, Tensor]:

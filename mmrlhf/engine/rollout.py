@@ -164,7 +164,7 @@ def prompts_from_examples(
     Raises as `VLM.build_prompts` does.
     """
     prompts = vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
-    return prompts if ids is None else [replace(prompt, id=own) for prompt, own in zip(prompts, ids, strict=True)]
+    return prompts if ids is None else [replace(prompt, id=prompt_id) for prompt, prompt_id in zip(prompts, ids, strict=True)]
 
 
 def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams) -> SampledCompletions:
@@ -231,15 +231,18 @@ def generate_batches(
     batch_size: int,
     num_generations: int = 1,
     max_length: int | None = None,
+    num_done: int = 0,
 ) -> Iterator[tuple[Example, list[str]]]:
     """Yield each example with its answers, in order, sampling `batch_size` prompts at a time.
 
-    With one answer per prompt, prompts about the same images share the prefill of their common
+    The first `num_done` are left out; the answers to the others do not depend on it, nor on
+    `batch_size`. Repeated ids get different answers. With one answer per prompt, prompts about the same images share the prefill of their common
     prefix, where the model allows it (`shared_prefix`).
     """
-    for start in range(0, len(examples), batch_size):
+    ids = numbered_ids([example.id for example in examples])
+    for start in range(num_done, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        prompts = prompts_from_examples(vlm, batch, max_length)
+        prompts = prompts_from_examples(vlm, batch, max_length, ids[start : start + batch_size])
         texts = _sample_with_shared_prefix(vlm, prompts, params) if num_generations == 1 else None
         if texts is None:
             texts = sample_completions(vlm, prompts, num_generations, params).texts

@@ -19,7 +19,8 @@ FRACTIONS = re.compile(
 """Names of metrics that are fractions where no value exceeds 1."""
 LOWER_IS_BETTER = re.compile(r".*(chair|error|hallucinat|false|unparsed).*|hal|cog|response_rate|mention_rate")
 HIGHER_IS_BETTER = re.compile(
-    r"accuracy|acc|precision|recall|f1|coverage|claim_f1|utility|score|.*_accuracy|.*_acc|.*_f1|.*score.*|right"
+    r"accuracy|acc|precision|recall|f1|coverage|cover|claim_f1|utility|score|.*_accuracy|accuracy_plus|.*_acc|.*_f1|.*score.*|right"
+    r"|informativeness|tnr|tpr|harmonic_mean"
 )
 
 

@@ -15,9 +15,9 @@ def correctness(samples: Sequence[Sample]) -> list[float | None]:
     """Give 1 to an answer that agrees with the row's reference (`is_correct`), else 0.
 
     A row without a reference gets None: the function does not apply to it. A row with LLaVA-RLHF's
-    `caption_type` is scored as in Sun et al. 2023: a multiple-choice letter gets 1 or 0. If the right
-    answer is no, no gets 0.5 and yes -0.5. If it is yes, every answer gets 0, to counter a bias
-    towards yes.
+    `caption_type` is scored as in Sun et al. 2023: a multiple-choice letter gets 1 or 0. If the
+    right answer is no, no gets 0.5 and yes -0.5. If it is yes, every answer gets 0, to counter a
+    bias towards yes.
     """
     return [_correctness(sample) for sample in samples]
 
@@ -97,10 +97,10 @@ YES_NO_REFERENCE = re.compile(
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
     """Return whether an answer agrees with `reference`; without one, no answer does.
 
-    Of both, the final answer counts (`text.final_answers`). If the reference is yes or no (alone or as
-    in "No, it is not", but not in "No parking"), a multiple-choice letter (with its option or without)
-    or a number, the answer is parsed by `text.answer_parsing`. Otherwise the words must match, apart
-    from case, spacing and a final full stop.
+    Of both, the final answer counts (`text.final_answers`). If the reference is yes or no (alone or
+    as in "No, it is not", but not in "No parking"), a multiple-choice letter (with its option or
+    without) or a number, the answer is parsed by `text.answer_parsing`. Otherwise the words must
+    match, apart from case, spacing and a final full stop.
     """
     if reference is None:
         return False

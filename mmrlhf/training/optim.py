@@ -23,7 +23,8 @@ def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> i
     """Return the number of steps; an incomplete last step is dropped unless it is the only one."""
     if config.max_steps >= 0:
         return config.max_steps
-    return max(1, int(config.num_train_epochs * num_rows / (config.per_device_train_batch_size * num_processes)))
+    rows = round(config.num_train_epochs * num_rows, 6)  # 0.29 x 100 is 28.999999999999996
+    return max(1, int(rows / (config.per_device_train_batch_size * num_processes)))
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
@@ -72,12 +73,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 
 
 def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[list[int]]:
-    """Split the rows of a step, over all processes, into at most `num_minibatches` random groups.
+    """Split the rows of a step, over all processes, into at most `num_minibatches` groups.
 
-    Row i belongs to process i modulo their number, and the groups do not depend on that number, so
-    several processes train as one does. The order is i -> (a * i + b) modulo `num_rows`, with a
-    random b and a random a without a common divisor: neighbours in it then belong to different
-    processes, and each process has nearly the same share of every group.
+    The rows of a step come in random order. Row i belongs to process i modulo their number, and the groups do not depend on that number, so
+    several processes train as one does. The groups are cut from the order i -> (a * i + b) modulo
+    `num_rows`, with a random b and a random a without a common divisor, not from any permutation:
+    neighbours in it then belong to different processes, and each process has nearly the same share
+    of every group.
     """
     rng = np.random.default_rng([seed, 19])
     factors = [factor for factor in range(1, num_rows + 1) if math.gcd(factor, num_rows) == 1]

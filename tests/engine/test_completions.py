@@ -118,3 +118,26 @@ def test_char_to_token_of_text_without_outer_white_space():
     whole = char_to_token(decoding(BYTE_TOKENIZER), token_ids, text)
     assert char_to_token(decoding(BYTE_TOKENIZER), token_ids, text.strip()) == whole[3:-1]
     assert char_to_token(decoding(BYTE_TOKENIZER), token_ids, "a red") == whole[3:8]  # cut at a stop string
+
+
+def test_char_to_token_decodes_each_token_a_few_times_only():
+    """Decoding every prefix would take 300 x 301 / 2 tokens."""
+    tokenizer, num_decoded = decoding(BYTE_TOKENIZER), []
+    text = "a dog and a cät " * 20
+
+    def decode(token_ids):
+        num_decoded.append(len(token_ids))
+        return tokenizer.decode(token_ids)
+
+    token_ids = torch.tensor(BYTE_TOKENIZER(text, add_special_tokens=False)["input_ids"])
+    char_to_token(SimpleNamespace(decode=decode), token_ids, text)
+    assert sum(num_decoded) < 8 * len(token_ids)
+
+
+def test_char_to_token_decodes_prefixes_if_parts_do_not_add_up():
+    """A tokenizer that drops a space before a full stop, which no token shows by itself."""
+    words = ["a", "dog", ".", "a", "cat", "."]
+    decode = lambda ids: " ".join(words[i] for i in ids.tolist()).replace(" .", ".")  # noqa: E731
+    text = decode(torch.arange(6))
+    assert text == "a dog. a cat."
+    assert char_to_token(SimpleNamespace(decode=decode), torch.arange(6), text) == [0, 1, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4, 5]

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples, sample_completions, sampling_noise
+from mmrlhf.engine.rollout import (
+    LocalEngine,
+    RolloutEngine,
+    generate_batches,
+    prompts_from_examples,
+    sample_completions,
+    sampling_noise,
+)
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.models.adapters import Adapters, Role
 
@@ -65,6 +72,18 @@ def test_prompts_with_equal_ids_get_independent_samples(vlm, examples, prompt_id
     twice = sample_completions(vlm, [prompt, prompt], 1, params)
     assert twice.texts[0] != twice.texts[1]
     assert sample_completions(vlm, [prompt], 1, params).texts[0] == twice.texts[0]
+
+
+def test_repeated_ids_get_answers_of_their_own_in_any_batch_and_after_a_resume(vlm, examples):
+    rows, params = [replace(examples[0], id="a")] * 5, SamplingParams(16, seed=step_seed(1, 2))
+    answers = {
+        (batch_size, num_done): [texts for _, texts in generate_batches(
+            vlm, rows, params, batch_size=batch_size, num_generations=2, num_done=num_done
+        )]
+        for batch_size, num_done in ((5, 0), (2, 0), (2, 3))
+    }  # fmt: skip
+    assert len({text for texts in answers[5, 0] for text in texts}) == 10
+    assert answers[2, 0] == answers[5, 0] and answers[2, 3] == answers[5, 0][3:]
 
 
 def test_step_seed_differs_for_every_seed_and_step():

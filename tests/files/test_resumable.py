@@ -117,7 +117,7 @@ def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypa
     generate_batches = stage.generate_batches
 
     def interrupt_after_three(vlm, rows, sampling_params, **options):
-        calls.append(len(rows))
+        calls.append(len(rows) - options["num_done"])
         for number, batch in enumerate(generate_batches(vlm, rows, sampling_params, **options)):
             if len(calls) == 1 and number == 3:
                 raise KeyboardInterrupt

@@ -56,7 +56,7 @@ def step_metrics(
     policy_version: int,
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
-    metrics = rollout_metrics(batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
+    metrics = rollout_metrics(config, batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
     if roles.aggregation.length_bounds is not None:
         outcomes = gather_object(
             [(s.num_tokens, b.terms[LENGTH_BOUNDS]) for s, b in zip(batch.samples, batch.breakdowns, strict=True)]
@@ -89,7 +89,7 @@ def stop_at_max_kl(config: PPOConfig, batch: PPOBatch, step: int) -> str:
     """Return why the run stops, if the KL of a step's answers is above max_kl, or ""."""
     if config.max_kl is None:
         return ""
-    kl = rollout_metrics(batch)["objective/kl"]
+    kl = rollout_metrics(config, batch)["objective/kl"]
     if not kl > config.max_kl:
         return ""
     return (
@@ -98,18 +98,25 @@ def stop_at_max_kl(config: PPOConfig, batch: PPOBatch, step: int) -> str:
     )
 
 
-def rollout_metrics(batch: PPOBatch) -> dict[str, float]:
-    """Return means over the answers of all processes: KL, entropy, scores, lengths."""
+def rollout_metrics(config: PPOConfig, batch: PPOBatch) -> dict[str, float]:
+    """Return means over the answers of all processes: KL, entropy, scores, lengths.
+
+    objective/kl is the k1 estimate, whichever one training uses; objective/non_score_reward is what
+    the KL contributes to the reward, by the estimator of training: 0 if the KL is in the loss.
+    """
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
     kl_NT = policy_losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
-    sums_N3 = torch.stack([(values_NT * mask_NT).sum(1) for values_NT in (kl_NT, entropy_NT, torch.ones_like(mask_NT))], 1)
-    rows = gather_object([(*sums, score) for sums, score in zip(sums_N3.tolist(), batch.scores, strict=True)])
-    kl, entropy, length, score = (fmean(column) for column in zip(*rows, strict=True))
+    penalty_NT = torch.zeros_like(kl_NT)
+    if not config.kl_in_loss:
+        penalty_NT = -batch.kl_coef * policy_losses.kl(config.penalized_kl, batch.old_logps_NT, batch.ref_logps_NT)
+    sums_N4 = torch.stack([(x_NT * mask_NT).sum(1) for x_NT in (kl_NT, entropy_NT, penalty_NT, torch.ones_like(mask_NT))], 1)
+    rows = gather_object([(*sums, score) for sums, score in zip(sums_N4.tolist(), batch.scores, strict=True)])
+    kl, entropy, penalty, length, score = (fmean(column) for column in zip(*rows, strict=True))
     return {
         "objective/kl": kl,
         "objective/entropy": entropy,
-        "objective/non_score_reward": -batch.kl_coef * kl,
-        "objective/rlhf_reward": score - batch.kl_coef * kl,
+        "objective/non_score_reward": penalty,
+        "objective/rlhf_reward": score + penalty,
         "objective/scores": score,
         "policy/entropy_avg": entropy / length if length else 0.0,
         "completions/mean_length": length,

@@ -40,6 +40,8 @@ def _check_estimator(config: PPOConfig) -> None:
         refuse_unread(config, ("lam",), f"is for advantage_estimator gae, and this is {estimator}")
     elif not config.has_critic:
         refuse_unread(config, CRITIC_SETTINGS, "needs a critic, which use_critic false turns off")
+        if config.lam != 1:  # without values, a smaller one hides the reward at the end from early tokens
+            refuse_unread(config, ("lam",), "below 1 needs a critic, which use_critic false turns off")
     if estimator in ("rloo", "grpo"):
         if config.num_generations == 1:
             raise InputError(

@@ -22,8 +22,8 @@ def preference_loss(
     """Return the loss and the metrics of some preferences, both summed over preferences.
 
     `raw_scores_N` holds the rewards of all their answers, in order. Each of the K (K - 1) / 2
-    comparisons of a preference has a weight of one over their number. Ties count towards the loss
-    for rao_kupper only, and never towards the other metrics: divide those by `ranked`, the total
+    comparisons of a preference has a weight of one over their number. Ties are comparisons for
+    rao_kupper only, and never count towards the other metrics: divide those by `ranked`, the total
     weight of untied comparisons. With `untrained_scores_N` the loss also has the mean squared
     distance of a preference's rewards from these.
 
@@ -38,7 +38,7 @@ def preference_loss(
             worse_indices.append(offset + c.worse)
             ties.append(c.is_tie)
             margins.append(c.margin or 0.0)
-            weights.append(1 / len(p.comparisons))
+            weights.append(1 / len(comparisons))
         offset += len(p.answers)
     better_C, worse_C = raw_scores_N[better_indices], raw_scores_N[worse_indices]
     tie_C, margin_C, weight_C = (torch.tensor(v, device=raw_scores_N.device) for v in (ties, margins, weights))

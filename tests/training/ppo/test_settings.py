@@ -20,6 +20,7 @@ ADAPTIVE = {"kl_controller": "adaptive", "target_kl": 2.0}
         ({**REINFORCE, "cliprange_value": 0.4}, "cliprange_value is for a critic, which advantage_estimator reinforce_plus_plus"),
         ({**GRPO, "critic_sees_facts": True}, "critic_sees_facts is for a critic"),
         ({**GRPO, "critic_learning_rate": 1e-3}, "critic_learning_rate is for a critic"),
+        ({"use_critic": False, "lam": 0.9}, "lam below 1 needs a critic, which use_critic false turns off; leave it out"),
         ({"use_critic": False, "vf_coef": 1.0}, "vf_coef needs a critic, which use_critic false turns off; leave it out"),
         ({**GRPO, "lam": 1.0}, "lam is for advantage_estimator gae, and this is grpo; leave it out"),
         ({**RLOO, "gamma": 0.9}, "gamma discounts rewards of tokens, and advantage_estimator rloo rewards full answers"),
