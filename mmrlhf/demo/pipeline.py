@@ -79,8 +79,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     with timer.stage("pairs"):
         train_pairs, held_out_pairs = build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
 
-    # 3. Reward models with and without facts, on the same pairs: two epochs, with scores that stay near
-    #    the SFT model's untrained review, the best of eleven recipes for 1,000 labels (docs/results.md).
+    # 3. Reward models with and without facts, on the same pairs. Two epochs, with scores that stay
+    #    near the SFT model's untrained review: the best of eleven recipes for 1,000 labels
+    #    (docs/results.md).
     reward_paths = {}
     for name, facts in (("fact", "given"), ("plain", "none")):
         with timer.stage(f"reward_{name}"):

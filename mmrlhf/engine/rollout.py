@@ -236,8 +236,9 @@ def generate_batches(
     """Yield each example with its answers, in order, sampling `batch_size` prompts at a time.
 
     The first `num_done` are left out; the answers to the others do not depend on it, nor on
-    `batch_size`. Repeated ids get different answers. With one answer per prompt, prompts about the same images share the prefill of their common
-    prefix, where the model allows it (`shared_prefix`).
+    `batch_size`. Repeated ids get different answers. With one answer per prompt, prompts about the
+    same images share the prefill of their common prefix, where the model allows it
+    (`shared_prefix`).
     """
     ids = numbered_ids([example.id for example in examples])
     for start in range(num_done, len(examples), batch_size):

@@ -75,11 +75,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[list[int]]:
     """Split the rows of a step, over all processes, into at most `num_minibatches` groups.
 
-    The rows of a step come in random order. Row i belongs to process i modulo their number, and the groups do not depend on that number, so
-    several processes train as one does. The groups are cut from the order i -> (a * i + b) modulo
-    `num_rows`, with a random b and a random a without a common divisor, not from any permutation:
-    neighbours in it then belong to different processes, and each process has nearly the same share
-    of every group.
+    The rows of a step come in random order. Row i belongs to process i modulo their number, and the
+    groups do not depend on that number, so several processes train as one does. The groups are cut
+    from the order i -> (a * i + b) modulo `num_rows`, with a random b and a random a without a
+    common divisor, not from any permutation: neighbours in it then belong to different processes,
+    and each process has nearly the same share of every group.
     """
     rng = np.random.default_rng([seed, 19])
     factors = [factor for factor in range(1, num_rows + 1) if math.gcd(factor, num_rows) == 1]
