@@ -1,1 +1,1 @@
-"""What training stages share, and a folder for each with what it alone needs."""
+"""Code shared by the training stages, and a folder for each stage with its own code."""

@@ -18,7 +18,7 @@ from mmrlhf.models.export import save_policy
 from mmrlhf.report.progress import format_number
 
 PREFIX = "best."
-"""What the names of its tensors in a checkpoint begin with."""
+"""Prefix of its tensors' names in a checkpoint."""
 
 
 class BestModel:
@@ -65,7 +65,7 @@ class BestModel:
         return {"metric": self.metric, "value": self.value, "step": self.step, "greater_is_better": self.greater_is_better}
 
     def save(self, policy: Role, folder: Path) -> None:
-        """Write the best policy's adapter to `folder`, whole, unless it is there already."""
+        """Write the best policy's adapter to `folder` atomically, unless it is already there."""
         if self.step is None or self.step == self._saved_step:
             return
         current = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}

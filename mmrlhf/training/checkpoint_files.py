@@ -46,7 +46,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], max_checkpoints: int) -> None:
     """Write a checkpoint after `step` steps, and then delete all but the newest `max_checkpoints`.
 
-    If writing fails, nothing is left of it and the older ones stay. Raises InputError if a tensor
+    If writing fails, no part of it remains and the older ones stay. Raises InputError if a tensor
     has values that are not finite.
     """
     check_finite(tensors.items(), f"after step {step} the run", "start over from its last checkpoint, with a lower learning rate")
@@ -69,7 +69,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         shutil.rmtree(temporary_dir, ignore_errors=True)
     for path in (folder, folder.parent):  # the names of the checkpoint and of the folder
         fsync(path)
-    # A later step is one that did not load: otherwise the run would have resumed from it.
+    # A checkpoint of a later step did not load: otherwise the run would have resumed from it.
     kept_checkpoints = [path for path in newest_first(folder) if step_of(path) <= step][:max_checkpoints]
     for path in newest_first(folder):
         if path not in kept_checkpoints:

@@ -1,4 +1,4 @@
-"""The loss of answers to learn: pure functions on tensors.
+"""The loss on target answers: pure functions on tensors.
 
 Shape suffixes: B answers, T tokens of an answer. `mask_BT` is 1 on the tokens of an
 answer and 0 on padding; every mean is over the mask, so wider padding changes nothing.

@@ -1,10 +1,10 @@
 """Estimate a training stage's memory before it runs, and measure its peak.
 
-Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
-that depends on the length of rows: a prompt is assumed to be one image, in the most tiles that its
-family cuts or with `max_pixels`, and `PROMPT_TOKENS` of text. Not included: the CUDA context,
-fragmentation, the forward pass of a vision tower that does not train (a few hundred MiB), and what
-top-k and top-p sort.
+Weights, adapters and optimiser state are exact. Activations are estimates, as is everything that
+depends on the length of rows: a prompt is assumed to be one image, in the largest number of tiles
+of its family or with `max_pixels`, and `PROMPT_TOKENS` of text. Not included: the CUDA context,
+fragmentation, the forward pass of a frozen vision tower (a few hundred MiB), and the buffers for
+sorting in top-k and top-p.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def build_meta_model(name: str) -> PreTrainedModel:
 def num_image_tokens(model: PreTrainedModel, max_pixels: int | None = None) -> int:
     """Return the number of tokens of the largest image.
 
-    Where the image's size decides it, those of `max_pixels`. Without this setting it is a default:
-    the processors' own limits are images that would leave no room for an answer.
+    If the number depends on the image's size, it is that of `max_pixels`. Without this setting it
+    is a default: images at the processors' own limits would leave no room for an answer.
     """
     config = model.config
     num_tokens = getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None)
@@ -89,7 +89,7 @@ def num_image_tokens(model: PreTrainedModel, max_pixels: int | None = None) -> i
 
 
 def _in_most_tiles(config: PretrainedConfig, tile_tokens: int) -> int:
-    """Return the tokens of an image in the most tiles that its family cuts, the whole included."""
+    """Return the tokens of an image in its family's largest number of tiles, overview included."""
     if not (sizes := getattr(config, "image_grid_pinpoints", None)):
         return tile_tokens * family_of(config).max_tiles
     tile_tokens = int(tile_tokens * Fraction(getattr(config, "downsample_rate", None) or 1) ** 2)
@@ -104,8 +104,8 @@ def estimate_memory(
 ) -> list[MemoryItem]:
     """Return the parts of a stage's memory, in each of its processes.
 
-    `base_fingerprint`, if the weights are known, tells which reward models share the base: a path
-    may have moved. `num_shards` processes share the base's decoder layers (`models.sharding`).
+    `base_fingerprint`, if the weights are known, identifies reward models that share the base: a
+    path may have moved. `num_shards` processes share the base's decoder layers (`models.sharding`).
     """
     weights = _count_weights(model)
     targets = target_layers(model, config.lora_target_modules, config.model_name_or_path)
@@ -155,7 +155,7 @@ def _whole_base_bytes(weights: WeightCounts, dtype: str) -> int:
 
 
 def _base_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, num_shards: int) -> list[MemoryItem]:
-    """Return the base, or this process's shard of it and the layer that is gathered at a time."""
+    """Return the base, or this process's shard of it and one gathered layer."""
     if num_shards == 1:
         return [MemoryItem("base weights", _whole_base_bytes(weights, config.dtype), f"{weights.total:,} x {config.dtype}")]
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.base_model.get_decoder().layers]
@@ -232,7 +232,7 @@ def _trained_weights(
 
 @dataclass(frozen=True)
 class MicroBatchLengths:
-    """Lengths in tokens, and the numbers of prompts and answers that run at a time."""
+    """Lengths in tokens, and the numbers of prompts and answers that run at once."""
 
     image: int
     prompt: int
@@ -309,7 +309,8 @@ def _logits(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLeng
 
 
 def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
-    """Return what backward needs: per layer, 8 hidden vectors, keys and values, 4 MLP vectors."""
+    """Return the activations kept for backward: per layer, 8 hidden vectors, keys and values, 4 MLP
+    vectors."""
     text_config = model.config.get_text_config()
     hidden_size, num_layers = int(text_config.hidden_size), int(text_config.num_hidden_layers)
     values_per_token = 8 * hidden_size + _kv_width(model) + 4 * int(text_config.intermediate_size)
@@ -325,7 +326,7 @@ def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatc
 def _vision_activations(
     config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths, targets: Mapping[str, nn.Linear]
 ) -> list[MemoryItem]:
-    """Return what backward through a tower with adapters needs, as `_activations` counts it.
+    """Return the activations kept for backward through a tower with adapters, as in `_activations`.
 
     Inputs and outputs of the tower's linear layers, by patch; the patches are at least an image's
     tokens.

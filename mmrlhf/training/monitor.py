@@ -1,15 +1,16 @@
-"""Named warnings: what a run watches, the window that they are about, and stopping at one.
+"""Named warnings of a run: their conditions, the window of steps that they cover, and stopping at
+one.
 
     proxy_divergence           the optimised signal rises while a held-out metric falls
     entropy_collapse           the policy has stopped exploring
-    constant_reward            the reward tells no answers apart
+    constant_reward            all answers have the same reward
     unfinished_answers         the policy does not end its answers
     logp_difference            the engine that samples disagrees with the trainer
     length_reward_correlation  and the other warnings of `rewards.monitors`
 
-At each logging step the metrics of the steps since the last one are looked at together, so that one
-odd step raises nothing. `stop_on_warning` names the warnings that stop a run, or, if it is to write
-its best weights at the end, end it there.
+At each logging step the metrics of the steps since the last one are checked together, so that a
+single odd step raises no warning. `stop_on_warning` names the warnings that stop a run or, if the
+run writes its best weights at the end, end it.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ MAX_CLIPPED_RATIO = 0.9
 """Share of answers that are cut off, above which `unfinished_answers` is raised."""
 MAX_LOGP_DIFFERENCE = 0.05
 """Nats per token between the log-probs of trainer and engine, above which `logp_difference` is
-raised: more than the rounding of bfloat16, less than other weights."""
+raised: more than rounding in bfloat16, less than different weights would cause."""
 NUM_WORSE = 2
 """Evaluations in a row that must be worse than the best one for `proxy_divergence`."""
 NUM_WORSE_WITHOUT_INTERVAL = 3
-"""The same for a metric without an interval, where noise is not known."""
+"""The same for a metric without an interval, whose noise is unknown."""
 CLAIM_WARNINGS = ("zero_claim_rate", "vagueness")
 """Warnings that need the claims of answers."""
 HACKING_WARNINGS = ("length_reward_correlation", "refusal_rate", "yes_rate", *CLAIM_WARNINGS)
@@ -51,7 +52,7 @@ ROLLOUT_WARNINGS = ("entropy_collapse", *ANSWER_WARNINGS)
 """Warnings of a policy that samples while it learns."""
 DIVERGENCE = "proxy_divergence"
 UNDEFINED = "undefined_evaluation"
-"""The warning of an evaluation at which logits or scores were not finite. It stops no run."""
+"""The warning of an evaluation with non-finite logits or scores. It never stops a run."""
 LOGP_DIFFERENCE = "logp_difference"
 WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS, LOGP_DIFFERENCE)
 """The names of all warnings. docs/watching.md lists their thresholds."""
@@ -81,7 +82,7 @@ LOSS = Proxy("loss", "the training loss", False)
 def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[str, ...]:
     """Return the names in `stop_on_warning`; `any` is all of `possible`, the run's own warnings.
 
-    Raises InputError for a name that is no warning, and one that this run cannot raise.
+    Raises InputError for a name that is not a warning, or one that this run cannot raise.
     """
     if value is None:
         return ()
@@ -111,23 +112,24 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
 
 
 class Monitor:
-    """The metrics since the last logging step, the evaluations so far, and what they warn of."""
+    """The metrics since the last logging step, the evaluations so far, and the warnings that
+    follow."""
 
     def __init__(self, proxy: Proxy, stop_on: Sequence[str] = (), *, ends_run: bool = False) -> None:
-        """Stop at the warnings `stop_on`; with `ends_run`, they end the run as a last step does."""
+        """Stop at the warnings `stop_on`; with `ends_run`, they end the run like its last step."""
         self.proxy, self.stop_on, self.ends_run = proxy, stop_on, ends_run
         self.ended = ""
         """Why the run ended at a warning; empty if it did not."""
         self._window: list[dict[str, float]] = []
         self._proxy_values: list[float] = []  # since the last evaluation
         self._first_entropy: float | None = None
-        # Of each evaluation: its proxy, None until a step has measured it, and held-out metrics.
+        # For each evaluation: its proxy, None until a step has measured it, and held-out metrics.
         self._evaluations: list[tuple[float | None, dict[str, HeldOut]]] = []
         self._held_out: dict[str, HeldOut] = {}  # of this step's evaluation
         self._has_new_evaluation = False  # since the last logging step
 
     def add_evaluation(self, step: int, held_out: Mapping[str, HeldOut]) -> None:
-        """Take in the held-out metrics after a step, before the step's own metrics."""
+        """Add the held-out metrics after a step, before the step's own metrics."""
         if step > 0:
             self._held_out = dict(held_out)
         elif held_out:
@@ -143,11 +145,11 @@ class Monitor:
         *,
         is_last: bool = False,
     ) -> str | None:
-        """Take in a step's metrics and, at a logging step, warn of what the steps since the last
-        one show, and refresh the run's page.
+        """Add a step's metrics. At a logging step, raise the warnings of the steps since the last
+        one, and refresh the run's page.
 
-        Return why the run is to be interrupted, the same on every process, or None, as after its
-        last step. With `ends_run`, set `ended` instead.
+        Return why the run must be interrupted, the same on every process, or None; always None
+        after the last step. With `ends_run`, set `ended` instead.
         """
         self._add(metrics)
         if not is_logging_step:
@@ -221,7 +223,8 @@ class Monitor:
         return warnings | hacking_warnings(means)
 
     def _divergence(self) -> str:
-        """Return a sentence if the proxy is better and a held-out metric worse than at its best."""
+        """Return a sentence if the proxy is better and a held-out metric worse than at the metric's
+        best."""
         keys = dict.fromkeys(key for _, held_out in self._evaluations for key in held_out)
         return next((sentence for key in keys if (sentence := self._divergence_of(key))), "")
 

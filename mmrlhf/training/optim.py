@@ -16,7 +16,7 @@ from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.records import InputError
 
 BUCKET_SIZE = 1 << 24
-"""Gradient values that processes exchange at once: 64 MiB in float32, and twice that in copies."""
+"""Number of gradient values exchanged at once: 64 MiB in float32, and twice that in copies."""
 
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
@@ -65,7 +65,8 @@ def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, num_steps: int) -> float:
-    """Set the learning rate of a step, and return it; parameters may have a `peak` of their own."""
+    """Set the learning rate of a step, and return it; parameter groups may have their own
+    `peak`."""
     factor = lr_multiplier(config, step, num_steps)
     for param_group in optimizer.param_groups:
         param_group["lr"] = param_group.get("peak", config.learning_rate) * factor
@@ -106,8 +107,8 @@ def optimizer_step(
     NotFiniteError if the gradient is not finite, before it changes anything.
     """
     for p in parameters:
-        # None, of an adapter in the vision tower in a step without images, is 0 on any number of
-        # processes: AdamW would leave such a parameter as it is, but move one with a gradient of 0.
+        # A gradient of None (of a tower's adapter in a step without images) becomes 0 on any number
+        # of processes: AdamW would skip a parameter with None, but moves one with a gradient of 0.
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     if accelerator.num_processes > 1:
         _sum_gradients(accelerator, parameters)
@@ -130,7 +131,8 @@ def _sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter])
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield neighbours of one dtype with at most BUCKET_SIZE values together, or a larger one."""
+    """Yield runs of tensors of one dtype with at most BUCKET_SIZE values, or a single larger
+    one."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(other.numel() for other in bucket) + tensor.numel()

@@ -1,9 +1,9 @@
-"""A training step in one file, whole: its rows with their images, weights, batch and settings.
+"""A complete training step in one file: its rows with their images, weights, batch and settings.
 
 The file is in the format safetensors: weights as `weights.NAME`, tensors of the batch as
-`batch.NAME`, images as their encoded bytes, and everything else as JSON in the header. It needs the
-models that the run loads (its base, and what adapter_path and reward_model_path name), and nothing
-else of the run or its data.
+`batch.NAME`, images as their encoded bytes, and everything else as JSON in the header. To replay
+it, only the models that the run loads are needed (its base, adapter_path and reward_model_path),
+and nothing else of the run or its data.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ HEADER = "mmrlhf_step"
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A step of a training stage, with all that is needed to compute it again.
+    """A step of a training stage, with everything needed to compute it again.
 
-    `step` counts from 1. `problem` says what was not finite; `numbers` are the loss and the counts
-    that it was divided by, on the process that saved the step. `is_cause` says whether the problem
-    arose in that process, and not in another one.
+    `step` counts from 1. `problem` says what was not finite; `numbers` are the loss and its
+    divisors, on the process that saved the step. `is_cause`: whether the problem arose in that
+    process, not in another one.
     """
 
     stage: str
@@ -48,7 +48,7 @@ class SavedStep:
     is_cause: bool = True
 
     def write(self, path: Path) -> None:
-        """Write the file, or nothing. Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         images = {image.key: image.read() for row in self.rows for image in row.all_images}
         header = {
             "stage": self.stage,

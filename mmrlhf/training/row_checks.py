@@ -1,6 +1,6 @@
 """Check every row against the model before the first step, for refused and overlong rows.
 
-Only the headers of images are read. A run keeps the result in its directory with a signature of
+Only the headers of images are read. A run saves the result in its directory, with a signature of
 everything that it depends on, so a resumed run does not check again.
 """
 
@@ -35,7 +35,7 @@ MIN_ROWS_FOR_BAR = 1000
 
 @dataclass(frozen=True)
 class Length:
-    """The number of tokens of a text that the model reads for a row, and its limit."""
+    """The number of tokens that the model reads for a row, and its limit."""
 
     num_tokens: int
     limit: int
@@ -50,7 +50,8 @@ LengthsOf = Callable[[Any], Iterable[Length]]
 
 
 def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup) -> Length:
-    """Return the tokens of a group's prompt with its longest answer, and the question after it."""
+    """Return the number of tokens of a group's prompt with its longest answer and the question
+    after it."""
     if group.answer_images:
         texts = model.last_texts(group)
         num_tokens = max(lengths.count_rendered(text.before, images) + len(text.token_ids) for text, images in texts)
@@ -133,13 +134,13 @@ def _name_row(rows: Sequence[Record], index: int) -> str:
 
 
 class KeptChecks:
-    """A file that keeps a dataset's checks; `save` takes its name and text."""
+    """A file with a dataset's checks; `save` takes its name and text."""
 
     def __init__(self, path: Path, save: Callable[[str, str], None]) -> None:
         self.path, self._save = path, save
 
     def read(self) -> tuple[str, RowChecks] | None:
-        """Return the signature and the checks, None if there are none that can be read."""
+        """Return the signature and the checks, None if there are none or they cannot be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return str(content["signature"]), RowChecks(**content["checks"])
@@ -170,7 +171,7 @@ def usable_indices(
 
     `kept` holds the checks of an earlier call, which are valid for the same settings and files.
     Raises InputError for rows that the model refuses, for overlong rows unless the settings drop
-    them, and if a run that dropped rows would now drop others.
+    them, and if a run that dropped rows would now drop different ones.
     """
     if not len(rows):
         raise InputError(f"{name} has no rows: give at least one")

@@ -1,25 +1,25 @@
-"""The run directory: what a stage writes while it works, and how it resumes after a kill.
+"""The run directory: the files that a stage writes, and how it resumes after a kill.
 
     config.yaml      the resolved configuration; a run with other settings is refused
-    inputs.json      what the run is made from; a run with other inputs is refused
-    changes.jsonl    what `--allow_change` changed along the way
-    .lock            process and host of the command that is writing, while it does
+    inputs.json      hashes of the run's inputs; a run with other inputs is refused
+    changes.jsonl    settings changed during the run by `--allow_change`
+    .lock            process and host of the command that is writing
     metrics.jsonl    one line per step
     samples.jsonl    answers with their scores, at logging steps
     ledger.jsonl     the value of each reward function, for every answer that ppo sampled
-    warnings.jsonl   warnings that a person should look at, if there are any
-    eval.jsonl       metrics of benchmarks with intervals, where a stage evaluates along the way
-    trackers.json    the id that the trackers of report_to know the run by, if there are any
+    warnings.jsonl   warnings for the user, if there are any
+    eval.jsonl       metrics of benchmarks with intervals, if a stage evaluates during training
+    trackers.json    the run's id in the trackers of report_to, if there are any
     report.html      curves, fixed prompts, warnings and settings, refreshed at logging steps
     engine/          the policy's adapter, while another engine than the trainer samples from it
-    images/          pictures of samples that are in no file of their own
+    images/          pictures of samples that are not files
     best/            the best policy by metric_for_best_model, as of the newest checkpoint
     checkpoints/     the newest save_total_limit, step-000123/{state.safetensors,state.json,sha256}
     finished.json    the result; it exists if and only if the stage is finished
 
-Nothing but the lock is written before the first step is done, so a run that fails on its input
-leaves nothing behind. A file appears complete or not at all: it is written under a temporary name,
-synced and renamed. A checkpoint is a directory that appears the same way. The .jsonl files are only
+Only the lock is written before the first step is done, so a run that fails on its input leaves
+nothing behind. A file appears complete or not at all: it is written under a temporary name, synced
+and renamed. A checkpoint is a directory that appears the same way. The .jsonl files are only
 appended to; on resume, the lines after the checkpoint are cut off, so a killed run ends with the
 same lines as an uninterrupted one. Nothing is pickled: tensors are stored as safetensors,
 everything else as JSON or YAML.
@@ -65,7 +65,7 @@ LOG_FILES = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl",
 class Run:
     """One stage's run directory.
 
-    Call `claim_rows` first, then look at `is_finished`, then call `resume`, then log.
+    Call `claim_rows` first, then check `is_finished`, then call `resume`, then log.
 
     Every method can be called on every process: all of them read the same, and only the main
     process writes and prints. Raises InputError if the directory cannot be used, is being written
@@ -96,9 +96,9 @@ class Run:
         self._print_notes()
 
     def begin(self) -> None:
-        """Create the directory with its configuration, or clean up what a killed run left behind.
+        """Create the directory with its configuration, or remove leftovers of a killed run.
 
-        Called by everything that writes.
+        All methods that write call it.
         """
         if self._started or not self.main_process:
             return
@@ -114,7 +114,7 @@ class Run:
             self._append_lines(name, lines)
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed run was writing."""
+        """Remove the temporary files of a killed run."""
         for leftover_file in self.path.glob(".*.*"):
             # write_atomic and save_config end temporary names in a process id.
             if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
@@ -123,7 +123,8 @@ class Run:
             shutil.rmtree(leftover_folder)
 
     def image_file(self, image: ImageSource) -> str:
-        """Return the path of an image for pages; one in memory gets a file in the run's folder."""
+        """Return the path of an image for pages; an image in memory is written to the run's
+        folder."""
         if image.path is not None:
             return image.path
         name = f"images/{image.key[:16]}.jpg"
@@ -133,7 +134,7 @@ class Run:
         return name
 
     def add_file(self, name: str, content: str | bytes) -> None:
-        """Write a file, which waits until the first step is done, as rows of step 0 do.
+        """Write a file once the first step is done, like rows of step 0.
 
         Processes other than the first write none.
         """
@@ -144,16 +145,16 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the run is made from, by name."""
+        """The run's inputs, by name."""
         return self._inputs.current
 
     @property
     def changed_settings(self) -> set[str]:
-        """Settings and inputs that this start changes, as `--allow_change` lets it."""
+        """Settings and inputs that this start changes, as `--allow_change` permits."""
         return self._inputs.changed
 
     def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:
-        """Record the images of the rows, and rows that come from no file, or compare them.
+        """Record the images of the rows, and rows that are not from a file, or compare them.
 
         `kind` ("eval") distinguishes several sets of rows.
 
@@ -167,7 +168,7 @@ class Run:
         self.claim_inputs({name: {"path": "", "sha256": rows_digest(rows, images_only=from_file)}})
 
     def claim_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Record what else the run is made from, or raise InputError if it began with others."""
+        """Record further inputs of the run, or raise InputError if it began with others."""
         self._inputs.add(inputs, write=self._started and self.main_process)
         self._print_notes()
 
@@ -197,7 +198,7 @@ class Run:
         return self.finished is not None
 
     def print_finished(self, result: Path) -> None:
-        """Report that there is nothing to do, and where the result is."""
+        """Report that the run is finished, and where the result is."""
         self.print(f"{self.path} is finished, nothing to do: the result is {result}")
         if self.main_process:
             self.begin()
@@ -259,7 +260,7 @@ class Run:
         """Write a checkpoint after `step` steps and delete all but the newest save_total_limit.
 
         `tensors` may have any shape and type but must not share memory. `state` must be JSON.
-        Raises `Stopped` afterwards if a signal asked for it, and InputError if the disk is full.
+        Raises `Stopped` afterwards if a signal asked to stop, and InputError if the disk is full.
         """
         if self.main_process:
             self.begin()
@@ -348,7 +349,7 @@ class Run:
         self.console.print(Text(f"warning: step {step}: {name}: {text}", "yellow"), soft_wrap=True)
 
     def refresh_report(self, *, is_final: bool = False) -> None:
-        """Write report.html again, if the last time is long enough ago or `is_final`."""
+        """Write report.html again, if enough time has passed since the last time or `is_final`."""
         if self.main_process and (problem := self._page.refresh(is_final=is_final)):
             self.print(f"note: {self.path / 'report.html'} is not refreshed: {problem}")
 

@@ -1,9 +1,9 @@
-"""What a run is made from: its settings and inputs, compared with those of the run that it resumes.
+"""The settings and inputs of a run, compared with those of the run that it resumes.
 
 config.yaml      settings
 inputs.json      hashes of data, images, weights and reward functions, the number of processes,
                  and versions of packages
-changes.jsonl    what `--allow_change` changed along the way, and after which step
+changes.jsonl changes by `--allow_change` during the run, and after which step
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ RESUMABLE_CHANGES = (
     "vllm_gpu_memory_utilization",
     *EngineConfig.__dataclass_fields__,
 )
-"""Settings that may differ between a run and its resumption, because they do not change what is
-learnt: engine settings (say, smaller micro-batches after a GPU ran out of memory) change the last
-bits at most. A run directory may be moved or renamed, and so may a reward model's base, whose
-fingerprint is compared."""
+"""Settings that may differ between a run and its resumption, because they do not affect training:
+engine settings (say, smaller micro-batches after a GPU ran out of memory) change the last bits at
+most. A run directory may be moved or renamed, and so may a reward model's base, whose fingerprint
+is compared."""
 ROWS, WEIGHTS = "determines the rows of a step", "determines the weights of a checkpoint"
 FIXED_SETTINGS = {
     **dict.fromkeys(
@@ -54,13 +54,14 @@ FIXED_SETTINGS = {
         WEIGHTS,
     ),
 }  # fmt: skip
-"""Settings that cannot change along the way, and why not. All others may with `--allow_change`."""
+"""Settings that cannot change during a run, with the reason. All others may with
+`--allow_change`."""
 GLOBAL_BATCH = ("num_processes", "per_device_train_batch_size")
 """They may change together if their product, the rows of a step, stays the same."""
 
 
 class RunInputs:
-    """What a run is made from, beside what the run in its directory began with.
+    """The inputs of a run, compared with those that the run in its directory began with.
 
     current: values by name, as files/inputs.py has them. `add` adds to them.
     """
@@ -68,8 +69,8 @@ class RunInputs:
     def __init__(self, folder: Path, config: Any, num_processes: int) -> None:
         """Compare with the run in `folder`, if there is one.
 
-        Raises InputError if it has other settings or inputs, which `allow_change` does not name,
-        and for held-out rows that are the rows to train on.
+        Raises InputError if it has other settings or inputs that `allow_change` does not name, and
+        for held-out rows that are the training rows.
         """
         self.folder, self._config = folder, config
         self.current: dict[str, Any] = {**content_inputs(config), "num_processes": num_processes}
@@ -77,13 +78,13 @@ class RunInputs:
         self.notes: list[str] = []
         """Lines to print."""
         self.changed: set[str] = set()
-        """Settings and inputs that `allow_change` lets differ from those of the run there."""
+        """Settings and inputs that differ from those of that run, as `allow_change` permits."""
         self._allowed = _allowed_changes(config)
         self._saved: dict[str, Any] | None = None
         self._saved_versions: dict[str, str] = {}
         self._changes: list[dict[str, Any]] = []
         self._global_batches = (0, 0)
-        """Rows of a step, in the run there and in this one."""
+        """Rows of a step, in that run and in this one."""
         if (folder / "config.yaml").exists():
             self._read()
             self._compare_settings(config_loader.read_yaml(folder / "config.yaml"), dataclasses.asdict(config))
@@ -110,7 +111,7 @@ class RunInputs:
             raise InputError(f"{path} is damaged: remove it to compare only settings") from None
 
     def write(self) -> None:
-        """Write settings and inputs, the latter as they were when the run began."""
+        """Write settings and inputs, the latter as at the beginning of the run."""
         self._write_changes()
         config_loader.save_config(self._config, self.folder / "config.yaml")
         self._write_inputs()
@@ -185,7 +186,8 @@ class RunInputs:
         return FIXED_SETTINGS.get(setting_of(name))
 
     def _allowing(self, changed: list[str]) -> str:
-        """Return the end of the refusal: how to continue all the same, or why that cannot be."""
+        """Return the end of the error message: how to continue nevertheless, or why that is
+        impossible."""
         if not hasattr(self._config, "allow_change"):
             return ""
         names = list(dict.fromkeys(map(setting_of, changed)))
@@ -226,7 +228,7 @@ class RunInputs:
 
 
 def setting_of(name: str) -> str:
-    """Return the setting that an input follows from: reward_terms for a reward function's file."""
+    """Return the setting that determines an input: reward_terms for a reward function's file."""
     if name.startswith("reward function file "):
         return "reward_terms"
     if name in ("images", "rows"):
@@ -244,7 +246,8 @@ def _global_batch(settings: Mapping[Any, Any], inputs: Mapping[str, Any]) -> int
 
 
 def _allowed_changes(config: Any) -> set[str]:
-    """Return the settings that `allow_change` names. Raises InputError for others than settings."""
+    """Return the settings that `allow_change` names. Raises InputError for a name that is not a
+    setting."""
     names = {name.strip() for name in (getattr(config, "allow_change", None) or "").split(",")} - {""}
     known = {field.name for field in dataclasses.fields(config)} | {"num_processes"}
     for name in sorted(names):

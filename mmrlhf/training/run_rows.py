@@ -1,4 +1,4 @@
-"""The rows that a run trains on: those it is given, or those of its dataset."""
+"""The training rows of a run: given in memory, or read from its dataset."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Record = TypeVar("Record", Example, Preference)
 def open_rows(
     config: TrainConfig | FeedbackConfig, run: Run, rows: Sequence[Record] | None, read: Callable[..., Records[Record]]
 ) -> tuple[Sequence[Record], KeptChecks | None]:
-    """Return a run's rows, of its dataset unless given, and the file that keeps their checks.
+    """Return a run's rows, from its dataset unless given, and the file with their checks.
 
-    Rows that are given have no such file. Raises InputError if rows cannot be used, or the run was
+    Rows given in memory have no such file. Raises InputError if rows cannot be used, or the run was
     started with others.
     """
     kept = None

@@ -1,4 +1,4 @@
-"""A policy's sampled answers: as reward functions see them, and as rows of samples.jsonl."""
+"""A policy's sampled answers: as inputs of reward functions, and as rows of samples.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmrlhf.training.run import Run
 
 
 def build_samples(rows: Sequence[Example], completions: SampledCompletions, group_size: int, max_tokens: int) -> list[Sample]:
-    """Return each answer as reward functions see it, in the order of `completions`."""
+    """Return each answer as an input of reward functions, in the order of `completions`."""
     lengths, finished = completions.mask_NT.sum(1).tolist(), completions.finished_N.tolist()
     row_of_answer = [row for row in rows for _ in range(group_size)]
     return [
@@ -34,10 +34,10 @@ def build_samples(rows: Sequence[Example], completions: SampledCompletions, grou
 
 
 def why_unusable(sample: Sample, escape: Callable[[str], str]) -> str:
-    """Return why an answer cannot be learnt, or "" if it can.
+    """Return why an answer cannot be used for training, or "" if it can.
 
-    An answer that was cut off would teach to stop in mid-sentence, and one that spells a control
-    token (`escape` breaks those up) would be read as a turn's end or as an image.
+    An answer that was cut off would teach the model to stop in mid-sentence, and one that spells a
+    control token (`escape` breaks those up) would be read as a turn's end or as an image.
     """
     if not sample.finished:
         return "cut off at response_length"

@@ -1,4 +1,4 @@
-"""Rows to learn by supervised fine-tuning: prompts with their continuations, and their gradients.
+"""Rows for supervised fine-tuning: prompts with their continuations, and their gradients.
 
 sft trains on them alone, and ppo mixes them in (`ptx_coef`). Shape suffixes: N continuations,
 T tokens (right-padded).

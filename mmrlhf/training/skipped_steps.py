@@ -1,8 +1,8 @@
-"""Skip a training step whose numbers are not finite: save it for replay, count it, or stop.
+"""Skip a training step with non-finite numbers: save it for replay, count it, or stop.
 
-One bad row or one overflow must not end a week of training, and must not pass unseen either. The
-weights stay as they were, which is safe: AdamW divides each gradient by its own size, so a step
-with finite gradients moves a weight by a few learning rates at most, and cannot make it infinite.
+One bad row or one overflow should not end a week of training, nor go unnoticed. The weights stay
+unchanged, which is safe: AdamW divides each gradient by its own size, so a step with finite
+gradients moves a weight by a few learning rates at most, and cannot make it infinite.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from mmrlhf.training.replay_file import SavedStep
 from mmrlhf.training.run import Run
 
 MAX_IN_A_ROW = 3
-"""Steps skipped one after the other that stop the run; in a shorter run, all of its steps."""
+"""Number of consecutive skipped steps that stops the run; in a shorter run, all of its steps."""
 
 
 @dataclass
 class Attempt:
-    """A step while it is computed: what a file for replay needs, filled in as it gets known.
+    """A step while it is computed: the content of its file for replay, filled in as it becomes
+    known.
 
-    `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them. `is_cause`
-    says that what is not finite was computed here, not in another process.
+    `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them.
+    `is_cause`: whether the non-finite number was computed here, not in another process.
     """
 
     step: int
@@ -49,9 +50,10 @@ class Attempt:
 
 
 class SkippedSteps:
-    """The steps that a run skipped. All processes count alike, and each saves its own share.
+    """The steps that a run skipped. All processes have the same count, and each saves its own
+    share.
 
-    `roles` are what is trained, or takes part in a loss as a copy of it.
+    `roles` are the trained roles, and copies of them that a loss uses.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class SkippedSteps:
 
     @property
     def may_stop(self) -> bool:
-        """Return whether the next step stops the run if it is skipped too: save before it."""
+        """Return whether skipping the next step too would stop the run: save before it."""
         return self.in_a_row == self._max_in_a_row - 1
 
     def metrics(self) -> dict[str, float]:
@@ -150,7 +152,7 @@ class SkippedSteps:
         self.total, self.in_a_row = int(counts["total"]), int(counts["in_a_row"])
 
     def _remove_files_from(self, step: int) -> None:
-        """Remove what a killed run wrote after its checkpoint: those steps come again."""
+        """Remove files that a killed run wrote after its checkpoint: those steps are repeated."""
         if self._accelerator.is_main_process:
             for path in self.folder.glob("*step-*.safetensors*"):
                 if path.name.startswith(".") or _step_of(path) >= step:
@@ -169,8 +171,8 @@ def _step_of(path: Path) -> int:
 def together(attempt: Attempt) -> Iterator[None]:
     """Raise an InputError of one process on all of them, so that none waits.
 
-    It is the gravest of all processes: a NotFiniteError, for which the step is skipped, only if
-    there is no other. The block must not exchange anything between processes.
+    The most serious error of all processes is raised: a NotFiniteError, which only skips the step,
+    if there is no other. The block must not exchange anything between processes.
     """
     own = None
     try:

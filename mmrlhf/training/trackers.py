@@ -1,10 +1,11 @@
 """The trackers of `report_to`, through accelerate: TensorBoard, Weights & Biases and trackio.
 
-They get every row of metrics.jsonl, named as TRL's runs are there (`train/objective/kl`,
+They receive every row of metrics.jsonl, with the names of TRL's runs (`train/objective/kl`,
 `eval/pope/f1`), and the samples as tables with pictures, claims and values of reward functions.
 TensorBoard writes to `tensorboard` in the run directory; the others have a project, `mmrlhf` unless
-WANDB_PROJECT or TRACKIO_PROJECT names it, and a run with the directory's name. A resumed run
-doubles no points: TensorBoard drops those after the checkpoint, the others keep what they have.
+WANDB_PROJECT or TRACKIO_PROJECT names it, and a run with the directory's name. A resumed run does
+not duplicate points: TensorBoard drops those after the checkpoint, the others keep their existing
+ones.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from mmrlhf.report.thumbnails import SIZE
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "mmrlhf"
 COLUMNS = ("images", "prompt", "answer", "reference", "score", "terms", "claims")
-"""Columns of the table of samples, as far as a stage has them."""
+"""Columns of the table of samples; a stage may lack some."""
 
 
 def parse_report_to(value: str | None) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ def parse_report_to(value: str | None) -> tuple[str, ...]:
 
 
 class Trackers:
-    """The trackers of a run. They start at its first step; what comes before waits for that."""
+    """The trackers of a run. They start at its first step; earlier rows wait until then."""
 
     def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
         self.names, self.folder, self.settings = names, folder, settings
@@ -78,7 +79,7 @@ class Trackers:
                 self._send(step, partial(_log_table, step=step, folder=self.folder, title=title, columns=columns, rows=table))
 
     def finish(self) -> None:
-        """Send what is left, and close the trackers."""
+        """Send the remaining rows, and close the trackers."""
         for tracker in self._trackers:
             tracker.finish()
         self._trackers = []
@@ -103,7 +104,7 @@ class Trackers:
         for kind in self.names:
             tracker: GeneralTracker
             if kind == "tensorboard":
-                # Points of steps from purge_step on are dropped: they come again.
+                # Points of steps from purge_step on are dropped: they are sent again.
                 purge_step = None
                 if self.resumed_step is not None and (self.folder / "tensorboard").is_dir():
                     purge_step = self.resumed_step + 1
@@ -138,7 +139,7 @@ class Trackers:
 
 
 def _named(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a row by the names that transformers' trainers give them."""
+    """Return the metrics of a row under the names that transformers' trainers use."""
     numbers = {name: value for name, value in metrics.items() if _is_number(value) and name not in ("step", "time")}
     return {name if name.startswith("eval/") else f"train/{name}": value for name, value in numbers.items()}
 
@@ -155,7 +156,7 @@ def _next_step(tracker: GeneralTracker) -> int:
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id that the trackers know the run in a directory by, and keep it there."""
+    """Return the id of a directory's run in the trackers, and save it there."""
     file = folder / "trackers.json"
     if file.is_file():
         return str(json.loads(file.read_text(encoding="utf-8"))["id"])
@@ -178,7 +179,8 @@ def _text_of(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _pictures(row: Mapping[str, Any], folder: Path) -> list[Image.Image]:
-    """Return a row's images, small. A path that does not exist is one in the run directory."""
+    """Return thumbnails of a row's images. A path that does not exist is relative to the run
+    directory."""
     pictures = []
     for path in row.get("images") or ():
         source = ImageSource(path=str(path if Path(path).is_file() else folder / path))

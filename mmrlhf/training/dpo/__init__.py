@@ -1,1 +1,1 @@
-"""What dpo alone needs: a step's batch, losses and gradients, reference log-probs, image pairs."""
+"""Code of dpo alone: a step's batch, losses and gradients, reference log-probs, image pairs."""

@@ -27,8 +27,8 @@ class PreferenceBatch:
 
     A row has one prompt with all of its answers or, with image pairs, a second prompt about other
     pictures with its best answer. Each row's comparisons of answers have a total weight of 1. An
-    answer that shows images has an entry per text between them, each with a prompt of its own
-    (`models.answer_images`); comparisons are of the sums over these.
+    answer that shows images has an entry for each text between them, each with its own prompt
+    (`models.answer_images`); comparisons use the sums over these entries.
     """
 
     completions: Completions

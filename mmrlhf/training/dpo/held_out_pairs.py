@@ -1,4 +1,4 @@
-"""Measure a policy on preferences that it does not learn: loss, accuracy and margins."""
+"""Measure a policy on held-out preferences: loss, accuracy and margins."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class HeldOutPairs:
         return mean_metrics(sums, self._counts)
 
     def watch(self, metrics: Mapping[str, float]) -> dict[str, HeldOut]:
-        """Return loss and accuracy, which warn where they get worse; the accuracy with its 95%
-        interval."""
+        """Return loss and accuracy, which raise warnings if they get worse; the accuracy with its
+        95% interval."""
         accuracy, num_rows = metrics["rewards/accuracies"], len(self.rows)
         interval = wilson(accuracy * num_rows, num_rows)
         return {

@@ -23,11 +23,12 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 PREFIX = "other_image."
 """Start of the names of pictures in a saved step."""
 MAX_TRIES = 1000
-"""Rows to look at for one with other pictures."""
+"""Number of rows to try for one with other pictures."""
 
 
 def rejected_images(config: DPOConfig, preferences: Sequence[Preference], row: Preference) -> tuple[ImageSource, ...] | None:
-    """Return other pictures for a row, always the same ones; None if it has none, or needs none.
+    """Return other pictures for a row, always the same ones; None if there are none, or the row has
+    no pictures.
 
     `preferences` are all rows, from which `other` takes one with the same number of pictures.
     Raises InputError for a picture that cannot be opened.

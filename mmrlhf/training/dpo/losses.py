@@ -96,7 +96,7 @@ def hinge(gap_C: Tensor, beta: float) -> Tensor:
 def bco_pair(better_C: Tensor, worse_C: Tensor, beta: float) -> Tensor:
     """Return -log sigmoid(beta better) - log sigmoid(-beta worse) [C].
 
-    Jung et al. 2024 (BCO) with reward shift 0, as in TRL: each answer by itself is good or bad.
+    Jung et al. 2024 (BCO) with reward shift 0, as in TRL. It judges each answer on its own.
     """
     return -F.logsigmoid(beta * better_C) - F.logsigmoid(-beta * worse_C)
 
@@ -150,7 +150,7 @@ def changed_tokens(answer: Sequence[int], other: Sequence[int]) -> tuple[Tensor,
     """Return which tokens [T] of each of two answers differ from the other one, as booleans.
 
     The rest are matching blocks of a diff, as in RLHF-V (Yu et al. 2024, section 3.2). Words that
-    were only removed change no token of the answer without them.
+    were only removed mark no token of the answer without them.
     """
     is_changed = torch.ones(len(answer), dtype=torch.bool), torch.ones(len(other), dtype=torch.bool)
     for start, other_start, size in difflib.SequenceMatcher(

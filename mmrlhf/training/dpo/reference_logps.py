@@ -1,8 +1,8 @@
 """Compute the log-probs of a frozen reference once, and keep them in the run directory.
 
-`reference_logps.jsonl` has a line per row that the run will learn: its index, its id, and the
-weighted log-prob of each of its answers. It is resumed where a killed run left off, and refused if
-it was made from other rows, another base, or other settings that the numbers depend on.
+`reference_logps.jsonl` has a line for each training row: its index, its id, and the weighted
+log-prob of each of its answers. A killed run continues the file. It is refused if it was made from
+other rows, another base, or other settings that affect the numbers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mmrlhf.training.run import Run
 
 FILE = "reference_logps.jsonl"
 ROWS_PER_BATCH = 64
-"""Rows that are computed and written at a time. The batches do not depend on where an earlier run
+"""Rows that are computed and written at once. The batches do not depend on where an earlier run
 stopped, so the numbers are the same to the last bit."""
 
 SETTINGS = ("dtype", "min_pixels", "max_pixels", "changed_token_weight", "image_pairs", "seed")
 """Settings that the log-probs depend on."""
 DECIDING_SETTINGS = {*SETTINGS, "max_steps", "num_train_epochs"}
-"""Settings that decide which log-probs a run needs."""
+"""Settings that determine which log-probs a run needs."""
 
 
 def precompute(
@@ -47,8 +47,8 @@ def precompute(
 ) -> dict[int, list[float]]:
     """Return the reference's log-probs of the answers of `rows[i]`, for each of the indices.
 
-    Reads them if they are there. Raises InputError if they were made from other inputs, or are
-    damaged. After a change of settings that decide them, they are computed again.
+    Reads them if they exist. Raises InputError if they were made from other inputs, or are damaged.
+    Computes them again after a change of settings that determine them.
     """
     if not indices:
         return {}

@@ -17,13 +17,13 @@ from mmrlhf.training.dpo import losses
 from mmrlhf.training.dpo.batch import PreferenceBatch
 
 EQUAL_GAP = 1e-4
-"""Nats between the log-ratios of two answers that may be rounding: no answer is preferred then, as
-before the first step, when policy and reference are the same."""
+"""Difference of two answers' log-ratios, in nats, up to which it may be rounding: neither answer is
+then preferred. Before the first step, policy and reference are the same."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a step over all processes, by which losses and metrics are divided."""
+    """Counts of a step over all processes, the divisors of losses and metrics."""
 
     rows: float
     image_pairs: float

@@ -1,1 +1,1 @@
-"""What feedback alone needs: labels of answers, the choice of pairs, biases of labels, pages."""
+"""Code of feedback alone: labels of answers, the choice of pairs, biases of labels, pages."""

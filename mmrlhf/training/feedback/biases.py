@@ -1,4 +1,4 @@
-"""Biases of the labels: towards longer answers and towards a place in the order, against the truth.
+"""Biases of the labels towards longer answers and towards a position, compared with the truth.
 
 Each is a share of comparisons with a 95% interval. The comparisons of a prompt share answers, so
 the intervals are somewhat too narrow.
@@ -15,21 +15,21 @@ from mmrlhf.metrics.calibration import proportion
 from mmrlhf.training.feedback.pairs import Comparison
 
 TRUE_GAP = 1.0
-"""Difference of true utilities from which a label can be called right or wrong without quibble."""
+"""Smallest difference of true utilities at which a label is clearly right or wrong."""
 Proportion = dict[str, float | int | None]
 
 
 def label_biases(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Return the biases of the labels on all comparisons that they decide.
 
-    length: how often the longer answer is labelled better, and how often it truly is, on the same
-    comparisons. verbosity: how often the longer one is labelled better where both are equally good
-    (without bias 0.5), and the agreement with the truth where the truly better answer is the longer
-    and where it is the shorter one, whose difference is the bias (Saito et al. 2023, "Verbosity
-    bias in preference labeling by large language models"). position: the same for the answer that
-    was sampled first; claims are verified one by one, so it should be 0.5.
+    length: how often the longer answer is labelled better, and how often it is truly better, on the
+    same comparisons. verbosity: how often the longer one is labelled better where both are equally
+    good (without bias 0.5), and the agreement with the truth where the truly better answer is the
+    longer and where it is the shorter one, whose difference is the bias (Saito et al. 2023,
+    "Verbosity bias in preference labeling by large language models"). position: the same for the
+    answer that was sampled first; claims are verified one by one, so it should be 0.5.
 
-    Without truth, only the shares of labels are there.
+    Without truth, only the shares of labels are returned.
     """
     decided = [comparison for comparison in comparisons if comparison.gap > 0]
     known = [comparison for comparison in decided if comparison.true_gap is not None]
@@ -66,11 +66,11 @@ def is_right(comparison: Comparison) -> bool:
 
 
 def agreement(comparisons: Sequence[Comparison]) -> dict[str, Proportion]:
-    """Return how often labels agree with the truth: where it is untied, and where it is clear.
+    """Return how often labels agree with the truth: over all untied comparisons, and clear ones.
 
     Of comparisons that the labels decide: in a tie, the better one is just the one sampled first.
     It is clear where the true utilities differ by at least TRUE_GAP. `tied` is the share of
-    comparisons that are truly ties, where any label says too much.
+    comparisons that are truly ties, for which no label is right.
     """
     known = [comparison for comparison in comparisons if comparison.gap > 0 and comparison.true_gap is not None]
     return {

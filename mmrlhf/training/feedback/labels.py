@@ -1,4 +1,5 @@
-"""Answers labelled claim by claim: verdicts and what they are worth, as rows of files and back.
+"""Answers labelled claim by claim: verdicts and utilities, and their conversion to and from rows of
+files.
 
 An answer's utility is the number of its distinct supported claims, minus `false_claim_penalty` for
 each distinct contradicted one, and a part of that for an unknown one. Both sides count: an answer
@@ -24,7 +25,7 @@ from mmrlhf.rewards.claim_rewards import NO_COSTS, coverage, hallucination
 class SampledAnswer:
     """The answer `number` (from 0) to the prompt of row `row` of the data.
 
-    `unusable` says why it can be in no pair, "" if it can.
+    `unusable` is the reason why no pair may contain it, "" if it may be in one.
     """
 
     row: int
@@ -40,11 +41,12 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """An answer with the verdicts on its claims, and its utility by them and in truth.
+    """An answer with the verdicts on its claims, its utility by these verdicts, and its true
+    utility.
 
     supported: distinct supported claims. contradicted: distinct contradicted ones, and the costs of
     unknown ones. coverage: the share of the distinct claims that are supported in any answer to the
-    prompt, None if there are none. true_utility: None where nothing says what is true.
+    prompt, None if there are none. true_utility: None if the truth is not known.
     """
 
     sampled: SampledAnswer
@@ -80,11 +82,11 @@ def count_claims(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float]
     """Return the supported claims of an answer, and its contradicted ones with costs of unknown
     ones.
 
-    A claim counts once, however often it is repeated; what follows from an absent object, such as
-    its colour, is part of that error (`rewards.claim_rewards.hallucination`).
+    A claim counts once, however often it is repeated; the colour and other properties of an absent
+    object are part of that error (`rewards.claim_rewards.hallucination`).
     """
     distinct = list({verdict.claim: verdict for verdict in reversed(verdicts)}.values())
-    # Rounded, so that equal claims in another order are a tie.
+    # Rounded, so that the same claims in another order give a tie.
     return len(coverage(distinct)), round(math.fsum(cost for *_, cost in hallucination(distinct, unknown_costs)), 9)
 
 
@@ -128,7 +130,7 @@ def _is_covered(verdict: Verdict) -> bool:
 
 
 def read_sampled(path: Path) -> list[SampledAnswer]:
-    """Read answers, written with `dataclasses.asdict`, adjacent for each prompt."""
+    """Read answers, written with `dataclasses.asdict`, with those to one prompt adjacent."""
     return [SampledAnswer(**row) for row in read_jsonl(path)]
 
 

@@ -1,5 +1,5 @@
-"""The page of a round of feedback: what was kept and dropped, lengths, biases, and pairs with their
-claims coloured by verdict."""
+"""The page of a round of feedback: kept and dropped comparisons, lengths, biases, and pairs with
+their claims coloured by verdict."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _of_each_reason(selection: PairSelection, count: int) -> list[tuple[Comparis
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """Return what a reader should know first: what was kept, and how far to trust the labels."""
+    """Return the main sentences: how many pairs were kept, and how far to trust the labels."""
     pairs, means = summary["pairs"], summary["means"]
     lines = [
         f"Answers are right in {_percent(means['precision'])} of their decided claims, and state {_percent(means['coverage'])} of what "

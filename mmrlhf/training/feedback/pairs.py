@@ -1,7 +1,7 @@
 """Choose preference pairs among labelled answers: a minimal gap, widest first, lengths balanced.
 
 The answers to a prompt come from one policy at one temperature, and differ by their random seed
-alone. So nothing but the label tells the better one apart: not its author's style, nor its length.
+alone. So only the label distinguishes the better one, not its author's style or its length.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ BELOW_GAP = "gap below min_gap"
 BEYOND = "beyond max_pairs_per_prompt"
 UNBALANCED = "length balance"
 REASONS = (UNDECIDED, TIE, BELOW_GAP, BEYOND, UNBALANCED)
-"""Why a comparison of two answers is not kept, in the order in which it is decided."""
+"""Reasons for which a comparison of two answers is dropped, in the order of the checks."""
 REPEATED = "repeated"
-"""Why an answer is compared with none: another to its prompt, which comes first, has its words."""
+"""Reason for which an answer is not compared: an earlier answer to its prompt has the same
+words."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PairSelection:
-    """The comparisons that become pairs, all others with the reason, and answers that are compared
-    with none, by reason."""
+    """The comparisons that become pairs, the dropped ones with their reasons, and the numbers of
+    unusable answers by reason."""
 
     kept: list[Comparison]
     dropped: list[tuple[Comparison, str]]
@@ -111,7 +112,8 @@ def select_pairs(
 
 
 def _usable(group: Sequence[LabelledAnswer], unusable: Counter[str]) -> list[LabelledAnswer]:
-    """Return the answers that may be compared, and count in `unusable` why others may not."""
+    """Return the answers that may be compared, and count the reasons for leaving out others in
+    `unusable`."""
     seen, usable = set[str](), []
     for answer in group:
         form = visible_form(answer.sampled.answer)  # as the reader of pairs compares them
@@ -124,7 +126,7 @@ def _usable(group: Sequence[LabelledAnswer], unusable: Counter[str]) -> list[Lab
 
 
 def _reason(comparison: Comparison, min_gap: float) -> str:
-    """Return why two answers are no pair by themselves, "" if they may be."""
+    """Return why two answers cannot be a pair, by themselves, "" if they can."""
     if not comparison.better.is_decided and not comparison.worse.is_decided:
         return UNDECIDED
     if comparison.gap == 0:

@@ -1,5 +1,5 @@
-"""The configurations of the stages that learn a round's pairs: recipes, and what a run of feedback
-sets."""
+"""The configurations of the stages that train on a round's pairs: recipes, and settings of the
+run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED_SETTINGS = (
     "model_name_or_path", "max_length", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",
     "share_prefix", "micro_batch_tokens", "activation_checkpointing", "feature_memory_gib", "feature_cache_dir", "feature_disk_gib",
 )  # fmt: skip
-"""Settings that a stage has from the run, if it has them at all."""
+"""Settings that a stage takes from the run, if it has them."""
 
 
 def dpo_config(config: FeedbackConfig, folder: Path, policy: str | None) -> DPOConfig:
@@ -43,13 +43,13 @@ def ppo_config(config: FeedbackConfig, folder: Path, policy: str | None, reward_
 
 
 def _pairs(config: FeedbackConfig, folder: Path) -> dict[str, Any]:
-    """Return the settings of the pairs that a round learns, whose rows have their facts."""
+    """Return the settings of the pairs on which a round trains; their rows contain their facts."""
     name = "pairs.jsonl" if config.human_dataset_name is None else "train.jsonl"
     return {"dataset_name": str(folder / name), "dataset_train_split": "train", "image_folder": image_root(config)}
 
 
 def _policy(config: FeedbackConfig, policy: str | None) -> dict[str, Any]:
-    """Return the settings of the policy that a round trains, and of how its best one is chosen."""
+    """Return the settings of the policy that a round trains, and of the choice of the best one."""
     selection = {field.name: getattr(config, field.name) for field in dataclasses.fields(SelectionConfig)}
     best = {"load_best_model_at_end": True} if config.metric_for_best_model is not None else {}
     return {**selection, **best, "adapter_path": policy, "response_length": config.response_length}
@@ -67,6 +67,6 @@ def _stage_config(
     settings = {name: getattr(config, name) for name in SHARED_SETTINGS if name in names} | values
     if config.overlong == "drop":  # the run's rows are the stage's
         settings["overlong"] = "drop"
-    # What is not set here is the recipe's to say.
+    # The recipe decides everything that is not set here.
     given = {name: value for name, value in settings.items() if value is not None}
     return load_config(cls, file, given | {"output_dir": str(output_dir)})

@@ -1,4 +1,4 @@
-"""Write what a round of feedback makes of its labelled answers: pairs, drops, counts and biases."""
+"""Write the results of a round of feedback: pairs, dropped comparisons, counts and biases."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ VERDICTS = ("supported", "contradicted", "unknown")
 
 
 def image_root(config: FeedbackConfig) -> str | None:
-    """Return the folder that image paths start from, in the prompts and in what is written."""
+    """Return the folder to which image paths are relative, in the prompts and in the written
+    files."""
     return row_context(config.dataset_name, config.image_folder).image_folder
 
 
@@ -53,9 +54,9 @@ def pair_of(comparison: Comparison, examples: Sequence[Example], number: int) ->
 
 
 def pair_lines(config: FeedbackConfig, pairs: Sequence[Preference], examples: Sequence[Example]) -> list[str]:
-    """Return pairs as rows of TRL's format, images as the prompts' file has them.
+    """Return pairs as rows of TRL's format, with images as in the prompts' file.
 
-    Images of prompts that are in no file are embedded.
+    Images that are not files are embedded.
     """
     root = image_root(config)
     lines = []
@@ -66,10 +67,11 @@ def pair_lines(config: FeedbackConfig, pairs: Sequence[Preference], examples: Se
 
 
 def human_lines(config: FeedbackConfig, rows: Sequence[Preference], number: int) -> list[str]:
-    """Return the pairs of people that round `number` learns, each as often as `human_weight` says.
+    """Return the pairs labelled by people on which round `number` trains, `human_weight` times
+    each.
 
-    A whole part of the weight repeats every pair; a fraction is the probability of one more. Ties
-    teach nothing and are left out. Images outside the prompts' folder are embedded.
+    The whole part of the weight repeats every pair; its fraction is the probability of one more
+    copy. Ties teach nothing and are left out. Images outside the prompts' folder are embedded.
     """
     root = image_root(config)
     rng = np.random.default_rng([config.seed, number, 61])  # 61 separates this stream from others
@@ -98,7 +100,7 @@ def _is_inside(image: ImageSource, root: str | None) -> bool:
 
 
 def dropped_lines(selection: PairSelection, examples: Sequence[Example]) -> list[str]:
-    """Return the comparisons that are no pairs, by the answers' numbers, with the reason."""
+    """Return the dropped comparisons, by the answers' numbers, with their reasons."""
     return [
         json_line(
             {
@@ -116,7 +118,7 @@ def dropped_lines(selection: PairSelection, examples: Sequence[Example]) -> list
 
 
 def summarise(number: int, verifier: str, groups: Sequence[Sequence[LabelledAnswer]], selection: PairSelection) -> dict[str, Any]:
-    """Return the content of a round's labels.json: counts, means, what is dropped, biases."""
+    """Return the content of a round's labels.json: counts, means, dropped comparisons, biases."""
     answers = [answer for group in groups for answer in group]
     verdicts = Counter[str](verdict.value for answer in answers for verdict in answer.verdicts)
     kept, comparisons = selection.kept, selection.comparisons
@@ -167,7 +169,7 @@ def write_round(
     summary: dict[str, Any],
     human: Sequence[Preference] | None,
 ) -> None:
-    """Write the round's files after the verdicts; each appears whole."""
+    """Write the round's files after the verdicts, each atomically."""
     run.begin()
     number = summary["round"]
     pairs = [pair_of(comparison, examples, number) for comparison in selection.kept]
@@ -215,7 +217,7 @@ def round_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_round(summary: dict[str, Any]) -> str:
-    """Return sentences on what a round sampled, keeps and drops."""
+    """Return sentences on how much a round sampled, kept and dropped."""
     answers, pairs = summary["answers"], summary["pairs"]
     text = f"round {summary['round']}: {answers['sampled']} answers to {summary['prompts']} prompts"
     if answers["unusable"]:

@@ -26,7 +26,7 @@ def verifier_names(config: FeedbackConfig) -> list[str]:
 
 
 def check_settings(config: FeedbackConfig) -> None:
-    """Raise InputError for settings that contradict each other, or lack what they need."""
+    """Raise InputError for settings that contradict each other, or need others that are missing."""
     if config.num_generations == 1:
         raise InputError("num_generations 1 leaves nothing to compare: sample at least 2 answers to a prompt, such as 8")
     check_answer_lengths(config.min_new_tokens, config.response_length, config.max_length)

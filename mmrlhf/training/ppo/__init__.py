@@ -1,1 +1,1 @@
-"""What ppo alone needs: rollout, advantages, policy losses, updates, roles and metrics."""
+"""Code of ppo alone: rollout, advantages, policy losses, updates, roles and metrics."""

@@ -41,7 +41,7 @@ def estimate(
     if estimator == "gae":
         return gae(rewards_NT, values_NT, mask_NT, gamma, lam)
     if estimator == "reinforce_plus_plus":
-        # Hu et al. 2025: rewards to go, which a step then brings to mean 0
+        # Hu et al. 2025: rewards to go, which `scale` then brings to mean 0
         return gae(rewards_NT, torch.zeros_like(values_NT), mask_NT, gamma, 1.0)[0], torch.zeros_like(values_NT)
     scores_PG = rewards_NT.sum(1).view(-1, group_size)
     if estimator == "rloo":
@@ -97,8 +97,8 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 def group_advantages(scores_PG: Tensor) -> Tensor:
     """Return (score - group mean) / (group standard deviation + 1e-4) [P, G].
 
-    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's only answer has advantage 0, and so
-    have equal answers, exactly.
+    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's only answer has advantage 0, as do
+    equal answers, exactly.
     """
     if scores_PG.shape[1] == 1:
         return torch.zeros_like(scores_PG)

@@ -20,12 +20,12 @@ BATCH_TENSORS = ("old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", 
 class PPOBatch:
     """Sampled answers [N, T], their rewards, and the inputs of the losses.
 
-    `samples` are the answers as reward functions see them, `breakdowns` what each function gave
-    them and contributes to the reward. `old_logps_NT` are log-probs under the policy that
-    sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each
-    token, before whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO.
-    `critic_prompts` are the prompts that the critic reads. `kl_coef` is the weight of the KL in
-    this step, and `value_clip` how far a value may move, in units of the returns.
+    `samples` are the answers as passed to reward functions, `breakdowns` each function's value and
+    its contribution to the reward. `old_logps_NT` are log-probs under the policy that sampled the
+    answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each token, before
+    whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO. `critic_prompts`
+    are the prompts that the critic reads. `kl_coef` is the weight of the KL in this step, and
+    `value_clip` how far a value may move, in units of the returns.
     """
 
     samples: list[Sample]

@@ -1,7 +1,7 @@
 """Metrics of the two critics: the value model (`critic/...`) and the reward model.
 
-The value model is the internal critic: it predicts rewards and sets the baseline. The reward model
-is the external one: it gives them. All of them are over the answers of all processes.
+The value model is the internal critic: it predicts rewards and is the baseline. The reward model is
+the external one: it gives the rewards. All metrics are over the answers of all processes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LEAST_VALUE_STEP = 0.05
 """Share of the returns' scale that a value should be able to move by in a step."""
 
 TIE_DECIMALS = 5
-"""Places of the largest value, beyond which differences do not rank values."""
+"""Decimal places, relative to the largest value, to which values are compared for ranks."""
 
 
 def advantage_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, float]:
-    """Return statistics of the advantages that are trained on, and how many are exactly 0."""
+    """Return statistics of the advantages used in training, and how many are exactly 0."""
     metrics = token_statistics(accelerator, "critic/advantages", batch.advantages_NT, batch.mask_NT)
     is_zero_N = ((batch.advantages_NT == 0) | (batch.mask_NT == 0)).all(1)
     zero_share = torch.tensor([float(x) for x in gather_object(is_zero_N.tolist())]).mean().item()
@@ -34,7 +34,7 @@ def advantage_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, fl
 
 
 def value_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, float]:
-    """Return statistics of a trained critic's values and of their targets, and how they agree.
+    """Return statistics of a trained critic's values and of their targets, and their agreement.
 
     `critic/vf_explained_var` is the share of the returns' variance that the values explain.
     """
@@ -61,7 +61,7 @@ def reward_model_metrics(batch: PPOBatch, has_critic: bool) -> dict[str, float]:
     """Return statistics of the reward model's own scores; nothing without fact_rm.
 
     With a critic, also the rank correlation of the scores with its values before an answer's last
-    token, where it has seen all of the answer but that.
+    token, which follow all other tokens of the answer.
     """
     rows: list[tuple[float, float]] = []
     if "fact_rm" in batch.breakdowns[0].values:
@@ -79,7 +79,8 @@ def reward_model_metrics(batch: PPOBatch, has_critic: bool) -> dict[str, float]:
 
 
 def token_statistics(accelerator: Accelerator, name: str, values_NT: Tensor, mask_NT: Tensor) -> dict[str, float]:
-    """Return mean, standard deviation, least and greatest over the mask, as NAME/mean and so on."""
+    """Return mean, standard deviation, minimum and maximum over the mask, as NAME/mean and so
+    on."""
     mean = _mean(accelerator, values_NT, mask_NT)
     variance = _mean(accelerator, (values_NT.double() - mean) ** 2, mask_NT)
     inf, is_token_NT = float("inf"), mask_NT > 0
@@ -97,7 +98,7 @@ def rank_correlation(first_N: Tensor, second_N: Tensor) -> float:
     """Return Spearman's rank correlation, with mean ranks for ties; 0 if one does not vary.
 
     Numbers are ties if they are equal to TIE_DECIMALS places of the largest: a model's outputs for
-    equal answers differ by rounding, which would decide about ranks.
+    equal answers differ by rounding, which would otherwise decide ranks.
     """
     ranks = torch.stack([torch.from_numpy(rankdata(_rounded(values).cpu().numpy())) for values in (first_N, second_N)])
     centred = ranks - ranks.mean(1, keepdim=True)

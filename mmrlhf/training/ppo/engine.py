@@ -1,4 +1,4 @@
-"""The engine that samples a run's answers, and the versions of the policy that it gets."""
+"""The engine that samples a run's answers, and the versions of the policy that it receives."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mmrlhf.records import InputError
 from mmrlhf.training.ppo.roles import PPORoles
 
 ADAPTERS_FOLDER = "engine"
-"""A folder of the run's directory with the policy as an engine loads it, while the run goes on."""
+"""A folder of the run's directory with the policy's adapter for the engine, until the run ends."""
 
 
 @contextmanager
 def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, run_dir: Path) -> Iterator[RolloutEngine]:
-    """Yield the engine that `rollout_engine` names; close it at the end of the block.
+    """Yield the engine given as `rollout_engine`; close it at the end of the block.
 
     Raises InputError if it cannot be used.
     """
@@ -48,7 +48,7 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
 
 
 def _start(config: PPOConfig, accelerator: Accelerator, roles: PPORoles) -> RolloutEngine:
-    # New in every process that trains: a server keeps the weights that it has under a name.
+    # New in every trainer process: a server keeps the weights first loaded under a name.
     name = broadcast_object_list([f"policy-{secrets.token_hex(4)}"])[0]
     if config.server_urls:
         servers = [Server(url, config.vllm_server_timeout) for url in config.server_urls]

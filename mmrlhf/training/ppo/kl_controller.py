@@ -1,4 +1,4 @@
-"""The weight of the KL: fixed, or moved after every step so that the KL becomes a target."""
+"""The weight of the KL: fixed, or changed after every step to keep the KL at a target."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from mmrlhf.config import PPOConfig
 
 PROPORTIONAL_GAIN = 2.0
-"""A last step with twice the target's KL makes the weight 2^2 = 4 times as large."""
+"""If the last step's KL was twice the target, the weight becomes 2^2 = 4 times as large."""
 INTEGRAL_GAIN = 0.1
-"""Part of the error that a step adds to the integral, unless `kl_horizon` gives another."""
+"""Share of the error that a step adds to the integral, unless `kl_horizon` sets another."""
 MIN_ERROR, MAX_ERROR = -0.5, 1.0
-"""Limits on log(KL / target). While the KL rises from 0, a larger negative error would wind the
-weight down to almost nothing, and the KL would then rise far beyond the target."""
+"""Limits on log(KL / target). While the KL rises from 0, a larger negative error would reduce the
+weight to almost nothing, and the KL would then overshoot the target."""
 MAX_INTEGRAL = math.log(100)
-"""Limit on the integral's size: it changes the weight by up to a factor of 100 either way."""
+"""Limit on the absolute value of the integral: it changes the weight by up to a factor of 100."""
 
 
 @dataclass
@@ -31,8 +31,8 @@ class KLController:
 
     The integral alone is the controller of Ziegler et al. 2019. It overshoots: the KL follows the
     weight with a delay of many steps (AdamW's momentum, and the steps back to the reference), and a
-    weight that has fallen below its equilibrium takes as long to come back. The proportional term
-    answers in the next step and damps this.
+    weight that has fallen below its equilibrium takes as long to recover. The proportional term
+    reacts in the next step and damps this.
     """
 
     start: float
@@ -63,7 +63,7 @@ class KLController:
         self.integral = min(MAX_INTEGRAL, max(-MAX_INTEGRAL, self.integral + self.gain * self.error))
 
     def state(self) -> dict[str, Any]:
-        """Return what decides the coming weights, for a checkpoint."""
+        """Return the state that determines the coming weights, for a checkpoint."""
         return {"error": self.error, "integral": self.integral}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

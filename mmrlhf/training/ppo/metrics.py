@@ -44,7 +44,7 @@ PRINTED_METRICS = {
     "value loss": "loss/value_avg",
     "grad norm": "grad_norm",
 }
-"""Columns of the table on the screen -> keys of metrics.jsonl, which has all the others, too."""
+"""Columns of the table on the screen -> keys of metrics.jsonl, which also has all others."""
 
 
 def step_metrics(
@@ -86,7 +86,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def stop_at_max_kl(config: PPOConfig, batch: PPOBatch, step: int) -> str:
-    """Return why the run stops, if the KL of a step's answers is above max_kl, or ""."""
+    """Return why the run stops if the KL of a step's answers is above max_kl, else ""."""
     if config.max_kl is None:
         return ""
     kl = rollout_metrics(config, batch)["objective/kl"]
@@ -101,8 +101,8 @@ def stop_at_max_kl(config: PPOConfig, batch: PPOBatch, step: int) -> str:
 def rollout_metrics(config: PPOConfig, batch: PPOBatch) -> dict[str, float]:
     """Return means over the answers of all processes: KL, entropy, scores, lengths.
 
-    objective/kl is the k1 estimate, whichever one training uses; objective/non_score_reward is what
-    the KL contributes to the reward, by the estimator of training: 0 if the KL is in the loss.
+    objective/kl is always the k1 estimate; objective/non_score_reward is the KL's contribution to
+    the reward, by the estimator used in training: 0 if the KL is in the loss.
     """
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
     kl_NT = policy_losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
@@ -124,7 +124,7 @@ def rollout_metrics(config: PPOConfig, batch: PPOBatch) -> dict[str, float]:
 
 
 def sampling_metrics(batch: PPOBatch, version: int) -> dict[str, float]:
-    """Return how far the engine's log-probs of what it sampled are from the trainer's, in nats.
+    """Return the difference of the engine's and the trainer's log-probs of sampled tokens, in nats.
 
     They are over the tokens of all processes. The answers of a step are all of one `version` of the
     policy.
@@ -170,7 +170,7 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
 
 
 def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
-    """Return the warnings that a run can raise by its own answers."""
+    """Return the warnings that a run's own answers can raise."""
     has_claims = config.monitor_verifiers is not None or bool(claim_reward_verifiers(config.reward_terms))
     of_answers = tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
     return of_answers if config.has_own_engine else (*of_answers, LOGP_DIFFERENCE)

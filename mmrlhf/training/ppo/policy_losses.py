@@ -19,7 +19,7 @@ LossType = Literal["dapo", "grpo", "dr_grpo"]
 RatioLevel = Literal["token", "sequence"]
 KLEstimator = Literal["k1", "k2", "k3"]
 MAX_LOG_RATIO = 20.0
-"""Nats at which log-ratios are cut off, so that their exponential stays finite."""
+"""Nats to which log-ratios are limited, so that their exponential stays finite."""
 
 
 # ---- KL to the reference -------------------------------------------------------------------------
@@ -38,7 +38,8 @@ def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
 def kl_k2(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
     """Return (log p/q)^2 / 2 per sampled token: Schulman's k2.
 
-    It is biased, but for answers of the policy its gradient is an unbiased one of KL(p || q).
+    It is biased, but over the policy's own answers its gradient is an unbiased estimate of that of
+    KL(p || q).
     """
     return 0.5 * (logps_BT - ref_logps_BT) ** 2
 
@@ -97,7 +98,7 @@ def log_ratios(level: RatioLevel, logps_BT: Tensor, old_logps_BT: Tensor, mask_B
 
 
 def importance_weights(level: RatioLevel, old_logps_BT: Tensor, sampled_logps_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
-    """Return min(trainer's / engine's probability of what was sampled, `cap`) per token [B, T].
+    """Return min(trainer's / engine's probability of the sampled token, `cap`) per token [B, T].
 
     The surrogate loss is an expectation over answers of the trainer's policy. `sampled_logps_BT`
     are the log-probs of the engine that sampled instead; their ratio corrects for the difference,
@@ -124,10 +125,10 @@ def ppo_policy(
     """Return the clipped surrogate loss. Schulman et al. 2017, equation 7.
 
     Ratios are clipped to 1 - `cliprange` and 1 + `epsilon_high`, which is `cliprange` by default
-    (Yu et al. 2025, DAPO, section 3.1). With `delta`, the ratio of a bad token counts no more than
-    that: the loss of a token whose advantage is A < 0 is at most delta |A| (dual clip, Ye et al.
-    2020; two-sided clipping, INTELLECT-2, 2025). With `weights_BT` (`importance_weights`), each
-    token's loss is multiplied by its weight. Metrics are shares of the tokens.
+    (Yu et al. 2025, DAPO, section 3.1). With `delta`, the ratio of a token with advantage A < 0 is
+    limited: its loss is at most delta |A| (dual clip, Ye et al. 2020; two-sided clipping,
+    INTELLECT-2, 2025). With `weights_BT` (`importance_weights`), each token's loss is multiplied by
+    its weight. Metrics are shares of the tokens.
     """
     log_ratio_BT = log_ratios(level, logps_BT, old_logps_BT, mask_BT)
     ratio_BT = log_ratio_BT.exp()
@@ -160,8 +161,8 @@ def ppo_value(
 ) -> tuple[Tensor, Metrics]:
     """Return half the squared error of the values, the larger of clipped and unclipped.
 
-    It is summed over the mask and divided by `num_tokens`, the minibatch's over all processes.
-    `cliprange` is in the units of the returns. From OpenAI Baselines' PPO2.
+    It is summed over the mask and divided by `num_tokens`, the minibatch's number over all
+    processes. `cliprange` is in the units of the returns. From OpenAI Baselines' PPO2.
     """
     # Within the range this is the value itself, so that rounding does not count as clipping.
     clipped_BT = values_BT.clamp(old_values_BT - cliprange, old_values_BT + cliprange)

@@ -1,4 +1,4 @@
-"""The order in which ppo takes prompts, and which of them a process gets."""
+"""The order in which ppo uses prompts, and the share of each process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NumberedRow = tuple[Example, str]
 class PromptOrder:
     """The order of the prompts, shuffled with a seed in each epoch, and how far a run has got.
 
-    `position` is the number of prompts taken so far, over all processes: all that a resumed run
-    needs.
+    `position` is the number of prompts used so far, over all processes. A resumed run needs nothing
+    else.
     """
 
     def __init__(self, examples: Sequence[Example], seed: int) -> None:

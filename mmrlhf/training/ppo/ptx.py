@@ -1,4 +1,4 @@
-"""Rows of supervised fine-tuning mixed into ppo's updates, against forgetting.
+"""Rows of supervised fine-tuning mixed into ppo's updates, to reduce forgetting.
 
 InstructGPT's PPO-ptx (Ouyang et al. 2022, equation 2) adds `ptx_coef` times the log-likelihood of
 such rows to the objective.
@@ -30,7 +30,7 @@ SEED_OFFSET = 29
 
 @dataclass(frozen=True)
 class PTXBatch:
-    """The rows that an update of this process mixes in; `num_tokens` counts all processes'."""
+    """The rows that an update of this process mixes in; `num_tokens` is over all processes."""
 
     rows: Sequence[Example]
     batch: SFTBatch
@@ -38,7 +38,7 @@ class PTXBatch:
 
 
 class PTXRows:
-    """The rows to mix in, in a seeded order that depends on the number of the update alone."""
+    """The rows to mix in, in a seeded order that depends only on the number of the update."""
 
     def __init__(self, config: PPOConfig, vlm: VLM, rows: Sequence[Example], accelerator: Accelerator) -> None:
         self._config, self._vlm, self._rows, self._accelerator = config, vlm, rows, accelerator
@@ -67,7 +67,8 @@ def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:
 
 
 def usable_ptx_rows(config: PPOConfig, vlm: VLM, rows: Sequence[Example], run: Run) -> Sequence[Example]:
-    """Return the rows that the model can learn. Raises InputError as `usable_indices` does."""
+    """Return the rows on which the model can be trained. Raises InputError as `usable_indices`
+    does."""
     lengths, kept = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "ptx_rows.json", run.add_file)
 
     def lengths_of(example: Example) -> list[Length]:

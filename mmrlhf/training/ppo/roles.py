@@ -1,4 +1,4 @@
-"""The roles of a PPO run: policy, reference, critic and reward models, on one base if they fit."""
+"""The roles of a PPO run: policy, reference, critic and reward models, on one base if possible."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class PPORoles:
     """The models and reward functions of a PPO run.
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
-    the base without an adapter, or under the one that the policy starts from; with
-    `syncs_reference` it is an adapter that becomes a copy of the policy's. `sampler` is the policy
-    that samples: the policy itself, or, if sampling is ahead of training, a copy of what it was a
-    step before. `weighted_rewards` makes up the reward, and `aggregation` adds it up.
-    `claim_scorer` extracts claims and gets verdicts on them, for the reward and for the metrics.
+    the base without an adapter, or with the one that the policy starts from; with `syncs_reference`
+    it is an adapter that becomes a copy of the policy's. `sampler` is the policy that samples: the
+    policy itself or, with sampling ahead, a copy from one step before. `weighted_rewards` are the
+    terms of the reward, which `aggregation` adds up. `claim_scorer` extracts claims and gets
+    verdicts on them, for the reward and for the metrics.
     """
 
     adapters: Adapters
@@ -67,7 +67,7 @@ class PPORoles:
 
     @property
     def has_own_sampler(self) -> bool:
-        """Whether the sampler is a copy of the policy, with weights of its own."""
+        """Whether the sampler is a copy of the policy with its own weights."""
         return self.sampler is not self.policy
 
     def sync_reference(self) -> None:

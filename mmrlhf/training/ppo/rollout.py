@@ -1,8 +1,9 @@
 """The answers of a ppo step with their rewards; sampling ahead, and dynamic sampling of prompts.
 
-With `async_steps`, servers sample the answers of a step while the step before it trains. They are
-then of the policy before that update, whose weights the role `sampler` keeps: ratios are to its
-log-probs, and a checkpoint has it, so that a resumed run samples the same answers again.
+With `async_steps`, servers sample the answers of a step while the step before it trains. The
+answers are then sampled from the policy before that update. The role `sampler` keeps its weights:
+ratios are to its log-probs, and checkpoints contain it, so that a resumed run samples the same
+answers again.
 
 If all answers to a prompt score alike, none is better than another, and they teach nothing.
 Dynamic sampling (Yu et al. 2025, DAPO, section 3.2) replaces such prompts by the next ones.
@@ -44,10 +45,10 @@ FAILURE_FILE = "failed_term.json"
 
 @dataclass(frozen=True)
 class Rollout:
-    """This process's prompts, the answers to each in a row, and what reward functions gave them.
+    """This process's prompts, the answers to each (adjacent), and their rewards.
 
-    `policy_version` is that of the policy that sampled: the steps that it was trained for.
-    `metrics` count the prompts that dynamic sampling replaced, over all processes.
+    `policy_version` is the version of the policy that sampled: the number of steps it was trained
+    for. `metrics` count the prompts that dynamic sampling replaced, over all processes.
     """
 
     rows: list[Example]
@@ -59,7 +60,7 @@ class Rollout:
 
     @property
     def numbered_rows(self) -> list[Example]:
-        """The rows with their ids in the step, which decide what is sampled."""
+        """The rows with their ids in the step, which determine the samples."""
         return [replace(row, id=prompt.id) for row, prompt in zip(self.rows, self.completions.prompts, strict=True)]
 
 
@@ -85,10 +86,10 @@ def start_rollout(
     run_dir: Path,
     step: int,
 ) -> StartedRollout:
-    """Let servers begin to sample the answers of a step, from the sampler as it is now.
+    """Make servers start to sample the answers of a step, from the current sampler.
 
-    If a server is gone, or a picture cannot be used, `wait` raises the InputError, in the step that
-    needs the answers: the steps before it are saved.
+    If a server is down, or a picture cannot be used, `wait` raises the InputError in the step that
+    needs the answers, so the steps before it are saved.
     """
     assert isinstance(engine, VLLMServers)  # as check_settings has checked
     position = prompt_order.position
@@ -120,10 +121,10 @@ def collect_rollout(
 ) -> Rollout:
     """Sample answers to this process's share of a step's prompts, and reward them.
 
-    Waits for those that `started` samples already. `failure_file` records the input on which a
-    reward function fails. Raises, on all processes, NotFiniteError if something was not finite,
-    EngineError if the engine is gone, and InputError if a reward function fails or dynamic sampling
-    finds no prompt that tells answers apart.
+    Waits for the answers that are already being sampled (`started`). `failure_file` records the
+    input on which a reward function fails. Raises, on all processes, NotFiniteError if something
+    was not finite, EngineError if the engine failed, and InputError if a reward function fails or
+    dynamic sampling finds no prompt whose answers have different rewards.
     """
     if started is not None:
         attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
@@ -246,7 +247,7 @@ def groups_alike(config: PPOConfig, roles: PPORoles, breakdowns: Sequence[Reward
 
 
 def _are_alike(rewards: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether each reward has one value among the answers that have it."""
+    """Return whether each reward function gives one value to all answers to which it applies."""
     names = {name for values in rewards for name in values}
     return all(len({values[name] for values in rewards if name in values}) == 1 for name in names)
 

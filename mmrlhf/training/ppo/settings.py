@@ -11,7 +11,7 @@ CRITIC_SETTINGS = ("critic_sees_facts", "critic_learning_rate", "vf_coef", "clip
 
 
 def check_settings(config: PPOConfig) -> None:
-    """Raise InputError for settings of the algorithm that contradict each other or are not read."""
+    """Raise InputError for settings of the algorithm that contradict each other or are not used."""
     _check_estimator(config)
     _check_loss(config)
     _check_kl(config)

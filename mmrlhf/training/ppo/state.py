@@ -1,4 +1,5 @@
-"""What decides the rest of a ppo run, besides its settings and inputs: a checkpoint has it all."""
+"""The state of a ppo run besides its settings and inputs, which a checkpoint contains
+completely."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ from mmrlhf.training.skipped_steps import SkippedSteps
 
 @dataclass
 class PPOState:
-    """The state of a ppo run after some steps; the evaluation and the run's files have their own.
+    """The state of a ppo run after some steps; evaluation and run files keep their own state.
 
-    `kl` is the last step's KL to the reference, in nats per answer; `stopped` says why the run ends
-    early, and is empty if it does not. `started` are the next step's answers, if servers sample
-    them already; `was_ahead` says that they did at the checkpoint that the run resumes.
+    `kl` is the last step's KL to the reference, in nats per answer; `stopped` is the reason why the
+    run ends early, empty if it does not. `started` are the next step's answers, if servers are
+    already sampling them; `was_ahead` says whether they were at the checkpoint from which the run
+    resumes.
     """
 
     roles: PPORoles
@@ -72,7 +74,7 @@ class PPOState:
 
 
 def build_optimizer(config: PPOConfig, roles: PPORoles) -> torch.optim.Optimizer:
-    """Return the optimiser of policy and critic; the critic may have a learning rate of its own."""
+    """Return the optimiser of policy and critic; the critic may have its own learning rate."""
     param_groups = [{"params": roles.policy.parameters(), "peak": config.learning_rate}]
     if roles.critic is not None:
         peak = config.critic_learning_rate or config.learning_rate

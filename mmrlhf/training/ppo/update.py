@@ -35,7 +35,7 @@ def update_roles(
 ) -> list[dict[str, float]]:
     """Train on a step's answers for num_ppo_epochs; return the metrics of each optimiser step.
 
-    Raises NotFiniteError as `update_minibatch` does; what was updated before then stays so.
+    Raises NotFiniteError like `update_minibatch`; earlier updates of the step are kept.
     """
     num_processes, num_prompts = accelerator.num_processes, len(rollout.rows) * accelerator.num_processes
     num_updates = config.num_ppo_epochs * config.num_mini_batches
@@ -69,8 +69,8 @@ def update_minibatch(
 ) -> dict[str, float]:
     """Take an optimiser step on this process's share of `num_prompts`; return its metrics.
 
-    `has_sampled` says that the answers are from the policy as it is, so that sampling and scoring
-    must agree. Raises NotFiniteError, on all processes, before it changes anything.
+    `has_sampled`: whether the current policy sampled the answers, so that sampling and scoring must
+    agree. Raises NotFiniteError, on all processes, before it changes anything.
     """
     num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
     if not num_tokens:

@@ -1,1 +1,1 @@
-"""What training a reward model alone needs: rows, losses, a step's gradients, measurements."""
+"""Code of training a reward model alone: rows, losses, a step's gradients, measurements."""

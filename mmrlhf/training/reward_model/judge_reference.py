@@ -1,4 +1,4 @@
-"""The rows that a reward model is normalised and measured on, and what is measured there."""
+"""The rows on which a reward model is normalised and measured, and these measurements."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mmrlhf.verifiers import verify_against_facts
 NUM_PROBE_ROWS = 100
 """Number of rows whose claims are removed, and into which false claims are injected."""
 NUM_REFERENCE_ROWS = 256
-"""Number of training rows to normalise and measure on, if none are held out."""
+"""Number of training rows for normalisation and measurements if none are held out."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """The held-out rows, or else some training rows.
 
-    `probes` are false and true claims, injected into the first of them. `removals` are the claims
-    that their answers make, if truth_file says which are true: J is measured on these, or else on
-    the probes.
+    `probes` are false and true claims, injected into the first of them. `removals` are their
+    answers without single claims, if truth_file says which claims are true: J is measured on these,
+    otherwise on the probes.
     """
 
     rows: Sequence[Preference]
@@ -52,13 +52,14 @@ class Reference:
 
     @property
     def clusters(self) -> list[int]:
-        """For each comparison that is not a tie, the first row with its images, or its own."""
+        """For each comparison that is not a tie, the first row with the same images, or its own
+        row."""
         first_rows: dict[Hashable, int] = {}
         rows = [(first_rows.setdefault(row.images or index, index), row) for index, row in enumerate(self.rows)]
         return [first_row for first_row, row in rows for comparison in row.comparisons if not comparison.is_tie]
 
     def check(self, config: RewardConfig) -> None:
-        """Raise InputError if a metric that is to choose the best weights cannot be measured."""
+        """Raise InputError if the metric that chooses the best weights cannot be measured."""
         name = config.eval_dataset_name or "the held-out rows"
         if config.truth_file and not self.removals:
             raise InputError(
@@ -116,7 +117,8 @@ class Reference:
         return margins
 
     def probe(self, model: RewardModel, outcomes_before: Outcomes) -> None:
-        """Set the model's probe rates and J, with J before training from its outcomes then."""
+        """Set the model's probe rates and J, and J before training from its outcomes at that
+        time."""
         probed = probe_outcomes(model.without_limit(), self.probes)
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed

@@ -23,7 +23,7 @@ def bradley_terry(better_B: Tensor, worse_B: Tensor) -> Tensor:
 def bradley_terry_margin(better_B: Tensor, worse_B: Tensor, margin_B: Tensor) -> Tensor:
     """Return -log sigmoid(better - worse - margin) [B].
 
-    A larger margin (surer annotators) pushes the rewards further apart. Touvron et al. 2023
+    A larger margin (more certain annotators) pushes the rewards further apart. Touvron et al. 2023
     (Llama 2), equation 2.
     """
     return -F.logsigmoid(better_B - worse_B - margin_B)
@@ -59,5 +59,6 @@ def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
 
 
 def distance_to_untrained(scores_N: Tensor, untrained_scores_N: Tensor) -> Tensor:
-    """Return (score - untrained score)^2 [N], which keeps a judge close to the untrained review."""
+    """Return (score - untrained score)^2 [N], which keeps a reward model close to the untrained
+    review."""
     return (scores_N - untrained_scores_N) ** 2

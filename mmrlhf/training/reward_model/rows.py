@@ -26,9 +26,9 @@ def training_rows(
     other_facts: Sequence[Fact],
     step: int,
 ) -> list[Preference]:
-    """Return a step's rows as the model sees them; they depend on nothing but seed, step and row.
+    """Return a step's rows as passed to the model; they depend only on seed, step and row.
 
-    `other_facts` are about other images. A row that all of this makes too long stays as it was.
+    `other_facts` are about other images. A row that these changes make too long stays unchanged.
     """
     augmented = []
     for row in rows:

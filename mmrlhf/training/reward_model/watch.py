@@ -1,4 +1,4 @@
-"""What the reward stage watches along the way: held-out accuracy and J, and a few fixed pairs."""
+"""Measurements during the reward stage: held-out accuracy and J, and a few fixed pairs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ NUM_FIXED_PAIRS = 4
 
 
 def reward_monitor(config: RewardConfig) -> Monitor:
-    """Return what warns where the training loss falls and the held-out metrics get worse.
+    """Return the monitor, which warns if the training loss falls while held-out metrics get worse.
 
-    Raises InputError for a stop_on_warning that is unknown, or that this run cannot raise.
+    Raises InputError for an unknown stop_on_warning, or one that this run cannot raise.
     """
     stop_on = parse_stop_on_warning(config.stop_on_warning, (DIVERGENCE,) if config.eval_steps else ())
     return Monitor(LOSS, stop_on, ends_run=config.load_best_model_at_end)
 
 
 def watch(run: Run, monitor: Monitor, model: RewardModel, reference: Reference, step: int, measured: Mapping[str, float]) -> None:
-    """Take in what was `measured` on the held-out rows after a step, and log fixed pairs.
+    """Add the metrics `measured` on the held-out rows after a step, and log fixed pairs.
 
-    Before the first step, log the metrics too, which are otherwise part of the step's.
+    Before the first step, log the metrics too, which are otherwise logged with the step's.
     """
     if step == 0:
         run.log(0, measured, show=True)

@@ -1,1 +1,1 @@
-"""What rft alone needs: the answers of a round, with their rewards, and its metrics."""
+"""Code of rft alone: the answers of a round, with their rewards, and its metrics."""

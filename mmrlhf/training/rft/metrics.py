@@ -1,4 +1,4 @@
-"""What a round of rft logs, and what it says of the answers that it keeps."""
+"""Metrics that a round of rft logs, and sentences on the answers that it keeps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection:
 
 
 def describe_round(number: int, metrics: Mapping[str, float], selection: Selection) -> str:
-    """Return a sentence on what a round sampled and keeps."""
+    """Return a sentence on how many answers a round sampled and keeps."""
     text = (
         f"round {number}: {metrics['rft/sampled']:.0f} answers, score {metrics['rft/mean_score']:.3f}, the best to each prompt "
         f"{metrics['rft/best_score']:.3f}; keeps {metrics['rft/kept']:.0f}"
@@ -69,7 +69,7 @@ def _claim_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
     claims = [claim for answer in answers for claim in answer.claims or ()]
     metrics = {
         "hacking/zero_claim_rate": fmean(not answer.claims for answer in answers),
-        # Each verifier has all claims. Answers that an earlier version has sampled do not say it.
+        # Each verifier has all claims. Answers sampled by an earlier version do not record them.
         "hacking/vagueness": fmean(claim.get("hedged", False) for claim in claims) if claims else 0.0,
     }
     for verifier in dict.fromkeys(claim["by"] for claim in claims):

@@ -1,4 +1,5 @@
-"""Sampled answers with what each reward function gave them, as rows of a file and back."""
+"""Sampled answers with the value of each reward function, and their conversion to and from rows of
+files."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from mmrlhf.rewards.types import Sample
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer, its rewards, its claims, and why it cannot be learnt ("" if it can).
+    """An answer, its rewards, its claims, and why it cannot be used for training ("" if it can).
 
     `row` is the index of its prompt in the dataset.
     """
@@ -43,7 +44,7 @@ class ScoredAnswer:
 
 
 def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int) -> list[ScoredAnswer]:
-    """Read the answers that `ScoredAnswer.to_dict` wrote, adjacent for each prompt."""
+    """Read the answers written by `ScoredAnswer.to_dict`, with those to one prompt adjacent."""
     answers, row, example = [], -1, Example("", (), ())
     for fields in read_jsonl(path):
         if fields["row"] != row:
