@@ -1,5 +1,4 @@
-"""Named warnings of a run: their conditions, the window of steps that they cover, and stopping at
-one.
+"""Named warnings of a run: conditions, the window of steps that they cover, stopping at one.
 
     proxy_divergence           the optimised signal rises while a held-out metric falls
     entropy_collapse           the policy has stopped exploring
@@ -112,8 +111,7 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
 
 
 class Monitor:
-    """The metrics since the last logging step, the evaluations so far, and the warnings that
-    follow."""
+    """The metrics since the last logging step and the evaluations so far, and their warnings."""
 
     def __init__(self, proxy: Proxy, stop_on: Sequence[str] = (), *, ends_run: bool = False) -> None:
         """Stop at the warnings `stop_on`; with `ends_run`, they end the run like its last step."""
@@ -223,7 +221,7 @@ class Monitor:
         return warnings | hacking_warnings(means)
 
     def _divergence(self) -> str:
-        """Return a sentence if the proxy is better and a held-out metric worse than at the metric's
+        """Return a sentence if the proxy is better, and a held-out metric worse, than at its
         best."""
         keys = dict.fromkeys(key for _, held_out in self._evaluations for key in held_out)
         return next((sentence for key in keys if (sentence := self._divergence_of(key))), "")

@@ -65,8 +65,7 @@ def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, num_steps: int) -> float:
-    """Set the learning rate of a step, and return it; parameter groups may have their own
-    `peak`."""
+    """Set the learning rate of a step and return it; parameter groups may have their own `peak`."""
     factor = lr_multiplier(config, step, num_steps)
     for param_group in optimizer.param_groups:
         param_group["lr"] = param_group.get("peak", config.learning_rate) * factor
@@ -131,8 +130,7 @@ def _sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter])
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield runs of tensors of one dtype with at most BUCKET_SIZE values, or a single larger
-    one."""
+    """Yield runs of tensors of one dtype, at most BUCKET_SIZE values or a single larger tensor."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(other.numel() for other in bucket) + tensor.numel()

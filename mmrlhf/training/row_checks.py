@@ -50,8 +50,7 @@ LengthsOf = Callable[[Any], Iterable[Length]]
 
 
 def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup) -> Length:
-    """Return the number of tokens of a group's prompt with its longest answer and the question
-    after it."""
+    """Return the tokens of a group's prompt with its longest answer and the question after it."""
     if group.answer_images:
         texts = model.last_texts(group)
         num_tokens = max(lengths.count_rendered(text.before, images) + len(text.token_ids) for text, images in texts)

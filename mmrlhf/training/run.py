@@ -123,8 +123,7 @@ class Run:
             shutil.rmtree(leftover_folder)
 
     def image_file(self, image: ImageSource) -> str:
-        """Return the path of an image for pages; an image in memory is written to the run's
-        folder."""
+        """Return an image's path for pages; an image in memory is written to the run's folder."""
         if image.path is not None:
             return image.path
         name = f"images/{image.key[:16]}.jpg"

@@ -54,8 +54,7 @@ FIXED_SETTINGS = {
         WEIGHTS,
     ),
 }  # fmt: skip
-"""Settings that cannot change during a run, with the reason. All others may with
-`--allow_change`."""
+"""Settings that cannot change during a run, and why. Others may with `--allow_change`."""
 GLOBAL_BATCH = ("num_processes", "per_device_train_batch_size")
 """They may change together if their product, the rows of a step, stays the same."""
 
@@ -186,7 +185,7 @@ class RunInputs:
         return FIXED_SETTINGS.get(setting_of(name))
 
     def _allowing(self, changed: list[str]) -> str:
-        """Return the end of the error message: how to continue nevertheless, or why that is
+        """Return the end of the error message: how to continue anyway, or why that is
         impossible."""
         if not hasattr(self._config, "allow_change"):
             return ""
@@ -246,8 +245,7 @@ def _global_batch(settings: Mapping[Any, Any], inputs: Mapping[str, Any]) -> int
 
 
 def _allowed_changes(config: Any) -> set[str]:
-    """Return the settings that `allow_change` names. Raises InputError for a name that is not a
-    setting."""
+    """Return the settings named in `allow_change`. Raises InputError for other names."""
     names = {name.strip() for name in (getattr(config, "allow_change", None) or "").split(",")} - {""}
     known = {field.name for field in dataclasses.fields(config)} | {"num_processes"}
     for name in sorted(names):

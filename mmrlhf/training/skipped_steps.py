@@ -34,8 +34,7 @@ MAX_IN_A_ROW = 3
 
 @dataclass
 class Attempt:
-    """A step while it is computed: the content of its file for replay, filled in as it becomes
-    known.
+    """A step while it is computed: what its file for replay needs, filled in as it becomes known.
 
     `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them.
     `is_cause`: whether the non-finite number was computed here, not in another process.
@@ -50,8 +49,7 @@ class Attempt:
 
 
 class SkippedSteps:
-    """The steps that a run skipped. All processes have the same count, and each saves its own
-    share.
+    """The steps that a run skipped. All processes count the same; each saves its own share.
 
     `roles` are the trained roles, and copies of them that a loss uses.
     """

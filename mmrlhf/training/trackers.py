@@ -179,8 +179,7 @@ def _text_of(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _pictures(row: Mapping[str, Any], folder: Path) -> list[Image.Image]:
-    """Return thumbnails of a row's images. A path that does not exist is relative to the run
-    directory."""
+    """Return thumbnails of a row's images. A missing path is relative to the run directory."""
     pictures = []
     for path in row.get("images") or ():
         source = ImageSource(path=str(path if Path(path).is_file() else folder / path))

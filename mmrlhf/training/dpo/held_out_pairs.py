@@ -56,8 +56,8 @@ class HeldOutPairs:
         return mean_metrics(sums, self._counts)
 
     def watch(self, metrics: Mapping[str, float]) -> dict[str, HeldOut]:
-        """Return loss and accuracy, which raise warnings if they get worse; the accuracy with its
-        95% interval."""
+        """Return loss and accuracy (with its 95% interval), which raise warnings if they get
+        worse."""
         accuracy, num_rows = metrics["rewards/accuracies"], len(self.rows)
         interval = wilson(accuracy * num_rows, num_rows)
         return {

@@ -1,5 +1,4 @@
-"""Answers labelled claim by claim: verdicts and utilities, and their conversion to and from rows of
-files.
+"""Answers labelled claim by claim: verdicts, utilities, and conversion to and from rows of files.
 
 An answer's utility is the number of its distinct supported claims, minus `false_claim_penalty` for
 each distinct contradicted one, and a part of that for an unknown one. Both sides count: an answer
@@ -41,8 +40,7 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """An answer with the verdicts on its claims, its utility by these verdicts, and its true
-    utility.
+    """An answer with the verdicts on its claims, its utility by these, and its true utility.
 
     supported: distinct supported claims. contradicted: distinct contradicted ones, and the costs of
     unknown ones. coverage: the share of the distinct claims that are supported in any answer to the
@@ -79,8 +77,7 @@ class LabelledAnswer:
 
 
 def count_claims(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float] = NO_COSTS) -> tuple[int, float]:
-    """Return the supported claims of an answer, and its contradicted ones with costs of unknown
-    ones.
+    """Return an answer's supported claims, and its contradicted ones with costs of unknown ones.
 
     A claim counts once, however often it is repeated; the colour and other properties of an absent
     object are part of that error (`rewards.claim_rewards.hallucination`).

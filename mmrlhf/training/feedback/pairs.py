@@ -23,8 +23,7 @@ UNBALANCED = "length balance"
 REASONS = (UNDECIDED, TIE, BELOW_GAP, BEYOND, UNBALANCED)
 """Reasons for which a comparison of two answers is dropped, in the order of the checks."""
 REPEATED = "repeated"
-"""Reason for which an answer is not compared: an earlier answer to its prompt has the same
-words."""
+"""Reason for not comparing an answer: an earlier answer to its prompt has the same words."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ def select_pairs(
 
 
 def _usable(group: Sequence[LabelledAnswer], unusable: Counter[str]) -> list[LabelledAnswer]:
-    """Return the answers that may be compared, and count the reasons for leaving out others in
-    `unusable`."""
+    """Return the answers that may be compared; `unusable` counts why others are left out."""
     seen, usable = set[str](), []
     for answer in group:
         form = visible_form(answer.sampled.answer)  # as the reader of pairs compares them

@@ -1,5 +1,4 @@
-"""The configurations of the stages that train on a round's pairs: recipes, and settings of the
-run."""
+"""Configurations of the stages that train on a round's pairs: recipes and the run's settings."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ SHARED_SETTINGS = (
 
 
 def dpo_config(config: FeedbackConfig, folder: Path, policy: str | None) -> DPOConfig:
-    """Return the settings of a round's dpo, which starts from the adapter `policy`, also its
-    reference."""
+    """Return the settings of a round's dpo, whose start and reference is the adapter `policy`."""
     return _stage_config(DPOConfig, config.dpo_config, config, folder / "dpo", _pairs(config, folder) | _policy(config, policy))
 
 

@@ -32,8 +32,7 @@ VERDICTS = ("supported", "contradicted", "unknown")
 
 
 def image_root(config: FeedbackConfig) -> str | None:
-    """Return the folder to which image paths are relative, in the prompts and in the written
-    files."""
+    """Return the folder to which image paths are relative, in prompts and written files."""
     return row_context(config.dataset_name, config.image_folder).image_folder
 
 
@@ -67,8 +66,7 @@ def pair_lines(config: FeedbackConfig, pairs: Sequence[Preference], examples: Se
 
 
 def human_lines(config: FeedbackConfig, rows: Sequence[Preference], number: int) -> list[str]:
-    """Return the pairs labelled by people on which round `number` trains, `human_weight` times
-    each.
+    """Return people's pairs on which round `number` trains, `human_weight` times each.
 
     The whole part of the weight repeats every pair; its fraction is the probability of one more
     copy. Ties teach nothing and are left out. Images outside the prompts' folder are embedded.

@@ -79,8 +79,7 @@ def reward_model_metrics(batch: PPOBatch, has_critic: bool) -> dict[str, float]:
 
 
 def token_statistics(accelerator: Accelerator, name: str, values_NT: Tensor, mask_NT: Tensor) -> dict[str, float]:
-    """Return mean, standard deviation, minimum and maximum over the mask, as NAME/mean and so
-    on."""
+    """Return mean, standard deviation, minimum and maximum over the mask, as NAME/mean etc."""
     mean = _mean(accelerator, values_NT, mask_NT)
     variance = _mean(accelerator, (values_NT.double() - mean) ** 2, mask_NT)
     inf, is_token_NT = float("inf"), mask_NT > 0

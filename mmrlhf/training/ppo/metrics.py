@@ -177,8 +177,7 @@ def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:
-    """Return the number of images that all processes encoded, and the peak memory of one of them
-    with its estimate."""
+    """Return the images encoded by all processes, and the peak memory of one with its estimate."""
     own = (vlm.image_encodes, vlm.encoder.cache.counters.reencodes, peak_memory())
     encodes, reencodes, peaks = zip(*gather_object([own]), strict=True)
     return {

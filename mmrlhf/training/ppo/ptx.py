@@ -67,8 +67,7 @@ def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:
 
 
 def usable_ptx_rows(config: PPOConfig, vlm: VLM, rows: Sequence[Example], run: Run) -> Sequence[Example]:
-    """Return the rows on which the model can be trained. Raises InputError as `usable_indices`
-    does."""
+    """Return the rows that are usable for training. Raises InputError as `usable_indices` does."""
     lengths, kept = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "ptx_rows.json", run.add_file)
 
     def lengths_of(example: Example) -> list[Length]:

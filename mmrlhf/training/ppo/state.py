@@ -1,5 +1,4 @@
-"""The state of a ppo run besides its settings and inputs, which a checkpoint contains
-completely."""
+"""The state of a ppo run besides its settings and inputs, all of it in checkpoints."""
 
 from __future__ import annotations
 

@@ -52,8 +52,7 @@ class Reference:
 
     @property
     def clusters(self) -> list[int]:
-        """For each comparison that is not a tie, the first row with the same images, or its own
-        row."""
+        """For each untied comparison, the first row with the same images, or its own row."""
         first_rows: dict[Hashable, int] = {}
         rows = [(first_rows.setdefault(row.images or index, index), row) for index, row in enumerate(self.rows)]
         return [first_row for first_row, row in rows for comparison in row.comparisons if not comparison.is_tie]
@@ -117,8 +116,7 @@ class Reference:
         return margins
 
     def probe(self, model: RewardModel, outcomes_before: Outcomes) -> None:
-        """Set the model's probe rates and J, and J before training from its outcomes at that
-        time."""
+        """Set the model's probe rates and J, and J before training from its outcomes then."""
         probed = probe_outcomes(model.without_limit(), self.probes)
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed

@@ -59,6 +59,5 @@ def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
 
 
 def distance_to_untrained(scores_N: Tensor, untrained_scores_N: Tensor) -> Tensor:
-    """Return (score - untrained score)^2 [N], which keeps a reward model close to the untrained
-    review."""
+    """Return (score - untrained score)^2 [N], which keeps scores close to the untrained review."""
     return (scores_N - untrained_scores_N) ** 2

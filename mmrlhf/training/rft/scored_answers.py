@@ -1,5 +1,4 @@
-"""Sampled answers with the value of each reward function, and their conversion to and from rows of
-files."""
+"""Sampled answers with their rewards, and conversion to and from rows of files."""
 
 from __future__ import annotations
 
