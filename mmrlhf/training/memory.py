@@ -309,8 +309,7 @@ def _logits(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLeng
 
 
 def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
-    """Return the memory of activations: per layer, 8 hidden vectors, keys, values, 4 MLP
-    vectors."""
+    """Return what backward needs: per layer 8 hidden vectors, keys, values and 4 MLP vectors."""
     text_config = model.config.get_text_config()
     hidden_size, num_layers = int(text_config.hidden_size), int(text_config.num_hidden_layers)
     values_per_token = 8 * hidden_size + _kv_width(model) + 4 * int(text_config.intermediate_size)

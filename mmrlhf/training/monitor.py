@@ -221,8 +221,7 @@ class Monitor:
         return warnings | hacking_warnings(means)
 
     def _divergence(self) -> str:
-        """Return a sentence if the proxy is better, and a held-out metric worse, than at its
-        best."""
+        """Return a sentence if the proxy is better and a held-out metric worse than at its best."""
         keys = dict.fromkeys(key for _, held_out in self._evaluations for key in held_out)
         return next((sentence for key in keys if (sentence := self._divergence_of(key))), "")
 

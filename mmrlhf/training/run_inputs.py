@@ -185,8 +185,7 @@ class RunInputs:
         return FIXED_SETTINGS.get(setting_of(name))
 
     def _allowing(self, changed: list[str]) -> str:
-        """Return the end of the error message: how to continue anyway, or why that is
-        impossible."""
+        """Return the end of the error message: how to continue anyway, or why one cannot."""
         if not hasattr(self._config, "allow_change"):
             return ""
         names = list(dict.fromkeys(map(setting_of, changed)))

@@ -56,8 +56,7 @@ class HeldOutPairs:
         return mean_metrics(sums, self._counts)
 
     def watch(self, metrics: Mapping[str, float]) -> dict[str, HeldOut]:
-        """Return loss and accuracy (with its 95% interval), which raise warnings if they get
-        worse."""
+        """Return loss and accuracy (with its 95% interval), which warn if they get worse."""
         accuracy, num_rows = metrics["rewards/accuracies"], len(self.rows)
         interval = wilson(accuracy * num_rows, num_rows)
         return {

@@ -27,8 +27,7 @@ MAX_TRIES = 1000
 
 
 def rejected_images(config: DPOConfig, preferences: Sequence[Preference], row: Preference) -> tuple[ImageSource, ...] | None:
-    """Return other pictures for a row, always the same; None if there are none or it has no
-    picture.
+    """Return other pictures for a row, always the same; None if there are none or it has none.
 
     `preferences` are all rows, from which `other` takes one with the same number of pictures.
     Raises InputError for a picture that cannot be opened.
