@@ -69,7 +69,8 @@ def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int
 def replace_prompts(
     completions: SampledCompletions, indices: Sequence[int], replacements: SampledCompletions, pad_token_id: int
 ) -> SampledCompletions:
-    """Return completions in which prompts `indices`, with their answers, are those of another."""
+    """Return completions with the prompts `indices` and their answers replaced by those of
+    another."""
     num_prompts = len(completions.prompts)
     prompt_order = list(range(num_prompts))
     for number, index in enumerate(indices):
@@ -125,8 +126,8 @@ def _complete_length(text: str) -> int:
 def _decoded_lengths(vlm: VLM, token_ids: Tensor) -> list[int]:
     """Return how many characters each prefix of the tokens decodes to, in linear time.
 
-    A token is decoded after those of the last complete character, which decide about the space
-    before it.
+    A token is decoded after those of the last complete character, which determine the space before
+    it.
     """
     lengths: list[int] = []
     num_chars = context_start = context_end = context_length = 0

@@ -40,7 +40,7 @@ class DecodeStep:
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
         """Run these tokens and return their hidden states [S, G, D].
 
-        Their keys become the last G columns of the cache. `offsets_SG` is each token's place after
+        Their keys become the last G columns of the cache. `offsets_SG` is each token's offset after
         its prompt; `visible_SGC` marks the columns that it attends to besides its prompt.
         """
         return self._forward(
@@ -89,7 +89,7 @@ class CudaGraphDecodeStep(DecodeStep):
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
         num_new_tokens, num_columns = token_ids_SG.shape[1], visible_SGC.shape[2]
         start = self.prompt_mask_SL.shape[1] + num_columns - num_new_tokens
-        # All keys that the cache has room for take part in every step; unwritten ones are masked.
+        # Every step attends to the cache's full length; unwritten keys are masked.
         visible = torch.nn.functional.pad(self._visible_keys(visible_SGC), (0, self.max_new_tokens - num_columns))
         inputs = (
             token_ids_SG,

@@ -32,8 +32,8 @@ def processor_inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
 def _group_by_image_count(prompts: Sequence[Prompt], prompt_indices: Sequence[int]) -> list[list[int]]:
     """Group answers by the number of images in their prompts.
 
-    A processor may refuse a mixture, and Mllama's tokens before an image would attend to the blanks
-    that pad shorter rows.
+    A processor may refuse mixed numbers, and Mllama's tokens before an image would attend to the
+    padding of shorter rows.
     """
     image_counts = [len(prompts[p].images) for p in prompt_indices]
     return [[i for i, image_count in enumerate(image_counts) if image_count == count] for count in sorted(set(image_counts))]

@@ -36,7 +36,7 @@ LOGP_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 4e-5 in float32 and by 0.05 in bfloat16."""
 
 MIN_COMPARED_LOGP = -10.0
-"""Tokens that both paths give a lower log-prob are not compared: bfloat16 logits of 16 to 32 have
+"""Tokens with a lower log-prob on both paths are not compared: bfloat16 logits of 16 to 32 have
 steps of 0.125, so such log-probs differ by more than the tolerance, and they are never sampled."""
 
 MAX_PACK_RATIO = 3
@@ -47,7 +47,7 @@ Time on two cores with 590 prompt tokens, as a share of the time with one row pe
 
 @dataclass
 class Prefix:
-    """Prompts that have run once, ready to be extended by answers."""
+    """Prefilled prompts, ready to be extended by answers."""
 
     vlm: VLM
     kv: kv_cache.KV
@@ -87,10 +87,10 @@ class Prefix:
         return torch.cat([first_hidden_ND, outputs.last_hidden_state[:, :width]], 1)
 
     def should_pack(self, num_answers: int, num_tokens: int) -> bool:
-        """Return whether this many answers to a prompt, of this length, should share a sequence.
+        """Return whether this number of answers of this length should share a sequence.
 
         They then attend to the prompt's keys without copying them. But attention is also computed
-        over the other answers' masked keys, which does not pay once those far outnumber the
+        over the other answers' masked keys, which is too slow once these far outnumber the
         prompt's.
         """
         if not self.vlm.engine.supports_packing or num_answers <= 1:
@@ -156,7 +156,7 @@ class Prefix:
 
 @dataclass
 class NaivePrefix:
-    """Prompts that run again with each answer, where `Prefix` would be wrong or is turned off."""
+    """Prompts that run again with each answer, if `Prefix` would be wrong or is turned off."""
 
     vlm: VLM
     prompts: Sequence[Prompt]
@@ -272,7 +272,7 @@ def prompt_lengths(prompts: Sequence[Prompt]) -> list[int]:
 def is_verified(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
     """Return whether prompts may run on the fast path, after checking it if necessary.
 
-    A check on a prompt without images holds for such prompts only; the next one with images is
+    A check on a prompt without images is valid only for such prompts; the first one with images is
     checked as well.
     """
     has_images = any(p.images for p in prompts)
@@ -299,7 +299,8 @@ def _choose_path(vlm: VLM, prompts: Sequence[Prompt]) -> None:
 
 
 def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
-    """Return whether the two paths agree on a prompt, and a description of the gap or failure."""
+    """Return whether the two paths agree on a prompt, and a description of the difference or
+    failure."""
     try:
         gap = max_logp_gap(vlm, prompt)
     except Exception as error:  # an untested family may fail in any way; the naive path is the fallback

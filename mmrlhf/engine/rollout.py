@@ -31,12 +31,12 @@ class RolloutEngine(Protocol):
     several times; `close` ends the run. `policy_version` is the version of the last `set_policy`,
     -1 before it. An engine that is not the trainer's own (vLLM):
 
-    - receives the policy as a PEFT adapter directory. It must load each version under a name that
-      it has never had before it samples from it: an engine that already knows a name silently keeps
-      serving the old weights.
+    - receives the policy as a PEFT adapter directory. It must load each version under a new name
+      before it samples from it: an engine that already knows a name silently keeps serving the old
+      weights.
     - takes `Prompt.token_ids` unchanged, and either `Prompt.image_features` or `Prompt.images`.
-      Image features are cached under `Encoder.feature_key`, which names content and tower, never
-      under a file or row name.
+      Image features are cached under `Encoder.feature_key`, which identifies content and tower,
+      never under a file or row name.
     - samples from the distribution that `VLM.token_logps` describes: temperature applied,
       `VLM.suppressed_tokens` at probability 0. It reports log-probs of that distribution.
 
@@ -69,7 +69,7 @@ class RolloutEngine(Protocol):
         ...
 
     def wake(self) -> None:
-        """Take that memory again, if it was released. Also called before the first rollout."""
+        """Reserve that memory again, if it was released. Also called before the first rollout."""
         ...
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class LocalEngine:
 
 
 def numbered_ids(ids: Sequence[str]) -> list[str]:
-    """Return unique ids: a repeated one ends in the number of its earlier occurrences."""
+    """Return unique ids: the number of earlier occurrences is appended to a repeated one."""
     occurrences: Counter[str] = Counter()
     numbered = []
     for row_id in ids:
@@ -122,7 +122,7 @@ def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: 
     """Return uniform noise [N, max_tokens] in float64, one row per answer in prompt order.
 
     A row depends only on the seed, the prompt's id and the answer's number, not on the batch or on
-    earlier samples, so a resumed run needs no generator state. A repeated id gets fresh noise at
+    earlier samples, so a resumed run needs no generator state. A repeated id gets new noise at
     every occurrence in `prompt_ids`.
     """
     noise_keys = numbered_ids(prompt_ids)
@@ -143,7 +143,7 @@ def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params
 
 
 def check_answer_lengths(min_new_tokens: int, response_length: int, max_length: int | None = None) -> None:
-    """Raise InputError if no answer could end, or no prompt would fit before one."""
+    """Raise InputError if no answer could end, or if answers would leave no room for a prompt."""
     if min_new_tokens > response_length:
         raise InputError(
             f"min_new_tokens {min_new_tokens} is more than response_length {response_length}, so no answer could end: lower it or "
@@ -159,7 +159,7 @@ def check_answer_lengths(min_new_tokens: int, response_length: int, max_length: 
 def prompts_from_examples(
     vlm: VLM, examples: Sequence[Example], max_length: int | None = None, ids: Sequence[str] | None = None
 ) -> list[Prompt]:
-    """Build the prompts of examples. Their sampling noise follows `ids`, by default the rows' own.
+    """Build the prompts of examples. `ids`, by default the rows' own, determine the sampling noise.
 
     Raises as `VLM.build_prompts` does.
     """
@@ -235,7 +235,7 @@ def generate_batches(
 ) -> Iterator[tuple[Example, list[str]]]:
     """Yield each example with its answers, in order, sampling `batch_size` prompts at a time.
 
-    The first `num_done` are left out; the answers to the others do not depend on it, nor on
+    The first `num_done` are left out; the answers to the others depend neither on it nor on
     `batch_size`. Repeated ids get different answers. With one answer per prompt, prompts about the
     same images share the prefill of their common prefix, where the model allows it
     (`shared_prefix`).

@@ -24,14 +24,14 @@ from mmrlhf.models.vlm import VLM, Prompt
 
 COMPACT_BELOW = 0.6
 """Finished answers are dropped from the batch once less than this share of it is unfinished. This
-copies the whole cache, so it does not pay for every answer that ends."""
+copies the whole cache, which is too slow for every answer that ends."""
 
 COMPACT_CAPTURED_BELOW = 0.3
-"""The same for steps captured as a CUDA graph: every new shape costs another capture."""
+"""The same for steps captured as a CUDA graph, where every new shape needs another capture."""
 
 GPU_CHECK_INTERVAL = 8
 """Tokens between two checks for finished answers on a GPU, because a check makes the host wait for
-the device. In between, finished answers stay in the batch, and nothing is recorded."""
+the device. In between, finished answers stay in the batch, and their tokens are not recorded."""
 
 EMPTY_SLOT = -1
 """Replaces an answer's index where a sequence has fewer answers than the widest one."""
@@ -321,7 +321,7 @@ class DecodeState:
         return float(self.unfinished[active].float().mean()) if (t + 1) % self.check_interval == 0 else 1.0
 
     def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """Do the same from the model's unprocessed logits, for `naive.generate`.
+        """Do the same as `choose` with the model's unprocessed logits, for `naive.generate`.
 
         Answers that had already finished get an end-of-sequence token, so that `generate` ends.
         """
@@ -330,7 +330,7 @@ class DecodeState:
         return torch.where(is_unfinished, next_tokens, self.eos[0])
 
     def _choose_tokens(self, logps: Tensor, probabilities: Tensor, active: Tensor, t: int) -> Tensor:
-        """Return a token [n] per answer: the likeliest, or the one that its noise selects."""
+        """Return a token [n] per answer: the most likely one, or the one that its noise selects."""
         if self.params.temperature == 0:
             return logps.argmax(-1)
         assert self.noise_NT is not None
@@ -374,7 +374,8 @@ class DecodeState:
 
 
 def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the `top_k` likeliest tokens, then the fewest of them that reach `top_p`; zero the rest.
+    """Keep the `top_k` most likely tokens, then the fewest of them that reach `top_p`; zero the
+    rest.
 
     `top_p` is a share of the mass that top-k left. The result is not renormalised.
     """

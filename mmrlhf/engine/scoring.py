@@ -37,7 +37,7 @@ GROUPS_PER_BATCH = 64
 """Number of prompts to prepare (images and tokens) at a time when a long list is scored."""
 
 C = TypeVar("C", bound=Completions)
-"""What a token-level function reads: given answers, or sampled ones."""
+"""Input of a token-level function: given answers, or sampled ones."""
 
 
 # ---- hidden states -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from mmrlhf.models.vlm import VLM, Prompt
 def group_by_prefix(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
     """Group the indices of prompts about the same images, in groups small enough to pay off.
 
-    A prompt that shares nothing is a group of its own.
+    A prompt that shares nothing forms its own group.
     """
     by_images: dict[tuple[str, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):

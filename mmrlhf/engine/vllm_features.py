@@ -23,11 +23,12 @@ FEATURE_LAYOUTS: dict[str, Literal["batched", "flat"]] = {
     "qwen2_5_vl": "flat",
     "qwen3_vl": "flat",
 }
-"""How vLLM lays out a family's features, by `config.model_type`: `batched`, an item per picture,
-or `flat`, a slice of all pictures' rows. Both were compared with the trainer's. Other families get
-pixels: vLLM 0.32 stops at a batch of LLaVA-NeXT's or InternVL's, whose sizes differ."""
+"""vLLM's layout of a family's features, by `config.model_type`: `batched`, an item per picture, or
+`flat`, a slice of all pictures' rows. Both were compared with the trainer's. Other families are
+sent as pixels: vLLM 0.32 stops at a batch of LLaVA-NeXT's or InternVL's features, whose sizes
+differ."""
 NEEDS_TOWER = ("qwen3_vl",)
-"""Families for which vLLM must load the tower all the same."""
+"""Families for which vLLM must load the tower nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EnginePicture:
     """A picture's features [tokens, width], and where its placeholders begin in the prompt."""
 
     key: str
-    """Names the content and the tower: vLLM caches by it, and serves what it has under a name."""
+    """Identifies the content and the tower: vLLM caches features under this key."""
     embeds: Tensor
     offset: int
     grid_thw: Tensor | None
@@ -75,7 +76,7 @@ def engine_pictures(vlm: VLM, prompt: Prompt) -> list[EnginePicture]:
 
 
 def _embeds(features: ImageFeatures) -> Tensor:
-    """Return all rows of a picture; deepstack levels lie behind the first one, in the width."""
+    """Return all rows of a picture; deepstack levels follow the first one along the width."""
     return torch.cat([torch.cat(level) for level in features.levels], dim=-1).detach().cpu()
 
 

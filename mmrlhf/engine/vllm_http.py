@@ -2,8 +2,8 @@
 
 Prompts go to the servers in turn, as token ids, to `/inference/v1/generate`; answers come back as
 token ids with log-probs. A version of the policy is a folder with its adapter, which every server
-loads by path under a new name. A server that is gone is asked again for a while, and one that was
-restarted gets the adapter again. docs/engines.md has the command that starts a server.
+loads by path under a new name. If a server is down, requests are repeated for a while; a restarted
+server gets the adapter again. docs/engines.md has the command that starts a server.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from mmrlhf.text.printable import printable
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt as a request has it: nothing is left to compute on the trainer's device.
+    """A prompt in the form of a request, with nothing left to compute on the trainer's device.
 
-    `sent_ids` are the token ids to send, in which a server expands placeholders of pixels, and
-    `token_ids` those that it must arrive at. `pictures` are features, None for pixels.
+    `sent_ids` are the token ids to send, in which a server expands placeholders of pixels;
+    `token_ids` is the result that it must reach. `pictures` are features, None for pixels.
     """
 
     prompt: Prompt
@@ -58,8 +58,9 @@ class VLLMServers:
     """A `RolloutEngine` of vLLM servers.
 
     `name` begins the names of this run's adapters and is new in every process of a run: a server
-    that knows a name keeps its weights. Process `rank` of `num_processes` samples its share of the
-    prompts, and the first one loads the adapters for all: the others call `set_policy` after it.
+    keeps the weights first loaded under a name. Process `rank` of `num_processes` samples its share
+    of the prompts, and the first one loads the adapters for all: the others call `set_policy` after
+    it.
     """
 
     vlm: VLM
@@ -69,11 +70,11 @@ class VLLMServers:
     num_processes: int = 1
     policy_version: int = -1
     _model: str = ""
-    """The name to ask for: of the adapter, or of the base."""
+    """The model name in requests: of the adapter, or of the base."""
     _adapter: Path | None = None
     _pixel_reasons: dict[str, str] = field(default_factory=dict, repr=False)
-    """Why pictures go to a server as pixels, empty if they go as features; by URL, once it has had
-    its first one."""
+    """Why pictures are sent to a server as pixels, empty if they are sent as features; by URL,
+    after the first picture."""
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(REQUESTS_PER_SERVER * len(self.servers))
@@ -85,7 +86,7 @@ class VLLMServers:
         """Do nothing."""
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
-        """Make the servers load a version, and unload the one before. Raises EngineError."""
+        """Make the servers load a version, and unload the previous one. Raises EngineError."""
         if version == self.policy_version:
             return
         new_adapter = adapter.resolve() if adapter is not None else None
@@ -105,9 +106,9 @@ class VLLMServers:
     def start_sampling(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> Callable[[], SampledCompletions]:
         """Begin to sample, and return a function that waits for the answers; it raises EngineError.
 
-        It must be called before the next `set_policy`. Until then the requests run in threads of
-        their own, which use neither model nor tokenizer. Raises EngineError if pictures go to the
-        servers for the first time, and cannot.
+        It must be called before the next `set_policy`. Until then the requests run in separate
+        threads, which use neither model nor tokenizer. Raises EngineError if the servers do not
+        accept their first pictures.
         """
         seeds = vllm_requests.prompt_seeds(prompts, params.seed)
         sampling_params = vllm_requests.sampling_params(self.vlm, params, n)
@@ -157,7 +158,7 @@ class VLLMServers:
         pixels: PreparedPrompt,
         sampling_params: Mapping[str, Any],
     ) -> list[EngineAnswer]:
-        """Return the answers to a server's first picture; find out in which form it takes them."""
+        """Return the answers to a server's first picture, and find out which form it accepts."""
         reason = f"vLLM takes no features of {self.vlm.model.config.model_type}"
         if features is not None:
             try:
@@ -214,7 +215,8 @@ class VLLMServers:
     def _read(
         self, server: Server, prepared: PreparedPrompt, sampling_params: Mapping[str, Any], reply: Any
     ) -> list[EngineAnswer]:
-        """Return the answers in a reply. Raises EngineError for one that was not asked for."""
+        """Return the answers in a reply. Raises EngineError for a reply that does not match the
+        request."""
         try:
             model, prompt_ids, choices = reply["model"], reply["prompt_token_ids"], reply["choices"]
             answers = [_answer(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
@@ -237,10 +239,9 @@ class VLLMServers:
         return answers
 
     def close(self) -> None:
-        """Unload the adapter where a server answers within seconds, and end the connections.
+        """Unload the adapter from servers that answer within seconds, and end the connections.
 
-        Requests that are still under way, of a run that ends while it is ahead, end with the
-        process.
+        Pending requests, of a run that ends while it samples ahead, end with the process.
         """
         adapter, self._adapter = self._adapter, None
         for server in self.servers:

@@ -92,7 +92,7 @@ class VLLMEngine:
             self.is_asleep = True
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
-        """Load a version under a new name and id, and unload the one before."""
+        """Load a version under a new name and id, and unload the previous one."""
         if version == self.policy_version:
             return
         from vllm.lora.request import LoRARequest
@@ -149,7 +149,7 @@ class VLLMEngine:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Raise EngineError for what vLLM refuses, such as a kind of adapter that it does not know."""
+    """Turn errors of vLLM, such as for an unknown kind of adapter, into EngineError."""
     try:
         yield
     except (ValueError, RuntimeError) as error:

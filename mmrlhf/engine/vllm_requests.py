@@ -1,4 +1,4 @@
-"""What vLLM is asked for, and its answers as completions; in its own process or over HTTP."""
+"""Requests to vLLM, and its answers as completions; in this process or over HTTP."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import InputError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM can make room for (--max-lora-rank)."""
+"""Ranks that vLLM supports (--max-lora-rank)."""
 BANNED_BIAS = -100.0
-"""Added to the logit of a suppressed token: the least that the protocol allows. It leaves less than
-1e-30 of the probability for most logits."""
+"""Added to the logit of a suppressed token: the minimum that the protocol allows. For most logits
+it leaves a probability below 1e-30."""
 
 
 class EngineError(InputError):
-    """The engine is gone or breaks its protocol; nothing of the step has changed."""
+    """The engine failed or broke its protocol; the step has changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class EngineAnswer:
 def sampling_params(vlm: VLM, params: SamplingParams, n: int) -> dict[str, Any]:
     """Return vLLM's `SamplingParams` for the distribution that `VLM.token_logps` describes.
 
-    Each prompt adds its seed (`prompt_seeds`). Raises InputError for settings that make it another
-    one.
+    Each prompt adds its seed (`prompt_seeds`). Raises InputError for settings that change this
+    distribution.
     """
     if params.top_p < 1 or params.top_k or params.stop:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Speak with one vLLM server over HTTP: retries, refusals, and the adapters that it loads."""
+"""Communicate with one vLLM server over HTTP: retries, refusals, and the adapters that it loads."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ API_KEY_ENV = "VLLM_API_KEY"
 UNAVAILABLE_STATUS = {408, 429, 502, 503, 504}
 """HTTP statuses of a server that may answer later."""
 MAX_SERVER_ERRORS = 3
-"""Answers with status 500 after which a request is not repeated: a server that stops sends them to
-what it was at work on, and one with a fault sends them for ever."""
+"""Number of answers with status 500 after which a request is not repeated: a stopping server sends
+one to each pending request, a faulty server sends them for ever."""
 MALFORMED_STATUS = {400, 422}
 """HTTP statuses of a request that the server does not understand."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-"""Seconds before the first retry, and at most; each pause is twice the one before."""
+"""Seconds before the first retry, and at most; each pause is twice the previous one."""
 CONNECT_TIMEOUT, PROBE_TIMEOUT, LOAD_TIMEOUT, ANSWER_TIMEOUT = 10.0, 30.0, 300.0, 3600.0
-"""Seconds to wait for a connection, for what a server answers at once, for an adapter, and for the
+"""Seconds to wait for a connection, for immediate answers, for loading an adapter, and for the
 answers to a prompt, which may queue for long."""
 PROBE_INTERVAL = 15.0
-"""Seconds between two looks at a server that is at work on answers."""
+"""Seconds between two health checks of a server that is working on answers."""
 KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *((socket.IPPROTO_TCP, getattr(socket, name), value)
       for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)) if hasattr(socket, name)),
 ]  # fmt: skip
-"""Ends a connection to a machine that is gone without a word within 90 seconds."""
+"""Ends a connection to a machine that died silently within 90 seconds."""
 REQUESTS_PER_SERVER = 64
-"""Requests in flight at a time; a server batches them."""
+"""Requests in flight at once; a server batches them."""
 CLOSE_TIMEOUT = 5.0
 """Seconds to wait when a run ends and unloads its adapter."""
 MAX_QUOTED_CHARS = 200
@@ -63,16 +63,16 @@ class Server:
     """One vLLM server, or one replica of several. Methods may be called from several threads."""
 
     def __init__(self, url: str, patience: float) -> None:
-        """Speak with the server at `url`; wait up to `patience` seconds for one that is gone.
+        """Connect to the server at `url`; wait up to `patience` seconds while it is down.
 
-        Raises EngineError for what is not an address, and for a key that no header may hold.
+        Raises EngineError for an invalid address, and for a key that is not valid in a header.
         """
         self.url, self.patience = url, patience
         key = os.environ.get(API_KEY_ENV, "").strip()
         if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
             raise EngineError(f"{API_KEY_ENV} holds characters that no key has: set it again")
         trust_env = not is_local_url(url)  # no proxy leads to this machine
-        # No more connections than the caller has requests, and one for a look at the server.
+        # As many connections as the caller has requests, and one for health checks.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=REQUESTS_PER_SERVER)
         has_proxy = trust_env and bool(getproxies().keys() - {"no"})  # a transport of one's own goes round it
         try:
@@ -87,14 +87,15 @@ class Server:
             raise EngineError(f"rollout_engine {url} is not an address: give http://HOST:PORT") from None
 
     def check(self, max_length: int) -> None:
-        """Raise EngineError if the server lacks what sampling needs, up to `max_length` tokens."""
+        """Raise EngineError if the server does not support sampling as needed, up to `max_length`
+        tokens."""
         limit = self._base_model().get("max_model_len") or max_length
         if limit < max_length:
             raise EngineError(
                 f"rollout_engine: {self.url} takes {limit} tokens, and max_length is {max_length}: start it with --max-model-len "
                 f"{max_length}, or lower max_length"
             )
-        # Neither request is valid: a server that has the path says so.
+        # Neither request is valid, so a server that has the path reports an invalid request.
         for path, advice in (
             ("/inference/v1/generate", "--enable-scale-out"),
             ("/v1/unload_lora_adapter", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"),
@@ -121,7 +122,7 @@ class Server:
             ) from None
 
     def load(self, name: str, adapter: Path) -> None:
-        """Load an adapter by its path, under a name that the server must not know yet."""
+        """Load an adapter by its path, under a name that is new to the server."""
         try:
             self.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)}, LOAD_TIMEOUT)
         except RefusedError as refusal:
@@ -138,7 +139,7 @@ class Server:
             ) from None
 
     def unload(self, name: str, timeout: float = LOAD_TIMEOUT) -> None:
-        """Unload an adapter. A server that does not know it has been restarted."""
+        """Unload an adapter. If the server does not know it, the server was restarted."""
         try:
             self.request("POST", "/v1/unload_lora_adapter", {"lora_name": name}, timeout)
         except RefusedError as refusal:
@@ -148,7 +149,7 @@ class Server:
     def wait_for(self, reply: Future[T]) -> T:
         """Return the result of a request that runs in another thread.
 
-        Raises EngineError if the server says nothing meanwhile for `patience` seconds: it hangs,
+        Raises EngineError if health checks fail meanwhile for `patience` seconds: the server hangs,
         and the request itself would wait for ANSWER_TIMEOUT.
         """
         silent_since = None
@@ -166,9 +167,9 @@ class Server:
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
         """Return the JSON (or the text) of a server's answer, which may take `timeout` seconds.
 
-        Raises RefusedError for a status that repeating does not change, and EngineError if the
-        server cannot be reached, or is about to stop, for `patience` seconds. The count starts
-        again after an answer that took longer than that, because the server was working.
+        Raises RefusedError for a status that a retry would not change, and EngineError if the
+        server cannot be reached, or is stopping, for `patience` seconds. The timeout starts again
+        after an answer that took longer than that, because the server was working.
         """
         deadline, pause, num_errors = None, FIRST_PAUSE, 0
         while True:
@@ -183,7 +184,7 @@ class Server:
                 may_recover = response.status_code == 500 and self.patience and num_errors < MAX_SERVER_ERRORS
                 if not is_away and not may_recover:
                     raise RefusedError(response.status_code, self.url, problem)
-                # 504 is what a proxy says of a server that hangs.
+                # A proxy sends 504 for a server that hangs.
                 if response.status_code != 504 and time.monotonic() - start > self.patience:
                     deadline, pause = None, FIRST_PAUSE
             except httpx2.HTTPError as error:
@@ -222,7 +223,7 @@ def _content(response: httpx2.Response) -> Any:
 
 
 def _reason(response: httpx2.Response) -> str:
-    """Return what a server says about a failure, in full."""
+    """Return a server's full message about a failure."""
     content = _content(response)
     error = content.get("error", content) if isinstance(content, dict) else content
     text = error.get("message") or error.get("detail") or str(error) if isinstance(error, dict) else str(error)
@@ -234,7 +235,7 @@ def _quoted(reason: str) -> str:
 
 
 def _is_aborted(content: Any) -> bool:
-    """Return whether an answer was cut off, as by a server that is asked to stop."""
+    """Return whether an answer was aborted, for example by a stopping server."""
     choices = content.get("choices") if isinstance(content, dict) else None
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices

@@ -1,4 +1,4 @@
-"""Rewards that a policy is trained on, and checks for policies that game them.
+"""Rewards for training a policy, and checks for policies that game them.
 
 types            the input and output types of reward functions
 functions        built-in reward functions of answers

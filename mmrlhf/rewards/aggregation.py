@@ -1,4 +1,4 @@
-"""How the values of a run's reward functions become one reward for each answer."""
+"""Combine the values of a run's reward functions into one reward per answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmrlhf.rewards.types import Sample
 
 @dataclass
 class RewardAggregation:
-    """Normalises values, bounds sums by the answer's length, and clips them, as far as a run asks.
+    """Normalises values, bounds sums by the answer's length, and clips them, as configured.
 
-    `gather` returns the elements of a list of this process and of all others: what is measured on
-    the answers of a run is the same on all of them, and part of a checkpoint.
+    `gather` concatenates the lists of all processes, so that statistics of the answers are the same
+    on all of them; they are part of a checkpoint.
     """
 
     normalizer: TermNormalizer | None
@@ -28,7 +28,7 @@ class RewardAggregation:
     gather: Callable[[list[Any]], list[Any]]
 
     def __call__(self, breakdowns: list[RewardBreakdown], samples: Sequence[Sample]) -> list[RewardBreakdown]:
-        """Return a step's rewards as they are trained on."""
+        """Return a step's rewards as used in training."""
         if self.normalizer is not None:
             breakdowns = self.normalizer(breakdowns, self.gather)
         if self.length_bounds is not None:
@@ -38,16 +38,17 @@ class RewardAggregation:
         return breakdowns
 
     def state(self) -> dict[str, Any]:
-        """Return what was measured so far, as JSON."""
+        """Return the statistics so far, as JSON."""
         return {
             "moments": self.normalizer.state() if self.normalizer is not None else None,
             "length_bounds": self.length_bounds.bounds if self.length_bounds is not None else None,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned, as far as the settings still ask for it.
+        """Restore what `state` returned, as far as the settings still use it.
 
-        The state lacks what was not measured yet, because steps were skipped or settings changed.
+        The state lacks statistics that were not measured yet, because steps were skipped or
+        settings changed.
         """
         if self.normalizer is not None and state.get("moments") is not None:
             self.normalizer.load_state(state["moments"])
@@ -57,7 +58,7 @@ class RewardAggregation:
 
 
 def build_aggregation(config: RewardedConfig, gather: Callable[[list[Any]], list[Any]]) -> RewardAggregation:
-    """Build a run's aggregation. Raises InputError for bounds or a range that make no sense."""
+    """Build a run's aggregation. Raises InputError for invalid bounds or ranges."""
     normalizer = None
     if config.multi_objective_aggregation == "normalize_then_sum":
         normalizer = TermNormalizer(config.term_statistics, config.num_generations)

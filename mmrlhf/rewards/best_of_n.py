@@ -37,7 +37,7 @@ def best_answers(
 ) -> list[tuple[str, float]]:
     """Return, for each example, the answer that scores highest, and its score.
 
-    Of equal scores the first counts. Control tokens in answers are broken up for the reward model.
+    Of equal scores the first counts. Control tokens in answers are split up for the reward model.
     """
     escape = reward_model.role.vlm.escape_control_tokens
     groups = [

@@ -1,4 +1,4 @@
-"""Build the reward of a run from its settings, and refuse settings that make no sense."""
+"""Build the reward of a run from its settings, and refuse contradictory settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_rewards(
     extra_reward_functions: Mapping[str, RewardFunction] | None,
     base: Adapters | None = None,
 ) -> Rewards:
-    """Load what `reward_terms` names. `base` verifies claims, if it is not the policy's base.
+    """Load the functions in `reward_terms`. `base` verifies claims, if it is not the policy's base.
 
     Raises InputError if a reward function does not exist or a reward model cannot be used.
     """
@@ -55,7 +55,7 @@ def build_rewards(
 
 
 def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> None:
-    """Raise InputError, before anything is loaded, for reward settings that make no sense.
+    """Raise InputError, before anything is loaded, for contradictory reward settings.
 
     `extra_names` are the functions passed from Python.
     """
@@ -82,7 +82,7 @@ def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> 
 
 
 def check_reward_rows(config: RewardedConfig, examples: Sequence[Example]) -> None:
-    """Raise InputError if a reward reads what no row has: it would be constant."""
+    """Raise InputError if a reward reads a field that no row has: it would be constant."""
     weights = parse_reward_spec(config.reward_terms)
     if "correctness" in weights and not any(row.answer is not None or "caption_type" in row.meta for row in examples):
         raise InputError(

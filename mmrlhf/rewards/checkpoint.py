@@ -44,7 +44,8 @@ from mmrlhf.text.printable import first_line
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
 SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
-"""How many standard deviations a saved row's score may move on another device, by precision."""
+"""Allowed difference of a saved row's score on another device, in standard deviations, by
+precision."""
 
 
 # ---- saving ------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
 
 
 def copy_reward_model(model: RewardModel, source: Path, directory: Path) -> None:
-    """Write a reward model that was loaded from `source`, with the name its base was loaded by."""
+    """Write a reward model loaded from `source`, with the name under which its base was loaded."""
     role = model.role
     directory.mkdir(parents=True, exist_ok=True)
     metadata = json.loads((source / "reward.json").read_text(encoding="utf-8"))
@@ -109,7 +110,7 @@ def _image_bytes(group: AnswerGroup) -> int:
 
 
 def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
-    """Of the first few rows, write those with the smallest images, with their scores."""
+    """Write those of the first few rows that have the smallest images, with their scores."""
     candidates = groups[: 4 * NUM_REFERENCE_ROWS]
     reference_groups = sorted(candidates, key=_image_bytes)[:NUM_REFERENCE_ROWS]
     lines = [
@@ -122,7 +123,7 @@ def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[A
 def _checksum(directory: Path, metadata: dict[str, Any]) -> str:
     """Return a hash of everything that determines scores, to detect files changed by hand.
 
-    It leaves out the path of the base, which may move.
+    The path of the base, which may move, is excluded.
     """
     hashed_metadata = {k: v for k, v in metadata.items() if k not in ("base", "seal")}
     digest = hashlib.sha256(json.dumps(hashed_metadata, sort_keys=True).encode())
@@ -154,7 +155,7 @@ def load_reward_model(
 
     If `adapters` has the base and the precision that the reward model was trained with, it is
     loaded there as the adapter `adapter_name`. Otherwise it is loaded on its own copy of its base,
-    which is at `base_model_name_or_path` if it has moved.
+    from `base_model_name_or_path` if the base has moved.
 
     Raises InputError if the directory is not a reward model or has changed since it was saved, if
     its base is missing or has changed, or if its reference rows now score differently.
@@ -237,13 +238,13 @@ def _load_own_base(
 
 
 def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError if a reference row now scores differently: no score can be trusted then."""
+    """Raise InputError if a reference row now scores differently: then no score can be trusted."""
     if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
             f"reward model {path} was trained with a different chat template or image processor from those of "
             f"{model.role.vlm.name} now: restore them, give the min_pixels and max_pixels that reward was given, or train it again"
         )
-    # The rows fitted when they were saved; a smaller max_length now must not reject them.
+    # The rows fitted when they were saved; a smaller max_length must not reject them now.
     unlimited_model = model.without_limit()
     new_scores = unlimited_model.score([_group_from_json(row) for row in rows])
     tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
@@ -296,7 +297,7 @@ def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Se
 
 
 def check_continues(config: RewardConfig) -> bool:
-    """Return whether `adapter_path` is a reward model, which then trains on with its head.
+    """Return whether `adapter_path` is a reward model, whose training then continues with its head.
 
     Raises InputError, before a model is loaded, if it has no adapter or other settings.
     """
@@ -325,9 +326,9 @@ def check_continues(config: RewardConfig) -> bool:
 
 
 def load_to_continue(path: str, adapters: Adapters, config: RewardConfig) -> Role:
-    """Return the role `reward` of a saved reward model on its base, with a head that trains on.
+    """Return the role `reward` of a saved reward model on its base, with a trainable head.
 
-    Raises InputError if the base is another one, and as `load_reward_model` does.
+    Raises InputError if the base is another one, and like `load_reward_model`.
     """
     metadata = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
     if adapters.vlm.fingerprint != metadata["base_fingerprint"] or adapters.vlm.dtype != metadata["dtype"]:

@@ -1,4 +1,4 @@
-"""Reward functions of an answer's claims: they reward each claim at the characters that state it.
+"""Reward functions of an answer's claims, which reward each claim at the characters stating it.
 
     hallucination     1 per contradicted claim, and the false rate of its kind per unknown claim if
                       `unknown_claim_costs` gives it: give it a negative weight
@@ -42,7 +42,7 @@ def hallucination(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float
 
     For an absent object, only the claim that it exists counts, not claims about its colour, number
     or place. An unknown claim that is neither hedged nor negated gets the cost of its kind, the
-    share of such claims that are false: claims that nobody can check are then not free.
+    share of such claims that are false, so that unverifiable claims are not free.
     """
     charged = [v for v in without_consequences(verdicts) if not v.claim.hedged]
     costs = [(v.claim, 1.0) for v in charged if v.value == "contradicted"]
@@ -85,7 +85,7 @@ To add one, write its function above and list it here. Verifiers are in `verifie
 
 
 def parse_unknown_costs(text: str | None) -> dict[str, float]:
-    """Parse what unknown claims cost by kind, such as `object=0.1, count=0.3`.
+    """Parse the costs of unknown claims by kind, such as `object=0.1, count=0.3`.
 
     Raises InputError for another kind or number, or a kind that is named twice.
     """
@@ -108,7 +108,7 @@ def parse_unknown_costs(text: str | None) -> dict[str, float]:
 
 
 def check_unknown_costs(config: RewardedConfig) -> None:
-    """Raise InputError for costs of unknown claims that are malformed, or that no reward reads."""
+    """Raise InputError for costs of unknown claims that are malformed, or that no reward uses."""
     names = [name.partition("@")[0] for name in parse_reward_spec(config.reward_terms)]
     if parse_unknown_costs(config.unknown_claim_costs) and "hallucination" not in names:
         raise InputError("unknown_claim_costs is for the claim reward hallucination: name it in reward_terms, or leave it out")
@@ -182,7 +182,7 @@ class ClaimScorer:
     verifier_names: tuple[str, ...] = ()
     """Verifiers, or several joined by `+`, that judge every answer for the ledger and metrics."""
     unknown_costs: Mapping[str, float] = field(default_factory=dict)
-    """What an unknown claim counts in `hallucination`, by kind."""
+    """The cost of an unknown claim in `hallucination`, by kind."""
     _samples: Sequence[Sample] = field(default=(), repr=False)
     _answer_claims: list[AnswerClaims] = field(default_factory=list, repr=False)
     _verdicts: dict[str, list[list[Verdict]]] = field(default_factory=dict, repr=False)

@@ -2,8 +2,8 @@
 
 For each claim of a sampled answer, the answer is scored with and without it (`remove_claim`). TPR
 is the share of false claims whose removal raises the score, FPR the same share of true claims, and
-J = TPR - FPR (Youden 1950). J counts how often the reward is right about a claim, not by how much:
-what becomes of the policy follows from the size of its differences too (`rewards.first_slopes`).
+J = TPR - FPR (Youden 1950). J counts how often the reward is right about a claim, not by how much.
+The effect on a policy also depends on the size of the differences (`rewards.first_slopes`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 ScoreGroups = Callable[[Sequence[AnswerGroup]], Sequence[Sequence[float]]]
 """Maps groups of answers to a score for each answer, as `RewardModel.score` does."""
 GroupVerdicts = Sequence[Sequence[Sequence[Verdict] | None]]
-"""The truth: a verdict on each claim of each answer of each group; None for an answer that nobody
-judged."""
+"""The truth: a verdict on each claim of each answer of each group; None for an answer without a
+judgment."""
 SCORE_TOLERANCE = 1e-6
 """Scores closer than this count as equal: one text in two batches need not score the same."""
 ALL_KINDS = "all"
@@ -48,9 +48,9 @@ class Removal:
 def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts, lexicon: Lexicon | None = None) -> list[Removal]:
     """Return the answers without each of their claims, one claim at a time.
 
-    Left out are claims that are hedged or of unknown truth, claims that make up the whole answer,
-    and true claims that take a false one with them (a star that is there, in the wrong colour), as
-    that removal is neither right nor wrong.
+    Three kinds of claims are left out: hedged ones and those of unknown truth; claims that make up
+    the whole answer; and true claims whose removal also removes a false one (a star that is there,
+    in the wrong colour), because such a removal is neither right nor wrong.
     """
     found: list[Removal] = []
     for group_index, (group, group_verdicts) in enumerate(zip(groups, verdicts, strict=True)):
@@ -77,7 +77,7 @@ def _answer_removals(
 
 
 def _depends(claim: Claim, other: Claim) -> bool:
-    """Return whether a claim goes when an object goes."""
+    """Return whether removing an object also removes a claim."""
     if other.kind != "object" or claim == other or (claim.kind == "count" and claim.subject == "object"):
         return False
     words = f"{claim.subject} {claim.value} {claim.target}".split()
@@ -85,9 +85,9 @@ def _depends(claim: Claim, other: Claim) -> bool:
 
 
 def with_removals(groups: Sequence[AnswerGroup], removed: Sequence[Removal]) -> list[AnswerGroup]:
-    """Return the groups with the answers without claims after their own, in the order of `removed`.
+    """Return the groups, extended by the answers of `removed` in their order.
 
-    So all texts about a prompt are scored in one call.
+    All texts about a prompt are then scored in one call.
     """
     added: list[list[str]] = [[] for _ in groups]
     for removal in removed:
@@ -116,8 +116,8 @@ def detection_rates(
     """Return TPR, FPR and J by kind of claim, and over all kinds as `all`.
 
     Each is {"value", "low", "high"} with a 95% bootstrap interval over groups (prompts), None
-    without claims to measure it; beside them `num_false` and `num_true` claims, and the mean rise
-    of the score for either, `rise_false` and `rise_true`, None without claims.
+    without claims. Also `num_false` and `num_true`, the numbers of claims, and `rise_false` and
+    `rise_true`, the mean rise of the score for each, None without claims.
     """
     kinds = sorted({kind_of(removal.claim) for removal in removed})
     return {kind: _rates_of(removed, rises, kind_of, kind, seed) for kind in [ALL_KINDS, *kinds]}

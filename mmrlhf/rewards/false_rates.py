@@ -1,4 +1,4 @@
-"""How often claims of a kind are false: what an unknown one costs in the claim reward
+"""How often claims of a kind are false, the cost of an unknown one in the claim reward
 `hallucination`. No torch."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from mmrlhf.records import Verdict
 
 
 def without_consequences(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return an answer's verdicts without claims about the colour, number or place of an object
-    that is absent: that it exists is the one false claim."""
+    """Return an answer's verdicts without claims about the colour, number or place of an absent
+    object: the one false claim is that it exists."""
     absent = {
         v.claim.subject
         for v in verdicts
@@ -20,10 +20,10 @@ def without_consequences(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def false_rates(answers: Iterable[Sequence[Verdict]]) -> dict[str, float]:
-    """Return, by kind, which share of the answers' claims is false.
+    """Return the share of false claims among the answers' claims, by kind.
 
-    Only claims that `hallucination` could charge count: of known truth, neither negated nor hedged,
-    and no consequence of an object's absence. A kind without any is left out.
+    Only claims that `hallucination` could penalise count: those of known truth, neither negated nor
+    hedged, that do not follow from an object's absence. A kind without any is left out.
     """
     is_false: dict[str, list[bool]] = {}
     for verdicts in answers:

@@ -1,4 +1,5 @@
-"""First slopes: how a policy's false claims change when it starts to follow a reward.
+"""First slopes: how the number of a policy's false claims changes when it starts to follow a
+reward.
 
 The policy with the highest mean of r - b KL is proportional to p exp(r / b), where p is the policy
 at the start, r the reward and b the KL coefficient (Korbak et al. 2022). As 1 / b grows from 0, the
@@ -6,9 +7,9 @@ mean number n of false claims in an answer changes at the rate Cov(n, r), and KL
 both among the answers to a prompt. So along the root of KL, on which rewards are compared (Gao et
 al. 2023), n starts with the slope sqrt(2) Cov(n, r) / Std(r), which a sample of answers estimates.
 
-It is the slope of a policy that can follow the reward exactly. A trained one follows it in part, so
-the sign and the ratio of two slopes say more than their size. A reward that does not vary among the
-answers to a prompt leaves the policy where it is: its slopes are 0.
+It is the slope of a policy that can follow the reward exactly. A trained policy follows it only in
+part, so the sign and the ratio of two slopes are more reliable than their size. A reward that does
+not vary among the answers to a prompt does not change the policy: its slopes are 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mmrlhf.rewards.detection import ALL_KINDS, SCORE_TOLERANCE, GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 Scores = Sequence[Sequence[float]]
-"""A score for each answer of each group, or more: those after the group's answers are not read."""
+"""At least one score for each answer of each group; scores after the group's answers are
+ignored."""
 SLOPE_KINDS = (ALL_KINDS, *CLAIM_KINDS)
 TRUTHS = ("false", "true")
 
@@ -33,12 +35,12 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
     """Return the first slopes of false and of true claims by kind, and over all kinds as `all`.
 
     Each kind has `false` and `true`, in claims per answer and root of a nat of KL, as {"value",
-    "low", "high"} with a 95% bootstrap interval over prompts, None without such claims. Beside them
-    are the numbers of claims that they are measured on, `num_false` and `num_true`, and of prompts
-    with a false one, `num_prompts`, or a true one, `num_prompts_true`. Claims count once in an
-    answer, hedged ones and true denials not at all. Left out are kinds without any claims, answers
-    of unknown truth (they would count as free of false claims, and shrink the slopes), and prompts
-    with fewer than two other answers. A prompt of A answers weighs A - 1.
+    "low", "high"} with a 95% bootstrap interval over prompts, None without such claims. Each also
+    has the numbers of claims, `num_false` and `num_true`, and of prompts with a false one,
+    `num_prompts`, or a true one, `num_prompts_true`. A claim counts once in an answer; hedged ones
+    and true denials do not count. Kinds without any claims are left out, as are answers of unknown
+    truth (they would count as free of false claims, and shrink the slopes), and prompts with fewer
+    than two other answers. A prompt of A answers weighs A - 1.
     """
     prompts = _known_answers(groups, [scores], verdicts)
     if not prompts:
@@ -63,8 +65,8 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
 
 
 def measured_answers(verdicts: GroupVerdicts) -> list[list[int]]:
-    """Return which answers of each prompt slopes are measured on: those of known truth, none if
-    there are fewer than two."""
+    """Return the answers of each prompt that slopes use: those of known truth, none if there are
+    fewer than two."""
     known = [[index for index, answer in enumerate(group_verdicts) if answer is not None] for group_verdicts in verdicts]
     return [indices if len(indices) > 1 else [] for indices in known]
 
@@ -75,8 +77,8 @@ def compare_slopes(
     """Return by kind the slope of false claims under one reward minus that under another, as
     `difference`, and divided by it, as `ratio`; None where that is 0.
 
-    Both are of the same answers, so the 95% bootstrap intervals over prompts are paired. It is
-    empty without prompts that have two answers of known truth.
+    Both are of the same answers, so the 95% bootstrap intervals over prompts are paired. The result
+    is empty without prompts that have two answers of known truth.
     """
     prompts = _known_answers(groups, [scores, base_scores], verdicts)
     if not prompts:
@@ -135,7 +137,7 @@ def _centred(score_rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _products(rows: np.ndarray) -> np.ndarray:
-    """Return what a prompt adds to the sums that slopes are functions of [2 + S].
+    """Return a prompt's terms of the sums from which slopes are computed [2 + S].
 
     These are the degrees of freedom, the square of the reward, and its products with the counts.
     """
@@ -157,7 +159,7 @@ def _slopes(sums: np.ndarray) -> np.ndarray:
 def explained_variance(
     groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupVerdicts | None, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the spread of the reward within prompts, and the part of it that truth explains.
+    """Return the spread of the reward within prompts, and the share of it that truth explains.
 
     `within_std` is the standard deviation of the scores of a prompt's answers around their mean,
     which sets how fast a policy learns (Razin et al. 2025); `between_std` that of the means.

@@ -70,8 +70,8 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
 }
 """Reward functions by their name in `reward_terms`.
 
-To add one, write it above and list it here. One that needs the claims of an answer belongs in
-`claim_rewards.CLAIM_REWARDS`; one that needs a loaded model is passed to `ppo`, as `fact_rm` is.
+To add one, write it above and list it here. A function that needs the claims of an answer belongs
+in `claim_rewards.CLAIM_REWARDS`; one that needs a loaded model is passed to `ppo`, like `fact_rm`.
 """
 
 

@@ -1,7 +1,7 @@
-"""A run's weighted reward functions, and the ledger of the value each gave to each answer.
+"""A run's weighted reward functions, and the ledger of their values for each answer.
 
 A reward function maps samples to one value each: a number for the whole answer, a list of `(start,
-end, value)` for spans of its characters, or None where it does not apply. It is built in
+end, value)` for spans of its characters, or None if it does not apply. It is built in
 (`functions.REWARD_FUNCTIONS`), passed by the stage (`fact_rm`, claim rewards), or loaded from a
 user's Python file. A function that fails stops the run: a failure never counts as zero.
 """
@@ -130,13 +130,13 @@ def _import_file(file: Path, modified_ns: int) -> ModuleType:
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """What each reward function gave an answer, and what that contributes to the reward.
+    """Each reward function's value for an answer, and its contribution to the reward.
 
     `values` are the functions' own values, and `terms` their contributions: weight x value, or with
-    `normalized` values, weight x normalized value. What length bounds cut off is a term as well.
-    `spans` has the contributions of functions that reward spans, without what normalisation takes
-    from or adds to the answer as a whole. A function that does not apply to the answer is in none
-    of these but `weights`.
+    `normalized` values, weight x normalized value. The amount that length bounds cut off is a term
+    as well. `spans` has the contributions of functions that reward spans, without the part of
+    normalisation that belongs to the whole answer. A function that does not apply to the answer is
+    only in `weights`.
     """
 
     terms: dict[str, float]
@@ -145,11 +145,11 @@ class RewardBreakdown:
     weights: Mapping[str, float]
     normalized: dict[str, float] | None = None
     clipped_total: float | None = None
-    """The sum in a run that clips it: beside a reward of 1e17, adding up loses the clipped 5."""
+    """The sum in a run that clips it: if a term is 1e17, adding up the terms loses a clipped 5."""
 
     @property
     def answer_total(self) -> float:
-        """Return the sum of all contributions that are not those of spans."""
+        """Return the sum of all contributions except those of spans."""
         if self.clipped_total is not None:
             return self.clipped_total - math.fsum(reward for spans in self.spans.values() for *_, reward in spans)
         return sum(value - math.fsum(reward for *_, reward in self.spans.get(name, ())) for name, value in self.terms.items())
@@ -175,7 +175,7 @@ def score_samples(
     Raises InputError if a function raises, returns the wrong number of values, or returns anything
     but numbers, spans within the answer and None, or if no function applies to an answer. Raises
     NotFiniteError for numbers that are not finite or, weighted, beyond float32. The message names
-    the function and the first sample it fails on, which is written to `failure_file`.
+    the function and the first sample on which it fails, which is written to `failure_file`.
     """
     weights = {weighted_reward.name: weighted_reward.weight for weighted_reward in weighted_rewards}
     breakdowns = [RewardBreakdown({}, {}, {}, weights) for _ in samples]
@@ -215,7 +215,8 @@ def ledger_rows(
     total_rewards: Sequence[float],
     claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """Return a ledger row per answer: each function's contribution, and the `total` trained on.
+    """Return a ledger row per answer: each function's contribution, and the `total` used in
+    training.
 
     `kl` is the difference between `total` and the sum of the contributions. If values are
     normalised, a row also has the values before and after, and the weights. `claim_rows` holds each
@@ -292,7 +293,7 @@ def _find_problem(value: Any, sample: Sample) -> str:
 
 
 def _find_overflow(value: Any, weight: float) -> str:
-    """Return which number of a value is not finite, in the words of `_find_problem`, or ""."""
+    """Return which number of a value is not finite, phrased as in `_find_problem`, or ""."""
     if value is None:
         return ""
     try:

@@ -1,9 +1,9 @@
-"""Two bounds on the length of an answer that may earn a positive reward.
+"""Lower and upper bounds on the length of an answer that may earn a positive reward.
 
-A policy that drifts to very short or very long answers is usually paid for it by mistake. Outside
-the bounds, a sum of rewards is cut to 0, or to the mean of the prompt's answers if that is lower:
-`rloo` and `grpo` are relative to it, so that 0 among negative sums would be a reward. Lower sums
-stay.
+A policy that drifts to very short or very long answers usually exploits a flaw of the reward.
+Outside the bounds, a sum of rewards is cut to 0, or to the mean of the prompt's answers if that is
+lower: `rloo` and `grpo` compare with the mean, so a 0 among negative sums would be rewarded. Lower
+sums stay.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
 
 LENGTH_BOUNDS = "length_bounds"
-"""The name of what is cut off, among the reward terms in the ledger."""
+"""The name of the amount cut off, among the reward terms in the ledger."""
 AUTO_QUANTILES = (0.02, 0.98)
-"""Shares of the reference's answers that are shorter than the lower bound, and not longer than the
-upper one, if the bounds are measured."""
+"""Quantiles of the lengths of the reference's answers that are the bounds, if these are
+measured."""
 
 
 @dataclass
 class LengthBounds:
     """Fewest and most tokens of an answer with a positive reward; None until they are measured.
 
-    They are measured on the first answers, which the reference gives: before the first step, it and
-    the policy are the same. A prompt's `num_generations` answers are adjacent.
+    They are measured on the answers of the first step: before it, policy and reference are the
+    same. A prompt's `num_generations` answers are adjacent.
     """
 
     bounds: tuple[int, int] | None
@@ -56,12 +56,12 @@ class LengthBounds:
         ]
 
     def contain(self, num_tokens: int) -> bool:
-        """Return whether an answer's length is within the bounds; both belong to them."""
+        """Return whether an answer's length is within the bounds, inclusive."""
         assert self.bounds is not None
         return self.bounds[0] <= num_tokens <= self.bounds[1]
 
     def metrics(self, lengths: Sequence[int], cuts: Sequence[float]) -> dict[str, float]:
-        """Return the bounds, the share of answers outside, and the mean of what was cut off.
+        """Return the bounds, the share of answers outside, and the mean amount cut off.
 
         `cuts` holds each answer's term `length_bounds`.
         """
@@ -75,12 +75,12 @@ class LengthBounds:
 
 
 def excess_rewards(totals: Sequence[float], are_inside: Sequence[bool]) -> list[float]:
-    """Return what is cut from each reward of a prompt's answers, 0 for those inside the bounds.
+    """Return the amount cut from each reward of a prompt's answers, 0 for those inside the bounds.
 
     An answer outside keeps min(total, 0, m), where m is the mean of the prompt's rewards after the
-    cut. Answers that get m do not move it, so it is the mean of the others: those inside, and those
-    outside that are worse. As the latter are added from the worst on, the mean falls until the next
-    one is above it.
+    cut. Answers that get m do not change it, so it is the mean of the others: those inside, and the
+    worse ones outside. Adding these from the worst one on lowers the mean until the next one is
+    above it.
     """
     inside = [total for total, is_inside in zip(totals, are_inside, strict=True) if is_inside]
     outside = sorted(min(total, 0.0) for total, is_inside in zip(totals, are_inside, strict=True) if not is_inside)
@@ -91,7 +91,7 @@ def excess_rewards(totals: Sequence[float], are_inside: Sequence[bool]) -> list[
 
 
 def measure_bounds(lengths: Sequence[int]) -> tuple[int, int]:
-    """Return the AUTO_QUANTILES of lengths, each a length that occurs: the outer one of two."""
+    """Return the AUTO_QUANTILES of lengths; between two lengths, the outer one."""
     lower, upper = AUTO_QUANTILES
     return int(np.quantile(lengths, lower, method="lower")), int(np.quantile(lengths, upper, method="higher"))
 

@@ -25,15 +25,17 @@ MAX_ZERO_CLAIM_RATE = 0.5
 MAX_VAGUENESS = 0.3
 """Share of hedged claims, above which `vagueness` is raised."""
 MAX_YES_RATE = 0.9
-"""Share of yes, or of no, among answers that begin with either, that raises `yes_rate`."""
+"""Share of yes, or of no, among answers that begin with either, above which `yes_rate` is
+raised."""
 MIN_YES_NO_SHARE = 0.05
-"""Share of answers that begin with yes or no; with fewer, their ratio says little."""
+"""Minimum share of answers that begin with yes or no: with fewer, their ratio means little."""
 MAX_LENGTH_REWARD_CORRELATION = 0.8
 """Correlation, of either sign, above which `length_reward_correlation` is raised."""
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
-    """Return the shares of answers that refuse, say yes or say no, and how reward follows length.
+    """Return the shares of answers that refuse, say yes or say no, and the correlation of reward
+    and length.
 
     The correlation is computed within the answers to each prompt, which are adjacent in `samples`,
     or over all answers if each prompt has one. It is 0 if length or reward does not vary.
@@ -42,7 +44,7 @@ def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], n
     group_size = num_generations if num_generations > 1 else len(samples)
     lengths = np.array([s.num_tokens for s in samples], dtype=float).reshape(-1, group_size)
     grouped_rewards = np.array(total_rewards, dtype=float).reshape(-1, group_size)
-    # Centre within each prompt: differences between prompts must not count.
+    # Centre within each prompt, so that differences between prompts do not count.
     centred_lengths = lengths - lengths.mean(1, keepdims=True)
     centred_rewards = grouped_rewards - grouped_rewards.mean(1, keepdims=True)
     norm_product = math.sqrt(float((centred_lengths**2).sum() * (centred_rewards**2).sum()))

@@ -2,7 +2,7 @@
 
 Values are compared with those of the other answers to the prompt (GDPO, Liu et al. 2026, arXiv
 2601.05242; TRL's `normalize_then_sum`), or with those of all answers of the run so far. Either way
-a weight says what a standard deviation of its function is worth, whatever the function's unit.
+a weight is the value of one standard deviation of its function, whatever the function's unit.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from mmrlhf.rewards.ledger import RewardBreakdown
 
 TermStatistics = Literal["group", "running"]
 EPSILON = 1e-4
-"""Added to a standard deviation, as GRPO does: differences far below it are taken for noise."""
+"""Added to a standard deviation, as in GRPO: much smaller differences count as noise."""
 MAX_RUNNING_DEVIATIONS = 10.0
-"""Standard deviations at which a value is cut off, for running statistics: the first answer in
+"""Limit on a normalised value, in standard deviations, for running statistics: the first answer in
 10,000 with a rare penalty would otherwise be 100 of them away from the mean. In a group of G
-answers, none is further away than (G - 1) / sqrt(G)."""
+answers, no value is further away than (G - 1) / sqrt(G)."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean, sum of squared deviations from the mean, least and greatest of some values."""
+    """Count, mean, sum of squared deviations from the mean, minimum and maximum of some values."""
 
     count: int = 0
     mean: float = 0.0
@@ -58,8 +58,8 @@ class Moments:
 def normalize(breakdown: RewardBreakdown, moments: Mapping[str, Moments], max_deviations: float = math.inf) -> RewardBreakdown:
     """Return an answer's rewards with each value as (value - mean) x scale, at most max_deviations.
 
-    Spans keep their places and are scaled by the same factor. What the mean takes away belongs to
-    the answer as a whole. A function without differences contributes 0, in every span as well.
+    Spans keep their places and are scaled by the same factor. The mean is subtracted from the
+    answer as a whole. A function without differences contributes 0, also in every span.
     """
     terms, spans, normalized = {}, {}, {}
     for name, value in breakdown.values.items():
@@ -76,9 +76,9 @@ def normalize(breakdown: RewardBreakdown, moments: Mapping[str, Moments], max_de
 
 
 def add_values(moments: Mapping[str, Moments], answers: Sequence[Mapping[str, float]]) -> dict[str, Moments]:
-    """Return the moments of each function with the values of further answers, by name.
+    """Return the moments of each function, updated with the values of further answers, by name.
 
-    Answers that a function does not apply to are left out of its moments.
+    Answers to which a function does not apply are left out of its moments.
     """
     added = dict(moments)
     for name in dict.fromkeys(name for values in answers for name in values):
@@ -107,7 +107,7 @@ class TermNormalizer:
     def __call__(self, breakdowns: Sequence[RewardBreakdown], gather: Callable[[list[Any]], list[Any]]) -> list[RewardBreakdown]:
         """Return a step's rewards with normalised values.
 
-        Running statistics include the step's own values, of all processes that `gather` asks.
+        Running statistics include the step's own values, over the processes of `gather`.
         """
         if self.statistics == "group":
             return normalize_in_groups(breakdowns, self.group_size)

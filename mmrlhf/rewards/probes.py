@@ -29,7 +29,7 @@ SOURCE_KINDS: dict[str, tuple[str, ...]] = {
     "relation": ("relation",),
     "action": ("relation",),
 }
-"""Kinds of facts that each kind of probe is made from."""
+"""Kinds of facts from which each kind of probe is made."""
 NOTHING_TO_INJECT = (
     "no row has facts about objects, counts, attributes, relations or actions to make false claims from (captions are not "
     "enough; `mmrlhf data facts` reads COCO files and scene graphs)"
@@ -73,8 +73,8 @@ def make_probes(
 ) -> list[Probe]:
     """Return one probe of each kind for each row whose facts allow it.
 
-    `true_facts` holds, by row id, everything that is true of an image, if more is known than the
-    facts that the reward model reads.
+    `true_facts` has, by row id, all true facts about an image, if more are known than the reward
+    model reads.
     """
     facts_by_row = [tuple((true_facts or {}).get(row.id, row.facts)) for row in preferences]  # ids may be repeated
     other_facts = [fact for facts in facts_by_row for fact in facts]
@@ -120,7 +120,8 @@ def _false_and_true_sentence(
     answer: str,
     rng: np.random.Generator,
 ) -> tuple[str, str] | None:
-    """Return a false and a true sentence from one template, or None if the facts lack either."""
+    """Return a false and a true sentence from one template, or None if the facts allow neither or
+    only one."""
     if kind == "object":
         return _object_sentences(templates[kind], facts, other_facts, answer, rng)
     source_kinds = SOURCE_KINDS[kind]

@@ -10,7 +10,7 @@ from mmrlhf.records import InputError
 from mmrlhf.rewards.ledger import RewardBreakdown
 
 REWARD_CLIP = "reward_clip"
-"""The name of what clipping adds, among the reward terms in the ledger."""
+"""The name of the amount that clipping adds, among the reward terms in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RewardClip:
     high: float
 
     def __call__(self, breakdowns: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
-        """Return rewards with the term `reward_clip`: what brings their sum into the range."""
+        """Return rewards with the term `reward_clip`, which brings their sum into the range."""
         totals = [self.clip(breakdown.total) for breakdown in breakdowns]
         return [
             replace(breakdown, terms={**breakdown.terms, REWARD_CLIP: total - breakdown.total}, clipped_total=total)
@@ -33,7 +33,7 @@ class RewardClip:
         return min(max(reward, self.low), self.high)
 
     def metrics(self, added: Sequence[float]) -> dict[str, float]:
-        """Return the share of answers whose reward was clipped, and the mean of what that added.
+        """Return the share of answers whose reward was clipped, and the mean amount added.
 
         `added` holds each answer's term `reward_clip`.
         """

@@ -80,8 +80,8 @@ class RewardModel:
     Scores are (raw - mean) / std, with `mean` and `std` from a reference set. The first of two
     answers is better with probability sigmoid((first - second) / temperature). `accuracy` is
     measured on held-out pairs. `probes` is the share of injected false claims that lower the score,
-    by kind of claim, on the reference set, and `j` is J there before and after training. The scores
-    of `prior`, the untrained review, are frozen and added to the role's own.
+    by kind of claim, on the reference set; `j` is J there, before and after training. The scores of
+    `prior`, the untrained review, are frozen and added to the role's own.
     """
 
     role: Role
@@ -145,7 +145,7 @@ class RewardModel:
         return ids
 
     def last_texts(self, group: AnswerGroup) -> list[tuple[AnswerText, tuple[ImageSource, ...]]]:
-        """Return what follows each answer's last image, with all images before it."""
+        """Return the rest after each answer's last image, with all images before it."""
         *messages, _, question = self._messages(group)
         texts = []
         for answer, placed in zip(group.answers, group.answer_images, strict=True):
@@ -179,9 +179,9 @@ class RewardModel:
                 )
 
     def without_limit(self) -> RewardModel:
-        """Return the model for rows that were checked before: max_length refuses none of them.
+        """Return the model for rows that were checked before, without the limit of max_length.
 
-        An answer of another model's tokenizer may have some more tokens than were counted then.
+        An answer from another model's tokenizer may have a few more tokens than were counted.
         """
         return replace(self, max_length=1 << 30)
 
@@ -260,7 +260,7 @@ def by_group(scores: Iterable[tuple[Sequence[int], Tensor]], groups: Sequence[An
 def untrained_role(adapters: Adapters) -> Role:
     """Return the untrained review: the base without an adapter, with its log-odds of Yes over No.
 
-    Raises InputError if the tokenizer does not tell the two words apart.
+    Raises InputError if the tokenizer does not distinguish the two words.
     """
     head = yes_no_head(adapters.vlm)
     head.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Choose the sampled answers that are worth learning: best-of-n, a threshold, the best share."""
+"""Choose sampled answers for training: best-of-n, a threshold, the best share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mmrlhf.config import RFTConfig
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sampled answer with its score; `unusable` says why it cannot be learnt, if it cannot."""
+    """A sampled answer with its score; `unusable` is the reason why training cannot use it, or
+    ""."""
 
     answer: str
     score: float
@@ -23,7 +24,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """The candidates to learn, by index in order, and how many were left out, by reason."""
+    """The chosen candidates, by index in order, and the numbers of those left out, by reason."""
 
     kept: list[int]
     left_out: Counter[str] = field(default_factory=Counter)
@@ -32,11 +33,10 @@ class Selection:
 def select(config: RFTConfig, candidates: Sequence[Candidate]) -> Selection:
     """Choose among the answers to P prompts, `num_generations` each and adjacent.
 
-    An answer is left out for the first of these reasons: it cannot be learnt; another one to its
-    prompt has the same words and scores as high; it is below `min_score`; it is not in the
-    `top_share` of all candidates; it is not `min_margin` above the mean of its prompt's answers;
-    its prompt has `max_kept_per_prompt` better ones. Of equal scores the first answer counts as
-    better.
+    An answer is left out for the first of these reasons: it is unusable; another one to its prompt
+    has the same words and scores as high; it is below `min_score`; it is not in the `top_share` of
+    all candidates; it is not `min_margin` above the mean of its prompt's answers; its prompt has
+    `max_kept_per_prompt` better ones. Of equal scores the first answer counts as better.
     """
     group_size, left_out, kept = config.num_generations, Counter[str](), list[int]()
     scores = [candidate.score for candidate in candidates]

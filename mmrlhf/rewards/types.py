@@ -11,7 +11,7 @@ from mmrlhf.records import Fact, ImageSource, Message
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled answer, as reward functions see it.
+    """One sampled answer, the input of reward functions.
 
     `reference` is the row's own answer, if it has one, and `meta` holds the row's other fields. The
     answer has `num_tokens` of the `max_tokens` allowed; `finished` is False if it was cut off.
@@ -34,4 +34,4 @@ RewardSpan = tuple[int, int, float]
 RewardValue = float | Sequence[RewardSpan]
 """One number for the whole answer, or values for spans of it."""
 RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue | None]]
-"""Maps samples to one value each, in order; None to those that it does not apply to."""
+"""Maps samples to one value each, in order; None for those to which it does not apply."""
