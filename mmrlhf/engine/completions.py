@@ -69,8 +69,7 @@ def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int
 def replace_prompts(
     completions: SampledCompletions, indices: Sequence[int], replacements: SampledCompletions, pad_token_id: int
 ) -> SampledCompletions:
-    """Return completions with the prompts `indices` and their answers replaced by those of
-    another."""
+    """Return completions with prompts `indices`, and their answers, replaced by other ones."""
     num_prompts = len(completions.prompts)
     prompt_order = list(range(num_prompts))
     for number, index in enumerate(indices):

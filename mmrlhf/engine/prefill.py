@@ -299,8 +299,7 @@ def _choose_path(vlm: VLM, prompts: Sequence[Prompt]) -> None:
 
 
 def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
-    """Return whether the two paths agree on a prompt, and a description of the difference or
-    failure."""
+    """Return whether the two paths agree on a prompt, and a description of how they differ."""
     try:
         gap = max_logp_gap(vlm, prompt)
     except Exception as error:  # an untested family may fail in any way; the naive path is the fallback

@@ -374,8 +374,7 @@ class DecodeState:
 
 
 def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the `top_k` most likely tokens, then the fewest of them that reach `top_p`; zero the
-    rest.
+    """Keep the `top_k` best tokens, then the fewest of them that reach `top_p`; zero the rest.
 
     `top_p` is a share of the mass that top-k left. The result is not renormalised.
     """

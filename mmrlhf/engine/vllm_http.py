@@ -215,8 +215,7 @@ class VLLMServers:
     def _read(
         self, server: Server, prepared: PreparedPrompt, sampling_params: Mapping[str, Any], reply: Any
     ) -> list[EngineAnswer]:
-        """Return the answers in a reply. Raises EngineError for a reply that does not match the
-        request."""
+        """Return the answers in a reply. Raises EngineError if it does not match the request."""
         try:
             model, prompt_ids, choices = reply["model"], reply["prompt_token_ids"], reply["choices"]
             answers = [_answer(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]

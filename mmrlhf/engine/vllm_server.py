@@ -87,8 +87,7 @@ class Server:
             raise EngineError(f"rollout_engine {url} is not an address: give http://HOST:PORT") from None
 
     def check(self, max_length: int) -> None:
-        """Raise EngineError if the server does not support sampling as needed, up to `max_length`
-        tokens."""
+        """Raise EngineError if the server cannot sample as needed, up to `max_length` tokens."""
         limit = self._base_model().get("max_model_len") or max_length
         if limit < max_length:
             raise EngineError(

@@ -44,8 +44,7 @@ from mmrlhf.text.printable import first_line
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
 SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
-"""Allowed difference of a saved row's score on another device, in standard deviations, by
-precision."""
+"""Allowed change of a saved row's score on another device, in standard deviations, by precision."""
 
 
 # ---- saving ------------------------------------------------------------------------------------

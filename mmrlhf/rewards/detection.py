@@ -23,8 +23,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 ScoreGroups = Callable[[Sequence[AnswerGroup]], Sequence[Sequence[float]]]
 """Maps groups of answers to a score for each answer, as `RewardModel.score` does."""
 GroupVerdicts = Sequence[Sequence[Sequence[Verdict] | None]]
-"""The truth: a verdict on each claim of each answer of each group; None for an answer without a
-judgment."""
+"""The truth: a verdict on each claim of each group's answers; None for an unjudged answer."""
 SCORE_TOLERANCE = 1e-6
 """Scores closer than this count as equal: one text in two batches need not score the same."""
 ALL_KINDS = "all"

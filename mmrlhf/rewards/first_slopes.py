@@ -1,5 +1,4 @@
-"""First slopes: how the number of a policy's false claims changes when it starts to follow a
-reward.
+"""First slopes: how a policy's number of false claims changes when it starts to follow a reward.
 
 The policy with the highest mean of r - b KL is proportional to p exp(r / b), where p is the policy
 at the start, r the reward and b the KL coefficient (Korbak et al. 2022). As 1 / b grows from 0, the
@@ -25,8 +24,7 @@ from mmrlhf.rewards.detection import ALL_KINDS, SCORE_TOLERANCE, GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 Scores = Sequence[Sequence[float]]
-"""At least one score for each answer of each group; scores after the group's answers are
-ignored."""
+"""A score for each answer of each group; further scores after the group's answers are ignored."""
 SLOPE_KINDS = (ALL_KINDS, *CLAIM_KINDS)
 TRUTHS = ("false", "true")
 
@@ -65,8 +63,7 @@ def first_slopes(groups: Sequence[AnswerGroup], scores: Scores, verdicts: GroupV
 
 
 def measured_answers(verdicts: GroupVerdicts) -> list[list[int]]:
-    """Return the answers of each prompt that slopes use: those of known truth, none if there are
-    fewer than two."""
+    """Return each prompt's answers for slopes: those of known truth, none if fewer than two."""
     known = [[index for index, answer in enumerate(group_verdicts) if answer is not None] for group_verdicts in verdicts]
     return [indices if len(indices) > 1 else [] for indices in known]
 

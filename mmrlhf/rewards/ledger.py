@@ -215,8 +215,7 @@ def ledger_rows(
     total_rewards: Sequence[float],
     claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """Return a ledger row per answer: each function's contribution, and the `total` used in
-    training.
+    """Return a ledger row per answer: each function's contribution, and the `total` for training.
 
     `kl` is the difference between `total` and the sum of the contributions. If values are
     normalised, a row also has the values before and after, and the weights. `claim_rows` holds each

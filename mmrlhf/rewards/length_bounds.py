@@ -24,8 +24,7 @@ from mmrlhf.rewards.types import Sample
 LENGTH_BOUNDS = "length_bounds"
 """The name of the amount cut off, among the reward terms in the ledger."""
 AUTO_QUANTILES = (0.02, 0.98)
-"""Quantiles of the lengths of the reference's answers that are the bounds, if these are
-measured."""
+"""Measured bounds are these quantiles of the lengths of the reference's answers."""
 
 
 @dataclass

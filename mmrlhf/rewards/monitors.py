@@ -25,8 +25,7 @@ MAX_ZERO_CLAIM_RATE = 0.5
 MAX_VAGUENESS = 0.3
 """Share of hedged claims, above which `vagueness` is raised."""
 MAX_YES_RATE = 0.9
-"""Share of yes, or of no, among answers that begin with either, above which `yes_rate` is
-raised."""
+"""Share of yes, or of no, among answers beginning with either, that raises `yes_rate`."""
 MIN_YES_NO_SHARE = 0.05
 """Minimum share of answers that begin with yes or no: with fewer, their ratio means little."""
 MAX_LENGTH_REWARD_CORRELATION = 0.8
@@ -34,8 +33,8 @@ MAX_LENGTH_REWARD_CORRELATION = 0.8
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
-    """Return the shares of answers that refuse, say yes or say no, and the correlation of reward
-    and length.
+    """Return shares of answers that refuse, say yes or no, and the correlation of reward and
+    length.
 
     The correlation is computed within the answers to each prompt, which are adjacent in `samples`,
     or over all answers if each prompt has one. It is 0 if length or reward does not vary.

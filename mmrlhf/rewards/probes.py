@@ -120,8 +120,7 @@ def _false_and_true_sentence(
     answer: str,
     rng: np.random.Generator,
 ) -> tuple[str, str] | None:
-    """Return a false and a true sentence from one template, or None if the facts allow neither or
-    only one."""
+    """Return a false and a true sentence from one template, or None unless the facts allow both."""
     if kind == "object":
         return _object_sentences(templates[kind], facts, other_facts, answer, rng)
     source_kinds = SOURCE_KINDS[kind]

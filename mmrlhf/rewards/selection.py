@@ -14,8 +14,7 @@ from mmrlhf.config import RFTConfig
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sampled answer with its score; `unusable` is the reason why training cannot use it, or
-    ""."""
+    """A sampled answer with its score; `unusable` says why training cannot use it, or is ""."""
 
     answer: str
     score: float
