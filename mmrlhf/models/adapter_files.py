@@ -28,7 +28,8 @@ from mmrlhf.text.printable import first_line
 MAX_CONFIG_BYTES = 10_000_000
 MAX_PATTERN_LENGTH = 1000
 MAX_PATTERN_CHOICES = 4
-"""Repetitions and alternatives in a pattern; the time to match it grows exponentially with them."""
+"""Limit on repetitions and alternatives in a pattern: matching time grows exponentially with
+them."""
 ALTERNATIVES = re.compile(r"\((?:\?:)?((?:[\w|-]|\\\.)*)\)")
 """A group in a pattern that only has names: `(q_proj|v_proj)`, `(?:0|1)`."""
 TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
@@ -41,7 +42,7 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that do not affect the outputs of a saved adapter on linear layers."""
 INITIALISATIONS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Prefixes of `init_lora_weights` values that change the base's weights, too."""
+"""Prefixes of `init_lora_weights` values that also change the base's weights."""
 TENSOR_NAMES = ("A.weight", "B.weight", "A.bias", "B.bias", "magnitude_vector.weight")
 """Suffixes after `.lora_` in the names of a layer's tensors."""
 LAYER_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?(?=layers\.)")
@@ -73,7 +74,7 @@ class SavedAdapter:
 
 
 def require_adapter(directory: Path) -> None:
-    """Raise InputError if a directory holds no adapter, and name common mistakes."""
+    """Raise InputError if a directory contains no adapter, and name common mistakes."""
     if (directory / "adapter_model.safetensors").is_file():
         return
     if (directory / "adapter_model.bin").is_file():
@@ -218,7 +219,7 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
 
 
 def _is_usable_pattern(key: str) -> bool:
-    """Return whether an expression is valid and soon matched: few choices, in groups of names."""
+    """Return whether an expression is valid and quick to match: few choices, in groups of names."""
     try:
         re.compile(key)
     except (re.error, RecursionError, OverflowError):

@@ -4,7 +4,7 @@
 without an adapter. Switching roles sets which adapter is active and nothing else. PEFT's own
 `set_adapter` and `disable_adapter` also flip `requires_grad`, which would freeze one role whenever
 another runs. Adapters are in the language model; those that also change the projector or the vision
-tower see other image features than the base (`Encoder.get_active_features`).
+tower have different image features from the base (`Encoder.get_active_features`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MasterWeightLinear(nn.Linear):
 
 
 OTHER_CHECKPOINT = "remove the checkpoints folder of the run, which then starts over, or give another --output_dir"
-"""Advice about a checkpoint of other weights, for messages."""
+"""Advice for messages about a checkpoint with other weights."""
 
 
 class Adapters:
@@ -138,7 +138,7 @@ class Adapters:
         }
 
     def use(self, name: str | None) -> contextlib.AbstractContextManager[None]:
-        """Run under one adapter, or the base alone (None), in a `with` block."""
+        """Run with one adapter, or the base alone (None), in a `with` block."""
         return active_adapter(self._lora_layers, name)
 
 
@@ -157,7 +157,7 @@ def _compute_in_input_precision(layer: BaseTunerLayer, name: str) -> None:
 
 @dataclass
 class Role:
-    """A model under one adapter, with a scalar head if it is a value or reward role.
+    """A model with one adapter, and a scalar head if it is a value or reward role.
 
     If `adapter` is None, the role is the base alone, and trains the base's own trainable weights.
     Roles need not share a model: a reward model may have a larger base, which then receives images

@@ -1,7 +1,7 @@
-"""Answers that show images: the texts between these, each with what comes before it.
+"""Answers that show images: the texts between the images, each with everything before it.
 
 Tokens of images are read and never predicted, and the engine extends a prompt by text alone. So
-each text of an answer continues a prompt of its own: the prompt and the answer up to this text,
+each text of an answer continues a separate prompt: the prompt and the answer up to this text,
 images included. The log-prob of the answer is the sum over its texts.
 """
 
@@ -38,9 +38,10 @@ def answer_texts(
 ) -> list[AnswerText]:
     """Return the texts of an answer that may show images, in order.
 
-    `num_images` are in the prompt. The last text goes on as `ChatText.answer_token_ids` says; if
-    the answer ends with an image, that is all it has. Raises InputError, naming the row, if a text
-    holds a control token, or the template does not write the answer as it is.
+    `num_images` are in the prompt. The last text is followed by the tokens of
+    `ChatText.answer_token_ids`; if the answer ends with an image, it consists of these alone.
+    Raises InputError, naming the row, if a text holds a control token, or the template changes the
+    answer.
     """
     where = f"row {row_id}: " if row_id else ""
     turns = [answer, *following_turns]

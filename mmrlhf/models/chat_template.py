@@ -29,7 +29,7 @@ model must read the same prompts; Llama 3.2's template falls back to it."""
 
 
 class _Generation(Extension):
-    """The tag `generation`, which marks what transformers takes for the model's own text."""
+    """The tag `generation`, which marks the model's own text for transformers."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012
 
@@ -41,7 +41,7 @@ class _Generation(Extension):
 
 @functools.lru_cache(maxsize=16)
 def _compile(template: str) -> tuple[BoundedEnvironment, Template]:
-    """Compile a template in the environment that transformers gives to chat templates."""
+    """Compile a template in the environment of transformers' chat templates."""
     environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = environment.bounded(_to_json)
     environment.globals |= {"raise_exception": _raise, "strftime_now": environment.bounded(_strftime_now)}
@@ -78,9 +78,9 @@ def apply_chat_template(
 ) -> str:
     """Write a conversation in a processor's chat template.
 
-    Images have their places in the messages; those without one go before the first user text.
-    Raises InputError if the template refuses it or leaves out a text: about the row `where` names,
-    or about the model called `name` if the conversation is no row's (None).
+    Images have their places in the messages; images without one go before the first user text.
+    Raises InputError if the template refuses it or leaves out a text: naming the row `where` or, if
+    the conversation belongs to no row (None), the model `name`.
     """
     placed = place_images(messages, num_images)
     try:
@@ -102,8 +102,8 @@ def apply_chat_template(
 def _render(processor: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
     """Write a conversation whose images have their places.
 
-    A turn that the template would write as code is given as plain text (Llama 3.2's takes parts for
-    all turns but the system's).
+    A turn that the template would write as code is given as plain text (Llama 3.2's expects parts
+    for all turns except the system's).
     """
     template = processor.chat_template
     environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
@@ -122,7 +122,7 @@ def _render(processor: Any, messages: Sequence[Message], *, generation_prompt: b
 def _left_out(messages: Sequence[Message], text: str) -> str:
     """Describe the system or user text that a rendered text lacks; return "" if it lacks none.
 
-    Assistant turns may be shortened: some templates leave out what earlier turns have thought.
+    Assistant turns may be shortened: some templates leave out the thoughts of earlier turns.
     """
     for message in messages:
         texts = [] if message.role == "assistant" else [part.get("text", "").strip() for part in message.parts()]

@@ -22,7 +22,8 @@ from mmrlhf.models.control_tokens import MARKED, ControlTokens
 from mmrlhf.records import InputError, Message
 
 ANCHORS = ("\n", "a", ":")
-"""Texts that a tokenizer does not merge with what follows: one of them fits every text."""
+"""Texts that a tokenizer does not merge with the following text; for every text, one of them
+works."""
 NO_THINKING = "{% set enable_thinking = false %}"
 """Prefix that turns thinking off in a chat template that supports it."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
@@ -85,7 +86,7 @@ class ChatText:
         """Tokens before both "Yes" and "No": those of `lead`, if it has tokens of its own."""
         self._learn_template()
         self._moves_images = self._moves_images_to_front()
-        """Whether the template shows a turn's images before its text, and no note has said so
+        """Whether the template moves a turn's images before its text, and no note was printed
         yet."""
 
     # ---- the template --------------------------------------------------------------------------
@@ -110,8 +111,8 @@ class ChatText:
         """Learn how the template writes an answer, without thinking if it supports that.
 
         Templates of models that think (Qwen3.5) open a thought in the generation prompt and write
-        answers behind an empty one, unless this is off. It is then off in the processor's template,
-        and so in every saved model. Raises InputError as the class says.
+        answers after an empty one, unless thinking is off. It is then off in the processor's
+        template, and so in every saved model. Raises InputError as the class says.
         """
         template = self.processor.chat_template
         try:
@@ -193,7 +194,8 @@ class ChatText:
     def align(self, prompt: str, text: str) -> str:
         """Return `text` with the generation prompt's white space before the answer that follows it.
 
-        Only white space may differ. An answer is learnt after the same tokens as it is generated.
+        Only white space may differ. An answer is learnt after the same tokens after which it is
+        generated.
         """
         header = prompt.rstrip()
         if text.startswith(prompt) or not self._turn_gap or not text.startswith(header + self._turn_gap):
@@ -226,7 +228,8 @@ class ChatText:
     # ---- token ids -----------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Return the token ids of a rendered text; marked markup is no control token."""
+        """Return the token ids of a rendered text; marked markup does not count as a control
+        token."""
         first, *rest = MARKED.split(text)
         token_ids = list(self.tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
         for i, piece in enumerate(rest):  # marked and other pieces in turns
@@ -267,9 +270,8 @@ class ChatText:
         """Return the token ids [T] that follow the prompt if the model says `answer`.
 
         These are the answer and its end, or the answer, the template's end of turn, and
-        `following_turns` up to where the first word of the reply to them would begin. Raises
-        InputError, naming the row, if a text holds a control token or the template refuses or
-        rewrites it.
+        `following_turns` up to the start of the reply to them. Raises InputError, naming the row,
+        if a text holds a control token or the template refuses or rewrites it.
         """
         where = f"row {row_id}: " if row_id else ""
         turns = [Message("assistant", answer), *following_turns]
@@ -293,8 +295,8 @@ class ChatText:
         the last.
 
         The turns of one continuation share its prompt, which ends before the first of them. Another
-        prompt begins where a user turn shows images, and where a turn cannot be separated in the
-        ids of the turn before. Raises InputError as `answer_token_ids` does.
+        prompt begins where a user turn shows images, and where the ids of a turn cannot be
+        separated from those of the previous turn. Raises InputError as `answer_token_ids` does.
         """
         where = f"row {row_id}: " if row_id else ""
         self.control_tokens.check(conversation, f"{where}a turn")
@@ -374,7 +376,7 @@ class ChatText:
 
         The white space that the template writes around an answer is left out; the rest is kept.
         """
-        # A decoder may strip the first blank of a text, so the answer is decoded after a word.
+        # A decoder may strip the first space of a text, so the answer is decoded after a word.
         anchor_ids, anchor = self._anchor
         text = self._raw_decode(anchor_ids + token_ids.tolist())[len(anchor) :].removeprefix(self.lead)
         has_end = len(token_ids) > 0 and int(token_ids[-1]) in self.eos

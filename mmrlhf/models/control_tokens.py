@@ -9,8 +9,8 @@ from typing import Any
 from mmrlhf.records import InputError, Message
 
 MARKS = "\U000f0000", "\U000f0001"
-"""Private characters around markup of a text, such as <s>, that the tokenizer must read as text.
-transformers uses the same for `sanitize_control_tokens`."""
+"""Private-use characters around markup in a text, such as <s>, that the tokenizer must read as
+text. transformers uses the same for `sanitize_control_tokens`."""
 MARKED = re.compile(rf"{MARKS[0]}(</?[a-z]+>){MARKS[1]}")
 
 
@@ -56,5 +56,5 @@ class ControlTokens:
         return position
 
     def escape(self, text: str) -> str:
-        """Break up each control token in a text that a model has written, with a space."""
+        """Split each control token in a text written by a model with a space."""
         return self._pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

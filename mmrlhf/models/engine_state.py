@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass
 class EngineState:
-    """How the engine runs a model, and what its self-checks have settled so far.
+    """How the engine runs a model, and the results of its self-checks so far.
 
     Set from the configuration at load; a check narrows it on the first prompts of a run
     (`prefill.is_verified`, `shared_prefix.is_supported`) and never widens it again.

@@ -1,4 +1,4 @@
-"""Write whole models and adapters so that other programs can load them by themselves."""
+"""Write whole models and adapters so that other programs can load them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ TRAIN_AGAIN = "nothing is written, train it again with a lower learning rate"
 def save_policy(adapters: Adapters, name: str, directory: Path, final_directory: Path | None = None) -> None:
     """Write an adapter, the name of its base, the processor and a model card.
 
-    The folder loads in plain transformers and PEFT as long as the base is where it was. If it will
-    be renamed, `final_directory` is what the model card calls it. Raises InputError for weights
+    Plain transformers and PEFT can load the folder as long as the base has not moved. If the folder
+    will be renamed, `final_directory` is its name in the model card. Raises InputError for weights
     that are not finite.
     """
     vlm = adapters.vlm
@@ -88,10 +88,10 @@ def save_checkpoint(vlm: VLM, directory: Path) -> None:
 
 
 def _published_name(name: str, towers: Sequence[str]) -> str:
-    """Return a weight's name with the `vision_model` that published CLIP and SigLIP towers have.
+    """Return a weight's name with `vision_model`, as in published CLIP and SigLIP towers.
 
-    transformers 5 reads names with and without it, and writes them as it has read them, without it
-    for a model that was not read. vLLM reads only names with it.
+    transformers 5 reads names with and without it, and writes them as it read them, or without it
+    for a newly created model. vLLM reads only names with it.
     """
     for tower in towers:
         if name.startswith(f"{tower}.") and not name.startswith(f"{tower}.vision_model."):
@@ -102,8 +102,8 @@ def _published_name(name: str, towers: Sequence[str]) -> str:
 def merge(adapters: Adapters, name: str) -> None:
     """Add an adapter to the weights of its base, and remove all adapters. Not for 4-bit weights.
 
-    The model is then only to be saved: the feature cache is still that of the base.
-    Raises InputError if it cannot be merged.
+    Afterwards only save the model: the feature cache is still that of the base. Raises InputError
+    if it cannot be merged.
     """
     assert adapters.peft_model is not None
     try:
@@ -113,7 +113,7 @@ def merge(adapters: Adapters, name: str) -> None:
 
 
 def _front_matter(vlm: VLM, library: str, tags: tuple[str, ...]) -> str:
-    """Return the head of a model card. A base that is a local path has no name on the Hub."""
+    """Return the header of a model card. A base in a local folder has no name on the Hub."""
     base = "" if Path(vlm.name).is_dir() else f"base_model: {vlm.name}\n"
     tag_lines = "".join(f"- {tag}\n" for tag in ("mmrlhf", *tags))
     return f"---\n{base}library_name: {library}\npipeline_tag: image-text-to-text\ntags:\n{tag_lines}---\n\n"

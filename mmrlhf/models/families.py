@@ -30,11 +30,11 @@ class Family:
     answer_token_type_id: int = 0
     """Value of `token_type_ids` on answer tokens."""
     has_one_token_per_patch: bool = False
-    """An image takes one placeholder per patch of the tower. `mmrlhf plan` then counts patches if
-    the configuration does not give the number of image tokens."""
+    """Whether an image has one placeholder per patch of the tower. `mmrlhf plan` then counts
+    patches if the configuration does not give the number of image tokens."""
     max_tiles: int = 1
-    """The most tiles of an image, the whole included, if the model's configuration does not list
-    sizes (`image_grid_pinpoints`). Only `mmrlhf plan` reads it."""
+    """The largest number of tiles of an image, the overview included, if the model's configuration
+    does not list sizes (`image_grid_pinpoints`). Only `mmrlhf plan` reads it."""
 
 
 FAMILIES = {

@@ -15,13 +15,13 @@ class NotFiniteError(InputError):
     """Something that a model or a reward function computed is NaN or infinite.
 
     A training stage skips the step and saves it for replay (`training.skipped_steps`). Elsewhere it
-    stops the command as any InputError does.
+    stops the command like any InputError.
     """
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all values of a tensor are finite."""
-    # A sum is fast and needs no memory. One that overflows is no proof, so the values decide.
+    # A sum is fast and needs no memory. If it overflows, the values themselves are checked.
     return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 

@@ -35,8 +35,8 @@ def random_head(vlm: VLM, seed: int) -> nn.Linear:
 def yes_no_head(vlm: VLM) -> nn.Linear:
     """Return the head that reads the logit of "Yes" minus the logit of "No" after YES_NO_QUESTION.
 
-    A reward model then starts from what its base can already judge, not from a random direction.
-    Raises InputError if one of the words is the beginning of the other.
+    A reward model then starts from its base's own judgment, not from a random direction. Raises
+    InputError if one of the words is the beginning of the other.
     """
     yes_ids, no_ids = (vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0).tolist() for word in ("Yes", "No"))
     # The words may share a first token, such as a mark of white space.

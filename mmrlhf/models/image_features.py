@@ -30,7 +30,7 @@ from mmrlhf.text.printable import first_line
 
 GIB = 1 << 30
 ABANDONED_AFTER_SECONDS = 3600.0
-"""Age at which an unfinished file counts as left by a killed run."""
+"""Age at which an unfinished file counts as a leftover of a killed run."""
 EVICT_TO = 0.9
 """Share of the disk budget that remains in use after an eviction. The margin avoids listing the
 folder, which takes time, for every new file."""
@@ -50,9 +50,9 @@ class ImageFeatures:
     """Projected features, then deepstack features if the family has them. Each level is a list of
     units [tokens, dim]: one per image, or one per tile."""
     is_stacked: bool
-    """Whether the model takes the units of a batch as one tensor."""
+    """Whether the model expects the units of a batch as one tensor."""
     placeholder_text: str | None
-    """What the processor writes for the image's placeholder; None if it does not report this."""
+    """The processor's text for the image's placeholder; None if it does not report this."""
     grid_thw: Tensor | None
     """Layout [1, 3] (time, height, width) for rotary positions (Qwen)."""
 
@@ -77,12 +77,12 @@ class ImageFeatures:
 
 @dataclass
 class CacheCounters:
-    """What the cache has done so far, counted in images."""
+    """Statistics of the cache, in images."""
 
     encodes: int = 0
     """Images encoded by the tower."""
     reencodes: int = 0
-    """Those of them that had been encoded before and evicted since."""
+    """How many of them had been encoded before and evicted."""
     memory_hits: int = 0
     disk_hits: int = 0
 
@@ -91,7 +91,7 @@ Entry = TypeVar("Entry", bound="Movable")
 
 
 class Movable(Protocol):
-    """What a memory tier keeps of an image."""
+    """A memory tier's entry of an image."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -115,7 +115,7 @@ class MemoryTier(Generic[Entry]):
         return self.entries.get(key)
 
     def put(self, key: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
-        """Store what is kept of an image; yield the entries that were evicted for it."""
+        """Store an image's entry; yield the entries that were evicted for it."""
         if key not in self.entries:
             self.entries[key] = entry.to(self.device)
             self.num_bytes += entry.num_bytes
@@ -129,8 +129,8 @@ class DiskTier:
     """A folder of safetensors files with a subfolder per tower.
 
     If a file cannot be read, its image is encoded again. If the folder cannot be written, a note
-    says so once, and the run goes on without it. All processes that write to the folder share one
-    budget; files that no cache has written neither count nor are removed.
+    says so once, and the run continues without writing. All processes that write to the folder
+    share one budget; files not written by a cache neither count nor are removed.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
@@ -190,8 +190,7 @@ class DiskTier:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # No fsync: it would cost more than re-encoding what a power cut damages. `get` detects
-            # damage.
+            # No fsync: it would cost more than re-encoding after a power cut. `get` detects damage.
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:
@@ -222,8 +221,8 @@ class DiskTier:
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield each file's time of last use, size and path.
 
-        Removes unfinished files of killed runs, and skips files that vanish meanwhile, or that
-        something else has put there.
+        Removes unfinished files of killed runs, and skips files that disappear meanwhile or were
+        not written by a cache.
         """
         for file in self.folder.glob("*/*.safetensors*"):
             name = f"{file.parent.name}/{file.name}"
@@ -284,7 +283,7 @@ class FeatureCache:
             self.disk.put(key, features)
 
     def _store(self, key: str, features: ImageFeatures) -> ImageFeatures:
-        """Put features into the first tier, and what each tier evicts into the next.
+        """Put features into the first tier, and evicted entries of each tier into the next.
 
         Returns the first tier's.
         """

@@ -1,9 +1,9 @@
 """Count the tokens that a processor writes for an image, from its size alone.
 
 Most processors of transformers compute that number themselves (`_get_num_multimodal_tokens`), for
-servers that plan before they preprocess. It is trusted once it agrees with the processor on blank
-images of `PROBE_SIZES`. Otherwise blank images are processed: one per layout of tiles
-(`get_number_of_image_patches`) if that decides what is written, else one per size.
+servers that plan before they preprocess. It is used if it agrees with the processor on blank images
+of `PROBE_SIZES`. Otherwise blank images are processed: one per layout of tiles
+(`get_number_of_image_patches`) if that determines the tokens, else one per size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROBE_SIZES: tuple[Size, ...] = ((336, 336), (640, 480), (480, 640), (1500, 400)
 
 
 def blank_image(size: Size) -> Image.Image:
-    """Return a grey image; how many tokens an image takes does not depend on its pixels."""
+    """Return a grey image; the number of an image's tokens does not depend on its pixels."""
     return Image.new("RGB", size, (128, 128, 128))
 
 
@@ -46,17 +46,18 @@ class ImageTokens:
         self._key = self._choose_key()
 
     def representative(self, size: Size) -> Size:
-        """Return a size whose image takes the same tokens: the same one for all such sizes.
+        """Return a representative size: the same one for all sizes whose images have the same
+        tokens.
 
         Raises InputError if the processor refuses an image of that size.
         """
         return self._representatives.setdefault(self._key(size), size)
 
     def placeholder(self, size: Size) -> tuple[str | None, int]:
-        """Return a text to write for an image, and the tokens that it has more than that text.
+        """Return a text to write for an image, and the number of its tokens beyond that text.
 
-        The text begins and ends as what the processor writes for the image's placeholder; it is
-        None if the processor does not report it. Raises InputError if it refuses the image.
+        The text begins and ends like the processor's text for the image's placeholder; it is None
+        if the processor does not report that text. Raises InputError if it refuses the image.
         """
         if self._can_predict and self._base_size is not None:
             return self._probed_texts[self._base_size], self._predict(size) - self._predict(self._base_size)
@@ -110,7 +111,7 @@ class ImageTokens:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _choose_key(self) -> Callable[[Size], Hashable]:
-        """Return a function of an image's size that decides what the processor writes for it."""
+        """Return a function of an image's size that determines the processor's text for it."""
         if self._can_predict:
             return self._predict
         if hasattr(self._processor.image_processor, "get_number_of_image_patches") and self._is_decided_by(self._tile_layout):

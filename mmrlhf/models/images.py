@@ -1,4 +1,4 @@
-"""Open images with care: a file's name and size say nothing about its content."""
+"""Open images safely: a file's name and size do not show its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf.records import ImageSource, InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may try. Its other decoders are rarely used and not well hardened."""
 MAX_BYTES_PER_PIXEL = 8
-"""The most that a file needs: four uncompressed channels of 16 bits."""
+"""Maximum bytes per pixel of a file: four uncompressed channels of 16 bits."""
 MAX_METADATA_BYTES = 16 << 20
 """Allowance for a file's metadata."""
 
@@ -30,7 +30,8 @@ def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes
 
 
 def _refuse_large_file(source: ImageSource, max_pixels: int) -> None:
-    """Raise InputError if a file is larger than any image of `max_pixels`: paths lead anywhere."""
+    """Raise InputError if a file is larger than any image of `max_pixels`: a path may be any
+    file."""
     if source.path is not None and os.path.isfile(source.path):
         size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
         if size > max_bytes:
@@ -54,7 +55,7 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
 
 @contextmanager
 def _readable(name: str, max_pixels: int) -> Iterator[None]:
-    """Turn every error of a decoder into InputError, and keep its warnings quiet."""
+    """Turn every error of a decoder into InputError, and suppress its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images, which are checked, and odd metadata
@@ -86,7 +87,7 @@ def read_image_size(source: ImageSource, max_pixels: int = 40_000_000) -> tuple[
     """Return the width and height that `open_image` would give, from the header alone.
 
     No pixel is decoded, so a file that is cut off after its header passes. Raises InputError for
-    what a header shows: no image, another format, several frames, or more than `max_pixels`.
+    problems in the header: no image, another format, several frames, or more than `max_pixels`.
     """
     _refuse_large_file(source, max_pixels)
     with _readable(source.name, max_pixels), _open_file(source) as file:
@@ -109,7 +110,7 @@ def _orientation(image: Image.Image) -> int | None:
     """Return EXIF's or XMP's orientation. In a PNG, only the metadata before its pixels is read."""
     if image.format == "TIFF":
         return None  # Pillow has already swapped the sides
-    # A PNG's own `getexif` would decode the image to look behind its pixels.
+    # A PNG's own `getexif` would decode the image to read metadata after its pixels.
     exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
     orientation = exif.get(ExifTags.Base.Orientation)
     return orientation if isinstance(orientation, int) else None

@@ -114,7 +114,8 @@ class PreallocatedLayer(DynamicLayer):
         return buffer
 
     def _set_views(self) -> None:
-        """Expose what is written so far: Mllama's cross-attention reads it without an `update`."""
+        """Expose the keys written so far: Mllama's cross-attention reads them without an
+        `update`."""
         self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -137,9 +138,8 @@ class PreallocatedLayer(DynamicLayer):
 class StaticLayer(PreallocatedLayer):
     """A `PreallocatedLayer` of constant shapes, for steps that are captured once and replayed.
 
-    It always returns the full room, and the caller's mask hides what is not written yet.
-    `cache_position` [columns] says where the next keys go. It is a tensor so that a replay can move
-    it.
+    It always returns the full length, and the caller's mask hides unwritten keys. `cache_position`
+    [columns] is the position of the next keys, a tensor so that a replay can change it.
     """
 
     cache_position: Tensor
@@ -208,7 +208,7 @@ def cache_kwargs(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
 
 
 def cache_parts(cache: Cache) -> KV:
-    """Return what a forward pass has left in a cache.
+    """Return a forward pass's keys and states from a cache.
 
     Raises RuntimeError if the model has dropped the cache: answers would not see their prompt.
     """

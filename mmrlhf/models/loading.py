@@ -53,9 +53,9 @@ def load(
 
     The default device is the GPU if there is one. If `sharded` is given, all processes call this,
     in turns (`models.loading_turns`), and if it is true, each keeps a share of the decoder's layers
-    (`models.sharding`). Raises InputError if the checkpoint is missing, holds no image-text-to-text
-    model, lacks weights or has some that are not finite, or has no chat template that tells prompts
-    from answers.
+    (`models.sharding`). Raises InputError if the checkpoint is missing, contains no
+    image-text-to-text model, lacks weights or has some that are not finite, or has no chat template
+    that separates prompts from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -158,7 +158,7 @@ def wrap(
 ) -> VLM:
     """Wrap a model that is already on its device; freeze it and set eval mode.
 
-    `base_fingerprint` is that of its whole weights, if it has only a share of them.
+    `base_fingerprint` is that of its whole weights, if this process has only a share of them.
     """
     model.requires_grad_(False).eval()
     if model.device.type == "cuda":

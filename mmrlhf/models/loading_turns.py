@@ -23,7 +23,7 @@ MEMORY_SHARE = 0.8
 
 
 def models_at_a_time(model_bytes: int, available_bytes: int) -> int:
-    """Return how many copies of a model main memory has room for, at least 1."""
+    """Return how many copies of a model fit into main memory, at least 1."""
     return max(1, int(MEMORY_SHARE * available_bytes / model_bytes))
 
 
@@ -31,8 +31,8 @@ def models_at_a_time(model_bytes: int, available_bytes: int) -> int:
 def loading_turn(name: str, dtype: torch.dtype) -> Iterator[None]:
     """Wait until this process may load a model; all processes enter, and leave after the last turn.
 
-    As many processes of a machine have the same turn as the machine with the least memory has room
-    for. If loading fails, the others learn it in their next exchange.
+    The number of processes per turn is the number of copies that fit into the machine with the
+    least memory. If loading fails, the others find out in their next exchange.
     """
     room = min(gather_object([models_at_a_time(_model_bytes(name, dtype), psutil.virtual_memory().available)]))
     turn = int(os.environ.get("LOCAL_RANK", "0")) // room
@@ -50,11 +50,11 @@ def _wait(num_turns: int) -> None:
 
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
-"""What transformers raises for a model that it cannot read."""
+"""Exceptions of transformers for a model that it cannot read."""
 
 
 def _model_bytes(name: str, dtype: torch.dtype) -> int:
-    """Return the size of a model's weights, or 1 if it cannot be read, which loading reports."""
+    """Return the size of a model's weights, or 1 if it cannot be read; loading reports that."""
     try:
         config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):

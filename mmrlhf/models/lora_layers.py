@@ -18,7 +18,7 @@ LANGUAGE_MODEL, PROJECTOR, VISION_TOWER = "language_model", "projector", "vision
 ALL_LINEAR = "all-linear"
 """All linear layers of the language model."""
 PROJECTOR_IN_TOWER = "merger"
-"""In the names of the projector's layers that a family keeps inside its tower (Qwen-VL, GLM-V)."""
+"""Parts of the names of projector layers inside a family's tower (Qwen-VL, GLM-V)."""
 
 
 def layers_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
@@ -66,9 +66,9 @@ def target_layers(model: PreTrainedModel, target_modules: str, model_name: str) 
 
 
 def target_pattern(model: PreTrainedModel, names: Collection[str]) -> str:
-    """Return a regular expression that fits these layers and no other module, for PEFT.
+    """Return a regular expression for PEFT that matches these layers and no other module.
 
-    PEFT also accepts a list of suffixes, but `q_proj` would then fit the vision tower's layers too.
+    PEFT also accepts a list of suffixes, but `q_proj` would then also match layers of the tower.
     """
     language_names = set(names) & set(layers_by_part(model)[LANGUAGE_MODEL])
     kinds = "|".join(sorted({_kind(name) for name in language_names}))
@@ -82,7 +82,7 @@ def target_pattern(model: PreTrainedModel, names: Collection[str]) -> str:
 
 
 def _exact(model: PreTrainedModel, pattern: str, names: Collection[str]) -> str:
-    """Return the pattern if it fits these modules only, or else their names."""
+    """Return the pattern if it matches these modules only, or else their names."""
     fitting = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     return pattern if fitting == set(names) else "|".join(map(re.escape, sorted(names)))
 
@@ -93,7 +93,7 @@ def _kind(name: str) -> str:
 
 @contextlib.contextmanager
 def active_adapter(layers: Sequence[BaseTunerLayer], name: str | None) -> Iterator[None]:
-    """Let one adapter, or none, change these layers. Leaves `requires_grad` unchanged."""
+    """Activate one adapter, or none, in these layers. Leaves `requires_grad` unchanged."""
     # PEFT's layers read these two attributes; its public setters also change requires_grad.
     previous = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Turn the error that follows the death of another process into a sentence."""
+"""Report the death of another process in one sentence."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mmrlhf.records import InputError
 LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|remote process exited|ncclRemoteError|timed? ?out", re.IGNORECASE
 )
-"""What gloo and NCCL say when another process is gone, or does not answer."""
+"""Messages of gloo and NCCL when another process has died or does not answer."""
 
 
 class LostProcessError(InputError):
-    """Another process has stopped, so that nothing can be exchanged any more."""
+    """Another process has stopped, so no further communication is possible."""
 
 
 @contextlib.contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Exchange something with other processes in the block.
+    """Communicate with other processes in the block.
 
     Raises LostProcessError if one of them has stopped.
     """

@@ -41,7 +41,7 @@ class Budget:
         """Run `work(*args)`; on CUDA out-of-memory halve the budget and retry.
 
         `work` plans its micro-batches by this budget. It must be safe to rerun: it clears gradients
-        left by a failed attempt. Raises torch.OutOfMemoryError if MIN_BUDGET does not fit either.
+        left by a failed attempt. Raises torch.OutOfMemoryError if even MIN_BUDGET does not fit.
         """
         while True:
             try:
@@ -49,7 +49,7 @@ class Budget:
             except torch.OutOfMemoryError:
                 if self.max_tokens <= MIN_BUDGET:
                     raise
-            # Not within `except`: the traceback keeps the failed attempt's tensors alive.
+            # Not within `except`, where the traceback keeps the failed attempt's tensors alive.
             self.max_tokens //= 2
             torch.cuda.empty_cache()
             print(f"note: out of GPU memory: going on with micro-batches of {self.max_tokens:,} tokens")

@@ -8,7 +8,7 @@
     patches     `max_patches` (InternVL): as many tiles as fit
     tokens      `max_soft_tokens` (Gemma 4): the largest of its numbers that fits
 
-Other processors give every image the same size, or one that the model's weights depend on.
+Other processors give every image the same size, or a size on which the model's weights depend.
 """
 
 from __future__ import annotations

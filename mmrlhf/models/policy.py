@@ -1,4 +1,4 @@
-"""Load a policy: a base model, under an adapter if one is given."""
+"""Load a policy: a base model, with an adapter if one is given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmrlhf.records import InputError
 def load_policy(
     model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", engine: EngineConfig | None = None
 ) -> Iterator[VLM]:
-    """Load a model and yield it under its adapter, if one is given.
+    """Load a model and yield it, with its adapter if one is given.
 
     Raises InputError if the adapter is missing, damaged, or belongs to another base.
     """
@@ -55,8 +55,8 @@ def check_tuning(tuning: str, dtype: str) -> None:
 def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> None:
     """Add the adapter that a stage trains: a copy of the one at adapter_path, or a new one.
 
-    Prints what trains beside the language model, and what that costs. Raises InputError if the
-    adapter is damaged or belongs to another base.
+    Prints which parts outside the language model are trained, and their cost. Raises InputError if
+    the adapter is damaged or belongs to another base.
     """
     if config.adapter_path is None:
         adapters.add(name, config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
@@ -75,8 +75,8 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
 def add_reference(adapters: Adapters, config: TrainConfig, *, has_adapter: bool = False) -> Role:
     """Return the frozen reference of a policy that `add_trained_adapter` added.
 
-    It is the base alone, or under a copy of the adapter at adapter_path. With `has_adapter` it has
-    an adapter in any case, which starts as a copy of the policy's.
+    It is the base alone, or with a copy of the adapter at adapter_path. With `has_adapter` it
+    always has an adapter, which starts as a copy of the policy's.
     """
     if config.adapter_path is None and not has_adapter:
         return Role(adapters, None)

@@ -23,8 +23,8 @@ def map_ahead(num_workers: int, work: Callable[[S], T], items: Sequence[S]) -> I
     """Yield `work(item)` for each item, in order, on threads that run a few items ahead.
 
     Raises what `work` raises, and cancels the remaining items. The workers themselves use the
-    cores, so each has one torch thread. New threads of the process would begin with that number
-    too, so it is set back at the end.
+    cores, so each has one torch thread. New threads of the process would inherit this number, so it
+    is reset at the end.
     """
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(min(num_workers, len(items)), "images", lambda: torch.set_num_threads(1))

@@ -46,7 +46,7 @@ class PreprocessedImage:
 
     @property
     def layout(self) -> ImageFeatures:
-        """What a prompt has to know of the image, without its features."""
+        """The information about the image that a prompt needs, without its features."""
         return ImageFeatures([], False, self.placeholder_text, self.grid_thw)
 
     def to(self, device: torch.device) -> PreprocessedImage:
@@ -98,8 +98,8 @@ def split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], *
 def batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int) -> Iterator[list[PreprocessedImage]]:
     """Yield batches of images of one shape, with at most `max_elements` or a single image.
 
-    At most twice `max_elements` wait for more of their shape; beyond that, the largest batch is
-    yielded.
+    At most twice `max_elements` are held back for more images of their shape; beyond that, the
+    largest batch is yielded.
     """
     pending: dict[tuple, list[PreprocessedImage]] = {}
 

@@ -1,7 +1,7 @@
-"""What processes exchange: sums, objects, and waiting for one another.
+"""Communication between processes: sums, objects and barriers.
 
-Use these instead of accelerate's own: they let processes finish their passes through a sharded base
-first (`sharding.settle`), and turn the loss of a process into a sentence.
+Use these instead of accelerate's own: they first let processes finish their passes through a
+sharded base (`sharding.settle`), and report the loss of a process in one sentence.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mmrlhf.models.zero import use_fsdp_for_zero
 from mmrlhf.records import InputError
 
 EXCHANGE_TIMEOUT = timedelta(hours=2)
-"""How long processes wait for one another: the first one merges and writes a model of 145 GB alone.
-One that has died is noticed at once, by its connection."""
+"""How long processes wait for one another: the first one alone merges and writes a model of 145 GB.
+A dead process is noticed at once, by its connection."""
 
 WORLD_SIZE_VARIABLES = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
-"""What launchers, those of MPI among them, call the number of processes."""
+"""Environment variables in which launchers, MPI's included, give the number of processes."""
 
 
 class Accelerator(accelerate.Accelerator):
@@ -48,7 +48,8 @@ class Accelerator(accelerate.Accelerator):
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss.
 
-        It has none if only the projector or the vision tower trains, and its rows have no images.
+        There are none if only the projector or the vision tower is trained, and the rows have no
+        images.
         """
         if loss.requires_grad:
             super().backward(loss, **kwargs)
@@ -71,8 +72,8 @@ class Accelerator(accelerate.Accelerator):
 def _refuse_single_process(environment: Mapping[str, str]) -> None:
     """Raise InputError if accelerate was asked for several processes and has started one.
 
-    `accelerate launch --cpu` does so on one machine: it says where the others could be met, and not
-    how many there are. Beside a GPU, a script that has set MASTER_ADDR itself may want one process.
+    `accelerate launch --cpu` does so on one machine: it sets an address for the others, but not
+    their number. With a GPU, a script that sets MASTER_ADDR itself may want one process.
     """
     is_on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
     asked_for_several = is_on_cpu and {"MASTER_ADDR", "ACCELERATE_DYNAMO_BACKEND"} <= environment.keys()
@@ -84,19 +85,19 @@ def _refuse_single_process(environment: Mapping[str, str]) -> None:
 
 
 def gather_object(objects: list[Any]) -> list[Any]:
-    """Return the objects of all processes, in the order of these."""
+    """Return the objects of all processes, in the order of the processes."""
     with exchange():
         return list(utils.gather_object(objects))
 
 
 def gather_rows(local_rows: Sequence[Any]) -> list[Any]:
-    """Return the rows of all processes in order; row i is of process i modulo their number."""
+    """Return the rows of all processes in order; row i belongs to process i modulo their number."""
     shares = gather_object([list(local_rows)])
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
-    """Return the sums of what processes have under a name; one without a share of a step has {}."""
+    """Return the sums over processes by name; a process without a share of a step has {}."""
     totals: Counter[str] = Counter()
     for process_sums in gather_object([dict(sums)]):
         totals.update(process_sums)
@@ -117,7 +118,7 @@ def wait_for_everyone() -> None:
 
 @contextlib.contextmanager
 def exchange() -> Iterator[None]:
-    """Exchange something with all processes in the block.
+    """Communicate with all processes in the block.
 
     Raises InputError if one of them has stopped.
     """

@@ -17,8 +17,8 @@ from mmrlhf.records import ImageSource, InputError, Message
 from mmrlhf.text.printable import first_line
 
 MIN_ORDINARY_SIDE, MAX_ORDINARY_ASPECT = 64, 8
-"""Images with a shorter side or a larger aspect ratio are tried on the processor and the tower, as
-blank images of their size. Both refuse only small or narrow images."""
+"""Images with a shorter side or a larger aspect ratio are tested on the processor and the tower, as
+blank images of their size: both refuse only small or narrow images."""
 
 
 class PromptLengths:
@@ -75,14 +75,14 @@ class PromptLengths:
         return self._image_tokens[is_one_of_several]
 
     def limit(self, max_length: int) -> int:
-        """Return the most tokens that the model reads: `max_length`, or its positions if fewer."""
+        """Return the maximum number of tokens: `max_length`, or the model's positions if fewer."""
         max_positions = getattr(self._vlm.model.config.get_text_config(), "max_position_embeddings", None)
         return min(max_length, max_positions) if max_positions else max_length
 
     # ---- two ways to count ---------------------------------------------------------------------
 
     def _count_written_out(self, text: str, sizes: Sequence[Size]) -> int:
-        """Count with the tokenizer alone; -1 if what the processor writes is unknown."""
+        """Count with the tokenizer alone; -1 if the processor's text is unknown."""
         num_added = 0
         if sizes:
             image_tokens = self._tokens_for(len(sizes))
@@ -97,7 +97,7 @@ class PromptLengths:
         return len(self._vlm.tokenize_expanded(text)) + num_added
 
     def _count_processed(self, text: str, sizes: Sequence[Size]) -> int:
-        """Count with the processor, which sees each kind of image once, as a blank one."""
+        """Count with the processor, which processes each kind of image once, as a blank one."""
         if self._blank_encoder is None:
             self._blank_encoder = copy.copy(self._vlm.encoder)
             self._blank_encoder.processor = copy.copy(self._vlm.processor)
@@ -113,7 +113,7 @@ class PromptLengths:
     # ---- refused images ------------------------------------------------------------------------
 
     def _refusal(self, size: Size, num_images: int) -> str:
-        """Return why images of a size cannot be encoded, or ""; only unusual sizes are tried."""
+        """Return why images of a size cannot be encoded, or ""; only unusual sizes are tested."""
         shorter, longer = sorted(size)
         if shorter >= MIN_ORDINARY_SIDE and longer <= MAX_ORDINARY_ASPECT * shorter:
             return ""

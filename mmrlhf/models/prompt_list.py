@@ -16,7 +16,7 @@ class PromptList:
         self._texts: list[tuple[int, AnswerText, tuple[ImageSource, ...], str]] = []
 
     def add_conversation(self, conversation: Conversation, max_prompt_length: int, row_id: str) -> int:
-        """Add a prompt with a limit of its own, and return its number."""
+        """Add a prompt with its own limit, and return its number."""
         self._conversations.append((self.num_prompts, conversation, max_prompt_length, row_id))
         self.num_prompts += 1
         return self.num_prompts - 1

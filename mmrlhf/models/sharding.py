@@ -4,9 +4,10 @@ Adapters and heads are whole in every process, as are the vision tower, the embe
 head. PyTorch gathers a layer's weights before it runs, in forward and backward, and frees them
 afterwards; all processes have to take part. But processes do not run the same passes: their answers
 end at different tokens, and their micro-batches differ. So before a layer is gathered, each process
-tells the others which one it waits for. They all gather the layer that most of them want, and those
-that wanted another free it at once. A process that is done with its passes helps the others until
-they are done too (`settle`); `mmrlhf.models.processes` calls it before anything else is exchanged.
+sends the others the number of the layer that it needs. All gather the layer that most of them need,
+and those that need another one free it at once. A process that has finished its passes serves the
+others until they have finished too (`settle`); `mmrlhf.models.processes` calls it before any other
+communication.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from mmrlhf.models.lost_process import naming_lost_process
 from mmrlhf.records import InputError
 
 DONE = -1
-"""Sent by a process that waits for no layer."""
+"""Sent by a process that needs no layer."""
 
 
 def is_wanted(config: Any) -> bool:
     """Return whether `accelerate launch --use_fsdp`, or its configuration, asks for shards.
 
-    Raises InputError for settings that do not go together with them.
+    Raises InputError for settings that are incompatible with shards.
     """
     if not str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")) or not dist.is_initialized():
         return False
@@ -62,13 +63,13 @@ def check_can_be_sharded(config: Any) -> None:
 def shard(model: Any, device: torch.device) -> None:
     """Freeze a model, split its decoder's layers over all processes, and move it to the device.
 
-    Call it before adapters are added, which are then whole in every process. One layer at a time
-    is whole on the device.
+    Call it before adapters are added, which are then whole in every process. Only one layer at a
+    time is whole on the device.
     """
     model.requires_grad_(False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in model.base_model.get_decoder().layers:
-        # Each layer is a root of its own: a common root would gather layers ahead, without asking.
+        # Each layer is its own root: a common root would gather layers ahead, without agreement.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         _exchange.add(layer, device)
     model.to(device)
@@ -80,14 +81,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def settle() -> None:
-    """Help other processes with their layers until none of them waits for one."""
+    """Serve other processes with layers until none of them needs one."""
     _exchange.settle()
 
 
 def choose(wanted: Iterable[int]) -> int:
-    """Return the layer that most processes want, the first of several; DONE if they are all done.
+    """Return the layer that most processes need, the first of several; DONE if all are done.
 
-    Processes that run the same layers meet again this way once they have drifted apart.
+    Processes that run the same layers thus synchronise again after they have diverged.
     """
     counts = Counter(layer for layer in wanted if layer != DONE)
     return min(counts, key=lambda layer: (-counts[layer], layer), default=DONE)
@@ -120,7 +121,7 @@ class _Exchange:
         layer.register_forward_hook(after_forward, prepend=True)
 
     def gather(self, number: int) -> None:
-        """Gather a layer's weights, and meanwhile the layers that other processes want more."""
+        """Gather a layer's weights, and before it the layers that more processes need."""
         if number == self._newest and _is_gathered(self._layers[number]):
             return
         self._free_newest()
@@ -129,14 +130,15 @@ class _Exchange:
         self._newest = number
 
     def settle(self) -> None:
-        """Gather the layers that other processes want, until all are done."""
+        """Gather the layers that other processes need, until all are done."""
         if self._count:
             self._free_newest()
             while self._serve(DONE) != DONE:
                 pass
 
     def _serve(self, wanted: int) -> int:
-        """Say which layer this process wants; gather the one that all agree on, and return it."""
+        """Send the layer that this process needs; gather the one that all agree on, and return
+        it."""
         with naming_lost_process():
             own = torch.tensor([wanted], device=self._device)
             everyones = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -150,7 +152,8 @@ class _Exchange:
         return served
 
     def _free_newest(self) -> None:
-        """Free what a pass has left gathered: FSDP keeps the first layer until a backward ends."""
+        """Free layers that stay gathered after a pass: FSDP keeps the first one until a backward
+        ends."""
         layer: Any = self._layers.get(self._newest)
         if layer is not None and _is_gathered(layer):
             layer.reshard()

@@ -2,10 +2,10 @@
 
 Threads decode and preprocess images while the frozen tower runs on earlier ones. The model's own
 processor does the preprocessing, on the GPU if the model is on one. There, images with tensors of
-the same shape go through the tower together. The processor also reports the text that it writes for
-an image's placeholder (`ImageFeatures.placeholder_text`), so a prompt about a known image needs no
-pixels. The features in the cache are the base's. Under an adapter that changes the tower or the
-projector, images are encoded in each forward pass, from pixels that stay in memory.
+the same shape go through the tower together. The processor also reports its text for an image's
+placeholder (`ImageFeatures.placeholder_text`), so a prompt about a known image needs no pixels. The
+features in the cache are the base's. With an adapter that changes the tower or the projector,
+images are encoded in each forward pass, from pixels that stay in memory.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ IMAGES_PER_WORKER = 16
 MAX_GPU_WORKERS = 8
 """Threads that preprocess for a GPU."""
 NON_VISION_CONFIG = ("text_config", "architectures", "dtype", "transformers_version", "_name_or_path")
-"""Entries of a model's configuration that have no influence on image features."""
+"""Entries of a model's configuration that do not affect image features."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
 """Outputs of a processor that belong to the text."""
 MissingImages = dict[str, tuple[ImageSource, int]]
@@ -155,9 +155,9 @@ class Encoder:
         return features_by_key
 
     def get_prompt_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
-        """Return what prompts keep of their images: the base's features.
+        """Return the features that prompts keep of their images: the base's.
 
-        If adapters change the tower or the projector, a role has features of its own
+        If adapters change the tower or the projector, each role has its own features
         (`get_active_features`), and prompts keep only the images' layout.
         """
         if not self.lora_layers:
@@ -182,7 +182,7 @@ class Encoder:
         return [tuple(features_by_key[image.key] for image in row) for row in pixel_rows]
 
     def _get_pixels(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[PreprocessedImage, ...]]:
-        """Return each row's images as the tower takes them, from memory where they are."""
+        """Return each row's images as inputs of the tower, from memory if they are there."""
         keyed_rows = self._keyed_rows(image_rows)
         with self._lock:
             images: dict[str, PreprocessedImage] = {}
@@ -312,7 +312,7 @@ class Encoder:
     ) -> tuple[dict[str, Any], list[list[str]]]:
         """Run the processor on texts with their images, left-padded.
 
-        Returns its tensors and, with `offsets`, what it wrote for each image's placeholder, if it
+        Returns its tensors and, with `offsets`, its text for each image's placeholder, if it
         reports that.
         """
         options: dict[str, Any] = {}
@@ -347,7 +347,7 @@ class Encoder:
         ]
 
     def _tower_input_names(self) -> list[str]:
-        """Return the names of the processor's outputs that the tower takes."""
+        """Return the names of the processor's outputs that are inputs of the tower."""
         if self.family.uses_cross_attention:
             return ["pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"]
         return [k for k in inspect.signature(self.model.base_model.get_image_features).parameters if k not in TEXT_INPUTS]

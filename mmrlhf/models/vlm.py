@@ -1,9 +1,8 @@
-"""A vision-language model as the stages see it: conversations in, hidden states and log-probs out.
+"""The interface of a vision-language model: conversations in, hidden states and log-probs out.
 
 Mllama works, and so does any Hugging Face image-text-to-text model with `get_image_features` and
-`mm_encoder_outputs` (transformers 5.18 and later). The base is frozen, so an image is encoded once
-and its features serve every epoch, and every role whose adapter leaves tower and projector as they
-are.
+`mm_encoder_outputs` (transformers 5.18 and later). The base is frozen, so an image is encoded once,
+and its features serve every epoch and every role without an adapter in tower or projector.
 
 Shape suffixes: P prompts, Q queries, K keys, N rows, T answer tokens, D hidden, V vocabulary.
 """
@@ -36,16 +35,16 @@ from mmrlhf.records import ImageSource, InputError, Message
 Conversation = tuple[Sequence[Message], tuple[ImageSource, ...]]
 """Messages up to the last user turn, and the images that the first user turn shows."""
 PER_TOKEN_INPUTS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-"""What a processor may return for each token of a prompt besides its id."""
+"""Outputs of a processor for each token of a prompt besides its id."""
 MAX_LOGITS = 1 << 24
-"""Maximum number of logits [tokens, vocabulary] that exist at a time: 64 MiB in float32."""
+"""Maximum number of logits [tokens, vocabulary] that exist at once: 64 MiB in float32."""
 MAX_LOGITS_GPU = 1 << 26
-"""The same on a GPU, which would not be busy with less: 440 tokens of a vocabulary of 152,000."""
+"""The same on a GPU, which less would not keep busy: 440 tokens with a vocabulary of 152,000."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt ready for the model, with what it was built from."""
+    """A prompt ready for the model, with its sources."""
 
     token_ids: Tensor
     """[L], image placeholders included."""
@@ -174,7 +173,7 @@ class VLM:
     def build_prompts_before(
         self, texts: Sequence[AnswerText], images: Sequence[tuple[ImageSource, ...]], max_length: int, row_ids: Sequence[str]
     ) -> list[Prompt]:
-        """Build the prompts that texts of answers continue, of the first of each one's images.
+        """Build the prompts that texts of answers continue, with the images before each text.
 
         Raises InputError for a prompt that is longer than `max_length` with its text.
         """
@@ -256,7 +255,7 @@ class VLM:
     def _expand_placeholders(
         self, text: str, image_features: tuple[ImageFeatures, ...], extras_by_token_id: dict[str, dict[int, int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokenize without the processor, writing what it would for each image's placeholder."""
+        """Tokenize without the processor, with its known text for each image's placeholder."""
         if image_features:
             first_segment, *segments = text.split(self.processor.image_token)
             expansions = [str(features.placeholder_text) for features in image_features]

@@ -1,7 +1,7 @@
 """Read DeepSpeed's settings: a base in shards, which ZeRO-3 asks for, is FSDP2's here.
 
 ZeRO splits weights, gradients and optimiser states over processes (Rajbhandari et al. 2020). The
-base is frozen, so its weights are what is worth splitting (stage 3), and `sharding` splits them.
+base is frozen, so only splitting its weights (stage 3) saves memory, and `sharding` splits them.
 Gradients and states are the adapters', a few MB, and stay whole (stages 1 and 2 change nothing).
 DeepSpeed itself is not used; only accelerate's launcher wants the package.
 """
@@ -22,14 +22,14 @@ _VARIABLES = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "offload_param",
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer",
 }
-"""Variables of `accelerate launch --use_deepspeed` that stand for settings of zero_optimization."""
+"""Variables of `accelerate launch --use_deepspeed` for settings of zero_optimization."""
 _STAGE_SETTINGS = {
     "train_batch_size": "per_device_train_batch_size",
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "micro_batch_tokens",
     "gradient_clipping": "max_grad_norm",
 }
-"""Numbers that the settings of a stage decide, so that DeepSpeed's may only be "auto"."""
+"""Numbers that a stage's own settings determine, so DeepSpeed's may only be "auto"."""
 
 
 def use_fsdp_for_zero(environ: MutableMapping[str, str]) -> str | None:
@@ -76,7 +76,7 @@ def _zero_stage(environ: Mapping[str, str]) -> int:
 
 
 def _checked_stage(zero: Mapping[str, Any], source: str) -> int:
-    """Return the stage. Raises InputError if it is none, or something is offloaded."""
+    """Return the stage. Raises InputError if it is invalid, or something is offloaded."""
     for name in ("offload_param", "offload_optimizer"):
         device = zero.get(name)
         if isinstance(device, dict):
