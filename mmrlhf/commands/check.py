@@ -17,7 +17,7 @@ from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.row_errors import RowErrors
-from mmrlhf.files.rows import RawRow, Row
+from mmrlhf.files.rows import RawRow, Row, parse_json
 from mmrlhf.files.tables import read_rows
 from mmrlhf.files.writing import writing
 from mmrlhf.models.images import open_image
@@ -112,9 +112,9 @@ def _bad_line(raw_row: RawRow, error: str) -> str:
     content, line = raw_row.content, {"location": raw_row.location, "error": error}
     text = content.decode(errors="replace") if isinstance(content, bytes) else ""
     try:
-        value = json.loads(content) if isinstance(content, bytes) else content
+        value = parse_json(content, raw_row.location) if isinstance(content, bytes) else content
         return json.dumps({**line, "row": value}, default=_without_bytes) + "\n"
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # InputError is a ValueError
         return json.dumps({**line, "row": text}) + "\n"
 
 

@@ -6,6 +6,7 @@ import difflib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,27 @@ def read_json_objects(path: Path) -> list[Row]:
     return [Row(location, number, value) for number, (location, value) in enumerate(located_values, 1)]
 
 
+class _RepeatedFieldError(ValueError):
+    """An object has a field twice, of which `json` would keep the last without a word."""
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _RepeatedFieldError(preview(repeated)[1:-1])
+    return fields
+
+
 def parse_json(text: bytes, location: str) -> Any:
-    """Parse JSON. Raises InputError with the position of the error."""
+    """Parse JSON.
+
+    Raises InputError with the position of the error, or the name of a field that an object repeats.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_fields)
+    except _RepeatedFieldError as error:
+        raise InputError(f"{location}: `{error}` is given twice in an object: keep one of them") from None
     except json.JSONDecodeError as error:
         position = f"column {error.colno}" if b"\n" not in text.strip() else f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{location}: not JSON ({error.msg} at {position}): correct it") from None
@@ -127,6 +145,21 @@ def parse_json(text: bytes, location: str) -> Any:
         raise InputError(f"{location}: not JSON ({error}): write it as UTF-8") from None
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{location}: not JSON ({error}): correct it") from None
+
+
+def is_single_object(path: Path, head: bytes) -> bool:
+    """Return whether a file of at most MAX_LINE_BYTES is one JSON object, spread over lines.
+
+    head: the beginning of the file.
+    """
+    first_line, newline, _ = head.partition(b"\n")
+    is_open = newline and first_line.startswith(b"{") and not first_line.rstrip().endswith(b"}")
+    if not is_open or path.stat().st_size > MAX_LINE_BYTES:
+        return False
+    try:
+        return isinstance(read_json(path), dict)
+    except InputError:  # lines, some of them bad
+        return False
 
 
 def is_finite_number(value: Any) -> TypeGuard[float]:

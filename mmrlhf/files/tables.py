@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
 from mmrlhf.files.hub_names import HUB_ID, is_hub_id
-from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
+from mmrlhf.files.rows import RawRow, is_single_object, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
 HEAD_BYTES = 4096
@@ -74,6 +74,8 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
         if NESTED_ROWS.match(head):
             return _JsonListTable(path, split)
         _refuse_split(dataset_name, split)
+        if is_single_object(path, head):
+            raise InputError(f"{path} is one JSON object over several lines, not a row per line: write rows as a list, [{{...}}]")
         return _JsonlTable(path)
     if os.path.isfile(path / "metadata.jsonl"):
         _refuse_split(dataset_name, split)

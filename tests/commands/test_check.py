@@ -73,13 +73,14 @@ def test_check_groups_errors_by_cause(data_dir, capsys):
 
 
 def test_check_writes_bad_rows_on_request(data_dir, capsys):
-    path = write_jsonl(data_dir, PAIR, {**PAIR, "chosen": ""}, "{")
+    path = write_jsonl(data_dir, PAIR, {**PAIR, "chosen": ""}, '{"id": 1, "id": 2}', "{")
     out = data_dir / "bad.jsonl"
     assert main(["data", "check", path, "--bad_rows_file", str(out)]) == 1
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["location"] for line in lines] == [f"{path}, line 2", f"{path}, line 3"]
-    assert lines[0]["row"] == {**PAIR, "chosen": ""} and lines[1]["row"] == "{"
-    assert "`chosen` is empty" in lines[0]["error"] and f"{out}: 2 bad rows" in capsys.readouterr().out
+    assert [line["location"] for line in lines] == [f"{path}, line {n}" for n in (2, 3, 4)]
+    assert lines[0]["row"] == {**PAIR, "chosen": ""} and lines[2]["row"] == "{"
+    assert lines[1]["row"] == '{"id": 1, "id": 2}\n'
+    assert "`chosen` is empty" in lines[0]["error"] and f"{out}: 3 bad rows" in capsys.readouterr().out
 
 
 def test_check_reports_comparisons_that_are_read_as_prompts(data_dir, capsys):

@@ -307,6 +307,8 @@ BAD_LINES = [
     ("{bad", r"line 1: not JSON \(Expecting property name enclosed in double quotes at column 2\): correct it"),
     ('{"id": 1', r"line 1: not JSON \("),
     ('{"id": 1} {"id": 2}', r"line 1: not JSON \(Extra data"),
+    ('{"prompt": "a", "id": 1, "prompt": "b"}', r"line 1: `prompt` is given twice in an object: keep one of them"),
+    ('{"messages": [{"role": "user", "role": "assistant"}]}', r"line 1: `role` is given twice in an object"),
     ('"text"', r"line 1: a row must be an object with fields, not text"),
     ("null", r"line 1: a row must be an object with fields, not null"),
     ("3", r"line 1: a row must be an object with fields, not a number"),

@@ -175,6 +175,8 @@ def test_read_examples_refuses_invalid_json_list(data_dir):
     path = data_dir / "rows.json"
     path.write_text('[{"a": 1},\n {"a" 2}]')
     assert "rows.json: not JSON (Expecting ':' delimiter at line 2, column 7)" in error_of(read_examples, str(path))
+    path.write_text('[{"a": 1, "b": {"c": 1, "c": 1}}]')
+    assert "rows.json: `c` is given twice in an object: keep one of them" in error_of(read_examples, str(path))
     path.write_bytes(b'[{"a": "\xff"}]')
     assert "rows.json: not JSON" in error_of(read_examples, str(path))
 

@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf.datasets import Records, read_examples, read_preferences
 from mmrlhf.files import rows, tables
-from mmrlhf.files.tables import open_table, split_of
+from mmrlhf.files.tables import open_table, read_rows, split_of
 from mmrlhf.records import InputError
 
 
@@ -249,3 +249,18 @@ def test_a_folder_that_hides_a_hub_id_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"owner/name does not exist: .*; the folder owner here hides any Hub id of its name"):
         open_table("owner/name")
+
+
+@pytest.mark.parametrize("name", ["row.json", "row.jsonl"])
+@pytest.mark.parametrize("first", ["", "\ufeff", "\n "])
+def test_one_object_over_several_lines_is_named_as_such(tmp_path, name, first):
+    path = tmp_path / name
+    path.write_text(first + json.dumps({"prompt": "?", "images": [], "meta": {"a": 1}}, indent=2))
+    with pytest.raises(InputError, match=rf"{name} is one JSON object over several lines, not a row per line: write rows as a"):
+        list(read_rows(str(path)))
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}\n', '{"a": 1}', '{"a": 1}\n{\n', '{\n"a": 1\n}\n{"a": 2}\n', '{"a":\n'])
+def test_lines_are_not_taken_for_one_object(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert len(list(read_rows(str(tmp_path / "rows.jsonl")))) == len(text.splitlines())
