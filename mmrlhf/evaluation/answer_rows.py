@@ -1,6 +1,6 @@
-"""Read what a row of an answer file says about its question: id, words, image, split, position.
+"""Read a row's references to its question in an answer file: id, words, image, split, position.
 
-Other programs name these fields in their own ways; only this module knows their names.
+Other programs use their own names for these fields; only this module knows them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RowFacts:
     id: str | None
     """The example's id, as the benchmark reads it, without its split."""
     is_position: bool
-    """Whether the id comes from a field that counts rows, so it may name no question."""
+    """Whether the id comes from a field that counts rows, so it may refer to no question."""
     number: int | None
     """The row's number, to be compared with the examples' order."""
     asked: str
@@ -61,7 +61,7 @@ class RowFacts:
 def first_present(fields: Fields, names: Iterable[str]) -> str | None:
     """Return the first of these fields that is not null, as text; None if all are.
 
-    Whole numbers have no `.0`, which pandas gives to a column with gaps.
+    Whole numbers lose the `.0` that pandas adds in a column with gaps.
     """
     value = next((fields[name] for name in names if fields.get(name) is not None), None)
     if isinstance(value, float) and value.is_integer():
@@ -70,7 +70,7 @@ def first_present(fields: Fields, names: Iterable[str]) -> str | None:
 
 
 def with_image_name(fields: Fields) -> Fields:
-    """Return a row with the only one of its `images` as its image, if it names none otherwise."""
+    """Return a row with its only entry of `images` as its image, if it has no other."""
     images = fields.get("images")
     if not isinstance(images, list) or len(images) != 1 or not fields.keys().isdisjoint(IMAGE_FIELDS):
         return fields
@@ -83,9 +83,8 @@ def read_facts(
 ) -> RowFacts:
     """Return the fields of a row that describe its question.
 
-    read_id: returns the id that a row has for the benchmark. question_key: brings a question into
-    the form in which questions are compared. known_splits: the names of splits with ids of their
-    own.
+    read_id: returns a row's id for the benchmark. question_key: brings a question into the form in
+    which questions are compared. known_splits: the names of splits with ids of their own.
     """
     own_id = read_id(fields)
     is_position = False
@@ -114,7 +113,7 @@ def read_facts(
 
 
 def _image_in_id(id_: str | None) -> str:
-    """Return an id that is the name of an image, as in MME's logs; else ""."""
+    """Return an id if it is the name of an image, as in MME's logs; else ""."""
     return id_ if id_ is not None and id_.lower().endswith(IMAGE_SUFFIXES) else ""
 
 
@@ -134,7 +133,7 @@ def image_key(image: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def fold(text: str) -> str:
-    """Return a text in lower case, with single blanks and without image placeholders."""
+    """Return a text in lower case, with single spaces and without image placeholders."""
     return " ".join(re.sub(r"<image>|<image \d+>|<ImageHere>", " ", text).casefold().split())
 
 
@@ -158,7 +157,7 @@ def lmms_eval_fields(row: Fields) -> dict[str, Any]:
     """Return the fields of an lmms-eval sample that describe its question.
 
     Logs up to 0.3 have the whole `doc`. Later ones have the prompt as `input`, and the ids in the
-    objects that the metrics get.
+    metrics' objects.
     """
     fields: dict[str, Any] = {}
     doc = row.get("doc")

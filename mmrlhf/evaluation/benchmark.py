@@ -1,9 +1,9 @@
 """Benchmarks: one file each, found by name in `eval/` or by path.
 
-A file defines a subclass of `Benchmark`, whose methods and attributes are documented here, or, with
-less ceremony, module-level functions of the same names and the attributes in capitals (`VERSION`,
-`ANSWER_FIELDS`; `Options` for `options_type`). `load_benchmark` makes both the same.
-`eval/README.md` shows a complete example. No torch.
+A file defines a subclass of `Benchmark`, whose methods and attributes are documented here, or
+module-level functions of the same names with the attributes in capitals (`VERSION`,
+`ANSWER_FIELDS`; `Options` for `options_type`). `load_benchmark` converts the latter into a
+`Benchmark`. `eval/README.md` shows a complete example. No torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmrlhf.records import Example, ImageSource, InputError, Preference
 ScoreRow = dict[str, Any]
 """A line of scores.jsonl: id, status, answers, and what `score` returned."""
 AnswersById = Mapping[str, list[str]]
-"""The answers that a judge is asked about, by the id of their example."""
+"""The answers to be judged, by the id of their example."""
 
 
 class Prediction(NamedTuple):
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
 class JudgeRequest(NamedTuple):
     """A question to a judge.
 
-    `key` names it in judgments.jsonl; `template` is what `prompt` was filled into.
+    `key` identifies it in judgments.jsonl; `prompt` is the filled `template`.
     """
 
     key: str
@@ -57,11 +57,11 @@ class JudgeRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a benchmark works on: the user's data and settings, and what earlier steps of `evaluate`
-    have added.
+    """The input of a benchmark: the user's data and settings, and the results of earlier steps of
+    `evaluate`.
 
-    answers: the file of answers to score, for a benchmark whose answer files say themselves what
-    was asked. options: an instance of the benchmark's `options_type`. examples: by id, in order,
+    answers: the file of answers to score, for a benchmark whose answer files contain their own
+    questions. options: an instance of the benchmark's `options_type`. examples: by id, in order,
     once loaded. replies: judgments by the key of their `JudgeRequest`, each with `text` (None where
     the judge failed) and `status`.
     """
@@ -87,7 +87,7 @@ class Task:
 
     @property
     def image_root(self) -> Path:
-        """Return the folder that image paths are relative to: --image_folder, else the folder of
+        """Return the folder to which image paths are relative: --image_folder, else the folder of
         the data."""
         if self.image_folder:
             return Path(self.image_folder)
@@ -101,14 +101,14 @@ class Benchmark:
     """A benchmark: its data, how an answer is scored, and which metrics follow from the scores.
 
     A subclass sets the five attributes without a default and defines `load`, `score` and
-    `aggregate`. Everything else has a default. Methods get the `Task` they work on, so that an
-    instance holds no state.
+    `aggregate`. Everything else has a default. Methods receive the `Task`, so that an instance
+    holds no state.
     """
 
     name: str
-    """The name or path it was loaded by. `load_benchmark` sets it."""
+    """The name or path under which it was loaded. `load_benchmark` sets it."""
     module: ModuleType
-    """The file that defines it, for what that offers beyond this protocol.
+    """The module that defines it, for its functions beyond this protocol.
 
     `load_benchmark` sets it.
     """
@@ -122,15 +122,17 @@ class Benchmark:
     direction: ClassVar[Literal["higher", "lower"]]
     """Which values of the headline metric are better."""
     cluster: ClassVar[str]
-    """What confidence intervals resample: "image" where the questions about one image are not
+    """The unit that confidence intervals resample: "image" if the questions about one image are not
     independent."""
 
     options_type: ClassVar[type[Any] | None] = None
-    """A pydantic dataclass of settings of its own, which become flags and `task.options`."""
+    """A pydantic dataclass of the benchmark's own settings, which become flags and
+    `task.options`."""
     answer_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the official answer format: the id, the answer, and other names of the answer."""
     splits: ClassVar[tuple[str, ...]] = ()
-    """Names of parts in which ids restart. Answer files may mix them, and name them or not."""
+    """Names of parts in which ids restart. Answer files may mix them, with or without naming
+    them."""
     known_versions: ClassVar[Mapping[str, str]] = {}
     """Known versions of the data by sha256. Any other file gets a note that lists them."""
     requires_all_answers: ClassVar[bool] = True
@@ -141,14 +143,14 @@ class Benchmark:
     counts_repeated: ClassVar[bool] = False
     """Whether robust metrics count further answers to the same example, not only the first."""
     selection_data: ClassVar[str | None] = None
-    """Data that `ppo` evaluates on along the way where a run names none; never reported on."""
+    """Default data for evaluations during `ppo`; never used for reported results."""
     judge_rounds: ClassVar[int] = 1
     """Number of calls of `judge_requests`: 2 if questions follow from the judge's replies."""
 
     # ---- required ----
 
     def load(self, task: Task) -> Sequence[Example]:
-        """Return the examples, each with an id of its own.
+        """Return the examples, each with a unique id.
 
         An example's `meta` may hold anything that `score` needs. `meta["part"]` names its split: a
         split without any answer has no metrics, but its examples are not missing. `meta["image"]`
@@ -157,18 +159,18 @@ class Benchmark:
         raise NotImplementedError
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return a JSON-able row with everything that decides the score of the answers to one
+        """Return a JSON-able row with everything that determines the score of the answers to one
         example.
 
         `unparsed` (bool) is counted. `right` (bool), or `said` and `label` (or `truth`), say
-        whether the answer is right as a whole, for McNemar's test, categories and flipped examples
+        whether the answer is right as a whole, for McNemar's test, categories and changed examples
         in `mmrlhf compare`.
         """
         raise NotImplementedError
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> Mapping[str, SufficientStats | dict[str, Any]]:
-        """Return the metrics of all rows by mode: `official` as the authors' script counts,
-        `robust` as one should.
+        """Return the metrics of all rows by mode: `official` as in the authors' script, `robust`
+        with careful counting.
 
         `rows` holds every answer in the order of the file; `first_valid(rows)` are those that count
         by default. Intervals and paired comparisons follow from `SufficientStats`.
@@ -191,23 +193,25 @@ class Benchmark:
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
-        """Rename a row's fields to those of `answer_fields`, as options say. Default: do not."""
+        """Rename a row's fields to those of `answer_fields`, according to options. Default: do
+        not."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id of the example that a row of an answer file names, None if it names none.
+        """Return the id of the example in a row of an answer file, None if there is none.
 
         Default: its id field. Question and image are compared too, by `identity`.
         """
         return first_present(fields, self.answer_fields[:1] + ID_FIELDS)
 
     def identity(self, example: Example) -> tuple[str, str]:
-        """Return the question and image name that identify rows of other programs; "" for one that
-        they lack. Default: those in `meta`."""
+        """Return the question and image name that identify rows of other programs; "" for a missing
+        one. Default: those in `meta`."""
         return str(example.meta.get("question") or ""), str(example.meta.get("image") or "")
 
     def question_key(self, text: str) -> str:
-        """Return the form in which questions are compared. Default: with single blanks, no case."""
+        """Return the form in which questions are compared. Default: lower case with single
+        spaces."""
         return fold(text)
 
     # ---- a judge ----
@@ -218,7 +222,7 @@ class Benchmark:
         raise NotImplementedError
 
     def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str | None:
-        """Return what `--judge rules` replies to the request `key`, None if it has no reply."""
+        """Return the reply of `--judge rules` to the request `key`, None if it has no reply."""
         raise NotImplementedError
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> Mapping[str, str | None]:
@@ -246,13 +250,13 @@ class Benchmark:
         raise NotImplementedError
 
     def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
-        """Return a reward model's scores of a pair in the words of a judge, to be scored like a
+        """Return a reward model's preference in a pair in a judge's words, to be scored like a
         judge's answer."""
         raise NotImplementedError
 
     @property
     def has_pairs(self) -> bool:
-        """Whether the benchmark defines `pairs`, so that a reward model can take it."""
+        """Whether the benchmark defines `pairs`, so that a reward model can answer it."""
         return self._overrides("pairs")
 
     # ---- comparing two runs ----
@@ -290,7 +294,7 @@ REQUIRED_METHODS = ("load", "score", "aggregate")
 def load_benchmark(name: str) -> Benchmark:
     """Load a benchmark: the name of a file in `eval/`, or a path that ends in .py.
 
-    Raises InputError if there is no such file, or it lacks what every benchmark must have.
+    Raises InputError if there is no such file, or it lacks required parts.
     """
     path = find("eval", name)
     module = load_module(path)
@@ -302,7 +306,7 @@ def load_benchmark(name: str) -> Benchmark:
     if missing:
         raise InputError(f"{path} is not a benchmark: it defines no {' and no '.join(missing)}")
     for attribute in REQUIRED_ATTRIBUTES:
-        # Files of functions state them in capitals.
+        # Files with functions have them in capitals.
         label = attribute if classes else attribute.upper()
         if not isinstance(getattr(benchmark, attribute, None), str):
             hint = ", and raise it when results change" if attribute == "version" else ""
@@ -318,7 +322,7 @@ def _is_benchmark_class(value: Any, module: ModuleType) -> bool:
 
 
 def _benchmark_of_functions(module: ModuleType) -> Benchmark:
-    """Make a Benchmark of a file of functions: its functions become static methods, its constants
+    """Convert a file of functions into a Benchmark: functions become static methods, constants
     attributes."""
     members: dict[str, Any] = {"options_type": getattr(module, "Options", None)}
     for name, default in vars(Benchmark).items():
@@ -344,7 +348,7 @@ def parse_options(benchmark: Benchmark, values: Mapping[str, Any]) -> Any:
 
 
 def data_hashes(benchmark: Benchmark, task: Task) -> dict[str, str]:
-    """Return the sha256 of every data file, by file name, or by path where two have one name."""
+    """Return the sha256 of every data file, by file name, or by path if two have the same name."""
     if task.data is None:
         return {}
     paths = list(map(Path, benchmark.files(task)))
@@ -376,7 +380,7 @@ def has_duplicates(rows: Sequence[ScoreRow]) -> bool:
 
 
 def is_self_describing(task: Task, *fields: str) -> bool:
-    """Return whether the answers are a file whose rows say themselves what was asked, in these
+    """Return whether the answers are a file whose rows contain their own questions, in these
     fields."""
     path = Path(task.answers) if task.answers is not None else None
     if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
@@ -385,7 +389,7 @@ def is_self_describing(task: Task, *fields: str) -> bool:
 
 
 def contains_yes_no(answer: str) -> Literal["yes", "no"] | None:
-    """Return the yes or no whose letters occur anywhere in an answer, yes first: `know` is a no.
+    """Return yes or no if its letters occur anywhere in an answer, yes first: `know` counts as no.
 
     None without either.
     """

@@ -1,8 +1,8 @@
 """A verifier of claims that asks a judge behind an OpenAI-compatible server, one claim at a time.
 
 The judge sees the images and a yes/no question about the claim, without its negation and without
-the answer that makes it. Each reply is appended to a file, so that no question is asked twice, also
-after a kill. No torch.
+the answer that contains it. Each reply is appended to a file, so that no question is asked twice,
+even after a kill. No torch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mmrlhf.verifiers.verbalize import claim_question
 
 INSTRUCTION = "Answer with yes or no."
 MAX_EVIDENCE_CHARS = 200
-"""Characters of a reply that a verdict quotes."""
+"""Maximum number of characters of a reply that a verdict quotes."""
 
 
 @dataclass
 class ClaimJudge:
     """A judge as a verifier (`verifiers.base.Verifier`), whose replies are kept in the file `path`.
 
-    The endpoint may lack a model's name: the only model of the server is asked then.
+    If the endpoint has no model name, the only model of the server is asked.
     """
 
     endpoint: Endpoint
@@ -45,7 +45,7 @@ class ClaimJudge:
 
         A reply that is neither yes nor no, a question that the judge refuses or answers with no
         text at all, or an answer without images gives unknown verdicts. Raises InputError if the
-        server cannot be reached, or questions stay without a reply; what it replied is kept.
+        server cannot be reached, or questions remain without a reply; the replies are kept.
         """
         replies = self._ask(answers)
         return [[self._verdict(answer, claim, replies) for claim in answer.claims] for answer in answers]

@@ -15,9 +15,9 @@ EAD_NOTE = (
     "EAD: distinct words over the number that as many words drawn uniformly from the vocabulary would give. The vocabulary "
     "is all words that these models use there, not a language's, so EAD can be above 1 and compares only within a table."
 )
-"""What a reader of the table must know."""
+"""Explanation of the table."""
 MIN_MEAN_WORDS = 4
-"""Mean length from which diversity means anything: answers of yes and no are not diverse."""
+"""Mean length above which diversity is meaningful: answers of yes and no are not diverse."""
 
 
 def diversity(results: Sequence[Result], examples: dict[str, Example], ids: set[str]) -> list[dict[str, Any]]:

@@ -1,10 +1,9 @@
 """Join the rows of an answer file to the examples that they answer.
 
-A row may name an example by id, by question and image, or by its place in the file. If its id and
-its question disagree, the question decides. Rows that name no id of the data are joined by a
-constant distance between their numbers and the examples' positions, or by order, but only if the
-questions agree throughout. All other rows are unknown. Notes count the rows that were not joined by
-an id.
+A row may refer to an example by id, by question and image, or by its position in the file. If its
+id and its question disagree, the question decides. Rows without an id of the data are joined by a
+constant distance between their numbers and the examples' positions, or by order, but only if all
+questions agree. All other rows are unknown. Notes count the rows that were not joined by an id.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from mmrlhf.evaluation.row_matching import MIN_MATCH_RATE, ExampleIndex, Match, 
 from mmrlhf.files.rows import preview
 
 MIN_MATCH_RATE_ONLY_SPLIT, MIN_MATCH_RATE_WITHOUT_SPLITS = 0.75, 0.5
-"""Minimum share of rows that fit the questions, if all of them can only be of one split, or there
-are no splits. Else it is MIN_MATCH_RATE, as splits share half of their questions."""
+"""Minimum share of rows that fit the questions if only one split is possible, or there are no
+splits. Otherwise it is MIN_MATCH_RATE, since splits share half of their questions."""
 
 OTHER_SPLIT = "another split"
-"""Placeholder for the split of rows that are not of the only one in the data."""
+"""Placeholder for the split of rows that do not belong to the only one in the data."""
 
 
 class Joined(NamedTuple):
-    """The ids of the examples that each row answers, and notes on how they were found.
+    """The ids of the examples that each row answers, and notes on how they were joined.
 
-    A row has several ids if it names several splits, one that no example has if it is unknown, and
-    none if it says nothing about its question.
+    A row has several ids if it names several splits, an id that no example has if it is unknown,
+    and none if it does not identify its question.
     """
 
     ids: list[tuple[str, ...]]
@@ -49,7 +48,7 @@ def join_rows(
 
     targets: all examples in order; those with a split have ids that restart in every split.
     has_splits: whether rows may be of several splits, even if the targets are of one. only_split:
-    the split that targets without one belong to, so that rows of others are unknown.
+    the split of targets without a split, so that rows of other splits are unknown.
     """
     index = ExampleIndex(targets)
     report = _Report(rows, index)
@@ -79,7 +78,7 @@ def join_rows(
 
 
 def _name_unknown(row: RowFacts, split: str | None) -> str | None:
-    """Return what to call a question that the data lacks; None without id and question."""
+    """Return a name for a question that the data lacks; None without id and question."""
     own = row.id
     if own is None:
         question = row.asked.strip().split("\n")[0]
@@ -88,7 +87,7 @@ def _name_unknown(row: RowFacts, split: str | None) -> str | None:
 
 
 def _possible_splits(stated: str | None, only_split: str | None, index: ExampleIndex) -> tuple[list[str], str | None]:
-    """Return the splits that rows with a stated split may be about, and the one of unknown ids."""
+    """Return the possible splits of rows with a stated split, and the split for unknown ids."""
     if list(index.by_split) != [""]:
         if stated is None:
             return list(index.by_split), None
@@ -110,7 +109,7 @@ def _assign(
     ids: dict[int, str] = {}
     split_of: dict[int, str] = {}
     rejected: list[list[int]] = []
-    # Large blocks first, as their split is less doubtful.
+    # Large blocks first, because their split is more certain.
     blocks = [numbers]
     if has_splits and any(rows[number].wordings for number in numbers):
         blocks = sorted(_blocks(rows, numbers, len(index.examples)), key=len, reverse=True)
@@ -190,8 +189,8 @@ def _clusters(rows: Sequence[RowFacts], numbers: list[int], max_gap: int) -> lis
 def _segments(
     rows: Sequence[RowFacts], block: list[int], splits: list[str], index: ExampleIndex, used: list[str]
 ) -> dict[int, str]:
-    """Return ids for runs of rows with all questions of an unused split in order, and for a last
-    run that broke off after them."""
+    """Return ids for runs of rows with all questions of an unused split in order, and for a last,
+    incomplete run."""
     ids: dict[int, str] = {}
     left = [split for split in splits if split not in used]
     start, follows_run = 0, True
@@ -236,7 +235,7 @@ SENTENCES = {
     "some splits": "{n} rows name a split of --data that does not have their question, and count in the others that they name",
     "backwards": "{n} rows come after a row that --data has later, which matters where an official script goes by order",
 }
-"""Notes on rows that are not joined by an id of their own, in this order."""
+"""Notes on rows that are not joined by their own id, in this order."""
 
 
 class _Report:
@@ -247,10 +246,10 @@ class _Report:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._reasons: dict[int, str] = {}
-        """Why rows are unknown, where it is not their own question."""
+        """Reasons why rows are unknown, other than their own question."""
 
     def count_joined(self, match: Match, split: str | None) -> None:
-        """Count rows that were not joined by an id of their own."""
+        """Count rows that were not joined by their own id."""
         for number, id_ in match.ids.items():
             row = self._rows[number]
             named = None if split is None else self._index.named(row, split)

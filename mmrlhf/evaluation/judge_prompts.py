@@ -21,7 +21,7 @@ def load_template(path: str | None, default: str) -> str:
 
 
 def fill_template(template: str, **fields: str) -> str:
-    """Fill a template's fields, by name or, as `{}`, in their order.
+    """Fill a template's fields, by name or, for `{}`, in order.
 
     Raises InputError if it has other fields.
     """

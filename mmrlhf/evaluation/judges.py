@@ -1,9 +1,9 @@
-"""LLM judges: who answers a benchmark's questions about answers, behind one interface, with every
-judgment on file.
+"""LLM judges: they answer a benchmark's questions about answers, behind one interface, and every
+judgment is saved.
 
 A judge takes `JudgeRequest`s and gives a `Reply` to each. It is an OpenAI-compatible endpoint, a
 model in this process, or the rules of the benchmark; recorded judgments are replayed by key. A
-failure has no text and never becomes a verdict, and the next call asks again. Only a model in this
+failure has no text and never becomes a verdict; the next call asks again. Only a model in this
 process imports torch.
 """
 
@@ -47,11 +47,11 @@ CHARS_PER_TOKEN = 4
 def collect_judgments(
     benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig
 ) -> tuple[Judgments, InputError | None]:
-    """Return the judgments on these answers, and the error that made the judge give up, if one did.
+    """Return the judgments on these answers, and the error at which the judge gave up, if any.
 
-    judgments.jsonl holds them afterwards. Judgments that it holds already are not asked for again,
-    unless they failed. A benchmark whose questions follow from earlier replies is asked for its
-    requests once for each of its `judge_rounds`. Raises InputError, also if the judge gives up
+    They are in judgments.jsonl afterwards. Judgments that are already there are not requested
+    again, unless they failed. A benchmark whose questions follow from earlier replies is asked for
+    its requests once for each of its `judge_rounds`. Raises InputError, also if the judge gives up
     before its first reply.
     """
     path = Path(config.output_dir) / "judgments.jsonl"
@@ -79,9 +79,9 @@ def count_unjudged(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -
 def _ask_judge(
     benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig, path: Path
 ) -> tuple[Judgments, bool, InputError | None]:
-    """Ask for all missing judgments whose requests follow from the replies on file.
+    """Request all missing judgments whose requests follow from the saved replies.
 
-    Returns the judgments, whether any was asked for, and the error that made the judge give up.
+    Returns the judgments, whether any was requested, and the error at which the judge gave up.
     """
     requests, judgments = _known_judgments(benchmark, task, answers_by_id, read_jsonl(path) if path.exists() else [])
     missing = [request for key, request in requests.items() if judgments.get(key, {}).get("status") != "ok"]
@@ -95,7 +95,8 @@ def _ask_judge(
         return judgments, False, None
     judge, signature = _make_judge(benchmark, replace(task, replies=judgments), answers_by_id, config)
     _check_same_judge(judgments, signature, path)
-    # Failures are asked again. Rewriting the file also drops the line that a killed run left torn.
+    # Failures are requested again. Rewriting the file also drops an incomplete last line of a
+    # killed run.
     judgments = {key: row for key, row in judgments.items() if row["status"] == "ok"}
     write_atomic(path, "".join(map(json_line, judgments.values())))
     with path.open("a", encoding="utf-8") as file:
@@ -115,7 +116,7 @@ def _ask_judge(
 def _known_judgments(
     benchmark: Benchmark, task: Task, answers_by_id: AnswersById, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, JudgeRequest], Judgments]:
-    """Return the requests that follow from the judgments on file, and their judgments."""
+    """Return the requests that follow from the saved judgments, and their judgments."""
     judgments: Judgments = {}
     requests: dict[str, JudgeRequest] = {}
     for _ in range(benchmark.judge_rounds):
@@ -128,7 +129,7 @@ def _known_judgments(
 def judgment_record(request: JudgeRequest, reply: Reply, signature: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of judgments.jsonl.
 
-    `text` is null unless the reply counts; what a wrong model replied stays in `reply`.
+    `text` is null unless the reply counts; the reply of a wrong model is kept in `reply`.
     """
     is_ok = reply.status == "ok"
     return {
@@ -171,7 +172,7 @@ def _latest_valid(rows: Sequence[Mapping[str, Any]], requests: Mapping[str, Judg
 
 
 def _answers(row: Mapping[str, Any], request: JudgeRequest) -> bool:
-    """Return whether a judgment on file is about this prompt and images, as far as it says."""
+    """Return whether a saved judgment is about this prompt and these images, as far as recorded."""
     if row.get("prompt") not in (None, request.prompt):
         return False
     return row.get("images") is None or row["images"] == [image.key for image in request.images]
@@ -225,7 +226,7 @@ def _check_same_judge(judgments: Judgments, signature: Mapping[str, Any], path: 
 
 
 def _make_judge(benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig) -> tuple[Judge, dict[str, Any]]:
-    """Return the judge that --judge names, and how its judgments are signed."""
+    """Return the judge given as --judge, and the name that its judgments record."""
     assert config.judge is not None
     if config.judge == "rules":
         if not benchmark.has_rules:
@@ -241,7 +242,7 @@ def _make_judge(benchmark: Benchmark, task: Task, answers_by_id: AnswersById, co
 
 
 def rule_judge(rule: Callable[[JudgeRequest], str | None]) -> Judge:
-    """Return a judge that applies a function, whose None is a failure."""
+    """Return a judge that applies a function; None is a failure."""
 
     def judge(requests: Sequence[JudgeRequest]) -> Iterator[tuple[str, Reply]]:
         for request in requests:
@@ -255,7 +256,7 @@ def endpoint_judge(endpoint: Endpoint, config: EvalConfig) -> Judge:
     """Return a judge behind an endpoint, with greedy decoding, within the token budget."""
 
     def judge(requests: Sequence[JudgeRequest]) -> Iterator[tuple[str, Reply]]:
-        # A chat is built when its turn comes: its images are read then.
+        # A chat is built only when it is sent, because this reads its images.
         chats = [(request.key, lambda request=request: [chat_message(request.prompt, request.images)]) for request in requests]
         sampling_params = {"temperature": 0, "max_tokens": config.judge_max_tokens}
         num_done = 0
@@ -305,7 +306,7 @@ def _vlm_replies(model_name: str, requests: Sequence[JudgeRequest], config: Eval
     from mmrlhf.models.loading import load
 
     vlm = load(model_name, config.dtype, engine=config)
-    # A prompt quotes answers, in which a model may have written control tokens.
+    # A prompt quotes answers, which may contain control tokens written by a model.
     examples = [
         Example(request.key, request.images, (Message("user", vlm.escape_control_tokens(request.prompt)),))
         for request in requests

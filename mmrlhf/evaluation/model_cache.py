@@ -1,4 +1,4 @@
-"""Keep a loaded model between benchmarks, so that consecutive ones load it once."""
+"""Keep a loaded model between benchmarks, so that consecutive ones load it only once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ LOADING_FIELDS = (*EngineConfig.__dataclass_fields__, *PixelConfig.__dataclass_f
 
 
 class ModelCache:
-    """Keeps the last model, with the images it has encoded, for the next benchmark of the same
-    call."""
+    """Keeps the last model, with its encoded images, for the next benchmark of the same call."""
 
     def __init__(self) -> None:
         self._stack, self._key, self._vlm = ExitStack(), "", cast("VLM", None)

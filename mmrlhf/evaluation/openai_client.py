@@ -4,7 +4,7 @@ No torch.
 
 A failure is a reply without text and with a reason. Failures that may be temporary are retried a
 bounded number of times. The API key comes from an environment variable and goes into one header.
-Where a server repeats it, or the password of its URL, it is replaced before anything is kept.
+If a server repeats it, or the password of its URL, it is replaced before anything is saved.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from mmrlhf.text.printable import printable
 
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "refused", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""HTTP statuses that are worth a retry."""
+"""HTTP statuses after which a retry may help."""
 REFUSED = tuple(f"HTTP {status}:" for status in (400, 413, 415, 422, 451))
-"""How the reason begins of a request that the same server will refuse again."""
+"""Beginning of the reason if the same server will refuse the request again."""
 NAMES_A_MODEL = "--served_model (a judge's with --judge_model, an arena's as URL#MODEL)"
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
-"""Failures before the first success that end a run: the server or the settings are wrong then."""
+"""Number of failures before the first success that ends a run: then the server or the settings are
+wrong."""
 MAX_QUOTED_CHARS = 120
-"""Characters of an unusable reply that a reason quotes."""
+"""Maximum number of characters of an unusable reply that a reason quotes."""
 MIN_SECRET_CHARS = 4
 """Shorter keys and passwords are not searched for in replies: they occur in ordinary text."""
 _VERSION_SUFFIX = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
-"""What servers add to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
+"""Suffixes that servers add to a model's name: -0613, -2024-08-06, -20240620, -1106-preview,
+:latest."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Reply:
 
     @property
     def is_refused(self) -> bool:
-        """Whether this very request is refused, as by a filter of images, which may say nothing."""
+        """Whether this particular request is refused, for example by an image filter, which may
+        give no reason."""
         return self.status in ("refused", "empty") or (self.status == "http" and self.reason.startswith(REFUSED))
 
     @property
@@ -77,10 +80,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and its model, and how patiently to ask.
+    """A server and its model, with timeout and retries.
 
     `timeout` is in seconds for a whole reply. The first retry waits `initial_backoff` seconds, each
-    further one twice as long as the one before. `api_key_env` names the environment variable that
+    further one twice as long as the previous one. `api_key_env` names the environment variable that
     may hold an API key.
     """
 
@@ -134,7 +137,7 @@ def is_url(name: str) -> bool:
 
 
 def display_name(name: str | None) -> str | None:
-    """Return a model's name as files may show it: a URL without user name and password."""
+    """Return a model's name for files: a URL without user name and password."""
     return Endpoint(name, "").display_url if name is not None and is_url(name) else name
 
 
@@ -277,7 +280,7 @@ def _retry_after_seconds(header: str | None) -> float:
 
 
 def _parse_completion(content: bytes, endpoint: Endpoint) -> Reply:
-    """Return the reply that a response of status 200 holds."""
+    """Return the reply in a response of status 200."""
     try:
         body = json.loads(content)
         choice = (body["choices"] or [{"message": {}}])[0]
@@ -300,8 +303,7 @@ def _parse_completion(content: bytes, endpoint: Endpoint) -> Reply:
 
 
 def _is_same_model(returned: str, requested: str) -> bool:
-    """Return whether a server names the requested model: by its name, or with a date or tag
-    added."""
+    """Return whether a server names the requested model, possibly with a date or tag."""
     return returned == requested or re.fullmatch(re.escape(requested) + _VERSION_SUFFIX, returned) is not None
 
 
@@ -324,8 +326,8 @@ def request_replies(
 
     `seed_of` gives the sampling seed for a key; without it, requests carry no seed.
 
-    Several requests are in flight at a time, and a conversation is built only when its turn comes.
-    No more requests are sent once replies have used `max_total_tokens`; those in flight are still
+    Several requests are in flight at a time, and a conversation is built only when it is sent. No
+    more requests are sent once replies have used `max_total_tokens`; pending ones are still
     yielded. Raises InputError if the server cannot be reached or refuses the key, and after
     `MAX_INITIAL_FAILURES` failures without a success.
     """

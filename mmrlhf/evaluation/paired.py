@@ -1,5 +1,5 @@
 """Two results on the same examples: metric differences with intervals, categories, and answers that
-flipped."""
+changed between right and wrong."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def _first_of_each_question(task: Task, ids: list[str]) -> list[str]:
 
 
 def is_right(row: Mapping[str, Any]) -> bool | None:
-    """Return whether an answer is right as a whole, None if its row does not say.
+    """Return whether an answer is right as a whole, None if its row does not contain this.
 
-    A row says so by `right`, or by what it `said` against its `label` or `truth`.
+    A row has `right`, or `said` and `label` (or `truth`), which are compared.
     """
     if isinstance(row.get("right"), bool):
         return bool(row["right"])
@@ -122,7 +122,7 @@ def _accuracy(sums: np.ndarray) -> dict[str, np.ndarray]:
 def _flipped_example(
     benchmark: Benchmark, example: Example, row_a: ScoreRow, row_b: ScoreRow, task: Task, improved: bool
 ) -> dict[str, Any]:
-    """Return what the report shows of an example that only one of the results has right."""
+    """Return the report's entry for an example that only one of the results has right."""
     truth = row_a.get("label", row_a.get("truth"))
     return {
         "id": example.id,

@@ -4,8 +4,8 @@
     eval_data: pope=POPE,scenes=selection
     eval_image_folder: pope=val2014,amber=AMBER/image
 
-What is wrong with names, data or the metric that chooses is refused here: the names of a
-benchmark's metrics are found by scoring empty answers.
+Wrong names, data or metrics are refused here: the names of a benchmark's metrics are determined by
+scoring empty answers.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from mmrlhf.text.answer_parsing import leading_yes_no
 
 DEFAULT_EVAL_STEPS = 20
 SUITE_SETTINGS = ("data", "image_folder", "limit", "seed", "batch_size", *SamplingConfig.__dataclass_fields__)
-"""Settings of `mmrlhf eval` that a suite may give here; the others choose another model, or a
+"""Settings of `mmrlhf eval` that a suite may set here; the others choose another model, or a
 judge."""
 TRAINING_METRIC = re.compile(
     r"(objective|rewards|hacking|claims|verdicts|policy|critic|loss|val)/.*|(.*[/_])?(rewards?|fact_rm)|scores?|kl|loss"
 )
-"""Names of what is measured on the answers that are trained on, or by the reward."""
+"""Prefixes of metrics that are measured on the training answers, or by the reward."""
 
 
 @dataclass(frozen=True)
 class PolicyBenchmark:
     """A benchmark with its examples, its settings, and the names of its metrics.
 
-    `name` is what its metrics begin with; `hashes` are those of its data by file name.
+    `name` is the prefix of its metrics; `hashes` are those of its data by file name.
     """
 
     name: str
@@ -81,7 +81,7 @@ ANSWER_METRICS = ("mean_length", "yes_rate", "distinct_2")
 
 
 def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | None]:
-    """Return metrics of the answers to each of several prompts that need no truth.
+    """Return metrics of the answers to several prompts that do not need the truth.
 
     They are the length in words, the share of yes among answers that begin with yes or no (None if
     most do not), and distinct bigrams (None if answers are too short), of first answers only.
@@ -108,7 +108,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:
     """Return nested metrics of both modes as `part/metric`; where both have one, it is `robust`.
 
-    A part that all of them are in, such as the only split, is left out of their names.
+    A part that all of them share, such as the only split, is left out of their names.
     """
     flat: dict[str, Interval | None] = {}
     for mode in ("official", "robust"):
@@ -132,7 +132,7 @@ def _leaves(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def open_benchmarks(config: PolicyEvalConfig) -> list[PolicyBenchmark]:
     """Open the benchmarks of a run, whose names, data and examples are checked.
 
-    Raises InputError if one does not exist, cannot be asked along the way, or lacks its data.
+    Raises InputError if one does not exist, cannot run during training, or lacks its data.
     """
     if config.eval_benchmarks is None:
         return []
@@ -172,7 +172,7 @@ def _read_suite(value: str) -> Suite:
 
 
 def _refuse_unusable(config: PolicyEvalConfig, benchmark: Benchmark, name: str) -> None:
-    """Refuse benchmarks that ask a judge or a reward model, and one in a file of the reward."""
+    """Refuse benchmarks that ask a judge or a reward model, and files of reward functions."""
     if benchmark.uses_judge or benchmark.has_pairs:
         asked = "asks a judge" if benchmark.uses_judge else "compares given answers"
         raise InputError(f"eval_benchmarks {name} {asked}: measure it after the run, with `mmrlhf eval {name}`")
@@ -222,13 +222,13 @@ def _data_of(config: PolicyEvalConfig, suite: Suite, name: str) -> str | None:
 
 
 def _image_folder_of(config: PolicyEvalConfig, suite: Suite, name: str) -> str | None:
-    """Return a benchmark's folder in `eval_image_folder`: its own, else the one for all."""
+    """Return a benchmark's folder in `eval_image_folder`: its own, else the common one."""
     _, folders_by_name = _labelled(config, suite, "eval_image_folder")
     return folders_by_name.get(name, folders_by_name.get(""))
 
 
 def _labelled(config: PolicyEvalConfig, suite: Suite, setting: str) -> tuple[list[str], dict[str, str]]:
-    """Return the values of a setting, and their paths by the benchmark that they name, "" for none.
+    """Return the paths in a setting by benchmark, "" for a path without a benchmark.
 
     A split at commas before `NAME=` keeps lists of splits whole.
     """
@@ -242,7 +242,7 @@ def _labelled(config: PolicyEvalConfig, suite: Suite, setting: str) -> tuple[lis
 
 
 def _refuse_training_data(config: PolicyEvalConfig, hashes: Mapping[str, str]) -> None:
-    """Raise InputError if a file of the data is the dataset that is trained on."""
+    """Raise InputError if a file of the data is the training dataset."""
     dataset = Path(config.dataset_name)
     if dataset.is_file() and content_digest(str(dataset)) in hashes.values():
         raise InputError(f"its data is {dataset}, which is trained on: give other rows, which are in no other set either")
@@ -252,7 +252,7 @@ def _refuse_training_data(config: PolicyEvalConfig, hashes: Mapping[str, str]) -
 
 
 def check_eval_settings(config: PolicyEvalConfig, has_function: bool) -> None:
-    """Raise InputError for settings of evaluations that lack what they are about."""
+    """Raise InputError for evaluation settings without the benchmarks to which they apply."""
     if config.eval_benchmarks is None:
         about_data = ("eval_data", "eval_image_folder", "eval_limit")
         needless = about_data if has_function else (*about_data, "eval_steps", "metric_for_best_model")
@@ -275,7 +275,7 @@ def best_metric(
 ) -> tuple[str, bool] | None:
     """Return the name of metric_for_best_model and whether more of it is better; None without one.
 
-    Of the metrics of a caller's function only `held_out_metrics` are known before it is called.
+    Of a caller's function, only the metrics `held_out_metrics` are known before it is called.
 
     Raises InputError for a metric of the reward, one that no benchmark gives, and one whose better
     direction is not known.

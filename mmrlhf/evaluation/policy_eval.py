@@ -1,4 +1,4 @@
-"""Evaluate the policy of a run along the way, on the run's own model, and keep the best one.
+"""Evaluate the policy during a run, on the run's own model, and keep the best one.
 
 Every process answers its share of the examples, greedily unless a suite says otherwise; the main
 process scores them. Training does not depend on it: nothing random is shared.
@@ -37,26 +37,26 @@ from mmrlhf.training.monitor import DIVERGENCE, LOSS, UNDEFINED, HeldOut, Monito
 from mmrlhf.training.run import Run
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
-"""Called under the policy's adapter, on the main process. What it returns is logged as `eval/NAME`,
-and metric_for_best_model may name it."""
+"""Called with the policy's adapter active, on the main process. Its metrics are logged as
+`eval/NAME`, and metric_for_best_model may name them."""
 WatchFunction = Callable[[Mapping[str, float]], Mapping[str, HeldOut]]
 """Called with all metrics of an evaluation, on the main process. Returns those that a stage
-measures on held-out rows of its own, for `proxy_divergence`."""
+measures on its own held-out rows, for `proxy_divergence`."""
 
 NUM_SAMPLED_STEPS = 5
-"""How often, after step 0, the fixed prompts are answered in a run."""
+"""Number of times, after step 0, that the fixed prompts are answered in a run."""
 SAMPLE_BATCH_SIZE = 8
 NUM_SHOWN_METRICS = 2
-"""Metrics of an evaluation function that are printed: its first ones."""
+"""Number of metrics of an evaluation function that are printed: the first ones."""
 
 
 class PolicyEvaluation:
-    """What a run measures its policy with, its best policy so far, and the warnings it may raise.
+    """The evaluations of a run, its best policy so far, and the warnings it may raise.
 
     Call `claim`, then `plan`, then `restore` in a resumed run, then `evaluate` at step 0 of a new
     one and, with `after_step`, after each step.
 
-    num_steps: the step after which the run ends, which may be before the last one that was planned.
+    num_steps: the step after which the run ends, possibly before the planned last one.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class PolicyEvaluation:
     ) -> None:
         """Open the benchmarks of the configuration. Raises InputError if its settings are wrong.
 
-        `proxy` is what the stage optimises, and `warnings` are those that it may raise besides
-        `proxy_divergence`. `held_out_metrics` are those of the function that may choose the best
-        policy although their names are the stage's own, and whether more of it is better; `watch`
+        `proxy` is the stage's objective, and `warnings` are those that it may raise besides
+        `proxy_divergence`. `held_out_metrics` are the metrics of the function that may choose the
+        best policy although their names are the stage's own, and whether higher is better; `watch`
         returns those that may warn.
         """
         check_eval_settings(config, function is not None)
@@ -89,7 +89,8 @@ class PolicyEvaluation:
         self.sampled: Sequence[Example] = ()
 
     def claim(self, run: Run, examples: Iterable[Example | Preference]) -> None:
-        """Record in the run what is evaluated on, or compare it; note images that are trained on.
+        """Record the evaluation data in the run, or compare it; print a note on training images in
+        it.
 
         Raises InputError if the run was started with something else.
         """
@@ -113,8 +114,8 @@ class PolicyEvaluation:
                 )
 
     def plan(self, rows: Sequence[Example] | Sequence[Preference], num_steps: int) -> None:
-        """Set the steps to evaluate after, and the fixed prompts: rows of the data, if there are no
-        benchmarks."""
+        """Set the steps after which to evaluate, and the fixed prompts: rows of the data, if there
+        are no benchmarks."""
         self.num_steps, self.samples_every = num_steps, max(1, -(-num_steps // NUM_SAMPLED_STEPS))
         count = min(self.config.num_sample_generations, len(rows))
         if not self.benchmarks:
@@ -123,9 +124,9 @@ class PolicyEvaluation:
     def evaluate(self, run: Run, accelerator: Accelerator, policy: Role, step: int) -> dict[str, float]:
         """Return metrics of the policy after `step` steps as `eval/NAME`, {} on other processes.
 
-        {} where no evaluation is due: it is before the first step, every `eval_steps`, and after
-        the last. Log the metrics with their intervals, print the main ones, keep the policy if it
-        is the best so far; and log answers to the fixed prompts when these are due.
+        {} if no evaluation is due. Evaluations are before the first step, every `eval_steps`, and
+        after the last. Log the metrics with their intervals, print the main ones, keep the policy
+        if it is the best so far; and log answers to the fixed prompts when these are due.
 
         Warn and return {} if the model's logits are not finite: a later evaluation may be defined.
         Before the first step this raises NotFiniteError, on all processes.
@@ -238,9 +239,11 @@ class PolicyEvaluation:
         return best_tensors, state | best_state
 
     def finish(self, run: Run, policy: Role, result: Path) -> dict[str, Any]:
-        """Return what finished.json says of the best policy, and put it into the folder `best`.
+        """Return the entries of finished.json about the best policy, and write it to the folder
+        `best`.
 
-        With `load_best_model_at_end`, load it into `policy` instead, which is written to `result`.
+        With `load_best_model_at_end`, load it into `policy` instead, which is then written to
+        `result`.
         """
         if self.best is None:
             return {}
@@ -267,8 +270,8 @@ class PolicyEvaluation:
 
 
 def _refuse_rewarded_facts(config: PolicyEvalConfig, metric: str) -> None:
-    """Raise InputError if the benchmark `facts` would choose the best policy, and the verifier that
-    it measures with is part of the reward: facts about other images have the same blind spots."""
+    """Raise InputError if the benchmark `facts` would choose the best policy and its verifier is
+    part of the reward: facts about other images have the same gaps."""
     measured = metric.removeprefix("facts/")
     if (
         measured == metric

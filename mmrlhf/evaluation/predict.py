@@ -1,5 +1,5 @@
-"""Answers to a benchmark's questions: from a checkpoint, a server, a reward model that prefers one
-of two, or a file.
+"""Answers to a benchmark's questions: from a checkpoint, a server, a reward model's preferences, or
+a file.
 
 torch is imported only where a checkpoint is loaded.
 """
@@ -44,8 +44,8 @@ GENERATION_SETTINGS = (
 )
 """Settings that answers depend on. They are part of an output directory's run key."""
 CHECKPOINT_SETTINGS = ("adapter_path", "top_k", "min_new_tokens")
-"""Settings of answers that a server is not sent. How a model is loaded (dtype, pixel limits) may be
-said beside a server, for a judge or the other models of a suite."""
+"""Settings of answers that are not sent to a server. Settings of loading (dtype, pixel limits) are
+allowed with a server, for a judge or the other models of a suite."""
 AnswerStream = Iterator[tuple[Example, list[str]]]
 """Examples with their answers, in the order in which they are answered."""
 
@@ -57,11 +57,11 @@ def collect_predictions(
     hashes: Mapping[str, str],
     model_cache: ModelCache | None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    """Return the answers, and what result.json says about where they come from. predictions.jsonl
-    holds them afterwards.
+    """Return the answers, and the entries of result.json about their origin. They are in
+    predictions.jsonl afterwards.
 
-    Raises InputError if there is nothing to answer with, or the output directory holds answers of
-    something else.
+    Raises InputError if no model or file gives answers, or the output directory contains answers
+    from another source.
     """
     run_key: dict[str, Any] = {"benchmark": benchmark.name, "version of the benchmark": benchmark.version}
     run_key |= {f"data file {name}": {"path": name, "sha256": sha256} for name, sha256 in hashes.items()}
@@ -148,7 +148,7 @@ def _generate_answers(
     if missing:
         num_done = len(file.answers)
         with open_predictions(benchmark, task, missing, config, num_done, model_cache) as (stream, model_info):
-            # Nothing is written before the first answer has shown that model and images are usable.
+            # Nothing is written before the first answer shows that model and images are usable.
             first_answers = list(islice(stream, 1))
             claim_output_dir(output_dir, run_key)
             write_atomic(model_info_path, json.dumps(model_info))
@@ -177,7 +177,7 @@ def _generation_settings(config: EvalConfig) -> dict[str, Any]:
 
 
 def _contents(config: EvalConfig, *names: str) -> dict[str, Any]:
-    """Return settings that name files, with their contents where they are on this machine."""
+    """Return settings that name files, with the hashes of files on this machine."""
     contents = content_inputs(config)
     return {name: contents.get(name, getattr(config, name)) for name in names}
 
@@ -188,7 +188,7 @@ class _PredictionsFile:
     def __init__(self, output_dir: Path, task: Task) -> None:
         """Read the answers of an interrupted run.
 
-        Raises InputError if they are to other prompts than the task's, or about other images.
+        Raises InputError if they belong to other prompts than the task's, or to other images.
         """
         self._path = output_dir / "predictions.jsonl"
         self._prompt_keys = {id_: prompt_key(example) for id_, example in task.examples.items()}
@@ -211,12 +211,12 @@ class _PredictionsFile:
         self.answers: dict[str, list[str | None]] = {row["id"]: row["answers"] for row in rows}
 
     def rewrite(self) -> None:
-        """Rewrite the file: with cached answers, and without the line that a killed run left
-        torn."""
+        """Rewrite the file, with cached answers and without an incomplete last line of a killed
+        run."""
         write_atomic(self._path, "".join(map(self._line, self.answers)))
 
     def append(self, stream: AnswerStream) -> AnswerStream:
-        """Write each answer to disk as it comes, and pass it on."""
+        """Write each answer to disk at once, and yield it."""
         self.rewrite()
         with self._path.open("a", encoding="utf-8") as file:
             for example, answers in stream:
@@ -233,7 +233,7 @@ class _PredictionsFile:
 
 
 def require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
-    """Raise InputError for an example that the data does not say how to ask."""
+    """Raise InputError for an example without a question in the data."""
     without_prompt = next((example.id for example in examples if not example.prompt), None)
     if without_prompt is not None:
         raise InputError(
@@ -253,7 +253,7 @@ def require_images(examples: Sequence[Example]) -> None:
 
 
 def prompt_key(example: Example) -> str:
-    """Return a hash of what was asked, in twelve hexadecimal digits: the turns, and the images by
+    """Return a hash of the question, in twelve hexadecimal digits: the turns, and the images by
     file name."""
     turns = [[turn.role, turn.content, *turn.image_positions] for turn in example.prompt]
     image_names = [Path(image.path).name if image.path is not None else image.key for image in example.images]
@@ -282,9 +282,9 @@ def _check_same_run_key(output_dir: Path, run_key: Mapping[str, Any]) -> None:
 
 
 def claim_output_dir(output_dir: Path, run_key: Mapping[str, Any]) -> None:
-    """Record in the output directory what its answers depend on.
+    """Record the inputs and settings of the answers in the output directory.
 
-    Raises InputError if it holds answers of something else.
+    Raises InputError if it contains answers from others.
     """
     _check_same_run_key(output_dir, run_key)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -303,11 +303,11 @@ def open_predictions(
     num_done: int,
     model_cache: ModelCache | None,
 ) -> Iterator[tuple[AnswerStream, dict[str, Any]]]:
-    """Give the answers to these examples as they come, and what a result says about the model that
-    gives them.
+    """Return the answers to these examples as an iterator, and a result's entries about the model
+    that gives them.
 
     The model is the configuration's: a reward model, a server, or a checkpoint. num_done: examples
-    that are answered already, for the progress bar.
+    that are already answered, for the progress bar.
     """
     if config.reward_model_path is not None:
         yield _reward_preferences(benchmark, task, examples, config), {"reward_model": config.reward_model_path}
@@ -371,6 +371,6 @@ def _model_answers(vlm: VLM, examples: Sequence[Example], config: EvalConfig, na
 
 
 def _model_info(vlm: VLM) -> dict[str, Any]:
-    """Return what a result says about its model: hashes of weights and chat template."""
+    """Return a result's entries about its model: hashes of weights and chat template."""
     template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
     return {"model_sha256": vlm.fingerprint, "template_sha256": text_sha256(json.dumps(template))}

@@ -2,7 +2,7 @@
 and VLMEvalKit's.
 
 A file is JSON, JSON lines, TSV, CSV or XLSX; a folder stands for all such files in it. The fields
-of the first row tell the format. No torch.
+of the first row determine the format. No torch.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mmrlhf.records import InputError
 
 FORMATS = ("predictions", "official", "llava", "lmms-eval", "vlmevalkit", "plain")
 HARNESS_FORMATS = ("lmms-eval", "vlmevalkit")
-"""Formats of programs with data files of their own, whose order is not the authors'."""
+"""Formats of programs with their own data files, whose order is not the authors'."""
 DERIVED_FILE = re.compile(r"_(auxmatch|score|acc|results?|detailed_results|extract|tmp)$")
-"""Ends of the names of files that VLMEvalKit makes of its predictions. lmms-eval's answers are in
+"""Suffixes of the files that VLMEvalKit derives from its predictions. lmms-eval's answers are in
 files with `_samples_` in their names."""
 SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
-"""What an answer file should hold for a benchmark without an official format."""
+"""Expected content of an answer file for a benchmark without an official format."""
 PLAIN_FIELDS = (
     "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "completion", "caption", "answer",
     "text",
@@ -48,7 +48,7 @@ PLAIN_FIELDS = (
 """Usual names of an answer. `answer` and `text` come last: they may be the reference or the
 question."""
 WRAPPERS = ("imgToEval", "logs", "answers", "sentences", "predictions", "responses", "results", "outputs", "samples", "data")
-"""Fields of a JSON object that hold the rows."""
+"""Fields of a JSON object that may contain the rows."""
 MAX_ANSWER_CHARS = 10_000_000
 NO_ANSWER = "Failed to obtain answer"
 """The start of the text that VLMEvalKit writes in place of a missing answer."""
@@ -57,8 +57,8 @@ Located = tuple[str, Fields]
 
 
 class AnswerFile(NamedTuple):
-    """Answers in the order in which they are scored, the format of their file, and notes on what is
-    odd about it."""
+    """Answers in the order in which they are scored, the format of their file, and notes on its
+    oddities."""
 
     predictions: list[Prediction]
     format: str
@@ -66,13 +66,13 @@ class AnswerFile(NamedTuple):
 
 
 def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str | None = None) -> AnswerFile:
-    """Return the answers of a file, each with the id of the example it answers.
+    """Return the answers of a file, each with the id of its example.
 
-    They are in the file's order; those of other harnesses in the data's order, with what is unknown
-    at the end. The benchmark's own `read` is tried first. In all other formats but `predictions`,
-    rows are joined to examples by id, question, image and order.
+    They are in the file's order; those of other harnesses are in the data's order, with unknown
+    ones at the end. The benchmark's own `read` is tried first. In all other formats except
+    `predictions`, rows are joined to examples by id, question, image and order.
 
-    Raises InputError if the file cannot be read, or a row says nothing about its question.
+    Raises InputError if the file cannot be read, or a row does not identify its question.
     """
     answers_path = Path(path)
     if not answers_path.exists():
@@ -182,7 +182,7 @@ def _detect_format(row: Fields, benchmark: Benchmark) -> str | None:
 
 
 def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Benchmark) -> tuple[Fields, list[str | None]]:
-    """Return the fields that say what was asked, and the answers."""
+    """Return the fields that describe the question, and the answers."""
     if format_ == "predictions":
         answers = row.get("answers", row.get("answer"))
         texts = answers if isinstance(answers, list) else [answers]
@@ -236,7 +236,7 @@ def _in_doc_order(rows: list[Located]) -> list[Located]:
 
 
 def _without_failures(predictions: list[Prediction], notes: list[str]) -> list[Prediction]:
-    """Return VLMEvalKit's predictions, with null where it got no answer."""
+    """Return VLMEvalKit's predictions, with null for missing answers."""
     kept = [
         Prediction(id_, [None if answer is not None and answer.startswith(NO_ANSWER) else answer for answer in answers])
         for id_, answers in predictions
@@ -305,7 +305,7 @@ def _read_contents(path: Path, notes: list[str]) -> list[Any]:
 
 
 def _read_lines(path: Path, content: bytes, notes: list[str]) -> list[Any]:
-    """Return JSON values, one a line, without a last line that a killed process left torn."""
+    """Return JSON values, one per line, without an incomplete last line of a killed process."""
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     values = []
     for position, (number, line) in enumerate(lines):

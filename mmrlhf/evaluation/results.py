@@ -1,4 +1,4 @@
-"""Results on disk: where they are, what they hold, and whether two can be compared."""
+"""Results on disk: their location and content, and whether two can be compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTING_LABELS = {
     "template_sha256": "chat template",
     "generation": "generation settings",
 }
-"""What messages call these keys, where the key does not say it."""
+"""Names of these keys in messages, if the key is not clear by itself."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Result:
 
     @property
     def answer_notes(self) -> list[str]:
-        """Eval's notes on the file of answers: rows that are unknown, repeated or joined by
-        something else than their ids."""
+        """Eval's notes on the file of answers: rows that are unknown, repeated or not joined by
+        their ids."""
         return list((self.summary.get("answers") or {}).get("notes", ()))
 
 
@@ -66,7 +66,7 @@ def read_runs(paths: Sequence[str]) -> dict[str, list[Result]]:
             results_by_benchmark.setdefault(result.benchmark, []).append(result)
     names = {result.name for results in results_by_benchmark.values() for result in results}
     for results in results_by_benchmark.values():
-        # Names must tell the runs apart.
+        # Names must distinguish the runs.
         if len({result.name for result in results}) < len(results):
             results[:] = [replace(result, name=str(result.folder)) for result in results]
     comparable = {benchmark: results for benchmark, results in results_by_benchmark.items() if len(results) > 1}
@@ -125,7 +125,7 @@ def _read_result(folder: Path, root: Path) -> Result:
 
 
 def _check_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Raise InputError if a value of result.json is not what eval writes."""
+    """Raise InputError if a value of result.json is not as eval writes it."""
     for key, types in SUMMARY_TYPES.items():
         value = summary.get(key)
         if key in summary and (not isinstance(value, types) or isinstance(value, bool)):
@@ -143,7 +143,7 @@ def _check_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _check_score_rows(path: Path, rows: Sequence[Mapping[str, Any]], num_valid: int | None) -> None:
-    """Raise InputError if rows of scores.jsonl lack what eval writes into every row."""
+    """Raise InputError if rows of scores.jsonl lack fields that eval writes into every row."""
     for number, row in enumerate(rows, 1):
         answers = row.get("answers")
         if not isinstance(row.get("id"), str) or row.get("status") not in STATUSES or not isinstance(answers, list):
@@ -170,7 +170,7 @@ def _check_unicode(path: Path, values: Iterable[Any]) -> None:
 
 
 def _read_replies(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the judge's replies by key. Raises InputError if a row is not what eval writes."""
+    """Return the judge's replies by key. Raises InputError if a row is not as eval writes it."""
     rows = read_jsonl(path) if path.exists() else []
     for number, row in enumerate(rows, 1):
         text, status = row.get("text"), row.get("status", "ok")
@@ -216,8 +216,8 @@ def _preview_difference(value: Any, other: Any) -> str:
 
 
 def unstated_settings(a: Result, b: Result) -> list[str]:
-    """Return the settings that only one of two results states, so that they may differ: answer
-    files state none."""
+    """Return the settings that only one of two results records, so they may differ: answer files
+    record none."""
     unstated = [key for key in MUST_MATCH if (_setting(a, key) is None) != (_setting(b, key) is None)]
     return [SETTING_LABELS.get(key, key) for key in unstated]
 
@@ -225,9 +225,9 @@ def unstated_settings(a: Result, b: Result) -> list[str]:
 def load_benchmark_of(result: Result, own_files: Sequence[str] = ()) -> Benchmark:
     """Return the benchmark of a result: one of the package's, or a file among `own_files`.
 
-    The path that result.json gives is never loaded, since it would run code that came with the
-    results. Raises InputError for a file that is not among `own_files`, or a result of another
-    version of its benchmark.
+    The path in result.json is never loaded, since this would run code that came with the results.
+    Raises InputError for a file that is not among `own_files`, or a result of another version of
+    its benchmark.
     """
     location, name = result.folder / "result.json", result.benchmark
     if name.endswith(".py"):
@@ -250,7 +250,7 @@ def load_benchmark_of(result: Result, own_files: Sequence[str] = ()) -> Benchmar
 def open_result(result: Result, benchmark: Benchmark, ids: set[str]) -> tuple[Task, list[ScoreRow]]:
     """Return a result's task and rows, restricted to these examples.
 
-    Raises InputError if the data is gone or has changed.
+    Raises InputError if the data is missing or has changed.
     """
     summary = result.summary
     # On the command line, None is spelled `none`.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mmrlhf.evaluation.answer_rows import RowFacts, fold
 
 MIN_MATCH_RATE = 0.9
-"""Minimum share of rows that fit where numbers at a constant distance are taken for ids."""
+"""Minimum share of fitting rows if numbers at a constant distance are used as ids."""
 MAX_VOTES = 2_000_000
 """Maximum number of pairs of a row and an example that are compared to find a distance."""
 MIN_CHARS_INSIDE = 12
@@ -19,7 +19,7 @@ MIN_CHARS_INSIDE = 12
 
 
 class Target(NamedTuple):
-    """The fields of an example that rows may name. Empty texts are never compared."""
+    """The fields of an example that rows may refer to. Empty texts are never compared."""
 
     id: str
     local_id: str
@@ -57,11 +57,11 @@ class ExampleIndex:
         return None if row.id is None else self.by_id.get((split, row.id))
 
     def has_known_image(self, row: RowFacts) -> bool:
-        """Return whether the row names an image of the data. Some logs have names of their own."""
+        """Return whether the row names an image of the data. Some logs have their own names."""
         return row.image in self.images
 
     def agrees(self, row: RowFacts, target: Target) -> bool:
-        """Return whether nothing in the row contradicts that it is about an example."""
+        """Return whether the row is compatible with an example."""
         if target.image and self.has_known_image(row) and row.image != target.image:
             return False
         if not row.wordings or not target.question or target.question in row.wordings:
@@ -79,8 +79,8 @@ class ExampleIndex:
     def candidates(self, row: RowFacts, split: str) -> list[Target]:
         """Return the examples of a split with the row's question, and its image if it names one.
 
-        Without a question, an image decides if it has only one example, and the row no name of
-        another.
+        Without a question, an image decides if it has only one example and the row names no other
+        one.
         """
         if self.has_known_image(row) and not (row.wordings and split in self.splits_with_questions):
             of_image = self.by_image.get((split, row.image), [])
@@ -119,7 +119,7 @@ def best_match(rows: Sequence[RowFacts], block: list[int], split: str, index: Ex
 
 
 def match_by_id(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match:
-    """Trust ids where nothing contradicts them; else look for question and image.
+    """Use ids unless something contradicts them; otherwise search for question and image.
 
     Rows with an id, and maybe an image, that the split lacks are left out of the rate: they are
     unknown in any case.
@@ -128,13 +128,13 @@ def match_by_id(rows: Sequence[RowFacts], block: list[int], split: str, index: E
     num_counted = num_fitting = 0
     num_taken: Counter[tuple[str, ...]] = Counter()
     blind = [number for number in block if rows[number].is_position and index.is_blind(rows[number], split)]
-    # A field that counts rows may be the benchmark's id, but not if some numbers are none.
+    # A field that counts rows may be the benchmark's id, but not if some of its numbers are no ids.
     distrusted = set() if all(index.named(rows[number], split) for number in blind) else set(blind)
     for number in block:
         row = rows[number]
         named = None if number in distrusted else index.named(row, split)
         candidates = index.candidates(row, split)
-        # The question of an id that the data lacks may be asked of an image that it lacks.
+        # The question of an id that the data lacks may be about an image that it lacks.
         may_be_elsewhere = row.id is None or row.is_position or named is not None
         if named is not None and index.agrees(row, named):
             ids[number] = named.id
@@ -178,7 +178,7 @@ def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: Exa
 
 
 def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Take numbers from 0, or from 1, for positions, if there is one for each example and nothing
+    """Use numbers from 0, or from 1, as positions, if there is one for each example and nothing
     else can be compared."""
     targets = index.by_split[split]
     numbers = {number: value for number in block if (value := rows[number].number) is not None}
@@ -190,8 +190,8 @@ def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: 
 
 
 def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Look for a constant distance between the rows' numbers and their questions' ids or positions,
-    as in ids that start at 0, or at 10000001 for the next split."""
+    """Search for a constant distance between the rows' numbers and their questions' ids or
+    positions, as in ids that start at 0, or at 10000001 for the next split."""
     targets = index.by_split[split]
     by_position = dict(enumerate(targets))
     ways = [_at_distance(rows, block, split, by_position, index)]
@@ -211,7 +211,7 @@ def _at_distance(
     candidates = {number: index.candidates(rows[number], split) for number in numbers}
     votes: Counter[int] = Counter()
     num_votes = 0
-    # Rare questions first, as they say most.
+    # Rare questions first, because they are most informative.
     for number in sorted(numbers, key=lambda number: len(candidates[number])):
         num_votes += len(candidates[number])
         if num_votes > MAX_VOTES:
@@ -226,6 +226,6 @@ def _at_distance(
     placed = {n: target_at[value + best[0]] for n, value in numbers.items() if value + best[0] in target_at}
     ids = {n: target.id for n, target in placed.items() if index.can_compare(rows[n], target) and index.agrees(rows[n], target)}
     num_asked, num_placed = (sum(bool(rows[n].wordings) for n in some) for some in (numbers, placed))
-    # The data may have the first of these questions alone, and the rows may lack some of them.
+    # The data may have only the first of these questions, and the rows may lack some of them.
     num_expected = max(num_placed, min(num_asked, len(target_at)))
     return Match(ids, 1.0, "distance") if len(ids) >= MIN_MATCH_RATE * num_expected else None

@@ -73,8 +73,8 @@ def _status_of(prediction: Prediction, task: Task, answered_ids: set[str]) -> st
 
 
 def compute_metrics(benchmark: Benchmark, task: Task, rows: list[ScoreRow]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return metrics by mode with their intervals, nested by part, and why metrics are undefined,
-    nested alike."""
+    """Return metrics by mode with their intervals, nested by part, and the reasons for undefined
+    ones, nested in the same way."""
     metrics: dict[str, Any] = {"official": {}, "robust": {}}
     reasons: dict[str, Any] = {"official": {}, "robust": {}}
     for mode, stats in benchmark.aggregate(rows, task).items():

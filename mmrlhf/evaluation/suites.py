@@ -8,7 +8,7 @@
       tuned: {model: runs/sft/model, adapter_path: runs/ppo/policy}
     response_length: 64
 
-Settings outside `benchmarks` and `models` hold for all of them. Flags override the file.
+Settings outside `benchmarks` and `models` apply to all of them. Flags override the file.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def _expand_aliases(values: Mapping[Any, Any]) -> dict[str, Any]:
 def expand_runs(
     suite: Suite, flags: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], load: LoadConfig
 ) -> list[EvalRun]:
-    """Return a run of every benchmark on every model, each with an output directory of its own.
+    """Return a run of every benchmark on every model, each with its own output directory.
 
     A single run writes to --out itself, several write to --out/MODEL/BENCHMARK. flags: settings of
-    the command line; model_name_or_path, answers and data may be lists, where `LABEL=PATH` names
-    the model or the benchmark that a path is for. options: the benchmarks' own options, by
-    benchmark. Raises InputError.
+    the command line; model_name_or_path, answers and data may be lists, where `LABEL=PATH` gives
+    the model or the benchmark of a path. options: the benchmarks' own options, by benchmark. Raises
+    InputError.
     """
     flags = dict(flags)
     model_paths, answer_files = flags.pop("model_name_or_path", []), flags.pop("answers", [])
@@ -151,9 +151,9 @@ def _benchmark_name(benchmark: str) -> str:
 
 
 def _paths_by_label(values: Sequence[str]) -> dict[str, str]:
-    """Return paths by label: as in `LABEL=PATH`, or else taken from the path.
+    """Return paths by label: given as `LABEL=PATH`, or else derived from the path.
 
-    A number tells equal labels apart.
+    A number distinguishes equal labels.
     """
     labelled: dict[str, str] = {}
     for label, path in map(split_label, values):
@@ -179,8 +179,8 @@ def _default_label(path: str) -> str:
 
 
 def data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
-    """Return a benchmark's data: its `NAME=PATH`, or else the subfolder with its name in the folder
-    that was given."""
+    """Return a benchmark's data: its `NAME=PATH`, or else the subfolder with its name in the given
+    folder."""
     paths_by_name = dict(map(split_label, values))
     if benchmark in paths_by_name:
         return paths_by_name[benchmark]

@@ -28,8 +28,7 @@ from mmrlhf.text.printable import first_line
 MAX_CONFIG_BYTES = 10_000_000
 MAX_PATTERN_LENGTH = 1000
 MAX_PATTERN_CHOICES = 4
-"""Limit on repetitions and alternatives in a pattern: matching time grows exponentially with
-them."""
+"""Limit on repetitions and alternatives in a pattern: matching time is exponential in them."""
 ALTERNATIVES = re.compile(r"\((?:\?:)?((?:[\w|-]|\\\.)*)\)")
 """A group in a pattern that only has names: `(q_proj|v_proj)`, `(?:0|1)`."""
 TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")

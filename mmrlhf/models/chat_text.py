@@ -22,8 +22,7 @@ from mmrlhf.models.control_tokens import MARKED, ControlTokens
 from mmrlhf.records import InputError, Message
 
 ANCHORS = ("\n", "a", ":")
-"""Texts that a tokenizer does not merge with the following text; for every text, one of them
-works."""
+"""Texts that a tokenizer does not merge with the next one; one of them works for any text."""
 NO_THINKING = "{% set enable_thinking = false %}"
 """Prefix that turns thinking off in a chat template that supports it."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
@@ -86,8 +85,7 @@ class ChatText:
         """Tokens before both "Yes" and "No": those of `lead`, if it has tokens of its own."""
         self._learn_template()
         self._moves_images = self._moves_images_to_front()
-        """Whether the template moves a turn's images before its text, and no note was printed
-        yet."""
+        """Whether a note that the template moves a turn's images before its text is still due."""
 
     # ---- the template --------------------------------------------------------------------------
 
@@ -228,8 +226,7 @@ class ChatText:
     # ---- token ids -----------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Return the token ids of a rendered text; marked markup does not count as a control
-        token."""
+        """Return the token ids of a rendered text; marked markup is not a control token."""
         first, *rest = MARKED.split(text)
         token_ids = list(self.tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
         for i, piece in enumerate(rest):  # marked and other pieces in turns

@@ -46,8 +46,7 @@ class ImageTokens:
         self._key = self._choose_key()
 
     def representative(self, size: Size) -> Size:
-        """Return a representative size: the same one for all sizes whose images have the same
-        tokens.
+        """Return a representative size, the same for all sizes whose images have the same tokens.
 
         Raises InputError if the processor refuses an image of that size.
         """

@@ -30,8 +30,7 @@ def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes
 
 
 def _refuse_large_file(source: ImageSource, max_pixels: int) -> None:
-    """Raise InputError if a file is larger than any image of `max_pixels`: a path may be any
-    file."""
+    """Raise InputError if a file is larger than any image of `max_pixels` could be."""
     if source.path is not None and os.path.isfile(source.path):
         size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
         if size > max_bytes:

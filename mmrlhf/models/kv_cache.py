@@ -114,8 +114,7 @@ class PreallocatedLayer(DynamicLayer):
         return buffer
 
     def _set_views(self) -> None:
-        """Expose the keys written so far: Mllama's cross-attention reads them without an
-        `update`."""
+        """Expose the keys written so far: Mllama's cross-attention reads them without `update`."""
         self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

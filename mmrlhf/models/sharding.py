@@ -137,8 +137,7 @@ class _Exchange:
                 pass
 
     def _serve(self, wanted: int) -> int:
-        """Send the layer that this process needs; gather the one that all agree on, and return
-        it."""
+        """Send the layer that this process needs; gather and return the one that all agree on."""
         with naming_lost_process():
             own = torch.tensor([wanted], device=self._device)
             everyones = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -152,8 +151,7 @@ class _Exchange:
         return served
 
     def _free_newest(self) -> None:
-        """Free layers that stay gathered after a pass: FSDP keeps the first one until a backward
-        ends."""
+        """Free layers left gathered by a pass: FSDP keeps the first one until a backward ends."""
         layer: Any = self._layers.get(self._newest)
         if layer is not None and _is_gathered(layer):
             layer.reshard()

@@ -33,8 +33,7 @@ MAX_LENGTH_REWARD_CORRELATION = 0.8
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
-    """Return shares of answers that refuse, say yes or no, and the correlation of reward and
-    length.
+    """Return shares of answers that refuse, say yes, say no; and how reward correlates with length.
 
     The correlation is computed within the answers to each prompt, which are adjacent in `samples`,
     or over all answers if each prompt has one. It is 0 if length or reward does not vary.
