@@ -171,20 +171,23 @@ class Assignments:
         Raises StorageError if nothing was written.
         """
         with self._lock:
-            if self._schedule.has_answered(annotator, shown.task_id):
-                return None
-            since = self._shown_at.get(shown.token)
-            passed = None if since is None else self._clock() - since
-            if seconds is None or passed is None or not 0 <= seconds <= passed + 1:
-                seconds = passed
-            try:
-                event = self.store.append(
-                    kind, annotator, shown.task_id, self._now(), content, token=shown.token, seconds=seconds
-                )
-            except DuplicateError:
-                return None
-            self._note_answer(event)
-            return event
+            event = self._submit(annotator, shown, kind, content, seconds)
+        self.store.flush()  # without the lock, so that others answer meanwhile, and one flush serves all
+        return event
+
+    def _submit(self, annotator: int, shown: Shown, kind: str, content: Mapping[str, Any], seconds: float | None) -> Event | None:
+        if self._schedule.has_answered(annotator, shown.task_id):
+            return None
+        since = self._shown_at.get(shown.token)
+        passed = None if since is None else self._clock() - since
+        if seconds is None or passed is None or not 0 <= seconds <= passed + 1:
+            seconds = passed
+        try:
+            event = self.store.append(kind, annotator, shown.task_id, self._now(), content, token=shown.token, seconds=seconds)
+        except DuplicateError:
+            return None
+        self._note_answer(event)
+        return event
 
     def undo(self, annotator: int, answer_id: int) -> Shown | None:
         """Take back an annotator's latest answer and show its task again. Raises StorageError.
@@ -193,16 +196,21 @@ class Assignments:
         `answer_id` is not their latest answer that stands.
         """
         with self._lock:
-            answers = self._answers[annotator]
-            if not answers or answers[-1].id != answer_id:
-                return None
-            target = answers[-1]
-            assert target.task is not None
-            undo = Event(0, "undo", annotator, target.task, None, target.id, self._now(), None, {})
-            undo, shown = self.store.append_all([undo, self._drawn(annotator, target.task, previous=target)])
-            self._note_undo(undo)
-            self._open_task(shown, self._clock())
-            return self._shown(shown)
+            shown = self._undo(annotator, answer_id)
+        self.store.flush()
+        return shown
+
+    def _undo(self, annotator: int, answer_id: int) -> Shown | None:
+        answers = self._answers[annotator]
+        if not answers or answers[-1].id != answer_id:
+            return None
+        target = answers[-1]
+        assert target.task is not None
+        undo = Event(0, "undo", annotator, target.task, None, target.id, self._now(), None, {})
+        undo, shown = self.store.append_all([undo, self._drawn(annotator, target.task, previous=target)])
+        self._note_undo(undo)
+        self._open_task(shown, self._clock())
+        return self._shown(shown)
 
     def progress(self, annotator: int) -> Progress:
         """Return how far an annotator is."""

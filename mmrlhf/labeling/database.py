@@ -1,4 +1,4 @@
-"""A connection to a SQLite file that threads share. What it has acknowledged is on disk."""
+"""A connection to a SQLite file that threads share, which says when what it wrote is on disk."""
 
 from __future__ import annotations
 
@@ -28,23 +28,32 @@ class FileGoneError(StorageError):
 
 
 class Database:
-    """An open file. `synchronous=FULL` writes every commit to disk before it returns."""
+    """An open file, whose commits `flush` puts on disk.
+
+    `synchronous=FULL` would do so for each commit in turn, while all other threads wait; one
+    `flush` serves all of them.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open a file, which must exist. Raises sqlite3.Error."""
         self._path, self._lock = path, threading.RLock()
         self._names = [str(path.absolute()), f"{path.absolute()}-wal"]  # SQLite's log is open, too
         self._identities: dict[str, tuple[int, int]] = {}
+        self._flush_lock, self._log, self._flush_error = threading.Lock(), -1, ""
+        self._num_commits = self._num_flushed = 0
         uri = f"{path.absolute().as_uri()}?mode=rw"
         self._connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self.execute("PRAGMA trusted_schema = OFF")
-        self.execute("PRAGMA synchronous = FULL")
+        self.execute("PRAGMA synchronous = NORMAL")
         self._check_name(self._names[0])  # the log may still be one that SQLite replaces
 
     def close(self) -> None:
         """Close the file; its content is then in it alone, not also in SQLite's log."""
-        with self._lock:
+        with self._flush_lock, self._lock:
             self._connection.close()
+            if self._log >= 0:
+                os.close(self._log)
+                self._log = -1
 
     def execute(self, statement: str) -> list[Any]:
         """Return the rows of a statement outside of `writing`. Raises sqlite3.Error."""
@@ -61,7 +70,15 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Write in the block, all of it or nothing.
+        """Write in the block, all of it or nothing, and to disk. Raises as `committing` does."""
+        with self.committing() as connection:
+            yield connection
+        self.flush()
+
+    @contextmanager
+    def committing(self) -> Iterator[sqlite3.Connection]:
+        """Write in the block, all of it or nothing. It outlives the process, and once `flush` has
+        returned, the machine.
 
         Raises StorageError if nothing was written (FileGoneError if the file was deleted or
         replaced), and sqlite3.IntegrityError for a second row where an index admits one.
@@ -73,6 +90,7 @@ class Database:
                 for name in self._names:
                     self._check_name(name)
                 self._connection.execute("COMMIT")
+                self._num_commits += 1
             except BaseException as error:
                 if self._connection.in_transaction:
                     with suppress(sqlite3.Error):
@@ -80,6 +98,38 @@ class Database:
                 if isinstance(error, (sqlite3.Error, UnicodeError)) and not isinstance(error, sqlite3.IntegrityError):
                     raise StorageError(f"{self._path} could not be written ({error})") from None
                 raise
+
+    def flush(self) -> None:
+        """Return once all that was committed before is on disk. Raises StorageError if it may not
+        be, then and ever after: the system forgets what it could not write."""
+        number = self._num_commits
+        with self._flush_lock:
+            if self._num_flushed >= number:  # by another thread, while this one waited
+                return
+            number = self._num_commits
+            try:
+                if not self._flush_error:
+                    self._sync_log()
+            except OSError as error:
+                self._flush_error = error.strerror or str(error)
+            if self._flush_error:
+                raise StorageError(
+                    f"{self._path} could not be written to disk ({self._flush_error}), and is not used until the server starts again"
+                )
+            self._num_flushed = number
+
+    def _sync_log(self) -> None:
+        """Write SQLite's log to disk, where commits are. In another mode SQLite has done so."""
+        if self._log < 0:
+            if not os.path.exists(self._names[1]):
+                return
+            self._log = os.open(self._names[1], os.O_RDONLY)
+            folder = os.open(os.path.dirname(self._names[1]), os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the log's name
+            finally:
+                os.close(folder)
+        os.fsync(self._log)
 
     def _check_name(self, name: str) -> None:
         """Raise FileGoneError if a name no longer stands for the file that it did at first.

@@ -82,6 +82,7 @@ class Sessions:
         if not self.has_accepted(annotator):
             content = {"consent": self.consent}
             self._store.append_all([Event(0, "joined", annotator, None, None, None, time.time(), None, content)])
+            self._store.flush()
             self._consents[annotator] = self.consent
 
     def cookie_for(self, annotator: int) -> str:

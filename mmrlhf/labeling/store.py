@@ -10,8 +10,7 @@ Events, in the order in which they were written:
     flag
     undo     takes back the event `target`, which is one of these three
 
-An index admits one answer for each token and one undo for each answer. Every
-commit is on disk before it returns.
+An index admits one answer for each token and one undo for each answer.
 """
 
 from __future__ import annotations
@@ -82,7 +81,8 @@ class TaskEntry:
 
 
 class Store:
-    """An open file of labels. Threads may share it; each call is one transaction."""
+    """An open file of labels. Threads may share it; each call is one transaction, on disk before it
+    returns, except for events, which wait for `flush`."""
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         """Open a file. Raises InputError if it is missing, or is not a file of labels."""
@@ -228,12 +228,13 @@ class Store:
         self, kind: str, annotator: int, task: int, time: float, content: Mapping[str, Any],
         *, token: str | None = None, target: int | None = None, seconds: float | None = None,
     ) -> Event:  # fmt: skip
-        """Append an event, and return it once it is on disk. Raises as `append_all` does."""
+        """Append an event, and return it. Raises as `append_all` does."""
         (event,) = self.append_all([Event(0, kind, annotator, task, token, target, time, seconds, content)])
         return event
 
     def append_all(self, events: Sequence[Event]) -> list[Event]:
-        """Append events, all or none, and return them with their ids once they are on disk.
+        """Append events, all or none, and return them with their ids. Nothing about them may be
+        acknowledged before `flush` has returned.
 
         Raises DuplicateError if there may be no second one, StorageError if none was written.
         """
@@ -241,7 +242,7 @@ class Store:
             "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         )
         appended = []
-        with self._database.writing() as db:
+        with self._database.committing() as db:
             for e in events:
                 text = json.dumps(e.content, ensure_ascii=False)
                 try:
@@ -251,6 +252,10 @@ class Store:
                 assert id_ is not None
                 appended.append(replace(e, id=id_))
         return appended
+
+    def flush(self) -> None:
+        """Return once all events that were appended before are on disk. Raises StorageError."""
+        self._database.flush()
 
     def events(self, kind: str | None = None, token: str | None = None) -> Iterator[Event]:
         """Yield the events in order: all, those of a kind, or those of a kind with a token."""

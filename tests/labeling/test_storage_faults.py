@@ -61,7 +61,7 @@ def test_a_full_disk_gets_a_sentence_wherever_something_is_written(store, make_a
 
     events = list(store.events())
     last_answer = str(events[-1].id)
-    monkeypatch.setattr(Database, "writing", full)
+    monkeypatch.setattr(Database, "committing", full)
     with open("/dev/full", "w") as output:  # what the server prints goes to the same disk
         monkeypatch.setattr("sys.stdout", output)
         replies = [
@@ -77,6 +77,19 @@ def test_a_full_disk_gets_a_sentence_wherever_something_is_written(store, make_a
         assert "<h1>That did not work</h1>" in reply.text and "Traceback" not in reply.text
     assert [reply.text.count("nothing was saved, because") for reply in replies] == [0, 1, 1, 1]
     assert list(store.events()) == events and list(store.annotators().values()) == ["heron"]
+
+
+def test_nothing_is_acknowledged_before_it_is_on_disk(store, make_app, monkeypatch):
+    """Neither a label, nor its second form, nor an undo; a page needs not wait for the disk."""
+    person = Person(make_app(store))
+    old = person.fields
+    with monkeypatch.context() as patch:
+        patch.setattr("mmrlhf.labeling.database.os.fsync", lambda _: 1 / 0)
+        assert person.send(choice="left", strength="2").status_code == 500
+        assert person.send(choice="left", strength="2").status_code == 500
+        assert "Question 1?" in person.look()
+        assert person.send("/undo", answer=person.fields["answer"]).status_code == 500
+    assert person.client.post("/answer", data=old | {"kind": "skip"}, headers={"Accept": "application/json"}).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["labels.db", "labels.db-wal"])
