@@ -57,8 +57,7 @@ class JudgeRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The input of a benchmark: the user's data and settings, and the results of earlier steps of
-    `evaluate`.
+    """The input of a benchmark: the user's data and settings, and results of earlier steps.
 
     answers: the file of answers to score, for a benchmark whose answer files contain their own
     questions. options: an instance of the benchmark's `options_type`. examples: by id, in order,
@@ -87,8 +86,7 @@ class Task:
 
     @property
     def image_root(self) -> Path:
-        """Return the folder to which image paths are relative: --image_folder, else the folder of
-        the data."""
+        """Return the folder to which image paths are relative: --image_folder, else the data's."""
         if self.image_folder:
             return Path(self.image_folder)
         return self.path if self.path.is_dir() else self.path.parent
@@ -122,17 +120,14 @@ class Benchmark:
     direction: ClassVar[Literal["higher", "lower"]]
     """Which values of the headline metric are better."""
     cluster: ClassVar[str]
-    """The unit that confidence intervals resample: "image" if the questions about one image are not
-    independent."""
+    """The unit of resampling: "image" if the questions about one image are not independent."""
 
     options_type: ClassVar[type[Any] | None] = None
-    """A pydantic dataclass of the benchmark's own settings, which become flags and
-    `task.options`."""
+    """A pydantic dataclass of the benchmark's settings, which become flags and `task.options`."""
     answer_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the official answer format: the id, the answer, and other names of the answer."""
     splits: ClassVar[tuple[str, ...]] = ()
-    """Names of parts in which ids restart. Answer files may mix them, with or without naming
-    them."""
+    """Names of parts in which ids restart. Answer files may mix them and leave out the names."""
     known_versions: ClassVar[Mapping[str, str]] = {}
     """Known versions of the data by sha256. Any other file gets a note that lists them."""
     requires_all_answers: ClassVar[bool] = True
@@ -159,8 +154,7 @@ class Benchmark:
         raise NotImplementedError
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return a JSON-able row with everything that determines the score of the answers to one
-        example.
+        """Return a JSON-able row with everything that determines the score of an example's answers.
 
         `unparsed` (bool) is counted. `right` (bool), or `said` and `label` (or `truth`), say
         whether the answer is right as a whole, for McNemar's test, categories and changed examples
@@ -193,8 +187,8 @@ class Benchmark:
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
-        """Rename a row's fields to those of `answer_fields`, according to options. Default: do
-        not."""
+        """Rename a row's fields to those of `answer_fields`, according to options. Default:
+        none."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
@@ -210,8 +204,7 @@ class Benchmark:
         return str(example.meta.get("question") or ""), str(example.meta.get("image") or "")
 
     def question_key(self, text: str) -> str:
-        """Return the form in which questions are compared. Default: lower case with single
-        spaces."""
+        """Return the form in which questions are compared. Default: lower case, single spaces."""
         return fold(text)
 
     # ---- a judge ----
@@ -250,8 +243,7 @@ class Benchmark:
         raise NotImplementedError
 
     def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
-        """Return a reward model's preference in a pair in a judge's words, to be scored like a
-        judge's answer."""
+        """Return a reward model's preference in a pair in a judge's words, to be scored alike."""
         raise NotImplementedError
 
     @property
@@ -322,8 +314,7 @@ def _is_benchmark_class(value: Any, module: ModuleType) -> bool:
 
 
 def _benchmark_of_functions(module: ModuleType) -> Benchmark:
-    """Convert a file of functions into a Benchmark: functions become static methods, constants
-    attributes."""
+    """Convert a file of functions into a Benchmark: functions and constants become members."""
     members: dict[str, Any] = {"options_type": getattr(module, "Options", None)}
     for name, default in vars(Benchmark).items():
         if isinstance(default, FunctionType) and not name.startswith("_") and callable(getattr(module, name, None)):
@@ -380,8 +371,7 @@ def has_duplicates(rows: Sequence[ScoreRow]) -> bool:
 
 
 def is_self_describing(task: Task, *fields: str) -> bool:
-    """Return whether the answers are a file whose rows contain their own questions, in these
-    fields."""
+    """Return whether the answers are a file whose rows contain their questions, in these fields."""
     path = Path(task.answers) if task.answers is not None else None
     if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False

@@ -37,8 +37,7 @@ NAMES_A_MODEL = "--served_model (a judge's with --judge_model, an arena's as URL
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
-"""Number of failures before the first success that ends a run: then the server or the settings are
-wrong."""
+"""Failures before a first success that end a run: then the server or the settings are wrong."""
 MAX_QUOTED_CHARS = 120
 """Maximum number of characters of an unusable reply that a reason quotes."""
 MIN_SECRET_CHARS = 4
@@ -68,8 +67,7 @@ class Reply:
 
     @property
     def is_refused(self) -> bool:
-        """Whether this particular request is refused, for example by an image filter, which may
-        give no reason."""
+        """Whether this request is refused, such as by an image filter, maybe without a reason."""
         return self.status in ("refused", "empty") or (self.status == "http" and self.reason.startswith(REFUSED))
 
     @property

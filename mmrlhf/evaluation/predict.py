@@ -211,8 +211,7 @@ class _PredictionsFile:
         self.answers: dict[str, list[str | None]] = {row["id"]: row["answers"] for row in rows}
 
     def rewrite(self) -> None:
-        """Rewrite the file, with cached answers and without an incomplete last line of a killed
-        run."""
+        """Rewrite the file with cached answers, without an incomplete last line of a killed run."""
         write_atomic(self._path, "".join(map(self._line, self.answers)))
 
     def append(self, stream: AnswerStream) -> AnswerStream:
