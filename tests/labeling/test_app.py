@@ -119,6 +119,16 @@ def test_a_token_of_another_annotator_is_refused(store, make_app):
     assert reply.status_code == 400 and standing(store) == []
 
 
+def test_the_answer_of_another_annotator_cannot_be_taken_back(store, make_app):
+    app = make_app(store)
+    heron, robin = Person(app), Person(app, "robin")
+    heron.label()
+    robin.label()
+    assert robin.send("/undo", answer=heron.fields["answer"]).json()["note"] == "there is nothing to take back"
+    assert robin.send("/undo", form_key=heron.fields["form_key"], answer=heron.fields["answer"]).status_code == 403
+    assert len(standing(store)) == 2
+
+
 @pytest.fixture(scope="module")
 def person_of_all_modes(tmp_path_factory):
     """Somebody with many tasks of every mode."""

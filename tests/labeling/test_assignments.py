@@ -1,5 +1,7 @@
 """Each answer is recorded once, whatever tabs, reloads, restarts and clocks do."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from mmrlhf.labeling.schedule import LEASE_SECONDS
@@ -32,6 +34,18 @@ def test_a_form_that_is_sent_twice_is_recorded_once(store):
     assert work.submit(heron, shown, "label", LABEL | {"strength": 3}) is None
     assert assign(store).submit(heron, shown, "label", LABEL) is None
     assert standing(store) == [("heron", "row 0", LABEL)]
+
+
+def test_forms_that_arrive_at_once_are_recorded_once(store):
+    work, heron = assign(store), join(store)
+    shown = work.current(heron)
+    with ThreadPoolExecutor(8) as pool:
+        events = list(pool.map(lambda strength: work.submit(heron, shown, "label", LABEL | {"strength": strength}), range(8)))
+    (recorded,) = [event for event in events if event is not None]
+    assert standing(store) == [("heron", "row 0", recorded.content)]
+    with ThreadPoolExecutor(8) as pool:
+        undone = list(pool.map(lambda _: work.undo(heron, recorded.id), range(8)))
+    assert sum(shown is not None for shown in undone) == 1 and standing(store) == []
 
 
 def test_the_file_itself_refuses_a_second_answer_and_any_change(store):
@@ -138,6 +152,20 @@ def test_a_restart_does_not_lengthen_times(store):
     shown = work.current(heron)
     now.value += 5
     assert assign(store, clock=clock, now=now).submit(heron, shown, "label", LABEL, seconds=900.0).seconds == 5.0
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_clock_that_jumps_before_a_restart_loses_nothing(store, jump):
+    now = Clock(5e8)
+    heron = join(store)
+    shown = assign(store, now=now).current(heron)
+    now.value += jump
+    clock = Clock(7.0)
+    work = assign(store, clock=clock, now=now)
+    assert work.current(heron) == shown
+    clock.value += 3
+    event = work.submit(heron, shown, "label", LABEL, seconds=2.5)
+    assert event.seconds == 2.5 and standing(store) == [("heron", "row 0", LABEL)]
 
 
 def test_a_task_that_others_took_over_is_shown_no_more(make_store):
