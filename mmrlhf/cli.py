@@ -363,7 +363,7 @@ COMMANDS = _by_last_word(
     Command(
         "claims",
         "extract the claims in answers, and verify them against facts",
-        "answers.jsonl --facts facts.jsonl --out claims.jsonl",
+        "answers.jsonl --facts_file facts.jsonl --output_file claims.jsonl",
         run_claims,
     ),
     _command_group(

@@ -220,19 +220,20 @@ def run_demo(command: Command, argv: list[str]) -> None:
 
 
 def run_claims(command: Command, argv: list[str]) -> None:
-    parser = Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
+    parser = Parser(command, "FILE [--facts_file FACTS] [--output_file OUT] [--lexicon_file WORDS]")
     parser.add_argument("file", metavar="FILE", help="answers: JSON rows (of generate, eval, ...), or one per line as text")
     parser.add_argument(
-        "--facts", "--facts_file", metavar="FACTS", help="facts by image name or row id: adds a verdict to each claim"
+        "--facts_file", "--facts", metavar="FACTS", help="facts by image name or row id: adds a verdict to each claim"
     )
-    parser.add_argument("--out", metavar="FILE", help="JSONL file to write (default: standard output)")
+    help_text = "JSONL file to write (default: standard output)"
+    parser.add_argument("--output_file", "--out", metavar="OUT", help=help_text)
     parser.add_argument(
-        "--lexicon", "--lexicon_file", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt"
+        "--lexicon_file", "--lexicon", metavar="WORDS", help="additional words, in the format of mmrlhf/claims/lexicon.txt"
     )
     args = parser.parse(argv)
     from mmrlhf.commands.claims import extract
 
-    extract(args["file"], args.get("facts"), args.get("out"), args.get("lexicon"))
+    extract(args["file"], args.get("facts_file"), args.get("output_file"), args.get("lexicon_file"))
 
 
 def run_env(command: Command, argv: list[str]) -> None:

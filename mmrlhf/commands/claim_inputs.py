@@ -12,6 +12,7 @@ from typing import Any
 
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, IMAGE_FIELDS, MAX_PATH_CHARS, lmms_eval_answer, lmms_eval_fields
 from mmrlhf.evaluation.prediction_files import PLAIN_FIELDS, WRAPPERS
+from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
 from mmrlhf.files.sheets import read_sheet
 from mmrlhf.files.tables import read_rows
@@ -48,8 +49,10 @@ class Answer:
     id: Any = None
 
 
-def read_answers(path: str) -> Iterator[Answer]:
+def read_answers(path: str, errors: RowErrors | None = None) -> Iterator[Answer]:
     """Yield the answers of a file, in order.
+
+    errors: receives the errors of bad rows, which are passed over; without it, the first is raised.
 
     A .json, .jsonl or .parquet file holds rows: objects, or texts; a .tsv, .csv or .xlsx file rows
     of cells. A pair has two answers. A .json file may also map image names to answers, or hold the
@@ -58,18 +61,22 @@ def read_answers(path: str) -> Iterator[Answer]:
 
     Raises InputError for a file or row that cannot be read, with its place.
     """
-    file = Path(path)
+    file, parse = Path(path), _answers_of_row
     if file.suffix in SHEET_SUFFIXES:
-        yield from _answers_of_rows(path, read_sheet(file))
-        return
-    if file.suffix not in TABLE_SUFFIXES:
-        yield from _text_lines(path)
-        return
-    if file.suffix == ".json" and isinstance(value := _json_object(file), dict):
-        yield from _answers_of_object(value, path)
-        return
-    for row in read_rows(path):
-        yield from _answers_of_row(row)
+        rows = _located(path, read_sheet(file))
+    elif file.suffix not in TABLE_SUFFIXES:
+        rows, parse = _text_lines(path), _answers_of_text
+    elif file.suffix == ".json" and isinstance(value := _json_object(file), dict):
+        rows = _rows_of_object(value, path)
+    else:
+        rows = read_rows(path)
+    for row in rows:
+        try:
+            yield from parse(row)
+        except InputError as error:
+            if errors is None:
+                raise
+            errors.add(row.location.rpartition(", ")[2], str(error), row.location)
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
@@ -85,50 +92,47 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _answers_of_object(value: dict[str, Any], path: str) -> Iterator[Answer]:
-    """Yield the answer of a single row, or those of a map from image names to answers."""
+def _rows_of_object(value: dict[str, Any], path: str) -> Iterator[RawRow]:
+    """Yield a single row, the rows that it wraps, or those of a map from image names to answers."""
     if value and not value.keys() & {*ANSWER_FIELDS} and all(isinstance(text, str) for text in value.values()):
-        for number, (name, text) in enumerate(value.items(), 1):
-            yield Answer(f"{path}, row {number}", number, text, (name,))
+        yield from _located(path, [{"image": name, "text": text} for name, text in value.items()])
         return
     is_row = not value.keys().isdisjoint({*ANSWER_FIELDS, *LOG_FIELDS} - {"answers"})
     inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), list | dict)), None)
     if not is_row and inner:
         rows = list(inner.values()) if isinstance(inner, dict) else inner
         if all(isinstance(row, dict) for row in rows):
-            yield from _answers_of_rows(path, rows)
+            yield from _located(path, rows)
             return
-    yield from _answers_of_row(RawRow(f"{path}, row 1", 1, value))
+    yield RawRow(f"{path}, row 1", 1, value)
 
 
-def _text_lines(path: str) -> Iterator[Answer]:
+def _located(path: str, values: Sequence[Any]) -> Iterator[RawRow]:
+    return (RawRow(f"{path}, row {number}", number, value) for number, value in enumerate(values, 1))
+
+
+def _text_lines(path: str) -> Iterator[RawRow]:
+    """Yield the rows of a JSON value, or lines as bytes."""
     with open_binary(Path(path)) as file:
         if _JSON_START.match(file.peek(4096)):
             value = parse_json(file.read(), path)
-            if isinstance(value, dict):
-                yield from _answers_of_object(value, path)
-                return
-            yield from _answers_of_rows(path, value)
+            yield from _rows_of_object(value, path) if isinstance(value, dict) else _located(path, value)
             return
         for number, line in enumerate(file, 1):
-            yield from _answers_of_line(f"{path}, line {number}", number, line)
+            yield RawRow(f"{path}, line {number}", number, line)
 
 
-def _answers_of_line(location: str, number: int, line: bytes) -> Iterator[Answer]:
-    """Yield the answers of a line of text. Raises InputError if it is not UTF-8 or a broken row."""
-    try:
-        content = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{location}: not UTF-8 (byte {error.start}): write it as UTF-8") from None
-    if _OBJECT_START.match(content):  # prose may begin with a brace, but no quotation follows it
-        yield from _answers_of_row(RawRow(location, number, parse_json(content.encode(), location)))
-    else:
-        yield Answer(location, number, content)
-
-
-def _answers_of_rows(path: str, values: Sequence[Any]) -> Iterator[Answer]:
-    for number, value in enumerate(values, 1):
-        yield from _answers_of_row(RawRow(f"{path}, row {number}", number, value))
+def _answers_of_text(raw_row: RawRow) -> Iterator[Answer]:
+    """Yield the answers of a row, which may be a line of prose. Raises InputError as for rows."""
+    location, number, content = raw_row.location, raw_row.number, raw_row.content
+    if isinstance(content, bytes):
+        try:
+            content = content.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{location}: not UTF-8 (byte {error.start}): write it as UTF-8") from None
+        if _OBJECT_START.match(content):  # prose may begin with a brace, but no quotation follows it
+            content = parse_json(content.encode(), location)
+    yield from _answers_of_row(RawRow(location, number, content))
 
 
 def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:

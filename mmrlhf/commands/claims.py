@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,10 @@ from mmrlhf.facts import FactsFile, read_facts_file
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import open_binary
 from mmrlhf.files.writing import writing
-from mmrlhf.records import Claim, Fact, Verdict
+from mmrlhf.records import Claim, Fact, InputError, Verdict
 from mmrlhf.rewards.false_rates import false_rates
 from mmrlhf.verifiers import verify_against_facts
 
@@ -26,29 +28,46 @@ LINES_PER_WRITE = 256
 """Number of lines that are written to disk together."""
 
 
-def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
+def extract(path: str, facts_file: str | None = None, output_file: str | None = None, lexicon_file: str | None = None) -> None:
     """Write one line of JSON for each answer of a file, in order, to standard output or a file.
 
     `claim_inputs.read_answers` describes what the file may hold. An output file appears when it is
-    complete; if the command is killed, the same command resumes. Raises InputError if the file, a
-    row, the facts or the lexicon cannot be used.
+    complete; if the command is killed, the same command resumes. Raises InputError if the file,
+    rows, the facts or the lexicon cannot be used, before anything is written.
     """
     lexicon = load_lexicon(lexicon_file)
     facts = FactsJoin(read_facts_file(facts_file)) if facts_file is not None else None
     open_binary(Path(path)).close()
-    if out is None:
+    if os.path.isfile(path):  # a pipe can be read once only
+        _refuse_bad_rows(path, facts)
+    if output_file is None:
         _write_to_stdout(path, facts, lexicon)
     else:
         named_files = {"FILE": path, "facts": facts_file, "lexicon": lexicon_file}
         inputs = {k: file and {"path": file, "sha256": content_digest(file)} for k, file in named_files.items()}
-        with writing(Path(out)):
-            _write_to_file(path, facts, lexicon, Path(out), inputs | {"version of the reader": VERSION})
+        with writing(Path(output_file)):
+            _write_to_file(path, facts, lexicon, Path(output_file), inputs | {"version of the reader": VERSION})
     if facts is not None:
         facts.print_notes()
 
 
+def _refuse_bad_rows(path: str, facts: FactsJoin | None) -> None:
+    """Raise one InputError about all rows that cannot be read, or joined with facts."""
+    errors = RowErrors()
+    for answer in read_answers(path, errors):
+        try:
+            if facts is not None:
+                facts.facts_file.lookup(answer.images, answer.id, answer.number, answer.location)
+        except InputError as error:
+            errors.add(answer.location.rpartition(", ")[2], str(error), answer.location)
+    if errors.count == 1:
+        raise InputError(errors.groups[0].first_error)
+    if errors.count:
+        raise InputError(f"{path}: {errors.count} rows cannot be used: {errors.summary()}")
+
+
 def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Path, inputs: Mapping[str, Any]) -> None:
-    file = ResumableWriter(out, inputs, setting="out")
+    file = ResumableWriter(out, inputs, setting="output_file")
     if file.is_finished:
         file.print_finished()
         return

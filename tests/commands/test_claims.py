@@ -280,7 +280,7 @@ def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
     claims_module.extract(str(pairs), str(facts), str(tmp_path / "pairs_out.jsonl"))
     # Of the two claims that are decided, neither negated nor hedged, one is false.
     assert "false rates of decided claims (--unknown_claim_costs of ppo): object=0.5\n" in capsys.readouterr().err
-    claims_module.extract(str(answers), out=str(tmp_path / "claims.jsonl"))
+    claims_module.extract(str(answers), output_file=str(tmp_path / "claims.jsonl"))
     assert capsys.readouterr().err.endswith("claims.jsonl: 2 answers, 3 claims\n")
 
 
@@ -295,3 +295,30 @@ def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
 def test_claims_of_usual_rows_are_of_the_prediction(tmp_path, row):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert [answer.text for answer in read_answers(str(tmp_path / "rows.jsonl"))] == ["A dog sits."]
+
+
+def test_extract_claims_names_all_bad_rows_before_it_writes(tmp_path, capsys):
+    rows = ['{"answer": 3}', '{"answer": "A dog."}', "{", '{"answer": 4}', '{"answers": "A dog."}']
+    assert read_texts(tmp_path, "a.jsonl", "\n".join(rows)) == (2, [])
+    error = capsys.readouterr().err
+    assert "a.jsonl: 4 rows cannot be used: 2 rows: `answer` must be text, not a number (line 1, line 4); " in error
+    assert "not JSON" in error and "(line 3)" in error and "`answers` must be a list of texts, not text (line 5)" in error
+    text = 'A dog.\n{"answer": 3}\nA cat.\n{"a": 1}\n'
+    assert read_texts(tmp_path, "a.txt", text) == (2, [])
+    assert "a.txt: 2 rows cannot be used: `answer` must be text, not a number (line 2); " in capsys.readouterr().err
+    unnamed = [{"answer": "A dog."}, {"answer": "A cat.", "image": "a.jpg"}, {"answer": "A cow."}]
+    code, entries = run_extract_claims(tmp_path, "\n".join(map(json.dumps, unnamed)), facts=[{"image": "a.jpg", "ocr": ["x"]}])
+    error = capsys.readouterr().err
+    assert (code, entries) == (2, None) and "in.txt: 2 rows cannot be used: 2 rows: `image` is missing" in error
+
+
+@pytest.mark.parametrize("flags", [("--facts", "--out", "--lexicon"), ("--facts_file", "--output_file", "--lexicon_file")])
+def test_extract_claims_takes_short_and_long_flags(tmp_path, flags):
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "answer": "A zorb."}\n')
+    (tmp_path / "facts.jsonl").write_text('{"image": "a.jpg", "objects": ["zorb"]}\n')
+    (tmp_path / "words.txt").write_text("[objects]\nzorb\n")
+    values = [str(tmp_path / name) for name in ("facts.jsonl", "out.jsonl", "words.txt")]
+    arguments = [argument for pair in zip(flags, values, strict=True) for argument in pair]
+    assert main(["claims", str(tmp_path / "a.jsonl"), *arguments]) == 0
+    (row,) = read_rows(tmp_path / "out.jsonl")
+    assert [(claim["object"], claim["verdict"]) for claim in row["claims"]] == [("zorb", "supported")]
