@@ -1,4 +1,4 @@
-"""Visual claims of an answer: what it says about the image, with spans in the text.
+"""Visual claims of an answer about its image, with their spans in the text.
 
 Modules in the order of their imports:
 
@@ -15,6 +15,6 @@ from mmrlhf.claims.extraction import extract_claims
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
 VERSION = 4
-"""Version of the rules. A claims file that another version began cannot be resumed."""
+"""Version of the rules. A claims file begun by another version cannot be resumed."""
 
 __all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]

@@ -65,17 +65,17 @@ INTENTIONS = word_set(
     "try tries trying prepare prepares preparing attempt attempts attempting want wants wanting ready about aim aims aiming wait "
     "waits waiting going plan plans planning intend intends poised hope hopes hoping ready-to used"
 )
-"""Words before `to` and a verb that is still to be done: *about* to throw."""
+"""Words before `to` and a verb of something yet to happen: *about* to throw."""
 DITRANSITIVES = word_set("give offer hand show pass read teach buy bring throw serve toss lend feed")
 """Actions that can name a recipient before their object: gives *a boy* an apple."""
 PLAYED = word_set(
     "baseball basketball football volleyball soccer tennis golf rugby cricket hockey badminton frisbee softball chess cards music"
 )
-"""Games and the like, which are no objects but can be played."""
+"""Games and the like, which are not objects but can be played."""
 
 
 def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_negated: bool) -> None:
-    """Open the action of a verb or participle, if it is one, and end the one before it."""
+    """Open the action of a verb or participle, if it is one, and end the previous one."""
     state = builder.state
     state.action = None
     verb = builder.lexicon.verb_base(word)
@@ -111,7 +111,7 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
 
 
 def _takes_preposition(verb: str, tag: str, preposition: str) -> bool:
-    """Return whether an action goes on after a preposition: looks *at*, is ridden *by*."""
+    """Return whether an action continues after a preposition: looks *at*, is ridden *by*."""
     if tag == "E":
         return preposition == "by"
     return preposition in PREPOSITIONAL_ACTIONS.get(verb, ()) or (preposition == "on" and verb in SAME_AS_PLAIN)

@@ -90,7 +90,7 @@ class ClaimBuilder:
         return list(dict.fromkeys(claims))
 
     def _partial_nouns(self) -> set[str]:
-        """Return the names that have others of their kind, "" if it may be any.
+        """Return the names that have others of their kind; "" stands for any name.
 
         One dog is black, the *other* is white; one of the *men*.
         """
@@ -221,7 +221,7 @@ class ClaimBuilder:
         elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
             self.previous_singular, self.last_singular = self.last_singular, phrase
             self._last_singular_is_subject = is_subject
-        # A group of persons stays what `they` means, unless others become the subject.
+        # `they` keeps referring to a group of persons, unless others become the subject.
         elif (
             phrase.is_plural
             and phrase.noun not in BODY_PARTS
@@ -249,7 +249,8 @@ class ClaimBuilder:
     ) -> None:  # fmt: skip
         tokens, referent = self.tokens, phrase.antecedent or phrase
         span = (tokens.starts[start], tokens.ends[stop - 1])
-        # A frozen dataclass sets its fields one by one, which takes more than twice as long.
+        # The constructor of a frozen dataclass, which sets fields one by one, takes over twice as
+        # long.
         claim = object.__new__(Claim)
         claim.__dict__.update(
             kind=kind, subject=referent.name, value=value, span=span, relation=relation, target=target, negated=negated,

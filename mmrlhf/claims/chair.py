@@ -31,7 +31,7 @@ def load_synonyms(path: str | Path) -> dict[str, str]:
     """Read the class of each word from a file like CHAIR's synonyms.txt. Raises InputError.
 
     A line has a class and then its synonyms, separated by commas. As in CHAIR, names are not
-    cleaned: one with a capital or an extra blank before it never matches. CHAIR's file has both.
+    cleaned: one with a capital or an extra leading space never matches. CHAIR's file has both.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -168,7 +168,7 @@ def _process_there(state: SentenceState, previous_tag: str, next_tag: str) -> No
 
 
 def _process_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
-    """Read a judgement on what follows, an adjective or a noun after `it is`.
+    """Read a judgement on the following statement: an adjective or a noun after `it is`.
 
     It is false that, not true that: a denial. It is unlikely that, not clear that: a doubt. Not
     common to: the judgement alone is denied.
@@ -187,7 +187,7 @@ def _process_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> 
 
 
 def _deny_statement(builder: ClaimBuilder, index: int) -> None:
-    """Deny the objects of `that there is`, and doubt any other statement.
+    """Deny the objects of `that there is`, and hedge any other statement.
 
     The objects of another one may exist.
 

@@ -43,7 +43,7 @@ from mmrlhf.text.words import word_set
 
 
 def _is_had(word: WordContext) -> bool:
-    """Return whether somebody has what the word describes: has its windows *open*."""
+    """Return whether the word describes something that somebody has: has its windows *open*."""
     tags, words, index = word.tokens.tags, word.tokens.words, word.index
     return tags[max(0, index - 3) : index - 1] == ["H", "D"] or "with" in words[max(0, index - 4) : index - 1]
 

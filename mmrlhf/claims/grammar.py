@@ -31,7 +31,7 @@ COMMON_VERBS = word_set(
     "arch slice spray surround walk tow chase hug pet kick brush feed kiss lick grab pick touch point wave pour stir mix wash clean "
     "toss pose lift drag hand"
 )
-"""Words that are likelier verbs than nouns where both fit."""
+"""Words that are more likely verbs than nouns if both fit."""
 VERBS_BY_PARTICLE = {
     "up": word_set("hold pick put set lift throw show pull give warm raise wash dress open blow hang"),
     "on": word_set("put try turn switch carry"),
@@ -54,7 +54,7 @@ DESIGNATORS = word_set(
     "number no type model size version route gate platform room pier formula level grade channel highway interstate area figure "
     "page chapter section lane track terminal unit exit class series generation phase stage bus line"
 )
-"""Words that a number after them names: *number* 7, *platform* 3."""
+"""Words followed by a number that is a name: *number* 7, *platform* 3."""
 COUNTED_PARTS = word_set(
     "seat seater wheel wheeler wheeled wheels tier tiered layer layered door piece legged sided drawer burner lane panel masted story "
     "storey level armed pointed bladed engine"
@@ -204,7 +204,7 @@ MASS_NOUNS = word_set(
 STATEMENT_NOUNS = word_set("claim statement idea assertion suggestion notion belief assumption")
 """Nouns before a statement: the *claim* that ... is false."""
 DENYING_VERBS = word_set("fail refuse decline neglect")
-"""Verbs before `to` and what is not done: *fails* to catch the ball."""
+"""Verbs before `to` and an action that does not happen: *fails* to catch the ball."""
 UNDENIED_OBJECT_VERBS = word_set(
     "notice see mind care watch look face realize realise acknowledge react bother disturb touch reach block obstruct interact "
     "interfere overlap distract detract affect miss ignore overlook forget doubt deny know pay seem approach"
@@ -222,14 +222,14 @@ MALE_NOUNS = word_set(
 )
 """Nouns that `he` cannot refer to, and those that `she` cannot."""
 DENYING_QUANTIFIERS = word_set("none neither")
-"""Words before `of` that deny what they are about: *none* of the people wear hats."""
+"""Words before `of` that deny the following phrase: *none* of the people wear hats."""
 SPEAKERS = word_set("i we you one")
-"""Subjects that see the image itself: what *we* do not see is absent."""
+"""Subjects that see the image itself: things that *we* do not see are absent."""
 ADVICE_VERBS = word_set(
     "consider add try place put use choose ensure avoid remember opt incorporate arrange install keep move replace remove include "
     "hang paint bring make set start invest introduce create swap switch position organize organise"
 )
-"""Imperatives, or verbs after `you could`, that advise what is not there: *consider* a lamp."""
+"""Imperatives, or verbs after `you could`, that advise something absent: *consider* a lamp."""
 ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations warning reminder")
 """Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
@@ -262,7 +262,7 @@ PART_NOUNS = word_set(
 )
 """Last words of compounds whose first word is the object: pizza *slices* are pizza."""
 DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
-"""Depictions: what follows `of` is not in the image itself, as in a *statue* of a lion."""
+"""Depictions: the object after `of` is not in the image itself, as in a *statue* of a lion."""
 PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
 """Objects that come in pairs; `a pair of` and `both` do not count them."""
 PLURAL_MODIFIERS = word_set(
@@ -325,7 +325,7 @@ BODY_PARTS = word_set(
 )
 """Body parts that carry something: he holds it in his *hand*."""
 ROOMS = word_set("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
-"""Places that include their sides: what is on the left side of a *room* is in it."""
+"""Places that include their sides: an object on the left side of a *room* is in it."""
 COPULAS = word_set("is are was were be been 's 're")
 """Verbs that connect a subject and its attributes."""
 BALL_SPORTS = word_set(
@@ -344,7 +344,7 @@ APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximatel
 PICTURE_NOUNS = word_set("picture photo photograph")
 """Nouns for the image itself, or for an object if the sentence has one of `WALL_ART_WORDS`."""
 IMAGE_NOUNS = PICTURE_NOUNS | {"image", "frame", "shot", "view", "scene"}
-"""Nouns for the image itself: what is not in the *image* is absent."""
+"""Nouns for the image itself: an object that is not in the *image* is absent."""
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
 """Words before a can that is an object."""
@@ -379,7 +379,7 @@ MOTION_VERBS = word_set(
 )
 """Verbs after which `towards` gives a place."""
 CLUTTER_PARTICIPLES = word_set("cluttered crowded packed littered overgrown")
-"""Participles that describe a place by what is in it."""
+"""Participles that describe a place by its contents."""
 CONTENTS_WORDS = word_set("with filled topped covered loaded decorated packed stacked piled")
 """Words before contents, which share the place of their container: *filled* with."""
 BARE_INFINITIVE_VERBS = word_set("watch watches watching see sees seeing let lets help helps helping make makes")

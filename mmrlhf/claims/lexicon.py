@@ -54,7 +54,7 @@ SECTIONS = (
 class Word:
     """The possible uses of a word.
 
-    `tags` has a letter for each use (see the module `tags`), the likeliest first; `noun` is the
+    `tags` has a letter for each use (see the module `tags`), the most likely first; `noun` is the
     singular of the word as a noun. `attribute_rank` is 2 for an attribute of the lexicon, 1 for an
     adjective of the dictionary, 0 for a word that does not describe how something looks.
     """
@@ -67,14 +67,14 @@ class Word:
 
 @dataclass(eq=False)
 class Lexicon:
-    """Words and their classes. Nouns are singular and in lower case; compounds have blanks."""
+    """Words and their classes. Nouns are singular and in lower case; compounds contain spaces."""
 
     coco_category: dict[str, str] = field(default_factory=dict)
     """The COCO class (of 80) of each noun that has one."""
     canonical: dict[str, str] = field(default_factory=dict)
     """The name that claims use for each synonym."""
     word_sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
-    """Words of each section without a structure of its own."""
+    """Words of each section without its own structure."""
     dictionary: Mapping[str, str] = field(default_factory=dict)
     """Uses of each word, the most frequent first: N visible noun, n other noun, v verb,
     a adjective, r adverb.

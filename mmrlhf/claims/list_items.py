@@ -1,7 +1,7 @@
 """Read items of lists: a thing, then a colon, dash or bracket, and its description.
 
-`Chairs (4): black, near the window` says of the chairs what follows; in `Children: there are six
-children` the first word is a heading, which claims nothing.
+`Chairs (4): black, near the window` describes the chairs; in `Children: there are six children` the
+first word is a heading, which claims nothing.
 """
 
 from __future__ import annotations

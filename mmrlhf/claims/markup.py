@@ -1,6 +1,6 @@
-"""Mask everything in a text but prose: code, quotations, read-out text, tables, bullets.
+"""Mask everything in a text except prose: code, quotations, read-out text, tables, bullets.
 
-Masked characters become blanks or dots, so that positions stay those of the text.
+Masked characters become spaces or dots, so that positions in the text do not change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LOOK_TITLES = re.compile(r"\b(?:colou?rs?|materials?|sizes?|shapes?|conditions?|
 
 
 def mask_markup(text: str) -> str:
-    """Return a text of the same length in which only prose is left."""
+    """Return a text of the same length with only the prose."""
     masked_text = text
     stripped = text.strip()
     if (
@@ -96,7 +96,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def _mask_quotation(match: re.Match[str]) -> str:
-    """Replace quotations and tags with blanks, and code and links with dots, of the same length.
+    """Replace quotations and tags with spaces, and code and links with dots, of the same length.
 
     No noun phrase can extend across dots.
     """
@@ -106,7 +106,7 @@ def _mask_quotation(match: re.Match[str]) -> str:
 
 
 def _mask_read_out(match: re.Match[str]) -> str:
-    """Blank text that is read out, and keep the word that introduces it."""
+    """Blank out text that is read out, and keep the word that introduces it."""
     text = match.group()
     start = match.start(1) - match.start() if match[1] is not None else text.index(":")
     return text[:start] + " " * (len(text) - start)
@@ -116,7 +116,7 @@ def _mask_read_out(match: re.Match[str]) -> str:
 
 
 def _mask_tables(text: str) -> str:
-    """Write the rows of tables as items of a list, and blank their titles.
+    """Write the rows of tables as items of a list, and blank out their titles.
 
     A number counts if its column has no title or one for numbers of things. A cell under a title
     such as `colour` describes the first.
@@ -144,7 +144,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _row_as_list_item(line: str, titles: list[str]) -> str:
-    """Return a row as `cup × 3 : white`, of the same length: each bar says what its cell means."""
+    """Return a row as `cup × 3 : white`, of the same length: signs replace bars by cell type."""
     parts = line.split("|")
     # The first cell names the thing, unless it only numbers the row.
     first = next((i for i, part in enumerate(parts) if any(char.isalpha() for char in part)), 0)

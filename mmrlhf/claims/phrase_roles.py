@@ -158,7 +158,7 @@ def process_phrase(
 
 
 def _begin_clause_of_part(builder: ClaimBuilder, phrase: Phrase) -> None:
-    """Begin a clause about what somebody has: a girl, *whose hat* is red, sits."""
+    """Begin a clause about somebody's possession: a girl, *whose hat* is red, sits."""
     state = builder.state
     builder.add_phrase(phrase)
     state.outer_subjects = None if state.has_finite_verb else state.subjects

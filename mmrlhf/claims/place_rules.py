@@ -147,7 +147,7 @@ def _last_conjunct(state: SentenceState) -> list[Phrase]:
 
 
 def _located_before(state: SentenceState) -> list[Phrase]:
-    """Return what the latest relation locates."""
+    """Return the phrases that the latest relation locates."""
     return state.last_relation[1] if state.last_relation is not None else state.actors
 
 

@@ -91,7 +91,7 @@ def process_verb(
 
 
 def _hedge_by_verb(builder: ClaimBuilder, index: int, word: str, next_tag: str, tags: str, is_negated: bool) -> None:
-    """Hedge what follows a verb of appearance: the dog *appears* to sleep."""
+    """Hedge the predicate after a verb of appearance: the dog *appears* to sleep."""
     is_seeming = word in SEEM_FORMS and not is_negated
     is_followed = next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E"))
     is_doubt = word in ("doubt", "doubts") and not is_negated
@@ -102,7 +102,7 @@ def _hedge_by_verb(builder: ClaimBuilder, index: int, word: str, next_tag: str, 
 def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:
     """Return whether a denied verb leaves its object: he does not *notice* the dog.
 
-    What `we` do not see is not in the image.
+    Things that `we` do not see are not in the image.
     """
     if base not in UNDENIED_OBJECT_VERBS:
         return False
@@ -197,7 +197,7 @@ def process_participle(
 
 
 def _is_worn(phrase: Phrase) -> bool:
-    """Return whether a phrase names clothes or a part of the body, which do nothing."""
+    """Return whether a phrase names clothes or a part of the body, which do not act."""
     return phrase.noun in CLOTHES or phrase.name in CLOTHES or phrase.noun in BODY_PARTS
 
 

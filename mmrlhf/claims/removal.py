@@ -1,18 +1,18 @@
-"""Remove one claim from an answer so that the rest stays a good text.
+"""Remove one claim from an answer so that the rest remains well-formed.
 
-What goes depends on the kind of claim:
+The removed words depend on the kind of claim:
 
 - attribute: the adjective (a red star -> a star), or the clause that says nothing else
 - count: the number (two dogs -> dogs), or the sentence if it says nothing else (in total)
-- object: its phrase, with its part of a list, its places and its relative clause. A clause about
-  it goes whole, and so do later references to it ("the red star is left of the ring")
-- relation or action: the words of the place, or the verb with its object; if nothing is left to
-  say, the clause
+- object: its phrase, with its part of a list, its places and its relative clause. A clause about it
+  is removed completely, as are later references to it ("the red star is left of the ring")
+- relation or action: the words of the place, or the verb with its object; if nothing else is left,
+  the clause
 
-Conventions: a claim goes at every mention, in any later sentence too. Objects of the same name with
-other adjectives are other objects and stay. What is said only in words that go, goes with them. A
-stated total ("three objects in total") stays when an object goes: it is about the image, not about
-the list. Pronouns are not followed.
+Conventions: a claim is removed at every mention, also in later sentences. Objects of the same name
+with other adjectives are other objects and stay. Claims made only by removed words are removed with
+them. A stated total ("three objects in total") stays when an object is removed: it is about the
+image, not about the list. Pronouns are not followed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmrlhf.claims.tagged_text import TaggedText
 from mmrlhf.records import Claim
 
 MAX_MENTIONS = 20
-"""Mentions of one object that are removed from an answer; more are left."""
+"""Maximum number of mentions of one object that are removed from an answer."""
 
 
 def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> str:
@@ -52,7 +52,7 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
 
 
 def _remove_denial(text: TaggedText, claim: Claim) -> str:
-    """Return the text without what is denied: the last item of a list, or the clause."""
+    """Return the text without a denied object: the last item of a list, or the clause."""
     phrase = text.find_phrase(*claim.span)
     if phrase and text.tags[phrase[0]] == "Z" and text.joins_phrase(phrase[0], text.sentence(phrase[0])[0]):
         return text.without_phrase(phrase)

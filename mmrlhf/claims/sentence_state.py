@@ -1,4 +1,4 @@
-"""The state of the pass over a sentence: who acts, what is open, negated or hedged."""
+"""The state of the pass over a sentence: actors, open relations, negations and hedges."""
 
 from __future__ import annotations
 

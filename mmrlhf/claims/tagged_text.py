@@ -1,7 +1,7 @@
-"""A text with its tagged tokens and noun phrases, from which words can be cut.
+"""A text with its tagged tokens and noun phrases, from which words can be removed.
 
-Each cut leaves good English: spaces, capitals, articles, the commas and `and` of lists, and the
-verb after a shortened list are put right.
+Each removal leaves correct English: spaces, capitals, articles, the commas and `and` of lists, and
+the verb after a shortened list are adjusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmrlhf.claims.noun_phrases import PHRASE_PATTERN
 from mmrlhf.claims.tags import FINITE_VERB_TAGS, tag_set
 
 ATTACHMENT_TAGS = tag_set("PAFGERJI")
-"""Tags that continue a phrase to its right: a place, a participle, what it is of."""
+"""Tags that continue a phrase to its right: a place, a participle, `of`."""
 Range = tuple[int, int]
 """First token and end of some words."""
 
@@ -106,7 +106,7 @@ class TaggedText:
         return self.replace_tokens(start, end, "")
 
     def replace_tokens(self, start: int, end: int, words: str) -> str:
-        """Return the text with tokens replaced, and spaces, capital and article put right."""
+        """Return the text with tokens replaced, and spaces, capital and article adjusted."""
         if start >= end:
             return self.text
         before, after = self.text[: self.tokens.starts[start]], self.text[self.tokens.ends[end - 1] :]
@@ -270,7 +270,8 @@ class TaggedText:
         return self.cut_tokens(start, stop)
 
     def without_predicate(self, start: int, stop: int) -> str:
-        """Return the text without what a verb says or takes; a clause that is left empty goes."""
+        """Return the text without a verb's object or predicate, or without the clause if it is then
+        empty."""
         tags, (begin, end) = self.tags, self.clause(start)
         while start > begin and tags[start - 1] == "R":
             start -= 1

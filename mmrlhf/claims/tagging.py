@@ -47,8 +47,8 @@ class Tokens:
     """A text's tokens as parallel lists.
 
     `starts` and `ends` are positions in the text. `words` are in lower case. `tags` are all
-    possible tags, the likeliest first, until `disambiguation.tag_text` chooses one. `nouns` are the
-    singulars of the words as nouns. `attribute_rank` is that of `lexicon.Word`.
+    possible tags, the most likely first, until `disambiguation.tag_text` chooses one. `nouns` are
+    the singulars of the words as nouns. `attribute_rank` is that of `lexicon.Word`.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Tokens:
 Entry = tuple[str, str, str, bool, int]
 """A token's word, possible tags, noun, whether it is a plural, and attribute rank."""
 CONTEXT_TAGS = frozenset(("\n", "'", "S", "u", "%"))
-"""Tags that depend on the token before."""
+"""Tags that depend on the previous token."""
 
 
 def _analyze_token(surface: str, lexicon: Lexicon) -> Entry:
@@ -137,7 +137,7 @@ def _analyze_cached(surface: str, lexicon: Lexicon) -> Entry:
 
 
 def _choose_by_context(tokens: Tokens, masked_text: str) -> None:
-    """Settle the tags that depend on the token before, and drop tokens that mean nothing there."""
+    """Choose the tags that depend on the previous token, and drop tokens without meaning there."""
     words, tags = tokens.words, tokens.tags
     keep_mask = [True] * len(words)
     previous_tag = "."

@@ -67,7 +67,7 @@ INNER_PHRASE_TAGS = tag_set("DZ#SJK")
 FRONTED_TARGET_TAGS = tag_set("DJ#RKNXU")
 """Tags of a relation's target that precedes its subject: behind *the red car* is a bus."""
 OBJECT_START_TAGS = tag_set("DZQ")
-"""Tags that begin a verb's object and nothing else."""
+"""Tags that only begin a verb's object."""
 HEAD_START_TAGS = tag_set("NXUJ")
 """Tags that continue a noun phrase after an adjective."""
 DESCRIPTION_TAGS = tag_set("JRC,E")
@@ -108,7 +108,7 @@ BEFORE_PREDICATE_ADJECTIVE = tag_set("BRCV")
 BEFORE_BARE_NOUN = tag_set("PFABHVGE")
 """Tags after which a word that is a verb or a noun is a noun: on *display*."""
 PREFERS_NOUN_BEFORE = tag_set("D#SPFAVGHZ")
-"""Tags after which a noun is likelier than an adjective in the same word."""
+"""Tags after which a noun is more likely than an adjective in the same word."""
 AFTER_PHRASE_HEAD = tag_set("BVPWF")
 """Tags after a noun phrase that ends: the *orange* is ..."""
 AFTER_PARTICLE = tag_set(".,:CAPIWYFR")

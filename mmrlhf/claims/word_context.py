@@ -25,7 +25,7 @@ class WordContext:
     """N or X if the word can be a noun, else empty."""
     previous_tag: str
     next_tags: str
-    """All possible tags of the next word, the likeliest first."""
+    """All possible tags of the next word, the most likely first."""
     next_tag: str
     phrase_start: int
     """Index at which the noun phrase of the previous word began, or -1."""
@@ -65,7 +65,7 @@ class WordContext:
         return False
 
     def prefers_adjective(self) -> bool:
-        """Return whether the word is likelier an adjective than a noun."""
+        """Return whether the word is more likely an adjective than a noun."""
         return self.possible_tags.index("J") < self.possible_tags.index(self.noun_tag)
 
 

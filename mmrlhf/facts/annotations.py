@@ -103,7 +103,7 @@ def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage
 def parse_scene_graphs(path: str, graphs: Mapping[str, Any], source: str) -> FactsByImage:
     """Return the facts of scene graphs by image: objects with attributes and boxes, and relations.
 
-    A graph may leave objects out, so nothing is counted. Raises InputError for a malformed graph.
+    A graph may leave out objects, so it gives no counts. Raises InputError for a malformed graph.
     """
     return {name: _parse_scene_graph(_as_row(path, graph, preview(name)), source) for name, graph in graphs.items()}
 

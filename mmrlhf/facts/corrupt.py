@@ -1,8 +1,8 @@
 """Corrupt facts: drop some, or make some wrong.
 
 Corrupted facts train reward models not to trust facts blindly, and measure how much a model relies
-on them. Every function that draws takes a random generator, changes nothing in place, and keeps
-the order of the facts.
+on them. Functions with random draws take a generator, change nothing in place, and keep the order
+of the facts.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
 
 
 def matching_name(facts: Mapping[str, tuple[Fact, ...]], name: str) -> str | None:
-    """Return the name that facts have for an image, None if they have none for it.
+    """Return the name under which facts list an image, None if they do not list it.
 
     It is the image's path or the longest end of it, such as the file name, else the file name
     without suffix: scene graphs name images by ids, which are such file names.
@@ -57,9 +57,9 @@ def matching_name(facts: Mapping[str, tuple[Fact, ...]], name: str) -> str | Non
 
 
 class ImageMatches:
-    """The images that names in facts were matched to: each may stand for one image only.
+    """The images to which names in facts were matched: each name may refer to one image only.
 
-    Names may be file names, which images of several folders may share.
+    A name may be a file name, which images in several folders may share.
     """
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class ImageMatches:
         self._copies: set[tuple[str, str]] = set()
 
     def check(self, key: str, image: str, location: str) -> None:
-        """Note that a name stands for an image. Raises InputError if another image has the name.
+        """Record that a name refers to an image. Raises InputError if another image has the name.
 
-        A copy of the image in another folder may have it, too. `location` begins the message.
+        A copy of the image in another folder may also have it. `location` begins the message.
         """
         image = os.path.normpath(image)
         other = self._image_of.setdefault(key, image)
@@ -84,7 +84,7 @@ class ImageMatches:
 
 
 def _may_be_same(first: str, second: str) -> bool:
-    """Return whether two files are equal, or two names without a file may be those of one image."""
+    """Return whether two files are equal, or two names without files may refer to one image."""
     if os.path.isfile(first) and os.path.isfile(second):
         return ImageSource(first).key == ImageSource(second).key
     return first.endswith(f"/{second}") or second.endswith(f"/{first}")
@@ -92,8 +92,7 @@ def _may_be_same(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class FactsFile:
-    """A file of facts, for answers that name their image or row, or that are in the order of its
-    rows.
+    """A file of facts, for answers that name their image or row, or have the order of its rows.
 
     by_row: empty for a file without rows: a map, or annotations.
     """
@@ -109,7 +108,7 @@ class FactsFile:
 
         Images are looked up by name, then the answer's row by id. Its row number, counted from 1,
         decides only if the file names no images and does not have its id. Raises InputError if
-        nothing identifies its facts, or if a name in the file matches another answer's image, too.
+        nothing identifies its facts, or if a name in the file also matches another answer's image.
         """
         if images and self.by_image:
             return self._facts_for_images(self.by_image, images, location), False
@@ -185,7 +184,7 @@ def _row_name(row: Row, field: str) -> str | None:
 
 
 def _is_graph_list(value: Any) -> bool:
-    """Return whether a JSON list holds scene graphs that name their images."""
+    """Return whether a JSON list contains scene graphs that name their images."""
     return isinstance(value, list) and bool(value) and all(is_scene_graph(graph) and "image_id" in graph for graph in value)
 
 

@@ -50,9 +50,9 @@ FACT_FIELDS: dict[str, FactKind] = {
     "rationales": "rationale",  # text
     "absent": "absent",  # name of an object that is not there
 }
-"""The kind of each field's facts, and what an entry of its list is."""
+"""The kind of each field's facts, and the form of an entry of its list."""
 TUPLE_SIZES = {"attributes": 2, "relations": 3, "qa": 2}
-"""Fields whose entries are lists. A single entry of another field may stand without its list."""
+"""Fields whose entries are lists. In other fields, a single entry needs no list."""
 
 
 def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:

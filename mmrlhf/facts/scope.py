@@ -1,6 +1,6 @@
 """Whether a list of facts is complete, by one fact of kind `scope`: `complete` or `incomplete`.
 
-Readers of a complete list may take what it leaves out for absent.
+Readers of a complete list may assume that anything else is absent.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ def split_scope(facts: Sequence[Fact]) -> tuple[str, list[Fact]]:
 
 
 def mark_incomplete(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """Return a list that has lost facts: if it said that it is complete, it no longer does."""
+    """Return a list that has lost facts, marked as incomplete if it was complete."""
     return tuple(replace(fact, text="incomplete") if fact.kind == "scope" else fact for fact in facts)

@@ -59,15 +59,16 @@ def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | N
 
 
 def _rank_of_badness(row: Mapping[str, Any]) -> tuple[int, float, int]:
-    """Return a sort key: first the most contradicted claims, then the least reward, then the latest
-    step."""
+    """Return a sort key: first the most contradicted claims, then the lowest reward, then the
+    latest step."""
     verdicts = [claim["verdict"] for claim in row["claims"]]
     total = row.get("total")
     return -verdicts.count("contradicted"), float(total) if total is not None else 0.0, -int(row["step"])
 
 
 def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer, split at what the first verifier contradicts, with verdicts and rewards."""
+    """Return an answer, split at the first verifier's contradicted claims, with verdicts and
+    rewards."""
     claims_by_verifier: dict[str, list[dict[str, Any]]] = {}
     for claim in row["claims"]:
         claims_by_verifier.setdefault(claim["by"], []).append({**claim, "mark": VERDICT_MARKS[claim["verdict"]]})

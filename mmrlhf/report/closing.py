@@ -14,7 +14,8 @@ placeholders for the user's own files."""
 
 
 def _logs(config: Any) -> dict[Path, str]:
-    """Return what every training stage writes beside its result, as far as it has it."""
+    """Return the files that every training stage writes in addition to its result, if they
+    exist."""
     run = Path(config.output_dir)
     return {
         run / "report.html": "curves, fixed prompts over steps and warnings; it opens offline",
@@ -28,8 +29,8 @@ def _logs(config: Any) -> dict[Path, str]:
 
 
 def _best(config: Any, kind: str, last: str) -> tuple[str, str]:
-    """Return what a stage's result is called, which may be its `last` or its best one, and what the
-    best one is called."""
+    """Return the name of a stage's result, which may be the `last` or the best one, and the name of
+    the best one."""
     finished = json.loads(text) if (text := _text_of(Path(config.output_dir) / "finished.json")) else {}
     best = finished.get("best") or {}
     label = f"the best {kind} by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else f"the best {kind}"
@@ -142,7 +143,7 @@ CLOSINGS: dict[str, Callable[[Any], Closing]] = {
 def closing_text(command: str, config: Any) -> str:
     """Return a line for each file that a command wrote, and the command to run next.
 
-    Returns "" for commands that say it themselves, and if nothing was written.
+    Returns "" for commands that print this themselves, and if nothing was written.
     """
     if command not in CLOSINGS:
         return ""

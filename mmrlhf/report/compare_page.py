@@ -1,5 +1,4 @@
-"""Write the page of `mmrlhf compare`: a sentence, a forest plot, tables, and the answers that
-changed."""
+"""Write the page of `mmrlhf compare`: a sentence, a forest plot, tables, and changed answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe differences between two results in words and figures, for pages and tables."""
+"""Describe differences between two results in words and numbers, for pages and tables."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Difference:
     comparison: Comparison | None
     percent: bool
     word: str
-    """better or worse, higher or lower if no direction is known; unclear if the interval has 0, or
-    there is none."""
+    """better or worse, higher or lower if no direction is known; unclear if the interval contains
+    0, or there is none."""
 
     @property
     def cells(self) -> list[str]:
@@ -54,7 +54,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the interval of the difference leaves 0 out."""
+        """Return whether the interval of the difference excludes 0."""
         return self.comparison is not None and (self.comparison["low"] > 0 or self.comparison["high"] < 0)
 
     def format(self, value: float, sign: bool = False) -> str:
@@ -86,7 +86,7 @@ def flat_differences(metrics: Mapping[str, Any], headline: str, direction: str) 
 def better_direction(metric: str, headline: str = "", direction: str = "") -> str:
     """Return whether "higher" or "lower" values of a metric are better, "" if that is not known.
 
-    `headline` and `direction` are what a benchmark says of its main metric.
+    `headline` and `direction` are a benchmark's main metric and its better direction.
     """
     if metric == headline:
         return direction

@@ -25,8 +25,8 @@ COUNT_LABELS = {
 def print_eval_result(result: Mapping[str, Any]) -> None:
     """Print a result's metrics, why some are undefined, and the problems of its answers.
 
-    Modes share a column if the figures that both have are the same. An interval without width is
-    left out: it comes from a single fold or from values that are all equal.
+    Modes share a column if their common figures are the same. An interval without width is left
+    out: it comes from a single fold or from values that are all equal.
     """
     modes = {mode: dict(_leaves(metrics)) for mode, metrics in result["metrics"].items() if metrics}
     columns: dict[str, dict[tuple[str, str], Any]] = {}
@@ -78,7 +78,7 @@ def is_leaf(value: Any) -> bool:
 
 
 def _same_values(leaves: Mapping[Any, Any], others: Mapping[Any, Any]) -> bool:
-    """Return whether the metrics that both have are printed alike, and there are any."""
+    """Return whether both have common metrics, and these are printed alike."""
     shared = leaves.keys() & others.keys()
     return bool(shared) and all(_cells(leaves[key]) == _cells(others[key]) for key in shared)
 

@@ -1,4 +1,4 @@
-"""A run's report.html while it goes on: written whole, now and then, and complete at the end."""
+"""A run's report.html while it continues: rewritten from time to time, and complete at the end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from mmrlhf.records import InputError
 
 MAX_SHARE_OF_TIME = 0.02
-"""Share of a run's time that its page may take: it is not refreshed until that would take less."""
+"""Share of a run's time for its page, which is not refreshed as long as that would take more."""
 
 
 FIRST_SECONDS = 5.0
-"""Time before the first page of a run: short runs have one at their end only."""
+"""Time before the first page of a run: short runs get one only at their end."""
 
 
 class LivePage:
@@ -23,7 +23,7 @@ class LivePage:
         self._not_before = time.monotonic() + FIRST_SECONDS
 
     def refresh(self, *, is_final: bool = False) -> str:
-        """Write the page, unless it would take too much of the run's time; if `is_final`, always.
+        """Write the page unless it would take too much of the run's time; always if `is_final`.
 
         Return why the page cannot be written, or "".
         """

@@ -1,6 +1,6 @@
-"""Metrics over the square root of the KL to the reference: reward beside truth.
+"""Metrics over the square root of the KL to the reference: reward and truth.
 
-Over-optimisation shows where the reward still rises and a held-out metric turns (Gao et al. 2023).
+Over-optimisation begins where the reward still rises and a held-out metric falls (Gao et al. 2023).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mmrlhf.report.results import ModelStyle, metric_value
 
 KL_KEY = "objective/kl"
 MAX_UNSMOOTHED = 40
-"""Points of a line that are drawn as they are; of more, running means are."""
+"""Maximum number of points of a line without smoothing; with more, running means are drawn."""
 
 
 def points_over_kl(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """Return (square root of the KL, value) of the rows with a metric, in order of steps.
 
-    A step's KL is that of the policy that sampled its answers, the one after the step before. An
-    `eval/` metric is of the policy after its own step, so that its KL is the next row's; the last
-    one's, which nothing measured, is taken from its own row. An estimate below 0 counts as 0.
+    A step's KL is that of the policy that sampled its answers, after the previous step. An `eval/`
+    metric is of the policy after its own step, so its KL is the next row's; the last one's, which
+    is not measured, is taken from its own row. An estimate below 0 counts as 0.
     """
     kl_by_step = {row["step"]: kl for row in rows if (kl := metric_value(row, KL_KEY)) is not None}
     points = []

@@ -44,7 +44,8 @@ NUM_SHOWN_IMAGES = 4
 
 def jinja_environment() -> Environment:
     """Return the environment of the templates in this folder. It escapes everything they print, and
-    shows control characters and marks of direction, which would act on the text around them."""
+    makes control characters and marks of direction visible, which would affect the surrounding
+    text."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -269,7 +269,7 @@ def _iter_words(segments: Sequence[Segment]) -> Iterator[tuple[str, bool, bool]]
 
 
 def _draw_bars(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw the main metrics of the compared models, in the right quarter of the figure."""
+    """Draw the main metrics of the compared models in the right quarter of the figure."""
     groups = (
         ("Lower is better", 0.53, 0.37, {"chair_s": "answers with a\nfalse claim (chair_s)",
             "cooccurrence_errors": "co-occurrence halluci-\nnations per answer", "perception_errors": "perception\nerrors per answer"}),

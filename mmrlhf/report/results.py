@@ -108,12 +108,12 @@ MODEL_STYLES = {
 MAX_PLOTTED = 1e300
 """Values beyond it count as infinite: the span of an axis must be finite."""
 AFTER_PPO_PHRASES = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
-"""Models that SFT is compared with, in order of preference, and the beginning of a sentence about
+"""Models with which SFT is compared, in order of preference, and the beginning of a sentence about
 each."""
 
 
 def policy_after_ppo(models: Collection[str]) -> str | None:
-    """Return the model that SFT is compared with; None if there is none."""
+    """Return the model with which SFT is compared; None if there is none."""
     return next((name for name in AFTER_PPO_PHRASES if name in models), None)
 
 
@@ -137,7 +137,7 @@ def metric_value(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def metric_interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """Return a metric's interval; None if it has none, or one without width, from a single fold."""
+    """Return a metric's interval; None if it has none or, from a single fold, one without width."""
     interval = row.get(f"{key}_ci")
     if not isinstance(interval, Sequence) or len(interval) != 2:
         return None

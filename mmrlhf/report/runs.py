@@ -40,7 +40,7 @@ MAX_EVAL_CURVES = 12
 MAX_OTHER_CURVES = 60
 """Folded curves."""
 RELOAD_SECONDS = 60
-"""Time after which a browser loads the page of a run again that still goes on."""
+"""Time after which a browser reloads the page of an unfinished run."""
 MAX_PROMPTS = 12
 """Prompts whose answers are shown, those with answers of the most steps first."""
 MAX_STEPS = 6
@@ -59,7 +59,7 @@ class TrainingRun:
     best: Mapping[str, Any]
     """Metric, value and step of the best policy; empty if none was chosen."""
     eval_keys: Mapping[str, str]
-    """Main metrics of evaluations, by key of metrics.jsonl, and which way is better."""
+    """Main metrics of evaluations, by key of metrics.jsonl, and their better direction."""
     metrics: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     warnings: Sequence[Mapping[str, Any]]
@@ -70,8 +70,8 @@ def write_runs_page(paths: Sequence[str], out: str | None = None, *, main_curves
 
     By default it is report.html in the directory of the only run, or in the current directory; in a
     folder `out` it is report.html, too. It opens offline. With `main_curves_only`, which takes a
-    fraction of the time, a browser loads it again from time to time until the run is finished.
-    Raises InputError if a directory is no run or has no metrics yet.
+    fraction of the time, a browser reloads it from time to time until the run is finished. Raises
+    InputError if a directory is no run or has no metrics yet.
     """
     names = {path: Path(path).name or path for path in paths}
     if len(set(names.values())) < len(paths):
@@ -138,7 +138,7 @@ def read_run(path: Path, name: str) -> TrainingRun:
 
 
 def stage_of(settings: Mapping[str, Any]) -> str:
-    """Return the command that settings are of: each has one that those after it lack."""
+    """Return the command to which settings belong: each has a setting that all later ones lack."""
     own_settings = {
         "feedback": "false_claim_penalty", "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
     }  # fmt: skip
@@ -146,7 +146,7 @@ def stage_of(settings: Mapping[str, Any]) -> str:
 
 
 def _best_of(path: Path) -> Mapping[str, Any]:
-    """Return what a run says of its best policy, at its end or so far; empty if it says nothing."""
+    """Return a run's record of its best policy, final or so far; empty if there is none."""
     for file, key in ((path / "finished.json", "best"), (path / "best" / "best.json", None)):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -179,7 +179,8 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that a run appends to; its last line may be cut while it writes."""
+    """Yield the rows of a file to which a run appends; the last line may be incomplete
+    meanwhile."""
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -192,13 +193,13 @@ def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_eval_curve(key: str) -> bool:
-    """Return whether a metric of an evaluation is shown beside its benchmark's main one."""
+    """Return whether an evaluation's metric is shown in addition to its benchmark's main one."""
     parts = key.split("/")
     return parts[0] == "eval" and (len(parts) == 2 or parts[-1] in EVAL_CURVES)
 
 
 def describe_run(run: TrainingRun) -> str:
-    """Return one sentence: how far the run is, and how its main metrics changed."""
+    """Return one sentence on a run's progress and the change of its main metrics."""
     last_step = max(row["step"] for row in run.metrics)
     changes = []
     for key, (title, _) in MAIN_CURVES.items():
@@ -225,7 +226,7 @@ def _count(number: int, noun: str) -> str:
 def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle], *, fixed: bool) -> list[dict[str, Any]]:
     """Return the prompts with answers of the most steps, each with its answers by run.
 
-    They are the fixed ones, which are answered alike at several steps, or those of other samples.
+    They are the fixed ones, which are answered at several steps, or those of other samples.
     """
     entries: dict[str, dict[str, Any]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""What a training run prints about a step: a line of metrics, a row of a table, a sample."""
+"""A training run's output about a step: a line of metrics, a row of a table, a sample."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmrlhf.report.progress import format_number, format_numbers
 from mmrlhf.text.printable import printable
 
 ROWS_PER_HEADER = 20
-"""Rows of the table of metrics after which its header is printed again."""
+"""Number of rows of the table of metrics after which its header is repeated."""
 MAX_PRINTED_CHARACTERS = 300
 """Characters of a sample's text that are printed; samples.jsonl has the full text."""
 
 
 def metrics_line(step: int, metrics: Mapping[str, Any], width: int) -> Text:
-    """Return those metrics of a step that fit on a line."""
+    """Return the metrics of a step that fit on a line."""
     line = Text.assemble((f"step {step}", "bold"))
     for name, value in metrics.items():
         entry = f"  {name} {format_number(value)}"

@@ -28,7 +28,7 @@ TERMINAL_METRICS = (*MAIN_METRICS, METRICS_BY_KEY["mean_length"])
 
 
 def print_whole(table: Table) -> None:
-    """Print a table without cutting its cells, even where it is wider than the terminal."""
+    """Print a table without cutting its cells, even if it is wider than the terminal."""
     console = Console(highlight=False)
     width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     Console(highlight=False, width=max(console.width, width)).print(table, crop=False)

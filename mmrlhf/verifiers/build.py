@@ -50,7 +50,7 @@ VERIFIERS: dict[str, VerifierBuilder] = {
 """Verifiers by their name in `reward_terms` and `monitor_verifiers`.
 
 To add one, write a function from `AnswerClaims` to verdicts (`base.Verifier`) in a module of its
-own, write a builder above, and list it here. Wrap it in `cached` if it reads nothing but images.
+own, write a builder above, and list it here. Wrap it in `cached` if it reads only images.
 """
 
 

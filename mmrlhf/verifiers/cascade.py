@@ -29,7 +29,7 @@ def cascade(verifiers: Sequence[Verifier], lexicon: Lexicon) -> Verifier:
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         all_verdicts = [[unknown_verdict(claim) for claim in answer.claims] for answer in answers]
         for verifier in verifiers:
-            # Only unknown claims go to the next verifier, and only answers that have any.
+            # Only unknown claims are passed to the next verifier, and only answers that have any.
             unknown_indices = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
             answer_indices = [n for n, claim_indices in enumerate(unknown_indices) if claim_indices]
             if not answer_indices:
@@ -50,7 +50,7 @@ def cascade(verifiers: Sequence[Verifier], lexicon: Lexicon) -> Verifier:
 def cached(verifier: Verifier) -> Verifier:
     """Return a verifier that judges each claim about the same images only once.
 
-    Use it only for verifiers that read nothing but images: facts are not part of the cache key.
+    Use it only for verifiers that read only images: facts are not part of the cache key.
     """
     cache: dict[tuple[tuple[str, ...], Claim], Verdict] = {}
 

@@ -3,7 +3,7 @@
 The score is the margin by which the image is closer to the claim than to its distractors. A
 calibration, from the checkpoint's folder or a given file, turns it into a probability
 (`base.PlattScaling`). Images and phrases are encoded only once. CLIP is good at objects and
-colours, but weak at numbers and at left and right: a sound calibration leaves those unknown.
+colours, but weak at numbers and at left and right: a good calibration leaves those unknown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, distractors
 
 TEMPLATE = "a photo of {}"
 BATCH_SIZE = 64
-"""Number of images encoded at a time, and a quarter of the number of phrases."""
+"""Number of images encoded at once; four times as many phrases."""
 MAX_CACHED_FEATURES = 200_000
-"""Features that each of the two caches may hold. Beyond that it is emptied."""
+"""Maximum number of features in each of the two caches; a full cache is emptied."""
 CALIBRATION_FILE = "calibration.json"
 """File name of the calibration in a checkpoint's folder."""
 CONFIG_FILE = "open_clip_config.json"
@@ -95,7 +95,7 @@ class ClipVerifier:
         return margins
 
     def _claim_texts(self, claim: Claim) -> list[str]:
-        """Return a claim and its distractors, the claim first, as the model reads them."""
+        """Return the texts of a claim and its distractors for the model, the claim first."""
         candidates = (claim, *distractors(claim, self.distractor_pool, self.lexicon))
         return [self.template.format(claim_phrase(candidate, self.lexicon)) for candidate in candidates]
 

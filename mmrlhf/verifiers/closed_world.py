@@ -1,10 +1,10 @@
-"""Contradict what a complete list of facts leaves out.
+"""Contradict claims about anything that a complete list of facts leaves out.
 
-A list is complete if it says so by a fact of kind `scope`. Then an object that it does not name is
-absent, there are as many objects of a kind as it lists, and an attribute is false if each object
-that it may be about has one that excludes it. Facts that decide a claim come first: this is asked
-where they are silent. Nobody lists all relations and actions, but their objects must be there, and
-a relation is false if the places of all objects that it may be about say the opposite.
+A fact of kind `scope` marks a list as complete. Then an object that it does not name is absent,
+there are as many objects of a kind as it lists, and an attribute is false if each object that the
+claim may refer to has one that excludes it. This applies only if no fact decides a claim directly.
+Lists of relations and actions are never complete, but their objects must be there, and a relation
+is false if the places of all possible objects say the opposite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GENERAL_NOUNS = word_set(
     " clothes garment tool toy device machine appliance container instrument group pair set scene picture image photo photograph"
     " view background foreground"
 )
-"""Nouns that may name what a list names by another noun, or the picture itself."""
+"""Nouns that may refer to an object listed under another noun, or to the picture itself."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class CompleteList:
     scope: tuple[str, float]
     objects: Sequence[ListedObject]
     counts: Mapping[str, int]
-    """The largest number that a fact gives for each noun. Not all of them may be in `objects`."""
+    """The largest number that a fact gives for each noun; not all of these need be in `objects`."""
     names: frozenset[str]
 
     def evidence_against(self, claim: Claim, lexicon: Lexicon) -> Evidence:
-        """Return what contradicts a claim's positive form, nothing if the list leaves it open."""
+        """Return the facts that contradict a claim's positive form, none if the list leaves it
+        open."""
         for noun in filter(None, (claim.subject, claim.target)):
             if self._is_absent(noun, lexicon):
                 is_zero = claim.kind == "count" and int(claim.value) == 0
@@ -58,7 +59,7 @@ class CompleteList:
         return noun not in GENERAL_NOUNS | WHOLE_PLACES and not any(_may_name(name, noun, lexicon) for name in self.names)
 
     def _candidates(self, noun: str, lexicon: Lexicon) -> list[ListedObject] | None:
-        """Return the objects that a noun may be about, None if they are not all listed."""
+        """Return the objects to which a noun may refer, None if they are not all listed."""
         for counted, number in self.counts.items():
             if _may_name(counted, noun, lexicon) and number > sum(is_a(o.noun, counted, lexicon) for o in self.objects):
                 return None
@@ -87,6 +88,6 @@ class CompleteList:
 
 
 def _may_name(name: str, noun: str, lexicon: Lexicon) -> bool:
-    """Return whether a listed noun may be about the same thing as a claim's noun."""
+    """Return whether a listed noun may refer to the same thing as a claim's noun."""
     has_same_class = lexicon.coco_class(name) == lexicon.coco_class(noun) != ""
     return has_same_class or is_a(name, noun, lexicon) or is_a(noun, name, lexicon)

@@ -72,7 +72,7 @@ HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
 WHOLE_PLACES = word_set(
     "room kitchen bathroom bedroom living-room scene street road park beach field classroom office garden yard"
 ) | {"living room"}
-"""Places that usually fill the image: what is not in them is absent."""
+"""Places that usually fill the image: an object that is not in them is absent."""
 
 
 def canonical_value(value: str) -> str:

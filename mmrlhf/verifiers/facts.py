@@ -2,9 +2,9 @@
 
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
 object listed as absent, another number, another colour of the only object with that name, the
-opposite relation, or an action that leaves no room for the claimed one. The places of two objects
-support a relation between them (`listed`). If facts disagree, the verdict is unknown. A list that
-says it is complete also contradicts by what it leaves out (`closed_world`).
+opposite relation, or an action that excludes the claimed one. The places of two objects support a
+relation between them (`listed`). If facts disagree, the verdict is unknown. A complete list also
+contradicts claims about anything that it leaves out (`closed_world`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FactIndex:
     listed: list[ListedObject] = field(default_factory=list)
     """The object facts, one for each object."""
     complete: CompleteList | None = None
-    """The list itself if it says that it is complete."""
+    """The list itself if it is marked as complete."""
 
 
 def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon: Lexicon | None = None) -> list[Verdict]:
@@ -82,7 +82,7 @@ def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon
 
 
 def is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -> bool:
-    """Return whether an object is denied only of a place, an action, or one of several things.
+    """Return whether a denial covers only an object's place, action, or one of several objects.
 
     "No people inside the café" denies none outside it, and an answer that names a man denies only
     some people with "nobody looks at the camera".
@@ -213,7 +213,7 @@ def _question_to_statement(text: str) -> str:
 
 
 def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float]) -> None:
-    """Add a fact's claim to the index; add a relation in its inverse direction, too."""
+    """Add a fact's claim to the index; add a relation also in its inverse direction."""
     noun = claim.subject
     if claim.kind == "object":
         objects = fact_index.absent if claim.negated else fact_index.objects
@@ -365,7 +365,7 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
 
 
 def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
-    """Return evidence for an action, and for what cannot happen at the same time."""
+    """Return evidence for an action, and for actions that cannot happen at the same time."""
     action = ACTION_SYNONYMS.get(claim.relation, claim.relation)
     supporting, contradicting = [], []
     excluded = set(OPPOSITE_ACTIONS.get(action, ())) | {a for a, others in OPPOSITE_ACTIONS.items() if action in others}
@@ -377,7 +377,7 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
         # The only bicycle is ridden: nobody pushes it. Another bicycle might be pushed.
         if (subject, target) == (claim.subject, claim.target) and (is_single_subject or is_single_target):
             contradicting += [item for other in sorted(excluded) for item in actions.get(other, [])]
-        # A cat that the dog chases may chase it, too; but what is eaten does not eat.
+        # A cat that the dog chases may also chase it; but what is eaten does not eat.
         if (target, subject) == (claim.subject, claim.target) and action in ONE_WAY_ACTIONS:
             contradicting += actions.get(action, [])
         is_elsewhere = subject == claim.subject and is_single_subject and action in ONE_AT_A_TIME

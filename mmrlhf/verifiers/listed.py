@@ -1,8 +1,8 @@
 """The objects that a list of facts names, and the spatial relations that follow from their places.
 
-A place is one of the image's nine cells, three rows of three, at the end of an object fact: `red
-ring at the top left`. A cell with one word is in the middle of its side: `at the left` is below
-`at the top left`. Between two objects of one row or column the facts leave the relation open.
+A place is one of the image's nine cells, three rows of three, at the end of an object fact:
+`red ring at the top left`. A cell with one word is in the middle of its side: `at the left` is
+below `at the top left`. If two objects share a row or column, the relation stays open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 _PLACE = re.compile(r".+ at the (?:(top|bottom)(?: (left|right))?|(left|right)|cent(?:re|er))", re.IGNORECASE)
 _POSITIONS = {"top": 0, "left": 0, "bottom": 2, "right": 2}
 _DIRECTIONS = {"above": (0, -1), "below": (0, 1), "left of": (1, -1), "right of": (1, 1)}
-"""Relation -> the axis that it is about (row 0, column 1), and the sign of subject minus target."""
+"""Relation -> its axis (row 0, column 1), and the sign of subject minus target."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ListedObject:
 
 
 def read_place(text: str) -> tuple[int, int] | None:
-    """Return row and column of the place that an object fact ends with, None without one."""
+    """Return row and column of the place at the end of an object fact, None without one."""
     match = _PLACE.fullmatch(text.strip().rstrip("."))
     if match is None:
         return None
@@ -42,7 +42,7 @@ def compare_places(
 ) -> Iterator[tuple[bool | None, tuple[str, float]]]:
     """Yield, for each pair of two objects, whether the relation holds, and the facts that say so.
 
-    Yield None where places do not say: of one row or column, or unknown. Yield nothing for a
+    Yield None if places do not decide: in one row or column, or unknown. Yield nothing for a
     relation that places do not determine (`on`, `behind`, `under`).
     """
     if relation not in _DIRECTIONS:

@@ -24,7 +24,7 @@ from mmrlhf.verifiers.exclusions import (
 
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
 OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}
-"""Opposites for phrases, where `INVERSE_RELATIONS` has a less usual name (`under`, not `below`)."""
+"""Opposites for phrases if `INVERSE_RELATIONS` has a less usual name (`under`, not `below`)."""
 MAX_COUNT_OFFSET = 2
 """Distractors of a count differ from it by at most this much."""
 
@@ -47,7 +47,7 @@ def claim_phrase(claim: Claim, lexicon: Lexicon) -> str:
 
 
 def display(claim: Claim, lexicon: Lexicon) -> str:
-    """Return a claim as reports show it."""
+    """Return a claim as text for reports."""
     text = claim_phrase(claim, lexicon)
     return f"{'not ' if claim.negated else ''}{text}{' (hedged)' if claim.hedged else ''}"
 

@@ -2,7 +2,7 @@
 
 All claims about the same images share one prefill, the turn that shows the images. After it come
 the model's reply and each claim's question. The score is log P(Yes) - log P(No) where the answer
-would begin. A negated claim is asked without its negation.
+would begin. Negated claims are asked without their negation.
 """
 
 from __future__ import annotations
