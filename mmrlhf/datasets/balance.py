@@ -18,10 +18,10 @@ MIN_PAIRS_PER_BIN = 20
 def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
     """Return the indices of pairs to keep so that length does not predict which answer is chosen.
 
-    Annotators and models favour long answers, and a reward model learns that first. Pairs are
-    binned by the difference of their lengths in words, as a fraction of the longer. In each bin, a
-    seeded draw keeps equal numbers of pairs with the longer answer chosen and rejected. Ties
-    and pairs of equal length are kept. Raises InputError for a ranking of more than two answers.
+    Annotators and models favour long answers, and reward models learn this first. Pairs are binned
+    by the difference of their lengths in words, as a fraction of the longer. In each bin, a seeded
+    draw keeps equal numbers of pairs with the longer answer chosen and rejected. Ties and pairs of
+    equal length are kept. Raises InputError for a ranking of more than two answers.
     """
     length_gaps = []
     for preference in preferences:

@@ -18,7 +18,7 @@ IMAGE_PARTS: dict[str, tuple[str, ...]] = {
     "image_url": ("image_url",),
     "input_image": ("image_url",),
 }
-"""Types of parts that show an image, with the keys that may hold the image itself."""
+"""Types of parts that show an image, with the keys that may contain the image itself."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
 def _place_images(segments: list[str]) -> tuple[str, tuple[int, ...]]:
     """Join the texts before, between and after images; return the text and the images' offsets.
 
-    White space at both ends of the text is dropped, and with it the line break of LLaVA's
-    "<image>\\nWhat is this?"; all other text is kept as it is.
+    White space at both ends of the text is stripped, including the line break of LLaVA's "<image>\
+What is this?"; all other text is kept unchanged.
     """
     first_text = next((i for i, segment in enumerate(segments) if segment.strip()), len(segments))
     kept = [""] * first_text + segments[first_text:]
@@ -170,7 +170,7 @@ def is_blank(text: str) -> bool:
 
 
 def visible_form(text: str) -> str:
-    """Return what a reader sees of a text: texts that look the same have the same form.
+    """Return the visible form of a text, the same for all texts that look the same.
 
     It has no invisible characters (U+200B), composed characters (NFC) and ordinary spaces. NFKC
     would go too far: it makes x² and x2 equal.
@@ -193,7 +193,7 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
         if is_blank(turn.text) and not turn.num_images:
             row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
     num_placeholders = sum(turn.num_images for turn in turns)
-    # Plain text needs no placeholders. Parts, and text with any, need one per image.
+    # Plain text needs no placeholders. Parts, and text with placeholders, need one per image.
     must_match = num_placeholders > 0 or any(turn.has_parts for turn in turns)
     if must_match and num_placeholders != num_images:
         plural = "" if num_placeholders == 1 else "s"

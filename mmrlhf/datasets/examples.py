@@ -40,9 +40,9 @@ EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion", "problem", "solution"}
 ANSWER_FIELDS = ("completion", "answer", "response", "solution")
 """Fields with the answer to a prompt; the first of them that a row has."""
 REFERENCE_FIELDS = frozenset(("answer", "solution"))
-"""Those that may also hold a reference of another kind, for reward functions."""
+"""Fields that may also contain a reference of another kind, for reward functions."""
 LABEL_FIELDS = ("label", "kto_tag")
-"""Fields that are false next to an answer to avoid (KTO)."""
+"""Fields that are false if the answer is one to avoid (KTO)."""
 
 
 def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
@@ -73,7 +73,7 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
 def label_to_avoid(row: Row) -> str | None:
     """Return the field that says that the row's answer, if any, is one to avoid (KTO), or None.
 
-    0 counts only in `kto_tag`: a column `label` may hold classes.
+    0 counts only in `kto_tag`: a column `label` may contain classes.
     """
     if row.fields.get("label") is False:
         return "label"

@@ -25,7 +25,7 @@ FactsByName = Mapping[str, tuple[Fact, ...]]
 
 @dataclass(frozen=True)
 class RowContext:
-    """The context that parsing a row needs: where its images may be, and known facts."""
+    """The context for parsing a row: where its images may be, and known facts."""
 
     image_folder: str | None
     """Absolute path; None for a Hub dataset without --image_folder."""
@@ -34,7 +34,7 @@ class RowContext:
     for the data file's own folder, because its symlinks came with the data."""
     facts: FactsByName
     matches: ImageMatches = field(default_factory=ImageMatches)
-    """The images of earlier rows that names in `facts` were matched to."""
+    """The images of earlier rows to which names in `facts` were matched."""
 
 
 def row_context(dataset_name: str, image_folder: str | None = None, facts: FactsByName | None = None) -> RowContext:
@@ -70,13 +70,13 @@ def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
 def parse_pair_images(
     row: Row, images: tuple[ImageSource, ...], counts: Sequence[int], context: RowContext
 ) -> tuple[tuple[ImageSource, ...], tuple[ImageSource, ...], tuple[ImageSource, ...]]:
-    """Divide a pair's images: those of its prompt, and those inside the chosen and rejected answer.
+    """Divide a pair's images into those of its prompt, its chosen and its rejected answer.
 
     `images` are those of `parse_images`, and `counts` the numbers inside the answers. An answer's
-    parts may hold its images. Otherwise, if both answers have some, they come after the prompt's in
-    `images`, the chosen answer's first; ms-swift's `rejected_images` lists those of prompt and
-    rejected answer. Raises InputError for another number of images, or if the answers are about
-    other images.
+    parts may contain its images. Otherwise, if both answers have some, they come after the prompt's
+    in `images`, the chosen answer's first; ms-swift's `rejected_images` lists those of prompt and
+    rejected answer. Raises InputError for another number of images, or if the two answers belong to
+    different prompt images.
     """
     num_chosen, num_rejected = counts
 
@@ -116,7 +116,7 @@ def parse_pair_images(
 
 
 def _images_in_answer(row: Row, names: Sequence[str], count: int, context: RowContext) -> tuple[ImageSource, ...] | None:
-    """Return the images that the parts of an answer's turn hold, None if they hold none."""
+    """Return the images in the parts of an answer's turn, None if there are none."""
     name = next((name for name in names if name in row.fields), "")
     value = row.fields.get(name)
     turn = value[-1] if isinstance(value, list) and value else value
@@ -132,13 +132,13 @@ a note on its origin."""
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
 """Fields of unsupported media; a row may have them next to images."""
 IMAGE_FIELD = re.compile(r"ima?g|picture|photo", re.IGNORECASE)
-"""Part of the name of a field that may hold an image."""
+"""Part of the name of a field that may contain an image."""
 IMAGE_VALUE = re.compile(r"data:image/|[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm)\s*$", re.IGNORECASE)
 """Text that is an encoded image, or the path of one."""
 TEXT_FIELDS = ("id", "idx", "messages", "system", "solution", "answer")
-"""Fields that hold no image next to `messages`, whatever their text looks like."""
+"""Fields that never contain an image next to `messages`, regardless of their text."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
-"""Fields with turns whose parts may hold images; the first of them that a row has."""
+"""Fields with turns whose parts may contain images; the first of them that a row has."""
 
 
 def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
@@ -176,7 +176,7 @@ def _is_typo(name: str) -> bool:
 
 
 def _is_text_only(row: Row) -> bool:
-    """Return whether `messages` show no image and no field seems to hold one."""
+    """Return whether `messages` show no image and no field seems to contain one."""
     messages = row.fields.get("messages")
     if messages is None or PLACEHOLDER in str(messages):
         return False
@@ -198,7 +198,7 @@ def _looks_like_image(value: Any) -> bool:
 def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:
     """Yield the images inside the parts of turns, such as {type: image, image: PATH}.
 
-    Raises InputError if a part does not hold its image, and `is_only_source`.
+    Raises InputError if a part does not contain its image, and `is_only_source`.
     """
     field_name = next((name for name in CONVERSATION_FIELDS if isinstance(row.fields.get(name), list)), None)
     turns = row.fields[field_name] if field_name is not None else []
@@ -226,7 +226,7 @@ def _without_url(value: Any) -> Any:
 
 
 def _without_file_scheme(path: str) -> str:
-    """Return the path of a file:// URL, as Qwen's rows name images, or the value itself."""
+    """Return the path of a file:// URL, as in Qwen's rows, or the value itself."""
     return unquote(path.removeprefix("file://")) if path.startswith("file://") else path
 
 
@@ -287,7 +287,7 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
 
 
 def _recorded_name(row: Row, value: Any) -> str:
-    """Return the name that a row gives to embedded bytes: next to them, or as a note."""
+    """Return a row's name for embedded bytes, next to them or in a note."""
     names = [value.get("path") if isinstance(value, dict) else None, *(row.fields.get(name) for name in PATH_FIELDS)]
     return next((name for name in names if isinstance(name, str)), "")
 
@@ -326,7 +326,7 @@ def _decode_base64(row: Row, text: str, name: str) -> bytes:
 
 
 def collect_facts(row: Row, context: RowContext) -> tuple[Fact, ...]:
-    """Return the row's own facts, followed by those known by its image names, or else by its id.
+    """Return the row's own facts, then those found by its image names, or else by its id.
 
     Raises InputError if an earlier row's image, in another folder, has the same name in the facts.
     """

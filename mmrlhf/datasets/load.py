@@ -21,9 +21,9 @@ Record = TypeVar("Record", Example, Preference)
 class Records(Sequence[Record]):
     """The records of a table. A slice is a view and reads nothing.
 
-    The constructor parses every row once, so that all bad rows are found before hours of training.
-    After that, each access parses the row again and returns an equal record. Access raises
-    InputError if the file has changed.
+    The constructor parses every row once, to find all bad rows before hours of training. After
+    that, each access parses the row again and returns an equal record. Access raises InputError if
+    the file has changed.
 
     has_facts: whether any row of the table has facts about its images.
     """
@@ -74,7 +74,7 @@ def have_facts(rows: Sequence[Example] | Sequence[Preference]) -> bool:
 
 
 def subset(rows: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
-    """Return the rows at these indices; those of a file are still read when they are needed."""
+    """Return the rows at these indices; rows of a file are still read only when they are needed."""
     if list(indices) == list(range(len(rows))):
         return rows
     return rows.subset(indices) if isinstance(rows, Records) else [rows[index] for index in indices]
@@ -148,7 +148,7 @@ def read_preferences(
 ) -> Records[Preference]:
     """Load a dataset's preferences. Raises InputError if rows cannot be used.
 
-    Without `answer_images`, rows with images inside their answers cannot.
+    Without `answer_images`, rows with images inside their answers are refused.
     """
     context = row_context(dataset_name, image_folder, facts)
 
@@ -170,7 +170,7 @@ def read_records(
     answer_images: bool = False,
     require_answer: bool = False,
 ) -> Records[Example] | Records[Preference]:
-    """Load a dataset's preferences, or its prompts and answers if its first row compares none.
+    """Load a dataset's preferences, or its prompts and answers if its first row has no comparison.
 
     Raises InputError as `read_preferences` and `read_examples` do.
     """

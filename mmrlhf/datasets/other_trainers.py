@@ -47,7 +47,7 @@ def unpack_instruction(row: Row) -> Row:
 
 
 def is_swift_conversation(row: Row) -> bool:
-    """Return whether ms-swift's `conversation` holds the prompt: no other field does."""
+    """Return whether ms-swift's `conversation` contains the prompt: no other field does."""
     other_fields = (*PROMPT_FIELDS, "instruction", "problem", "chosen", "rejected")
     return "conversation" in row.fields and not any(field in row.fields for field in other_fields)
 

@@ -46,7 +46,7 @@ NON_RLHF_V_FIELDS = (
 )  # fmt: skip
 """A row with `text` and any of these fields has another format."""
 TEXT_COLUMN_FIELDS = ("instruction", "problem", "query", "response", "output")
-"""Fields next to which `text` is a mere column, unless it holds a pair."""
+"""Fields next to which `text` is an ordinary column, unless it contains a pair."""
 
 
 def parse_preference(row: Row, context: RowContext) -> Preference:
@@ -92,7 +92,8 @@ def is_preference(row: Row) -> bool:
 
 
 def is_vlfeedback(row: Row) -> bool:
-    """Return whether `completions` holds objects, or the Hub's table of them, rather than texts."""
+    """Return whether `completions` contains objects, or the Hub's table of them, rather than
+    texts."""
     completions = row.fields.get("completions")
     if isinstance(completions, list):
         return any(isinstance(item, dict) for item in completions)
@@ -100,7 +101,7 @@ def is_vlfeedback(row: Row) -> bool:
 
 
 def is_rlhf_v(row: Row) -> bool:
-    """Return whether `text` holds the question and the answers, as in RLHF-V."""
+    """Return whether `text` contains the question and the answers, as in RLHF-V."""
     if isinstance(row.fields.get("text"), str) and "file_name" in row.fields:
         return False  # a caption in imagefolder's metadata.jsonl
     if "text" not in row.fields or any(name in row.fields for name in NON_RLHF_V_FIELDS):
@@ -119,7 +120,7 @@ def _holds_pair(text: Any) -> bool:
 
 
 def unpack_rlhf_v(row: Row) -> Row:
-    """Move the fields of RLHF-V's `text` into the row; keep other rows as is. Raises InputError."""
+    """Move the fields of RLHF-V's `text` into the row; keep other rows. Raises InputError."""
     if not is_rlhf_v(row):
         return row
     value = row.fields["text"]
@@ -133,7 +134,7 @@ def unpack_rlhf_v(row: Row) -> Row:
 
 
 def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
-    """Return the row's fields that no field of the record comes from."""
+    """Return the row's fields that the record does not use."""
     fallback_fields = set()
     if "id" not in row.fields:
         fallback_fields.add("idx")

@@ -36,9 +36,9 @@ class DatasetSummary:
     ids: hashes of the rows' ids.
     word_counts: answer lengths in words; in preferences, those of the best (`chosen`) and the worst
         answer (`rejected`), unless the two are tied.
-    unread_fields: number of rows with each field that no part of the record comes from.
-    num_learnt: assistant turns that sft learns, in the rows that end with one.
-    num_against_ranks: preferences with a rating that contradicts its rank.
+    unread_fields: number of rows with each field that the record does not use. num_learnt:
+    assistant turns that sft learns, in the rows that end with one. num_against_ranks: preferences
+    with a rating that contradicts its rank.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ RowDict = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """How to write a preference in a format, and what the format can represent."""
+    """How to write a preference in a format, and which features the format can represent."""
 
     build_row: Callable[[Preference, Sequence[Any]], RowDict]
     """Build a row from a preference and its images as the file stores them."""
@@ -115,7 +115,7 @@ def _content_parts(turn: Message) -> list[RowDict]:
 
 
 def message_dicts(turns: Sequence[Message], num_images: int) -> list[RowDict]:
-    """Return turns as a row's field, their images in the places where they are shown."""
+    """Return turns as a row's field, with images at the places where they are shown."""
     return [{"role": turn.role, "content": _content_parts(turn)} for turn in place_images(turns, num_images)]
 
 

@@ -13,7 +13,7 @@ from mmrlhf.records import Example, Message, Preference
 
 @dataclass(frozen=True)
 class ExampleFormat:
-    """A form of rows: with the answer to learn (`messages`), or prompts without one."""
+    """A form of rows: with the target answer (`messages`), or prompts without one."""
 
     with_answer: bool
 
@@ -34,7 +34,7 @@ class ExampleFormat:
         return {name: value for name, value in row.items() if value is not None}
 
     def select(self, records: Iterable[Example | Preference], skipped: Counter[str]) -> Iterator[Example]:
-        """Yield the examples of records, each once, and count in `skipped` what is left out.
+        """Yield the examples of records, each once; `skipped` counts records that are left out.
 
         A preference gives its best answer, or none if another is as good.
         """

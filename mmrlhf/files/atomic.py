@@ -31,7 +31,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file, or leave it as it was if writing fails. Raises OSError, as `atomic` does."""
+    """Write a file, or leave it unchanged if writing fails. Raises OSError, like `atomic`."""
     with atomic(path) as temp_path:
         temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -57,7 +57,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:
-    """Check that a file can be written in a folder, before any work is done, and leave no trace.
+    """Check that a file can be written in a folder, before any work is done, and leave nothing
+    there.
 
     Raises InputError that names the setting with the folder.
     """

@@ -67,14 +67,14 @@ def find(kind: ResourceKind, name: str) -> Path:
 
 
 def _normalise_name(name: str) -> str:
-    """Reduce a benchmark's name to what all of its spellings have in common."""
+    """Reduce a benchmark's name to a form that all of its spellings share."""
     return re.sub(r"[^a-z0-9/]", "", name.lower()).removesuffix("bench")
 
 
 def load_module(path: Path) -> ModuleType:
     """Import a Python file under a unique module name, because file names may be equal.
 
-    If the file raises an exception, it is passed on and no module is left behind.
+    If the file raises an exception, it propagates and no module remains.
     """
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"mmrlhf_content_{path.stem}_{path_digest}"

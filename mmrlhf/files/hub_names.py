@@ -1,4 +1,4 @@
-"""Tell the names of Hub repositories from those of files."""
+"""Distinguish names of Hub repositories from those of files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name such as owner/name is one of the Hub, and no file or folder here.
+    """Return whether a name such as owner/name is on the Hub, and not a local file or folder.
 
-    A name of the Hub has no suffix of a data file, and a local folder's name is no owner.
+    Such a name has no suffix of a data file, and its owner is not a local folder.
     """
     path = Path(name)
     return HUB_ID.fullmatch(name) is not None and path.suffix not in FILE_SUFFIXES and not os.path.isdir(path.parts[0])

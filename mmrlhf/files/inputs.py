@@ -1,8 +1,8 @@
-"""Record what an output was made from: settings, and the content of the files that they name.
+"""Record the inputs of an output: settings, and the content of the files that they name.
 
 Run directories (`training.run`) and resumable files (`files.resumable`) keep this record. A later
-call with other inputs is refused, and they are named; one with the same inputs continues, or has
-nothing to do. Contents are compared, not paths, so datasets and models may move.
+call with other inputs is refused, and the differences are named; a call with the same inputs
+continues, or has nothing to do. Contents are compared, not paths, so datasets and models may move.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ VERSIONED_PACKAGES = ("mmrlhf", "torch", "transformers", "peft")
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of the files that count in a checkpoint: a model card or a plot may change."""
 MAX_HASHED_BYTES = 1 << 28
-"""Files up to this size are hashed whole, larger ones (shards of weights) by samples."""
+"""Files up to this size are hashed completely, larger ones (shards of weights) by samples."""
 SAMPLE_BYTES, NUM_SAMPLES = 1 << 18, 256
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Suffixes that do not count in a dataset's folder: the images of rows are hashed separately."""
 IMAGE_SAMPLE_BYTES = 1 << 12
-"""Bytes of an image's head and of its tail that are hashed; PNG ends in checksums of its pixels."""
+"""Bytes of an image's start and of its end that are hashed; PNG ends in checksums of its pixels."""
 
 Inputs = Mapping[str, Any]
-"""Values by setting: as given or, where a path's content counts, {"path": ..., "sha256": ...}."""
+"""Values by setting: as given or, if a path's content counts, {"path": ..., "sha256": ...}."""
 
 
 # ---- contents ------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def content_digest(name: str) -> str | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a whole file, which is read in pieces."""
+    """Return the sha256 of a whole file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -126,10 +126,10 @@ def _reward_model_checksum(path: Path) -> str:
 
 
 def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: bool) -> str:
-    """Return a hash of the images that rows name or, unless `images_only`, of everything in them.
+    """Return a hash of the rows' images or, unless `images_only`, of everything in the rows.
 
     `images_only` is for rows of a data file that is hashed itself. Image files are hashed by size,
-    head and tail, which identifies them without reading them whole.
+    start and end, which identifies them without a full read.
     """
     digest, hashed = hashlib.sha256(), set[str]()
     for row in rows:
@@ -147,7 +147,7 @@ def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: 
 
 
 def image_digest(image: ImageSource) -> str | None:
-    """Return a hash of an image file's size, head and tail, or of bytes; None if it is missing."""
+    """Return a hash of an image file's size, start and end, or of bytes; None if it is missing."""
     if image.path is None:
         return image.key
     try:
@@ -195,7 +195,7 @@ def reward_function_files(reward_terms: str) -> list[str]:
 
 
 def changed_names(saved: Inputs, requested: Inputs) -> list[str]:
-    """Return the names of the inputs that differ or that only one of the two has."""
+    """Return the names of the inputs that differ or that only one side has."""
     names = [*requested, *(name for name in saved if name not in requested)]
     return [name for name in names if not _is_same(saved.get(name), requested.get(name))]
 

@@ -13,7 +13,7 @@ from mmrlhf.records import InputError
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file. Drops a last line that a killed process left incomplete.
+    """Return the objects of a JSONL file, without an incomplete last line of a killed process.
 
     Raises InputError if the file cannot be read or any other line is not a JSON object.
     """
@@ -32,10 +32,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_appended(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file to append to, [] without one.
+    """Return the objects of a JSONL file for appending, [] without one.
 
-    A last line that a killed process left incomplete is removed from the file. Raises InputError as
-    `read_jsonl` does.
+    An incomplete last line of a killed process is removed from the file. Raises InputError like
+    `read_jsonl`.
     """
     if not path.exists():
         return []

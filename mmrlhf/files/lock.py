@@ -1,4 +1,4 @@
-"""Lock an output, so that two commands never write to the same one, and none to a removed one."""
+"""Lock an output, so that no two commands write to it, and none writes to a removed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf.records import InputError
 _descriptors: dict[Path, int] = {}
 """Open lock files of this process, by resolved path."""
 _created_folders: dict[Path, list[Path]] = {}
-"""Folders that were created for a lock file, innermost first: `release` removes them if empty."""
+"""Folders created for a lock file, innermost first: `release` removes them if they are empty."""
 
 MAX_ATTEMPTS = 100
 
@@ -70,9 +70,9 @@ def acquire(lock_file: Path, output: Path, setting: str) -> None:
 
 
 def check(lock_file: Path, output: Path, setting: str) -> None:
-    """Raise InputError if the output was removed, or is another by now, since it was locked.
+    """Raise InputError if the output was removed or replaced since it was locked.
 
-    Without a lock (a file system without locks), only the folder has to be there.
+    Without a lock (a file system without locks), only the folder has to exist.
     """
     descriptor = _descriptors.get(lock_file.resolve())
     try:
@@ -112,7 +112,7 @@ def _remove(lock_file: Path, folders: list[Path]) -> None:
 
 @contextmanager
 def released_after() -> Iterator[None]:
-    """Release the locks that are taken in the block when it ends, however it ends."""
+    """Release the locks taken in the block, however the block ends."""
     held = set(_descriptors)
     try:
         yield

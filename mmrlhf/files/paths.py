@@ -54,9 +54,9 @@ LIST_FIELDS = ("reward_model_path", "scores_file")
 
 
 def require_paths(config: Any) -> None:
-    """Raise one InputError that names all files and folders of a configuration that do not exist.
+    """Raise one InputError with all files and folders of a configuration that do not exist.
 
-    A name such as owner/name is taken for a Hub id, unless there is a local folder `owner`.
+    A name such as owner/name counts as a Hub id, unless there is a local folder `owner`.
     """
     problems = []
     for field in dataclasses.fields(config):

@@ -19,9 +19,9 @@ class ResumableWriter:
 
     A third hidden file is the lock, from the start until `finish` or the end of `files.writing`.
 
-    A second hidden file records what the lines are made from, also after `finish`. `num_done` is
-    the number of lines kept from an earlier, killed run. `is_finished` says that `path` is complete
-    and made from the same inputs; then there is nothing to do.
+    A second hidden file records the inputs of the lines, also after `finish`. `num_done` is the
+    number of lines kept from an earlier, killed run. `is_finished`: whether `path` is complete and
+    made from the same inputs; then nothing is left to do.
 
     inputs: everything that the lines depend on, by name (`files.inputs.inputs_of`).
     group_size: how many lines belong together; an incomplete group of a killed run is dropped.
@@ -29,7 +29,8 @@ class ResumableWriter:
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], group_size: int = 1, setting: str = "output_file"):
-        """Raise InputError if the file is made from other inputs, or another command writes it."""
+        """Raise InputError if the file was made from other inputs, or another command writes to
+        it."""
         files = [value["path"] for value in inputs.values() if isinstance(value, dict) and "path" in value]
         refuse_output_file(path, setting, files)
         self.path, self._setting = path, setting
@@ -105,12 +106,12 @@ class ResumableWriter:
         lock.release(self._lock_path)
 
     def print_finished(self) -> None:
-        """Report that there is nothing to do, and where the result is."""
+        """Report that the file is finished, and where it is."""
         print(f"{self.path} is finished, nothing to do")
 
 
 def discard(path: Path) -> None:
-    """Remove a file, or what a killed run has written of it, with the record of its inputs."""
+    """Remove a file, or a killed run's part of it, with the record of its inputs."""
     for file in (path.with_name(f".{path.name}.inputs.json"), path.with_name(f".{path.name}.part"), path):
         file.unlink(missing_ok=True)
 

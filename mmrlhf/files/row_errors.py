@@ -37,7 +37,7 @@ class RowErrors:
         self.count = 0
 
     def add(self, row_name: str, message: str, location: str = "") -> None:
-        """Add a row's error. `location` is the row's place as the message names it."""
+        """Add a row's error. `location` is the row's place in the message."""
         first_error = message
         if location:
             message = message.removeprefix(f"{location}: ").replace(f" ({location}, ", " (")
@@ -53,7 +53,7 @@ class RowErrors:
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
     def summary(self, noun: str = "rows") -> str:
-        """Return the causes in one line, with counts and first rows. `noun` is what is counted."""
+        """Return the causes in one line, with counts and first rows. `noun` names the rows."""
         groups = self.groups
         parts = [
             f"{group.count} {noun}: " * (group.count > 1) + f"{group.message} ({group.rows_text})"

@@ -116,7 +116,7 @@ def read_json_objects(path: Path) -> list[Row]:
 
 
 class _RepeatedFieldError(ValueError):
-    """An object has a field twice, of which `json` would keep the last without a word."""
+    """An object has a field twice, of which `json` would silently keep the last."""
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def is_finite_number(value: Any) -> TypeGuard[float]:
 
 
 def type_name(value: Any) -> str:
-    """Return the name that messages give to a value's type."""
+    """Return the name of a value's type in messages."""
     if isinstance(value, dict):
         return "an object"
     names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}

@@ -12,15 +12,15 @@ from mmrlhf.files.rows import decode_text, open_binary
 from mmrlhf.records import InputError
 
 MAX_CELL_CHARS = 1 << 30
-"""Answers may be long, and tables of this kind hold images; csv refuses fields above 128 KiB by
-default."""
+"""Maximum length of a field: answers may be long, and such tables contain images; csv's default is
+128 KiB."""
 MAX_UNPACKED_BYTES = 64 << 20
 MAX_COLUMNS, MAX_CELLS = 1000, 2_000_000
-"""Largest workbook. A small file may unpack to one without end."""
+"""Maximum size of an unpacked workbook: a small file may unpack to an enormous one."""
 
 
 def read_sheet(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a sheet, of the first one in a workbook. Cells that a row lacks are null.
+    """Return the rows of a sheet, the first one of a workbook. Missing cells are null.
 
     Raises InputError if the file is not a sheet, or a row has more cells than there are columns.
     """
@@ -50,8 +50,8 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
     from openpyxl import load_workbook
 
     with open_binary(path) as file:
-        # openpyxl passes on errors of zipfile, of its XML parser and of its own checks, which have
-        # no common class.
+        # openpyxl raises errors of zipfile, of its XML parser and of its own checks, which have no
+        # common class.
         try:
             _refuse_large(file)
             workbook = load_workbook(file, read_only=True, data_only=True)
@@ -74,7 +74,7 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
 
 
 def _refuse_large(file: io.BufferedReader) -> None:
-    """Raise ValueError if a workbook unpacks to more than can be read in a minute or so."""
+    """Raise ValueError if a workbook unpacks to more than can be read in about a minute."""
     with zipfile.ZipFile(file) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_UNPACKED_BYTES:

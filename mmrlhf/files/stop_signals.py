@@ -1,9 +1,9 @@
-"""Stop on SIGTERM, SIGHUP and Ctrl-C: keep what is written, and exit with 128 + the signal.
+"""Stop on SIGTERM, SIGHUP and Ctrl-C: keep the written output, and exit with 128 + the signal.
 
-A signal raises `Stopped` wherever the command is. A run with steps that no checkpoint holds defers
-it to the end of its step, where it saves. A second signal is not deferred. But a launcher passes on
-what Slurm or `timeout` has sent to its processes as well: what repeats a signal within
-REPEAT_SECONDS is the same one.
+A signal raises `Stopped` wherever the command is. A run with steps that are not in a checkpoint
+defers it to the end of the current step, and saves there. A second signal is not deferred. But
+launchers forward signals that Slurm or `timeout` also sent to their processes: a repetition within
+REPEAT_SECONDS counts as the same signal.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What Ctrl-C, Slurm before it kills a job, and a closed terminal send."""
+"""The signals of Ctrl-C, of Slurm before it kills a job, and of a closed terminal."""
 
 REPEAT_SECONDS = 2.0
-"""Seconds in which a signal that comes again is not a second one."""
+"""Seconds within which a repeated signal does not count as a second one."""
 
 _deferred = False
 _pending: int | None = None
@@ -29,7 +29,7 @@ _pending_since = 0.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to stop. No handler of errors catches a KeyboardInterrupt."""
+    """A signal asked this process to stop. Error handlers do not catch a KeyboardInterrupt."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -42,7 +42,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """Return what a shell reports for a process that such a signal ended: 143 for SIGTERM."""
+        """Return a shell's exit code for a process ended by this signal: 143 for SIGTERM."""
         return 128 + self.signal_number
 
 
@@ -50,8 +50,8 @@ class Stopped(KeyboardInterrupt):
 def handled() -> Iterator[None]:
     """Turn signals into `Stopped` in the block.
 
-    A signal that the process was started to ignore (`nohup`) stays ignored. Without effect outside
-    the main thread, which alone may handle signals.
+    A signal that the process was started to ignore (`nohup`) stays ignored. Has no effect outside
+    the main thread, because only that may handle signals.
     """
     previous = {}
     if threading.current_thread() is threading.main_thread():
@@ -68,13 +68,13 @@ def handled() -> Iterator[None]:
 
 
 def defer(active: bool) -> None:
-    """Defer signals from now on, or no longer; one that was deferred stays `pending`."""
+    """Start or stop deferring signals; a deferred signal stays `pending`."""
     global _deferred
     _deferred = active
 
 
 def pending() -> int:
-    """Return the number of the signal that was deferred, or 0."""
+    """Return the number of the deferred signal, or 0."""
     return _pending or 0
 
 
@@ -96,7 +96,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def discard_output() -> int:
-    """Discard what is left to print once nobody reads it, and return the exit code of SIGPIPE."""
+    """Discard the remaining output once nobody reads it, and return the exit code of SIGPIPE."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

@@ -6,8 +6,8 @@ its rows may have moved. Images stay encoded.
 
 JSON is read with `json`, because Arrow's reader guesses types (the answer "2024-01-01" would become
 a date, "3" a number) and refuses a file with one broken line without giving its number. Parquet,
-saved `datasets` folders and the Hub have types of their own, which `datasets` handles; local files
-are read in place, so no cached copy can be out of date.
+saved `datasets` folders and the Hub have their own types, which `datasets` handles; local files are
+read in place, so no cached copy can be out of date.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ HEAD_BYTES = 4096
 NESTED_ROWS = re.compile(
     rb'\{\s*("\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|train|test|validation)"\s*:\s*\[\s*\{'
 )
-"""The start of a JSON object that holds rows in a list, after fields that are no lists."""
+"""The start of a JSON object that contains rows in a list, after fields that are not lists."""
 ROWS_PER_BATCH = 64
-"""Rows to decode at a time while iterating, so that a large table is never in memory twice."""
+"""Rows to decode at once while iterating, so that a large table is never in memory twice."""
 MAX_ROW_GROUP_BYTES = 2 << 30
-"""Largest row group of a parquet file, uncompressed. One is read at a time; compressed, it may be a
-thousand times smaller."""
+"""Maximum uncompressed size of a row group of a parquet file, which is read as a whole; compressed,
+it may be a thousand times smaller."""
 MAX_CELL_BYTES = 64 << 20
 """Largest text or encoded image of a row."""
 
 
 DEFAULT_SPLIT = "train"
 LIST_NAMES = ("data", "rows", "examples")
-"""Fields of a JSON object that hold all of its rows, and name no split."""
+"""Fields of a JSON object that contain all of its rows, and are not names of splits."""
 
 
 class _NoSplitsError(InputError):
-    """A split was named of a dataset that has none."""
+    """A split was requested from a dataset without splits."""
 
 
 class Table(Protocol):
@@ -100,9 +100,9 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
 
 
 def split_of(dataset_name: str, split: str) -> str:
-    """Return the split to read next to a dataset whose split was named: the default if it has none.
+    """Return the split of a second dataset for a requested one: the default if it has no splits.
 
-    Raises InputError if it has splits and not this one, or cannot be opened.
+    Raises InputError if it has splits but not this one, or cannot be opened.
     """
     try:
         if split != DEFAULT_SPLIT and os.path.exists(dataset_name):
@@ -113,7 +113,7 @@ def split_of(dataset_name: str, split: str) -> str:
 
 
 def dataset_folder(dataset_name: str) -> Path | None:
-    """Return the default folder of a dataset's relative paths, None for a Hub id."""
+    """Return the default folder for a dataset's relative paths, None for a Hub id."""
     path = Path(dataset_name)
     if os.path.isdir(path):
         return path
@@ -172,7 +172,7 @@ class _JsonlTable:
 
 
 class _JsonListTable:
-    """One list of objects, or an object that holds it: {"data": [...]}, or a list per split."""
+    """One list of objects, or an object that contains it: {"data": [...]}, or a list per split."""
 
     def __init__(self, path: Path, split: str = "train") -> None:
         self._path = path
@@ -239,7 +239,7 @@ def _open_arrow_table(name: str, split: str) -> Table:
 
 
 def _refuse_split(name: str, split: str) -> None:
-    """Raise InputError if a split was named of a dataset that has none."""
+    """Raise InputError if a split was requested from a dataset without splits."""
     if split != DEFAULT_SPLIT:
         raise _NoSplitsError(f"{name} has no splits: leave --split out, or name the file of split {split}")
 

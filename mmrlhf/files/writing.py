@@ -1,4 +1,4 @@
-"""Commands that write for hours: they release their output at the end, and explain a full disk."""
+"""Long-running writes: release the output's lock at the end, and explain a full disk."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def writing(output: Path, kept: str | None = "what is written") -> Iterator[None]:
     """Write to `output` in the block: release it at the end, and explain a full disk.
 
-    kept: what the same command continues from, None if it starts over.
-    Raises InputError if the disk is full.
+    kept: the output from which the same command continues, None if it starts over. Raises
+    InputError if the disk is full.
     """
     with lock.released_after():
         try:
@@ -49,7 +49,7 @@ def writes(setting: str) -> Callable[[Command], Command]:
 def is_disk_full(error: Exception) -> bool:
     """Return whether writing failed because a disk or a quota is full.
 
-    safetensors reports what the system said as text.
+    safetensors reports the system's error only as text.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -57,5 +57,5 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def full_disk_message(output: Path, kept: str | None = "what is written") -> str:
-    """Return a sentence for a full disk. `kept` is as for `writing`."""
+    """Return a sentence about a full disk. `kept` is as for `writing`."""
     return f"{output} is on a full disk: make room" + (f"; the same command continues from {kept}" if kept else "")

@@ -1,8 +1,8 @@
 """Calibration of probabilities: temperature, Platt scaling, expected calibration error, AUROC,
 reliability diagrams.
 
-A reward model takes the first of two answers to be better with probability sigmoid((first - second)
-/ temperature). A verifier takes a claim to be true with a probability of its own.
+For a reward model, the first of two answers is better with probability sigmoid((first - second) /
+temperature). A verifier gives each claim a probability of being true.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.stats import mannwhitneyu
 from mmrlhf.metrics.intervals import Z_95, SufficientStats, wilson, with_intervals
 
 SEED = 0
-"""Seed of the resamples that give an interval."""
+"""Seed of the bootstrap."""
 NUM_BINS = 10
 """Bins of a reliability diagram, of equal width in probability."""
 
@@ -28,8 +28,8 @@ def proportion(outcomes: np.ndarray, clusters: Sequence[Hashable] | None = None)
     """Return the share of true outcomes, its 95% interval and their number; the value is None
     without outcomes.
 
-    clusters: what each outcome shares with those that it is not independent of, its image. If
-    outcomes share one, the interval is by bootstrap over the clusters, and otherwise Wilson's.
+    clusters: each outcome's unit of dependence, such as its image. If outcomes share one, the
+    interval is a bootstrap interval over the clusters, otherwise Wilson's.
     """
     if clusters is not None and len(set(clusters)) < len(outcomes):
         hits_and_trials = np.stack([outcomes.astype(float), np.ones(len(outcomes))], axis=1)
@@ -59,8 +59,8 @@ def fit_temperature(margins: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Comparisons or claims of similar probability: its mean, how often they were right (with a 95%
-    interval), their number."""
+    """Comparisons or claims of similar probability: the mean probability, the share that was right
+    (with a 95% interval), their number."""
 
     confidence: float
     accuracy: float
@@ -121,8 +121,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     effective_size = (num_true + num_false) / 2 - 1
 
     def residual(candidate: float, sign: int) -> float:
-        """Return how far a candidate bound is from `auc`, less Z_95 of the standard errors that it
-        would have itself."""
+        """Return the distance of a candidate bound from `auc`, minus Z_95 standard errors at that
+        bound."""
         variance = (
             candidate
             * (1 - candidate)
@@ -131,8 +131,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
         )
         return candidate - auc - sign * Z_95 * float(np.sqrt(variance))
 
-    # An area of 0 or 1 solves the equation, as does the bound that we want: keep the search
-    # off it.
+    # An area of 0 or 1 also solves the equation: exclude these from the search.
     low = 0.0 if auc == 0 else float(brentq(residual, 0, min(auc, 1 - 1e-9), args=(-1,)))
     high = 1.0 if auc == 1 else float(brentq(residual, max(auc, 1e-9), 1, args=(1,)))
     return auc, low, high

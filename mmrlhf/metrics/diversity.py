@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FOLD_SIZE = 50
-"""Answers that are measured together: the measures depend on their number, so that folds must have
-one size."""
+"""Number of answers measured together: the metrics depend on this number, so all folds have the
+same size."""
 
 
 def whole_folds(answers: Sequence[str]) -> list[list[str]]:
-    """Return answers in folds of FOLD_SIZE, without the rest; all of them if there is no fold."""
+    """Return answers in folds of FOLD_SIZE, without the remainder; all in one fold if there are
+    fewer."""
     starts = range(0, len(answers) - FOLD_SIZE + 1, FOLD_SIZE)
     return [list(answers[start : start + FOLD_SIZE]) for start in starts] or [list(answers)]
 

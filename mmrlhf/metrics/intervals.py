@@ -1,7 +1,7 @@
 """Metrics with intervals: the bootstrap over clusters, alone and paired, Wilson's interval,
 McNemar's test. No torch.
 
-Answers about one image are not independent, so that the image is resampled, with all its rows.
+Answers about one image are not independent, so images are resampled, each with all its rows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Z_POWER_80 = 0.8416212335729143
 MetricsOfSums = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Maps sums of columns [..., K] to metrics [...] by name. NaN where a metric is undefined."""
 Interval = dict[str, float]
-"""A metric as result.json has it: {"value", "low", "high"}."""
+"""A metric as in result.json: {"value", "low", "high"}."""
 
 
 class Proportion(NamedTuple):
     """A metric that is a share of trials: the columns whose sums are its hits and its trials, and
-    its value where all hit (100 for percent)."""
+    its maximum (100 for percent)."""
 
     hits: int | Sequence[int]
     trials: int | Sequence[int]
@@ -49,13 +49,13 @@ class SufficientStats:
 
     This is all that an interval or a comparison of two runs needs.
 
-    clusters: for each of R rows, what it shares with the rows it is not independent of (its image).
-    columns_RK: what is summed. metrics: from sums [..., K] to values [...] by name. A name
-    `part/metric` is nested in result.json. undefined: why a metric is undefined, by its name or
-    part; the reason under "" holds for all others. proportions: metrics that are shares, each row
-    being one trial. They get Wilson's interval if every cluster is a single row, or if all clusters
-    are alike, so that resampling them shows no width. extra: metrics that are not functions of
-    sums, with intervals of their own.
+    clusters: for each of R rows, its unit of dependence (its image). columns_RK: what is summed.
+    metrics: from sums [..., K] to values [...] by name. A name `part/metric` is nested in
+    result.json. undefined: why a metric is undefined, by its name or part; the reason under ""
+    applies to all others. proportions: metrics that are shares, each row being one trial. They get
+    Wilson's interval if every cluster is a single row, or if all clusters are alike, so that
+    resampling them shows no width. extra: metrics that are not functions of sums, with their own
+    intervals.
     """
 
     clusters: Sequence[Hashable]
@@ -195,8 +195,8 @@ def bootstrap(
 def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
     """Return the mean over disjoint folds as `name`, and its 95% t-interval as `NAME_ci`.
 
-    One fold has no interval. It is for diversity metrics: resampling would repeat answers, and
-    repetition is what they measure.
+    One fold has no interval. It is for diversity metrics: they measure repetition, and resampling
+    would repeat answers.
     """
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -215,10 +215,10 @@ def paired_bootstrap(
     """Compare every metric of b with that of a over the same clusters, which are resampled
     together.
 
-    A comparison holds `a`, `b`, their `difference` (b minus a), its 95% interval `low` and `high`,
+    A comparison has `a`, `b`, their `difference` (b minus a), its 95% interval `low` and `high`,
     `p` (two-sided, of no difference), and `detectable`, the difference that such data would detect
-    in 80% of trials; these are NaN with fewer than MIN_CLUSTERS clusters that the metric reads. It
-    is None if either metric is undefined.
+    in 80% of trials; these are NaN if the metric uses fewer than MIN_CLUSTERS clusters. It is None
+    if either metric is undefined.
     """
     (names_a, sums_a), (names_b, sums_b) = a.cluster_sums(), b.cluster_sums()
     index_of = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
@@ -240,7 +240,7 @@ def paired_bootstrap(
             comparisons[name] = None
             continue
         differences = np.asarray(resampled_b[name], float) - np.asarray(resampled_a[name], float)
-        # Of k clusters that a metric reads, a resample lacks all with a probability of about e^-k.
+        # A resample lacks all k clusters that a metric uses with a probability of about e^-k.
         has_few = np.mean(~np.isfinite(differences)) > np.exp(-MIN_CLUSTERS)
         if len(index_of) < MIN_CLUSTERS or has_few:
             differences = differences[:0]
@@ -267,7 +267,7 @@ def _difference_statistics(differences: np.ndarray) -> dict[str, float]:
         "high": float(high),
         # One is added to both counts, so that p is never 0.
         "p": float(min(1.0, 2 * (tail_count + 1) / (differences.size + 1))),
-        # The mean must be Z_95 standard errors from 0, and be larger than that in 80% of trials.
+        # The mean must exceed Z_95 standard errors in 80% of trials.
         "detectable": float((Z_95 + Z_POWER_80) * differences.std()),
     }
 

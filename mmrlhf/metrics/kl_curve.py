@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 KL_STEPS = 7
-"""Number of steps that a policy's KL is estimated from."""
+"""Number of steps from which a policy's KL is estimated."""
 
 
 def kl_after_steps(
@@ -34,10 +34,11 @@ def kl_after_steps(
 
 
 def by_root_of_kl(kl: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the square roots of KLs [E], ascending, and the values there; of equal KLs their mean.
+    """Return the square roots of KLs [E], ascending, and the values there; for equal KLs their
+    mean.
 
-    Rewards grow about linearly with the root (Bai et al. 2022). The order is that of the KL, which
-    is not always that of training steps.
+    Rewards grow about linearly with the root (Bai et al. 2022). The order is by KL, which is not
+    always that of training steps.
     """
     roots, inverse = np.unique(np.sqrt(kl), return_inverse=True)
     return roots, np.bincount(inverse, values) / np.bincount(inverse)

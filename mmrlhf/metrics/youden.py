@@ -1,7 +1,7 @@
-"""Youden's J of a judge: how much more often a false claim lowers its score than a true one does.
+"""Youden's J of a reward model: how much more often false claims lower its score than true ones.
 
 J = TPR - FPR: the share of false claims that lower the score, minus the share of true claims that
-do. A policy that is trained on the judge unlearns a kind of error if J is above 0 on its own
+do. A policy trained on the reward model unlearns a kind of error if J is above 0 on its own
 answers, and keeps or learns it if J is 0 or below, whatever the accuracy on pairs (Rad et al. 2026,
 arXiv 2601.04411).
 """
@@ -43,11 +43,11 @@ def youden_j(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 
 
 def j_change(before: Outcomes, after: Outcomes, rows: RowsOfClaims) -> dict[str, float] | None:
-    """Return how much J of all claims changed, with its 95% interval; None if it has no J.
+    """Return the change of J over all claims, with its 95% interval; None if J is undefined.
 
     The outcomes are of the same claims, so the interval is that of paired differences: the
-    t-interval of a difference of ratios over rows, as claims of one row are not independent. With
-    false claims in fewer than MIN_CLUSTERS rows, or true ones, it is the whole range, -2 to 2.
+    t-interval of a difference of ratios over rows, as claims of one row are not independent. If
+    fewer than MIN_CLUSTERS rows have false claims, or true ones, it is the whole range, -2 to 2.
     """
     false_F, true_T = (
         after_lowers.astype(float) - before_lowers.astype(float)
@@ -59,7 +59,7 @@ def j_change(before: Outcomes, after: Outcomes, rows: RowsOfClaims) -> dict[str,
     false_rows, true_rows = ([row for kind in before for row in rows[kind][truth]] for truth in (0, 1))
     if min(len(set(false_rows)), len(set(true_rows))) < MIN_CLUSTERS:
         return {"value": change, "low": -2.0, "high": 2.0}
-    # To the first order, a row's claims move the change by their deviations from its two means.
+    # To first order, a row's claims contribute their deviations from the two mean rates.
     deviations: dict[Hashable, float] = defaultdict(float)
     for row, deviation in zip(false_rows, (false_F - false_F.mean()) / len(false_F), strict=True):
         deviations[row] += float(deviation)
