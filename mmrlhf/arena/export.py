@@ -37,7 +37,7 @@ def export_arena(
 
 
 def judge_preferences(ballots: Ballots, judge: str) -> Iterator[Preference]:
-    """Yield what a judge prefers, a record for each pair that it judged in both orders."""
+    """Yield a judge's preferences, a record for each pair that it judged in both orders."""
     for digest, judged in ballots.judges[judge].items():
         task, ((_, score),) = ballots.tasks[digest], judged
         answers = task.answers if score >= 0.5 else (task.answers[1], task.answers[0])

@@ -1,7 +1,7 @@
 """A judge in place of people: each pair is asked about in both orders.
 
-Judges favour an answer for its place (Zheng et al. 2023, arXiv:2306.05685). An answer wins if the
-judge chooses it in both orders; anything else is a tie.
+Judges favour answers by position (Zheng et al. 2023, arXiv:2306.05685). An answer wins if the judge
+chooses it in both orders; anything else is a tie.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def check_judge(config: ArenaJudgeConfig) -> str:
 def judge_pairs(store: Store, ledger: Ledger, config: ArenaJudgeConfig) -> None:
     """Ask a judge about the pairs of a file that it has not judged yet, in both orders.
 
-    Each reply is on disk before the next one counts, so that the same call continues after a kill.
-    Replies that failed are asked for again. Raises InputError if the judge cannot be used.
+    Each reply is written to disk before the next one counts, so the same call continues after a
+    kill. Failed requests are repeated. Raises InputError if the judge cannot be used.
     """
     endpoint = Endpoint(
         config.judge,
@@ -99,9 +99,9 @@ def judge_pairs(store: Store, ledger: Ledger, config: ArenaJudgeConfig) -> None:
 
 
 def prompt_of(template: str, task: Task, turned: bool) -> str:
-    """Return what a judge is asked about a pair; `turned` puts the second answer first.
+    """Return the request to a judge about a pair; `turned` puts the second answer first.
 
-    The mark around the answers follows from their texts: no answer can hold it.
+    The mark around the answers is derived from their texts, so no answer can contain it.
     """
     first, second = reversed(task.answers) if turned else task.answers
     question = (

@@ -35,7 +35,7 @@ class Contestant:
 
 
 def parse_contestants(models: str) -> list[Contestant]:
-    """Read `NAME=SOURCE,NAME=SOURCE`; without a name, that of the file or folder is taken.
+    """Read `NAME=SOURCE,NAME=SOURCE`; the default name is that of the file or folder.
 
     Raises InputError for fewer than two, or two of one name.
     """
@@ -64,7 +64,7 @@ def _default_name(source: str) -> str:
 
 
 def read_answers(path: str, image_folder: str | None, split: str) -> dict[str, Example]:
-    """Return the answers of a file by row id: of several to one row, the first.
+    """Return the answers of a file by row id; if a row has several, the first.
 
     Raises InputError.
     """
@@ -103,11 +103,11 @@ def read_categories(path: str) -> dict[str, str]:
 def make_pairs(
     answers_by_model: Mapping[str, Answers], categories: Mapping[str, str], identity_words: Sequence[str], rng: random.Random
 ) -> tuple[list[Task], list[Pair]]:
-    """Return a task and a pair for each two models on each question that both answered.
+    """Return a task and a pair for every two models and every question that both answered.
 
-    They are in the order of `draw_order`. Pairs of equal answers are left out, and so are those in
-    which an answer has one of the identity words. Raises InputError if models were asked
-    different things under one id, or nothing is left.
+    They are in the order of `draw_order`. Pairs of equal answers are left out, as are pairs in
+    which an answer contains an identity word. Raises InputError if models answered different
+    questions under one id, or nothing is left.
     """
     questions = _questions(answers_by_model)
     models = list(answers_by_model)
@@ -153,10 +153,10 @@ def why_unfit(task: Task, identity_words: Sequence[str]) -> str:
 
 
 def draw_order(question_ids: Sequence[str], num_models: int, rng: random.Random) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield each question with each two models, questions and models evenly spread.
+    """Yield each question with every two models, questions and models evenly spread.
 
-    All questions come once before any comes again, and among P questions in a row each of the P
-    pairs of models comes once. Without a seed (`random.SystemRandom`) nobody can foresee which.
+    All questions occur once before any is repeated, and among P consecutive questions each of the P
+    pairs of models occurs once. Without a seed (`random.SystemRandom`) the order is unpredictable.
     """
     ids = list(question_ids)
     rng.shuffle(ids)
@@ -170,7 +170,7 @@ def draw_order(question_ids: Sequence[str], num_models: int, rng: random.Random)
 
 
 def _questions(answers_by_model: Mapping[str, Answers]) -> dict[str, Example]:
-    """Return what each row asks. Raises InputError if models were asked different things."""
+    """Return each row's question. Raises InputError if models answered different questions."""
     questions: dict[str, Example] = {}
     asked_by: dict[str, str] = {}
     for model, answers in answers_by_model.items():

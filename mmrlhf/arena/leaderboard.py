@@ -1,4 +1,4 @@
-"""The leaderboard of one kind of voter, and how far a judge agrees with people."""
+"""The leaderboard of one kind of voter, and a judge's agreement with people."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MAX_CATEGORIES = 12
 
 @dataclass(frozen=True)
 class Board:
-    """Ratings from the votes of people, or of a judge: as voted, with style controlled, and as
-    voted in each category."""
+    """Ratings from the votes of people, or of a judge: uncontrolled, with style control, and
+    uncontrolled in each category."""
 
     title: str
     votes: Sequence[Vote]
@@ -27,16 +27,16 @@ class Board:
     controlled: Ratings
     categories: Mapping[str, Ratings]
     num_unusable: int = 0
-    """Pairs on which a judge said nothing that can be used."""
+    """Number of pairs without a usable reply of a judge."""
 
 
 @dataclass(frozen=True)
 class JudgeAgreement:
-    """How often a judge and the majority of people say the same of a pair.
+    """Agreement of a judge and the majority of people on pairs.
 
-    agreement: the share of pairs, of three outcomes (either answer, or a tie). decided: of pairs
-    on which neither says tie. kappa: Cohen's, which is 0 for the agreement of chance. Each has its
-    95% interval over resampled questions, or is None where it is not defined.
+    agreement: the share of pairs, of three outcomes (either answer, or a tie). decided: over pairs
+    that neither calls a tie. kappa: Cohen's, which is 0 for chance agreement. Each has its 95%
+    interval over resampled questions, or is None where it is not defined.
     """
 
     judge: str
@@ -68,7 +68,7 @@ def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
 
 
 def headline(board: Board) -> str:
-    """Return one sentence on who leads, as far as the votes say so."""
+    """Return one sentence on which model leads, as far as the votes show it."""
     ratings = board.plain
     tied = [model for model, is_real in zip(ratings.models[1:], ratings.is_real_MM[0, 1:], strict=True) if not is_real]
     if not tied:
@@ -81,7 +81,7 @@ def headline(board: Board) -> str:
 
 
 def difference_sentences(ratings: Ratings) -> list[str]:
-    """Return for each model but the last which of those below it are really worse."""
+    """Return, for each model except the last, which of those below it are really worse."""
     sentences = []
     for i, model in enumerate(ratings.models[:-1]):
         below = range(i + 1, len(ratings.models))
@@ -100,7 +100,7 @@ def describe(ratings: Ratings, i: int, j: int) -> str:
 
 
 def style_sentences(board: Board) -> list[str]:
-    """Return what style control changes about which differences are real."""
+    """Return sentences on which differences become real, or cease to be, under style control."""
     plain, controlled = board.plain, board.controlled
     if not controlled.style:
         return []
@@ -128,7 +128,7 @@ def points(value: float) -> str:
 
 
 def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
-    """Return how each judge agrees with the majority of people on the tasks that both judged."""
+    """Return each judge's agreement with the majority of people on the tasks that both judged."""
     results = []
     for judge, scores in ballots.judges.items():
         shared = [digest for digest in scores if digest in ballots.people]
@@ -149,7 +149,7 @@ def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
 def _outcome(judged: Sequence[tuple[str, float]], is_turned: bool) -> int:
     """Return 0, 1 or 2 for a loss, a tie and a win of the answer whose text comes first.
 
-    It is the most frequent one, a tie if two are.
+    It is the most frequent outcome, a tie if two are equally frequent.
     """
     (sign, most), *others = Counter(int(np.sign(score - 0.5)) for _, score in judged).most_common(2)
     sign = 0 if others and others[0][1] == most else sign

@@ -1,7 +1,7 @@
-"""What the arena keeps in the file of votes, beside the tables of `mmrlhf label`.
+"""The arena's tables in the file of votes, in addition to those of `mmrlhf label`.
 
-Tasks, voters and votes are those of the labelling page (`labeling.store`). These tables add which
-models a pair compares, votes that are void because a model did not answer, and a judge's replies.
+Tasks, voters and votes are those of the labelling page (`labeling.store`). These tables add the
+models of each pair, void votes (a model did not answer), and a judge's replies.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Void:
 
 @dataclass(frozen=True)
 class Judgment:
-    """A judge's reply about a task. `turned` says that the second answer was shown first.
+    """A judge's reply about a task. `turned`: whether the second answer was shown first.
 
-    `verdict` is of the task's own order, whichever was shown: first, second, tie, or "" for a reply
-    that cannot be used.
+    `verdict` refers to the task's own order, whichever was shown: first, second, tie, or "" for an
+    unusable reply.
     """
 
     judge: str
@@ -91,7 +91,7 @@ def pair_of(task: Task, category: str) -> Pair:
 
 
 def changed_model(name: str, change: str) -> InputError:
-    """Return the error for a name that stands for another model than in the votes there are."""
+    """Return the error for a name that refers to another model in existing votes."""
     return InputError(
         f"{name} {change} than in output_file, whose votes are counted by name: call the new one otherwise, NEW_NAME=SOURCE, or give "
         "another --output_file"
@@ -118,7 +118,7 @@ class Ledger:
             db.executemany(statement, rows)
 
     def check_same_answers(self, answers_by_model: Mapping[str, Mapping[str, Example]]) -> None:
-        """Raise InputError if a model answers a question otherwise than in the pairs there are.
+        """Raise InputError if a model's answer to a question differs from that in existing pairs.
 
         Votes are counted by name, and must not be about two models.
         """
@@ -137,7 +137,7 @@ class Ledger:
     def add_pairs(self, store: Store, tasks: Sequence[Task], pairs: Sequence[Pair]) -> int:
         """Add pairs and their tasks, and return how many tasks are new.
 
-        The pairs come first, so that no vote can come before it is known what it compares.
+        The pairs are added first, so that no vote can precede its pair.
         """
         self._write(_ADD_PAIR, map(astuple, pairs))
         return store.add_tasks(tasks)
@@ -161,7 +161,7 @@ class Ledger:
         ]
 
     def add_judgment(self, judgment: Judgment) -> None:
-        """Add a judgment, in place of an earlier one that could not be used."""
+        """Add a judgment, replacing an earlier unusable one."""
         self._write("INSERT OR REPLACE INTO arena_judgments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(judgment)])
 
     def judgments(self) -> list[Judgment]:
@@ -171,9 +171,9 @@ class Ledger:
         return [Judgment(row[0], row[1], row[2], bool(row[3]), *row[4:]) for row in rows]
 
     def fewest_left(self, overlap: int) -> int:
-        """Return how many open tasks are left for the voter who has the fewest.
+        """Return the number of open tasks for the voter who has the fewest.
 
-        One is taken off for each other voter, who may have it on the page. Without voters, it is
+        One is subtracted for each other voter, who may have it on the page. Without voters, it is
         the number of open tasks.
         """
         return int(self._database.read(_FEWEST_LEFT, (overlap,))[0][0])

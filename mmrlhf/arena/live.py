@@ -1,9 +1,8 @@
 """Live models: pairs are answered ahead of the voters who will see them.
 
 Both models of a pair are asked at the same time, and the pair is shown only once both have
-answered. Voters never wait for one side, so that time says nothing about a model. A model that
-fails, or takes too long, makes the vote void, which is recorded with the reason and counts for
-nobody.
+answered. Voters never wait for one side, so time reveals nothing about a model. A model that fails,
+or takes too long, makes the vote void, which is recorded with the reason and counts for nobody.
 """
 
 from __future__ import annotations
@@ -37,25 +36,26 @@ Ask = Callable[[Example], str]
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model that answers. `weights` is a hash of them, "" for what is not in this process."""
+    """A model that answers. `weights` is a hash of its weights, "" for a model outside this
+    process."""
 
     ask: Ask
     weights: str = ""
 
 
 MAX_VOIDS = 3
-"""Void votes after which a pair is not asked again."""
+"""Number of void votes after which a pair is not tried again."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds for which a model that failed is left alone; they double with each failure."""
+"""Seconds for which a failed model is not asked; they double with each failure."""
 IDLE_SECONDS = 0.3
 
 
 class NoAnswerError(Exception):
-    """A model gave no answer; the text says why."""
+    """A model gave no answer; the message gives the reason."""
 
 
 class MissingRowError(NoAnswerError):
-    """A file of answers lacks a row, which says nothing about its model."""
+    """A file of answers lacks a row, which is not the model's fault."""
 
 
 class Producer:
@@ -75,7 +75,7 @@ class Producer:
         done = {(pair.question, *sorted((pair.lower, pair.upper))) for pairs in ledger.pairs().values() for pair in pairs}
         earlier_voids = ledger.voids()
         self._num_earlier_voids = len(earlier_voids)
-        # Both models may have failed in one void vote, at one time.
+        # Both models may have failed at the same time, in one void vote.
         attempts = {(void.question, *sorted((void.first, void.second)), void.time) for void in earlier_voids}
         voids = Counter(attempt[:-1] for attempt in attempts)
         self._keys = {id_: question_key(example.images, example.prompt) for id_, example in questions.items()}
@@ -107,7 +107,7 @@ class Producer:
             time.sleep(IDLE_SECONDS)
 
     def close(self) -> None:
-        """Stop. A model that still thinks is not waited for; its answer is dropped."""
+        """Stop without waiting for models that are still answering; their answers are dropped."""
         self._is_closed.set()
         self._thread.join()
 
@@ -130,7 +130,8 @@ class Producer:
                 self._is_closed.wait(LONGEST_PAUSE)
 
     def _next(self) -> int | None:
-        """Return the next pair of models that do not rest, None if there is none now."""
+        """Return the next pair of models without a pause after failures, None if there is none
+        now."""
         now = time.monotonic()
         return next(
             (n for n, (_, *models, _) in enumerate(self._waiting) if all(self._resting_until[model] <= now for model in models)),
@@ -160,7 +161,7 @@ class Producer:
         self._failures[first] = self._failures[second] = 0
         i, j = self._models.index(first) + 1, self._models.index(second) + 1
         task = make_task(question, (first, second), (str(answers[first]), str(answers[second])), f"{id_}-{i}-{j}")
-        # A pair that cannot be shown is remembered, too, so that its models are not asked again.
+        # A pair that cannot be shown is also remembered, so that its models are not asked again.
         shown = [] if why_unfit(task, self._identity_words) else [task]
         self._ledger.add_pairs(self._store, shown, [pair_of(task, str(question.meta.get("category", "")))])
 
@@ -191,7 +192,7 @@ class Producer:
 def open_models(
     contestants: Sequence[Contestant], kept: Mapping[str, Answers], config: ArenaConfig
 ) -> Iterator[dict[str, LiveModel]]:
-    """Yield the contestants as models to ask; `kept` are the answers of those that are files.
+    """Yield the contestants as models to ask; `kept` has the answers of those that are files.
 
     Raises InputError if one is unusable.
     """
@@ -208,7 +209,7 @@ def open_models(
 
 
 def check_same_weights(store: Store, models: Mapping[str, LiveModel]) -> None:
-    """Remember the weights of models; raise InputError for a name that had others before.
+    """Record the weights of models; raise InputError for a name that had other weights before.
 
     Votes are counted by name, and must not be about two models.
     """

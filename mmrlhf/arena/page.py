@@ -93,7 +93,7 @@ def _extent(board: Board) -> str:
 
 
 def _section(board: Board, number: int) -> dict[str, Any]:
-    """Return what the page shows of a board."""
+    """Return a board's content of the page."""
     ratings = board.plain
     scores_MM, counts_MM = score_tables(board.votes, ratings.models)
     win_rates = [
@@ -184,7 +184,7 @@ def _table(board: Board) -> Table:
 
 
 def agreement_sentence(agreement: JudgeAgreement) -> str:
-    """Return how far a judge agrees with people, or that nothing says so."""
+    """Return a judge's agreement with people, or that it is unknown."""
     if not agreement.num_pairs or agreement.agreement is None:
         return f"Nothing says how far {agreement.judge} agrees with people: they have not voted on the same pairs."
     parts = [f"{agreement.judge} says the same as most people on {_share(agreement.agreement)} of {agreement.num_pairs} pairs"]
@@ -206,7 +206,7 @@ def _voids_sentence(voids: list[Void]) -> str:
 
 
 def forest_plot(board: Board, id_prefix: str) -> Plot:
-    """Plot each model's rating with its interval, as voted and with style controlled."""
+    """Plot each model's rating with its interval, uncontrolled and with style control."""
     models = board.plain.models
     kinds = [("as voted", board.plain, PLAIN_COLOUR, "o", -0.14)]
     if board.controlled.style:

@@ -2,9 +2,9 @@
 
 The model (Bradley and Terry 1952): P(i beats j) = sigmoid(rating_i - rating_j), ratings with mean
 0. A tie counts as half a win for each side. The ratings then describe the expected score of a vote,
-whatever makes voters call a tie, and the regression takes further columns (style control). A model
-of ties such as Rao and Kupper's (1967) would assume that ties become rarer with the distance of two
-models by one law, which "both bad" and equal answers do not follow.
+   whatever the reasons for ties, and the regression can have further columns (style control). A
+   model of ties such as Rao and Kupper's (1967) would assume a fixed law by which ties become rarer
+   with the distance of two models, which "both bad" and equal answers do not follow.
 
 Style control (LM Arena 2024) adds the differences of two answers in length and markdown as columns,
 so that ratings compare answers of equal form.
@@ -30,13 +30,13 @@ ELO_PER_UNIT = 400 / math.log(10)
 """Points on the scale of chess ratings for one unit (a log-odds) of these."""
 NUM_RESAMPLES = 1000
 MIN_CLUSTERS = 8
-"""Questions, or voters, from which the bootstrap resamples them rather than single votes."""
+"""Minimum number of questions, or voters, to resample these rather than single votes."""
 RIDGE = 1e-6
-"""Penalty on squared weights: too small to see, it fixes what the likelihood leaves open."""
+"""Penalty on squared weights: negligible, but it makes the maximum unique."""
 HALF_VOTE = 0.5
-"""What the side of a pair that never won gets where the likelihood has no maximum."""
+"""Wins added to the side of a pair that never won if the likelihood has no maximum."""
 CHUNK = 64
-"""Resamples that are fitted together."""
+"""Number of resamples that are fitted together."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Ratings:
     low_M, high_M: of each rating alone. difference_MM: row minus column, with low_MM and high_MM of
     each difference alone. is_real_MM: whether a difference is real, at 5% for all pairs of models
     together (`real_differences`). style: the change of log-odds for one standard deviation of each
-    kind of style, with its interval. notes: sentences on what the votes do not say.
+    kind of style, with its interval. notes: sentences on what the votes cannot show.
     """
 
     models: tuple[str, ...]
@@ -87,7 +87,7 @@ class Ratings:
 def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Ratings:
     """Rate the models of votes.
 
-    Models that no chain of votes connects with the others are left out, with a note. Raises
+    Models that are not connected with the others by votes are left out, with a note. Raises
     InputError if there are no votes.
     """
     if not votes:
@@ -130,7 +130,7 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
 def expanded_tail(num_clusters: int) -> float:
     """Return the share of resamples to leave out on each side of a 95% interval.
 
-    It is 2.5% for many clusters, and less for few, whose resamples vary too little: then the
+    It is 2.5% for many clusters, and less for few, whose resamples vary too little, so that the
     interval is as wide as Student's (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
     """
     if num_clusters < 2:
@@ -143,8 +143,8 @@ def real_differences(draws_BMM: np.ndarray, tail: float) -> np.ndarray:
     """Return which differences are real at 5% for all pairs together.
 
     Of all resamples, 1 - 2 `tail` lie within the simultaneous band of all pairs (Besag et al. 1995,
-    section 6.3): between the k-th smallest and the k-th largest of each difference. One whose band
-    leaves 0 out is real. In 95% of repetitions, no pair of equal models is called real.
+    section 6.3): between the k-th smallest and the k-th largest of each difference. A difference
+    whose band excludes 0 is real. In 95% of repetitions, no pair of equal models is called real.
     """
     num_draws, num_models, _ = draws_BMM.shape
     first_P, second_P = np.triu_indices(num_models, 1)
@@ -158,7 +158,7 @@ def real_differences(draws_BMM: np.ndarray, tail: float) -> np.ndarray:
 
 
 def _interval(draws: Sequence[np.ndarray], tails: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return percentile intervals over the first axis; of several sets of draws, the wider one."""
+    """Return percentile intervals over the first axis; for several sets of draws, the wider one."""
     bounds = [np.quantile(draw, [tail, 1 - tail], axis=0) for draw, tail in zip(draws, tails, strict=True)]
     low, high = bounds[0]
     for other_low, other_high in bounds[1:]:
@@ -170,8 +170,8 @@ def _interval(draws: Sequence[np.ndarray], tails: Sequence[float]) -> tuple[np.n
 class _Regression:
     """Votes as rows of a logistic regression whose columns are the models, then the style.
 
-    Votes on a pair with equal style share a row. The last rows, one for each pair that was
-    compared, have no votes: they take what `fit` adds where a maximum is missing.
+    Votes on a pair with equal style share a row. The last rows, one for each compared pair, have no
+    votes: `fit` gives them weights where a maximum is missing.
     """
 
     def __init__(self, votes: Sequence[Vote], models: Sequence[str], control_style: bool) -> None:
@@ -202,8 +202,8 @@ class _Regression:
     def _style(self, votes: Sequence[Vote], is_turned: np.ndarray, pair_columns: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """Return the columns of style that can be controlled, in standard deviations, and names.
 
-        A column that follows from the models and the columns before is left out: nothing can tell
-        whether it won, or they did.
+        A column that is a function of the models and the previous columns is left out, because its
+        effect cannot be separated from theirs.
         """
         style_VS = np.array([vote.style for vote in votes]) * np.where(is_turned, -1.0, 1.0)[:, None]
         columns = pair_columns[self._pair_V]
@@ -232,14 +232,14 @@ class _Regression:
         return columns[:, pair_columns.shape[1] :], names
 
     def fit(self, weight_BV: np.ndarray, rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ratings and style weights [B, K] of B weightings of the votes, and for each
+        """Return the ratings and style weights [B, K] for B weightings of the votes, and for each
         whether the maximum was missing.
 
-        Where it was, the side of a pair that never won gets HALF_VOTE. Resampling n votes that all
-        went one way gives n wins each time; with an `rng`, the share of wins of such a pair is
-        drawn from Beta(n, 1) instead, whose 2.5% point is Clopper and Pearson's bound (1934).
-        Likewise n ties give n ties each time: that share is then drawn of ties on a pair whose
-        votes are all ties, and the rest goes to one side, each as often.
+        If it was, the side of a pair that never won gets HALF_VOTE. Resampling n votes that all
+        went one way always gives n wins; with an `rng`, the share of wins of such a pair is drawn
+        from Beta(n, 1) instead, whose 2.5% point is Clopper and Pearson's bound (1934). Likewise n
+        ties always give n ties: on a pair whose votes are all ties, the share of ties is drawn in
+        the same way, and the rest goes to either side with equal probability.
         """
         wins_BV, losses_BV = weight_BV * self._score_V, weight_BV * (1 - self._score_V)
         wins_BP, losses_BP = wins_BV @ self._to_pairs, losses_BV @ self._to_pairs
@@ -262,7 +262,7 @@ class _Regression:
         return weights_BK, is_anchored_B
 
     def _has_maximum(self, first_won_BP: np.ndarray, second_won_BP: np.ndarray) -> np.ndarray:
-        """Return where the likelihood has a maximum: if every model is reached from every other
+        """Return where the likelihood has a maximum: if every model can be reached from every other
         through wins (Ford 1957)."""
         reaches = np.zeros((len(first_won_BP), self._num_models, self._num_models))
         reaches[:, self._first_P, self._second_P] = first_won_BP
@@ -276,7 +276,7 @@ class _Regression:
 def maximise(design_RK: np.ndarray, wins_BR: np.ndarray, losses_BR: np.ndarray) -> np.ndarray:
     """Return the weights [B, K] of B logistic regressions on the same rows, by Newton's method.
 
-    wins_BR and losses_BR are how often, or with which weight, a row came out either way.
+    wins_BR and losses_BR are the numbers, or weights, of a row's wins and losses.
     """
     num_columns = design_RK.shape[1]
     products = (design_RK[:, :, None] * design_RK[:, None, :]).reshape(len(design_RK), -1)
@@ -297,8 +297,7 @@ def maximise(design_RK: np.ndarray, wins_BR: np.ndarray, losses_BR: np.ndarray) 
 
 
 def _connected(votes: Sequence[Vote]) -> tuple[list[Vote], list[str]]:
-    """Return the votes within the largest group of models that votes connect, and a note on the
-    others."""
+    """Return the votes within the largest group of connected models, and a note on the others."""
     models = sorted({model for vote in votes for model in (vote.first, vote.second)})
     label_M = connected_components(_graph(votes, models), directed=False)[1]
     if label_M.max() == 0:
@@ -316,7 +315,7 @@ def _connected(votes: Sequence[Vote]) -> tuple[list[Vote], list[str]]:
 
 
 def _graph(votes: Sequence[Vote], models: Sequence[str]) -> np.ndarray:
-    """Return how much each model won against each other one; a tie is half a win."""
+    """Return each model's wins against each other one; a tie is half a win."""
     index_of = {model: index for index, model in enumerate(models)}
     wins_MM = np.zeros((len(models), len(models)))
     for vote in votes:
@@ -342,7 +341,7 @@ def _one_sided_notes(votes: Sequence[Vote], models: Sequence[str]) -> list[str]:
 
 
 def _cluster_kinds(votes: Sequence[Vote], notes: list[str]) -> Iterator[np.ndarray]:
-    """Yield what the bootstrap resamples, as the index [V] of each vote's cluster.
+    """Yield the clusters that the bootstrap resamples, as the index [V] of each vote's cluster.
 
     Votes on one question are not independent, and neither are those of one voter. Questions are
     resampled and, if there are enough, voters as well.

@@ -1,4 +1,4 @@
-"""What of an answer's form may please a voter: its length and its markdown.
+"""Features of an answer's form that may influence a voter: its length and its markdown.
 
 LM Arena's style control ("Does style matter?", 2024) puts the differences of both answers in these
 into the logistic regression of the ratings, beside the models.

@@ -1,4 +1,4 @@
-"""Votes from what the file of votes holds: people's labels, and a judge's replies."""
+"""Votes from the content of the file of votes: people's labels, and a judge's replies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Scores = dict[str, list[tuple[str, float]]]
 
 @dataclass(frozen=True)
 class Ballots:
-    """All that voters have judged: tasks by digest, the pairs of models that each shows, and the
-    scores from people and from each judge."""
+    """All judgments of voters: tasks by digest, the pairs of models in each, and the scores by
+    people and by each judge."""
 
     tasks: Mapping[str, Task]
     pairs: Mapping[str, Sequence[Pair]]
@@ -44,7 +44,7 @@ class Ballots:
 
 
 def read_ballots(store: Store, ledger: Ledger) -> Ballots:
-    """Return what a file holds. Pairs of `mmrlhf label` count if their models are known."""
+    """Return the judgments in a file. Pairs of `mmrlhf label` count if their models are known."""
     tasks = pairwise_tasks(store)
     pairs: dict[str, Sequence[Pair]] = {**ledger.pairs()}
     for digest, task in tasks.items():
@@ -73,8 +73,8 @@ def _people(labels: Labels, tasks: Mapping[str, Task]) -> Scores:
 
 
 def _judges(judgments: Sequence[Judgment], tasks: Mapping[str, Task]) -> tuple[dict[str, Scores], dict[str, int]]:
-    """Return the scores of each judge. A judge that chooses another answer in the other order has
-    called a tie."""
+    """Return the scores of each judge. If a judge chooses different answers in the two orders, the
+    score is a tie."""
     templates: dict[str, set[str]] = defaultdict(set)
     for judgment in judgments:
         templates[judgment.judge].add(judgment.template)

@@ -1,7 +1,7 @@
-"""How far annotators agree, and what their sides, gold questions and times say about each.
+"""Agreement of annotators, and each annotator's side bias, gold questions and times.
 
 Krippendorff's alpha (Content Analysis, 4th ed. 2018, chapter 12) is 1 for perfect agreement and 0
-for that of chance; the package `krippendorff` computes it.
+for chance agreement; the package `krippendorff` computes it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mmrlhf.metrics.intervals import wilson
 Interval = tuple[float, float]
 NUM_RESAMPLES = 500
 MIN_SIDE_LABELS = 20
-"""Decided pairs from which an annotator's side bias is called one."""
+"""Minimum number of decided pairs for reporting an annotator's side bias."""
 
 Unit = tuple[int, Any]
-"""A task, and the part of it that is judged."""
+"""A task, and the judged part of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class AnnotatorSummary:
 
 
 def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
-    """Return how far annotators agree on each kind of judgement that there is.
+    """Return the agreement of annotators on each kind of judgement that occurs.
 
     Intervals are percentiles over resampled tasks.
     """
@@ -107,7 +107,7 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
 
 
 def _direction(label: Label, i: int, j: int) -> int:
-    """Return 1 or -1 for two answers, by their texts alone.
+    """Return 1 or -1 for two answers, depending only on their texts.
 
     Rows often have the better answer first. Then nearly all labels would say "first", which chance
     alone would explain.
@@ -162,7 +162,7 @@ def _interval(alpha_of: Callable[[np.ndarray], float | None], num_tasks: int, se
 
 
 def _alpha(blocks: Sequence[np.ndarray], domain: Sequence[float], level: Literal["nominal", "ordinal"]) -> float | None:
-    """Return alpha of counts [units, values], None without two annotators, or two values."""
+    """Return alpha of counts [units, values], None without two annotators or two values."""
     if not blocks or len(domain) < 2:
         return None
     with warnings.catch_warnings():
@@ -175,8 +175,8 @@ def _agreement_on_facts(labels: Sequence[Label], seed: int) -> Agreement:
     """Return alpha of the lists of facts, with the distance 1 - F1 of two lists (Dice).
 
     A whole list is one judgement, as in Passonneau (Measuring agreement on set-valued items, LREC
-    2006). By single facts, present or not, those that everybody left out would be missing, and
-    alpha below 0 for annotators who share most of their facts.
+    2006). With single facts as units, facts that everybody left out would be missing, and alpha
+    would be below 0 for annotators who share most of their facts.
     """
     lists_by_task: dict[int, list[frozenset[tuple[str, str]]]] = defaultdict(list)
     for label in labels:
@@ -186,8 +186,8 @@ def _agreement_on_facts(labels: Sequence[Label], seed: int) -> Agreement:
     observed_N = np.array(
         [sum(1 - _f1(a, b) for a, b in itertools.permutations(lists, 2)) / (len(lists) - 1) for lists in groups]
     )
-    # The F1 of all pairs of lists needs no pair: lists of equal length share a denominator, so that
-    # how often each length L has each fact F says what they share.
+    # The F1 of all pairs of lists needs no loop over pairs: lists of equal length share a
+    # denominator, so the counts of each fact F by length L suffice.
     lengths = sorted({len(facts) for lists in groups for facts in lists})
     column_of = {fact: column for column, fact in enumerate(sorted({f for lists in groups for facts in lists for f in facts}))}
     f1_LL = 2 / np.add.outer(lengths, lengths)
@@ -244,10 +244,10 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
 
 
 def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
-    """Return those whose share of left answers differs from a half by more than chance.
+    """Return annotators whose share of left answers differs from one half by more than chance.
 
-    Each is tested at 5% divided by their number (Bonferroni), so that chance alone names somebody
-    in about 5% of labellings, however many annotate.
+    Each is tested at 5% divided by their number (Bonferroni), so that by chance alone somebody is
+    named in about 5% of labellings, for any number of annotators.
     """
     tested = [summary for summary in summaries if summary.num_decided >= MIN_SIDE_LABELS]
     found = []
@@ -262,9 +262,9 @@ def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:
 def is_right(label: Label) -> bool:
     """Return whether a label agrees with its gold question.
 
-    Of compared answers, on each two. Of claims, if each wrong passage is marked somewhere, and
-    every mark touches one; a correction without marks tells only that something is wrong. Of facts,
-    if all of the question's are stated, in the same words, and nothing that it says is absent.
+    Compared answers: on each pair. Claims: each wrong passage must be marked somewhere, and every
+    mark must touch one; a correction without marks only shows that something is wrong. Facts: all
+    of the question's facts are stated, in the same words, and none of its absent ones.
     """
     mode, gold, content = label.task.mode, label.task.gold, label.content
     if mode == "claims":

@@ -61,7 +61,7 @@ def create_app(assignments: Assignments, sessions: Sessions, pages: Pages) -> Gu
 
 
 class _CachedFiles(StaticFiles):
-    """The package's own files, which browsers need not ask for again with each task."""
+    """The package's own files, which browsers may cache between tasks."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -94,7 +94,8 @@ async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Respo
 
 
 def _storage_refusal(error: StorageError, sentence: str) -> Refusal:
-    """Return the refusal whose `sentence` says why in {}; the cause is printed for the lead."""
+    """Return a refusal with the reason filled into {} of `sentence`; the cause is printed for the
+    lead."""
     with suppress(OSError):  # the output may be a file on the same full disk
         print(f"error: {error}: {error.advice}", flush=True)
     if isinstance(error, FileGoneError):
@@ -148,7 +149,7 @@ class _Handlers:
         return response
 
     def image(self, request: Request) -> Response:
-        """Return an image of a task, by its hash alone."""
+        """Return an image of a task by its hash."""
         if self._annotator(request) is None:
             raise Refusal(401, "open the labelling page first")
         source = self.assignments.store.image(request.path_params["sha256"])
@@ -174,7 +175,7 @@ class _Handlers:
         return response
 
     def consent(self, request: Request, form: Mapping[str, str]) -> Response:
-        """Accept a consent line that has changed."""
+        """Accept a changed consent line."""
         annotator = self._require_own_form(request, form)
         try:
             if not self._has_consented(form):
@@ -186,7 +187,7 @@ class _Handlers:
 
     def _has_consented(self, form: Mapping[str, str]) -> bool:
         """Return whether a form accepts the consent line. Raises InputError unless its page showed
-        the line as it is now."""
+        the current line."""
         if form.get("consent") != "yes":
             return False
         if "consent_line" not in form:
@@ -244,7 +245,8 @@ class _Handlers:
         )
 
     def _require_annotator(self, request: Request, form: Mapping[str, str]) -> int:
-        """Return who sent a form, who has accepted the consent line. Raises Refusal."""
+        """Return the annotator who sent a form and has accepted the consent line. Raises
+        Refusal."""
         annotator = self._require_own_form(request, form)
         if not self.sessions.has_accepted(annotator):
             raise Refusal(403, "the line that you agreed to has changed: open the page in another tab, read it, and save again")
@@ -266,7 +268,7 @@ class _Handlers:
 
 
 def _seconds(form: Mapping[str, str]) -> float | None:
-    """Return how long the task was visible, as the page measured it; None for nonsense."""
+    """Return how long the task was visible, as the page measured it; None for invalid values."""
     try:
         seconds = float(form.get("seconds", ""))
     except ValueError:

@@ -1,7 +1,7 @@
 """Give tasks to annotators, and record each answer once: the store and the schedule together.
 
-The order in which answers appear is drawn for each time a task is shown, and stored under a token
-that says nothing. A form returns the token; the store has what it stands for.
+The order of answers is drawn each time a task is shown, and stored under a random token. A form
+returns the token, and the store has its meaning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACE_LABELS = 20
 
 @dataclass(frozen=True)
 class Shown:
-    """A task as an annotator sees it: `order` has the indices of its answers as they appear.
+    """A task shown to an annotator: `order` has the indices of its answers in display order.
 
     `previous` is the annotator's own answer that they have taken back to change it.
     """
@@ -40,7 +40,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an annotator is. `pace` is the median number of seconds of their latest labels."""
+    """An annotator's progress. `pace` is the median number of seconds of their latest labels."""
 
     num_labels: int
     num_left: int
@@ -50,12 +50,13 @@ class Progress:
 
 
 class Assignments:
-    """Who works on what. Threads may share it."""
+    """The assignments of tasks to annotators. Threads may share it."""
 
     def __init__(
         self, store: Store, schedule: Schedule, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
     ) -> None:
-        """Rebuild the schedule from the events of a store. `clock` never jumps, `now` may."""
+        """Rebuild the schedule from the events of a store. `clock` is monotonic, `now` need not
+        be."""
         self.store, self._schedule, self._clock, self._now = store, schedule, clock, now
         self._lock = threading.RLock()
         self._last_task = 0
@@ -65,7 +66,7 @@ class Assignments:
         self._shown_at: dict[str, float] = {}
         """By token of an open task, when it was first shown, by `clock`."""
         self._answers: dict[int, list[Event]] = defaultdict(list)
-        """By annotator, the answers that stand, oldest first."""
+        """By annotator, the answers that were not taken back, oldest first."""
         self._paces: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=PACE_LABELS))
         self._add_new_tasks()
         for event in store.events():
@@ -75,7 +76,7 @@ class Assignments:
         if event.task is None:
             return
         if event.kind == "shown":
-            # No process has its clock from the last: the time of day says how long ago that was.
+            # The clock restarts with the process: the time of day gives the age of older events.
             self._open_task(event, self._clock() - max(0.0, self._now() - event.time))
         elif event.kind in ANSWERS:
             self._note_answer(event)
@@ -117,7 +118,7 @@ class Assignments:
             self._schedule.take_back(event.annotator, target.task, target.kind)
 
     def _add_new_tasks(self) -> None:
-        """Take up tasks that another process has added to the store."""
+        """Schedule tasks that another process has added to the store."""
         for entry in self.store.task_entries(self._last_task):
             self._schedule.add(entry)
             self._last_task = entry.id
@@ -125,7 +126,7 @@ class Assignments:
     # ---- what annotators do --------------------------------------------------------------------
 
     def current(self, annotator: int) -> Shown | None:
-        """Return the task that an annotator has before them, else a new one, else None.
+        """Return an annotator's open task, else a new one, else None.
 
         A page that is loaded again shows the same task, in the same order, under the same token,
         unless others have taken it over. Raises StorageError.
@@ -156,7 +157,7 @@ class Assignments:
         return Event(0, "shown", annotator, task_id, secrets.token_urlsafe(18), None, self._now(), None, content)
 
     def find(self, annotator: int, token: str) -> Shown | None:
-        """Return what a token stands for, None if it was not given to this annotator."""
+        """Return the event of a token, None if it was not given to this annotator."""
         event = next(self.store.events("shown", token), None)
         return None if event is None or event.annotator != annotator else self._shown(event)
 
@@ -166,9 +167,9 @@ class Assignments:
         """Record an answer, and return its event once it is on disk.
 
         A form that is sent again, or a second form about the same task, records nothing and returns
-        None. `seconds` is what the page measured; no more time can have passed than since the
-        server first showed the task. Of one that others had taken over, the time is not known.
-        Raises StorageError if nothing was written.
+        None. `seconds` is the time measured by the page, at most the time since the server first
+        showed the task. The time of a task that others had taken over is unknown. Raises
+        StorageError if nothing was written.
         """
         with self._lock:
             event = self._submit(annotator, shown, kind, content, seconds)
@@ -192,8 +193,8 @@ class Assignments:
     def undo(self, annotator: int, answer_id: int) -> Shown | None:
         """Take back an annotator's latest answer and show its task again. Raises StorageError.
 
-        The task that they have before them comes back after it. Does nothing and returns None if
-        `answer_id` is not their latest answer that stands.
+        Their open task comes back after it. Does nothing and returns None if `answer_id` is not
+        their latest answer.
         """
         with self._lock:
             shown = self._undo(annotator, answer_id)
@@ -213,7 +214,7 @@ class Assignments:
         return self._shown(shown)
 
     def progress(self, annotator: int) -> Progress:
-        """Return how far an annotator is."""
+        """Return an annotator's progress."""
         with self._lock:
             paces, answers = self._paces[annotator], self._answers[annotator]
             pace = statistics.median(paces) if paces else None

@@ -1,4 +1,4 @@
-"""A connection to a SQLite file that threads share, which says when what it wrote is on disk."""
+"""A connection to a SQLite file shared by threads, with explicit flushing to disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class StorageError(Exception):
 
 
 class FileGoneError(StorageError):
-    """Nothing was written: the open file is no longer the one at its path, so that it would be lost
-    with the process."""
+    """Nothing was written: the open file is no longer the one at its path, so it would be lost with
+    the process."""
 
     advice = "put it back, or start the server again"
 
@@ -48,7 +48,7 @@ class Database:
         self._check_name(self._names[0])  # the log may still be one that SQLite replaces
 
     def close(self) -> None:
-        """Close the file; its content is then in it alone, not also in SQLite's log."""
+        """Close the file, after moving the content of SQLite's log into it."""
         with self._flush_lock, self._lock:
             self._connection.close()
             if self._log >= 0:
@@ -70,18 +70,18 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Write in the block, all of it or nothing, and to disk. Raises as `committing` does."""
+        """Write in the block, all of it or nothing, and to disk. Raises like `committing`."""
         with self.committing() as connection:
             yield connection
         self.flush()
 
     @contextmanager
     def committing(self) -> Iterator[sqlite3.Connection]:
-        """Write in the block, all of it or nothing. It outlives the process, and once `flush` has
-        returned, the machine.
+        """Write in the block, all of it or nothing. The data survives the process and, once `flush`
+        has returned, a crash of the machine.
 
         Raises StorageError if nothing was written (FileGoneError if the file was deleted or
-        replaced), and sqlite3.IntegrityError for a second row where an index admits one.
+        replaced), and sqlite3.IntegrityError for a second row if an index allows only one.
         """
         with self._lock:
             try:
@@ -100,8 +100,8 @@ class Database:
                 raise
 
     def flush(self) -> None:
-        """Return once all that was committed before is on disk. Raises StorageError if it may not
-        be, then and ever after: the system forgets what it could not write."""
+        """Return once all previous commits are on disk. Raises StorageError if this fails, and from
+        then on always: the system forgets data that it could not write."""
         number = self._num_commits
         with self._flush_lock:
             if self._num_flushed >= number:  # by another thread, while this one waited
@@ -119,7 +119,8 @@ class Database:
             self._num_flushed = number
 
     def _sync_log(self) -> None:
-        """Write SQLite's log to disk, where commits are. In another mode SQLite has done so."""
+        """Write SQLite's log, which contains the commits, to disk. In other modes SQLite has done
+        so."""
         if self._log < 0:
             if not os.path.exists(self._names[1]):
                 return
@@ -132,9 +133,9 @@ class Database:
         os.fsync(self._log)
 
     def _check_name(self, name: str) -> None:
-        """Raise FileGoneError if a name no longer stands for the file that it did at first.
+        """Raise FileGoneError if a name no longer refers to the original file.
 
-        SQLite itself would go on writing into a file that has no name any more.
+        SQLite itself would continue to write to a deleted file.
         """
         identity: tuple[int, int] | None = None
         try:

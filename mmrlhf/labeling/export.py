@@ -1,4 +1,4 @@
-"""Write labels to files: as preferences, as verdicts on claims, as facts, or as they are."""
+"""Write labels to files: as preferences, verdicts on claims, facts, or unchanged."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ALL_FORMATS = (*OWN_FORMATS, *FORMATS, *EXAMPLE_FORMATS)
 def export_labels(labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
     """Write the labels of a file in a format; the file appears when it is complete.
 
-    `labels` has every label that stands, one row each; `claims` and `facts` are what `mmrlhf
-    claims` and `--facts_file` read; the others are those of `mmrlhf data convert`.
-    Raises InputError if there is nothing to write in that format, or the file cannot be written.
+    `labels` has every current label, one row each; `claims` and `facts` are what `mmrlhf claims`
+    and `--facts_file` read; the others are those of `mmrlhf data convert`. Raises InputError if
+    there is nothing to write in that format, or the file cannot be written.
     """
     if target_format not in ALL_FORMATS:
         raise InputError(f"there is no format {target_format}: {suggestion(target_format, ALL_FORMATS)}")
@@ -56,7 +56,7 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
 
 
 def common_folder(images: Iterable[ImageSource]) -> str | None:
-    """Return the folder that the paths of images start from, None if none has a path."""
+    """Return the folder to which image paths are relative, None if no image has a path."""
     folders = {os.path.dirname(image.path) for image in images if image.path is not None}
     return os.path.commonpath(folders) if folders else None
 

@@ -3,10 +3,9 @@
 pairwise   ranks of the two answers (equal for a tie), `strength` 1 to 3, `both_bad`
 ranking    ranks of the answers, 1 for the best; equal ones are a tie
 claims     `spans` that are wrong, with a reason and a correction; `claims` with a verdict each;
-           `corrected`, the answer as it should be
-facts      typed facts, and whether they are all there is to say
+           `corrected`, the corrected answer facts typed facts, and whether the list is complete
 
-Ranks are in the order of the task's answers, not in that in which they were shown.
+Ranks are in the order of the task's answers, not in display order.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ FACT_KINDS: dict[FactKind, str] = {
 }
 """The kinds of facts that annotators type, with their names on the page."""
 MAX_CLAIMS = 60
-"""Claims of an answer that are offered to confirm or reject."""
+"""Maximum number of claims of an answer that annotators may confirm or reject."""
 MAX_WORDS = 3000
-"""Words of an answer that can be marked one by one."""
+"""Maximum number of words of an answer that can be marked separately."""
 MAX_FACTS, MAX_FACT, MAX_NOTE = 200, 400, 4000
 FORM = Row("the form", 0, {})
-"""What messages about JSON in a form name as its place."""
+"""Name of the place of JSON in a form, for messages."""
 
 
 def parse_label(shown: Shown, form: Form, lexicon: Lexicon | None = None) -> dict[str, Any]:
     """Return the label in a form, by the mode of its task. Raises InputError for a forged form.
 
-    `lexicon` is the one that the page found the claims of an answer with.
+    `lexicon` is the one with which the page extracted the claims of an answer.
     """
     mode = shown.task.mode
     label = _parse_claims(shown, form, lexicon) if mode == "claims" else _PARSERS[mode](shown, form)
@@ -65,7 +64,7 @@ def parse_label(shown: Shown, form: Form, lexicon: Lexicon | None = None) -> dic
 
 
 def parse_note(form: Form) -> dict[str, str]:
-    """Return what an annotator wrote beside an answer. Raises InputError if it is too long."""
+    """Return an annotator's note. Raises InputError if it is too long."""
     note = form.get("note", "").strip()
     if len(note) > MAX_NOTE:
         raise InputError(f"the note has {len(note):,} characters: shorten it to {MAX_NOTE:,}")
@@ -115,7 +114,7 @@ WORD = re.compile(r"\S+")
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """Return where the words of an answer that can be marked begin and end."""
+    """Return start and end of the words of an answer that can be marked."""
     spans: list[tuple[int, int]] = []
     for match in WORD.finditer(text):
         if len(spans) == MAX_WORDS:
@@ -125,15 +124,15 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def claims_of(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
-    """Return the claims of an answer that are offered to an annotator."""
+    """Return the claims of an answer that an annotator may judge."""
     return extract_claims(text, lexicon)[:MAX_CLAIMS]
 
 
 def claim_field(claim: Claim) -> str:
     """Return the name of the form's field of a claim.
 
-    It follows from the claim alone: with another lexicon its number may be that of another claim,
-    while pages and drafts from before are still open.
+    It depends only on the claim: with another lexicon, the claim's number may belong to another
+    claim, while old pages and drafts are still open.
     """
     return f"claim-{hashlib.sha256(repr(claim).encode()).hexdigest()[:12]}"
 
@@ -183,8 +182,8 @@ def _parse_span(text: str, words: Sequence[tuple[int, int]], value: Any, number:
 def apply_corrections(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
     """Return an answer with each mark replaced by its correction, or removed if it has none.
 
-    Of what nobody marked, only one of the gaps on both sides of a removed mark goes with it.
-    It is what RLHF-V calls the corrected answer (Yu et al. 2024, arXiv:2312.00849).
+    Outside the marks, only one of the two spaces around a removed mark is removed. RLHF-V calls the
+    result the corrected answer (Yu et al. 2024, arXiv:2312.00849).
     """
     for span in sorted(spans, key=lambda span: span["start"], reverse=True):
         before, after = text[: span["start"]], text[span["end"] :]

@@ -1,7 +1,7 @@
-"""The known label of a gold question that compares no answers, from its row.
+"""The known label of a gold question without a comparison, from its row.
 
-Rows have the fields of a label, so that those of `mmrlhf label export --to labels` are gold
-questions as they are.
+Rows have the fields of a label, so the output of `mmrlhf label export --to labels` can be used as
+gold questions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Fact
 
 FACT_KINDS = ("object", "count", "attribute", "relation", "ocr", "absent")
-"""Kinds of facts that two people may be expected to put in the same words; captions are not."""
+"""Kinds of facts that two people are likely to state in the same words, unlike captions."""
 
 
 def known_label(row: Row, mode: str | None, answers: Sequence[str], facts: Sequence[Fact]) -> dict[str, Any]:
-    """Return the known label of claims or of facts, as `Task.gold` has it.
+    """Return the known label of claims or of facts, in the form of `Task.gold`.
 
     Raises InputError if the row has none.
     """

@@ -1,4 +1,4 @@
-"""What every request must satisfy before the app sees it, and the headers of every response."""
+"""Conditions on every request before it reaches the app, and the headers of every response."""
 
 from __future__ import annotations
 

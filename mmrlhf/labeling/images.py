@@ -1,4 +1,4 @@
-"""Images of tasks as a browser can show them."""
+"""Images of tasks in formats that browsers can show."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.terminal import print_whole
 
 MAX_NOTES = 500
-"""Notes on the page, the latest."""
+"""Number of notes on the page, the latest ones."""
 
 
 def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
@@ -102,7 +102,7 @@ def _table(summaries: list[AnnotatorSummary]) -> Table:
 
 
 def _notes(store: Store, labels: Labels) -> list[dict[str, Any]]:
-    """Return what annotators wrote, the latest first, and the tasks that they flagged."""
+    """Return annotators' notes, the latest first, and the tasks that they flagged."""
     noted = [(e.time, e.annotator, e.task, e.kind, e.content) for e in labels.others if e.kind == "flag" or "note" in e.content]
     noted += [
         (label.time, label.annotator, label.task_id, "label", label.content) for label in labels.labels if "note" in label.content

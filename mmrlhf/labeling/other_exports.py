@@ -1,8 +1,8 @@
 """Read rows of Label Studio's and Argilla's JSON exports as rows with images, prompt and answers.
 
-Both name fields as the user of the tool did. An answer is a field called answer, response,
-completion, output, caption or text with a number or letter, or one of a pair of names (left and
-right); a prompt is prompt, question, instruction or query.
+In both, users choose the field names. An answer is a field called answer, response, completion,
+output, caption or text with a number or letter, or one of a pair of names (left and right); a
+prompt is prompt, question, instruction or query.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES = (("left", "right"), ("chosen", "rejected"))
 
 
 def unpack_other_export(row: Row) -> Row:
-    """Return a row of such an export as images, prompt and answers; any other row as it is.
+    """Return a row of such an export as images, prompt and answers; other rows unchanged.
 
     Raises InputError if it has no image, or no prompt.
     """
@@ -61,8 +61,8 @@ def unpack_other_export(row: Row) -> Row:
 def _is_flat_export(fields: Mapping[str, Any]) -> bool:
     """Return whether a row is of Argilla's flat table, or of Label Studio's JSON-MIN.
 
-    Argilla's has a column of responses only for questions that somebody has answered. Until then a
-    `status` tells it from other rows, which may have one as well, beside answers of their own.
+    Argilla's has a column of responses only for questions that somebody has answered. Until then it
+    is recognised by `status`, which other rows may also have, next to their own answers.
     """
     is_argilla = "_server_id" in fields or any(name.endswith((".responses", ".suggestion")) for name in fields)
     is_label_studio = "annotation_id" in fields and "lead_time" in fields
@@ -72,7 +72,7 @@ def _is_flat_export(fields: Mapping[str, Any]) -> bool:
 
 
 def numbered_answers(fields: Mapping[str, Any]) -> list[str]:
-    """Return the names of fields that look like numbered answers, in their order."""
+    """Return the names of fields that look like numbered answers, in order."""
     return sorted(name for name, value in fields.items() if value is not None and ANSWER_NAME.fullmatch(name))
 
 
@@ -97,7 +97,7 @@ def _text_of(item: Any) -> Any:
 
 
 def _local_path(value: Any) -> Any:
-    """Return the path below the image folder that a server's own address of an image stands for.
+    """Return the path below the image folder for a server's address of an image.
 
     /data/local-files/?d=photos/1.png is photos/1.png, /data/upload/3/ab-1.png is ab-1.png.
     """

@@ -1,4 +1,4 @@
-"""What the pages show: texts made visible, answers in the order in which they appear."""
+"""Content of the pages: texts with visible control characters, answers in display order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent
 class Pages:
     """The pages of one server. All share a title, guidelines and a consent line.
 
-    `lexicon` finds the claims of answers.
+    `lexicon` is used to extract the claims of answers.
     """
 
     title: str
@@ -53,11 +53,11 @@ class Pages:
         return self._environment.get_template(template).render(**context)
 
     def join(self, needs_token: bool, token: str = "", problem: str = "", name: str = "") -> str:
-        """Return the page on which annotators come in."""
+        """Return the page on which annotators sign in."""
         return self._render("join.html.j2", needs_token=needs_token, token=token, problem=problem, name=name, person=None)
 
     def ask_again(self, form_key: str, problem: str = "") -> str:
-        """Return the page on which annotators accept a consent line that has changed."""
+        """Return the page on which annotators accept a changed consent line."""
         return self._render("consent.html.j2", form_key=form_key, problem=problem, person=None)
 
     def message(self, heading: str, text: str, person: Mapping[str, Any] | None = None) -> str:
@@ -69,8 +69,8 @@ class Pages:
         return self._render("done.html.j2", person=person)
 
     def task(self, shown: Shown, person: Mapping[str, Any]) -> str:
-        """Return the page of a task. It has nothing from which one could tell a model, or the
-        order of the answers in the file."""
+        """Return the page of a task. It contains nothing that reveals a model, or the order of the
+        answers in the file."""
         task = shown.task
         context: dict[str, Any] = {
             "mode": task.mode,
@@ -107,7 +107,7 @@ def _turns(task: Task) -> list[dict[str, str]]:
 
 
 def person_context(name: str, code: str, form_key: str, progress: Progress) -> dict[str, Any]:
-    """Return what the pages show of an annotator."""
+    """Return an annotator's data on the pages."""
     total = progress.num_labels + progress.num_left
     return {
         "name": name,
@@ -155,7 +155,7 @@ def _previous(shown: Shown, lexicon: Lexicon | None) -> dict[str, str]:
 
 
 def _claims_context(text: str, lexicon: Lexicon | None) -> dict[str, Any]:
-    """Return an answer as words with what is between them, and its claims with their words."""
+    """Return an answer as words with the text between them, and its claims with their words."""
     spans = words_of(text)
     words, position = [], 0
     for start, end in spans:

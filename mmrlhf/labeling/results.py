@@ -1,4 +1,4 @@
-"""What annotators have said: the labels that stand, and the records that follow from them."""
+"""The annotators' current labels, and the records that follow from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmrlhf.records import Fact, Preference
 
 @dataclass(frozen=True)
 class Label:
-    """A label that stands. `order` has the indices of the answers as they appeared."""
+    """A current label. `order` has the indices of the answers in display order."""
 
     annotator: int
     task_id: int
@@ -30,11 +30,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Labels:
-    """A store's labels that stand, in the order in which they came, and the other answers."""
+    """A store's current labels, in chronological order, and the other answers."""
 
     labels: Sequence[Label]
     others: Sequence[Event]
-    """Skips and flags that stand."""
+    """Current skips and flags."""
     names: Mapping[int, str]
     """Pseudonyms by annotator."""
 
@@ -50,7 +50,7 @@ class Labels:
 def read_labels(store: Store, *, is_anonymous: bool = False) -> Labels:
     """Return a store's labels.
 
-    Anonymous ones have numbers for pseudonyms, and neither times of day nor notes.
+    Anonymous ones have numbers instead of pseudonyms, and neither times of day nor notes.
     """
     events = list(store.events())
     undone = {event.target for event in events if event.kind == "undo"}
@@ -83,13 +83,13 @@ def read_labels(store: Store, *, is_anonymous: bool = False) -> Labels:
 
 
 def preferences(labels: Labels) -> Iterator[Preference]:
-    """Yield what annotators prefer, a record per task; gold questions are left out.
+    """Yield the annotators' preferences, a record per task; gold questions are left out.
 
-    Of a pair, the choice of most annotators counts; equal numbers are a tie, and a pair that most
-    call "both bad" gives no record. Its margin is the mean strength, positive for the better
-    answer. A ranking has the mean rank of each answer over annotators; equal means are a tie.
-    A task of claims gives pairs as in RLHF-V (Yu et al. 2024, arXiv:2312.00849): the corrected
-    answer over the answer itself, if more than half of its annotators see an error.
+    For a pair, the most frequent choice counts; equal numbers are a tie, and a pair that most call
+    "both bad" gives no record. Its margin is the mean strength, positive for the better answer. A
+    ranking has the mean rank of each answer over annotators; equal means are a tie. A task of
+    claims gives pairs as in RLHF-V (Yu et al. 2024, arXiv:2312.00849): the corrected answer
+    preferred to the answer itself, if more than half of its annotators see an error.
     """
     for group in labels.by_task().values():
         task = group[0].task
@@ -157,8 +157,8 @@ def _corrected(task: Task, group: Sequence[Label]) -> Iterator[Preference]:
 
 
 def claim_rows(labels: Labels) -> Iterator[dict[str, Any]]:
-    """Yield answers with the verdicts of annotators on their claims, as `mmrlhf claims` writes
-    them: of several annotators the majority, `unknown` if there is none."""
+    """Yield answers with the annotators' verdicts on their claims, as `mmrlhf claims` writes them:
+    the majority of several annotators, `unknown` if there is none."""
     for group in labels.by_task().values():
         task = group[0].task
         if task.mode != "claims":
@@ -175,7 +175,7 @@ def claim_rows(labels: Labels) -> Iterator[dict[str, Any]]:
 
 
 def claim_key(claim: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what tells a claim from the others of its answer."""
+    """Return a key that distinguishes a claim from the others of its answer."""
     return claim["kind"], tuple(claim["span"]), claim["value"], claim["relation"], claim["target"]
 
 
@@ -191,7 +191,7 @@ def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
 def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:
     """Yield the facts about each task's images that more than half of its annotators typed.
 
-    The list is complete if every annotator says that theirs is, and no fact was left out.
+    The list is complete if every annotator's list is marked as complete, and no fact was left out.
     """
     for group in labels.by_task().values():
         task = group[0].task

@@ -1,6 +1,6 @@
-"""Which task an annotator gets next, from what has been labelled and what others have before them.
+"""The choice of an annotator's next task, from labelled tasks and the open tasks of others.
 
-Nothing here is stored: the schedule follows from the events of a store.
+Nothing here is stored: the schedule is computed from the events of a store.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from mmrlhf.labeling.store import TaskEntry
 
 Order = Literal["file", "random", "uncertainty"]
 LEASE_SECONDS = 1800.0
-"""How long a task stays with an annotator who does not answer; then others get it, too."""
+"""How long a task stays with an annotator who does not answer, before others also get it."""
 
 
 class Schedule:
     """Tasks that still need labels, most urgent first.
 
     overlap: annotators who label each task. gold_every: one task in this many is a gold question,
-    as long as an annotator has new ones; 0 for none. Everyone gets all of them, in one order, at
-    places that are drawn for each annotator from `seed` and `secret`, so that neither a count nor
-    the seed gives them away.
+    as long as an annotator has new ones; 0 for none. Everyone gets all of them, in the same order,
+    at places drawn for each annotator from `seed` and `secret`, so that neither a count nor the
+    seed reveals them.
     """
 
     def __init__(self, overlap: int, gold_every: int, order: Order, seed: int, secret: str) -> None:
@@ -53,16 +53,16 @@ class Schedule:
         bisect.insort(self._open, (self._keys[entry.id], entry.id))
 
     def lease(self, annotator: int, task: int, now: float) -> None:
-        """Note that an annotator has a task open since `now`."""
+        """Record that an annotator has a task open since `now`."""
         self._leases[task][annotator] = now
 
     def release(self, annotator: int, task: int) -> None:
-        """Note that an annotator has a task open no more."""
+        """Record that an annotator no longer has a task open."""
         self._leases[task].pop(annotator, None)
 
     def may_keep(self, annotator: int, task: int, now: float) -> bool:
-        """Return whether an annotator who has a task open goes on with it: for LEASE_SECONDS, and
-        then again if nobody else has taken it over."""
+        """Return whether an annotator keeps an open task: for LEASE_SECONDS, and after that if
+        nobody else has taken it over."""
         since = self._leases[task].get(annotator)
         if since is not None and now - since < LEASE_SECONDS:
             return True
@@ -72,7 +72,7 @@ class Schedule:
         return True
 
     def answer(self, annotator: int, task: int, kind: str) -> None:
-        """Note an answer: a label, or that the annotator does not label the task."""
+        """Record an answer: a label, or that the annotator does not label the task."""
         self.release(annotator, task)
         self._answered[annotator].add(task)
         if kind == "label":
@@ -82,7 +82,7 @@ class Schedule:
                 self._open.remove((self._keys[task], task))
 
     def take_back(self, annotator: int, task: int, kind: str) -> None:
-        """Note that an answer was taken back."""
+        """Record that an answer was taken back."""
         self._answered[annotator].discard(task)
         if kind == "label":
             self._num_labels[annotator] -= 1
@@ -91,11 +91,11 @@ class Schedule:
                 bisect.insort(self._open, (self._keys[task], task))
 
     def has_answered(self, annotator: int, task: int) -> bool:
-        """Return whether an annotator's answer to a task stands."""
+        """Return whether an annotator has a current answer to a task."""
         return task in self._answered[annotator]
 
     def next(self, annotator: int, now: float) -> int | None:
-        """Return the task that an annotator gets now, None if there is nothing left for them."""
+        """Return an annotator's next task, None if there is none left for them."""
         answered = self._answered[annotator]
         task = next((task for _, task in self._open if task not in answered and self._has_room(annotator, task, now)), None)
         if task is None or not self._gold_every:
@@ -117,7 +117,7 @@ class Schedule:
         return len(self._labelled_by[task]) + waiting < self._overlap
 
     def num_labels(self, annotator: int) -> int:
-        """Return how many labels of an annotator stand."""
+        """Return the number of an annotator's current labels."""
         return self._num_labels[annotator]
 
     def num_left(self, annotator: int) -> int:

@@ -1,7 +1,7 @@
-"""Who an annotator is: a pseudonym, a code to come back with, and a signed cookie.
+"""Identity of annotators: a pseudonym, a code for signing in again, and a signed cookie.
 
-A pseudonym belongs to the person who took it first. A code, which only their own page shows, lets
-them in from another browser. Cookies are signed with a secret of the store, so that they outlive a
+A pseudonym belongs to the person who took it first. A code, shown only on their own page, signs
+them in from another browser. Cookies are signed with a secret of the store, so they survive a
 restart of the server, and visits renew them. A changed consent line must be accepted again.
 """
 
@@ -25,31 +25,31 @@ COOKIE = re.compile(r"([0-9]{1,9})\.([0-9]{1,12})\.([0-9a-f]{64})")
 NAME = re.compile(r"[^\W_](?:[\w .-]{0,38}[\w.-])?")
 """Letters and digits of any script, with spaces, dots and hyphens inside."""
 CODE_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-"""Those that nobody takes for one another."""
+"""Characters that are not easily confused."""
 
 
 class Sessions:
-    """Lets annotators in, and knows them again by their cookies.
+    """Signs annotators in, and recognises them by their cookies.
 
-    access_token: what everybody needs to come in, None if the server is for this machine alone.
+    access_token: required from everybody to sign in, None if the server is for this machine only.
     """
 
     def __init__(self, store: Store, access_token: str | None, consent: str) -> None:
         self._store, self.access_token, self.consent = store, access_token, consent
         self._secret = bytes.fromhex(store.setting("secret"))
         self._consents = {event.annotator: event.content["consent"] for event in store.events("joined")}
-        """By annotator, the consent line that they have accepted last."""
+        """By annotator, the consent line that they accepted last."""
         # Browsers share cookies between the ports of a machine, on which several servers may run.
         self.cookie_name = f"label_{hashlib.sha256(self._secret).hexdigest()[:8]}"
 
     def is_access_token(self, token: str) -> bool:
-        """Return whether a token lets its bearer in."""
+        """Return whether an access token is valid."""
         return self.access_token is None or hmac.compare_digest(token.encode(), self.access_token.encode())
 
     def join(self, name: str, code: str, token: str, has_consented: bool) -> int:
-        """Return the annotator who gives this pseudonym, a new one or one who comes back.
+        """Return the annotator with this pseudonym, new or returning.
 
-        Raises InputError if they may not come in, StorageError if a new one cannot be written.
+        Raises InputError if they may not sign in, StorageError if a new one cannot be written.
         """
         if not self.is_access_token(token):
             raise InputError("this is not the token of this server: use the link that you were sent")
@@ -73,11 +73,11 @@ class Sessions:
         return annotator
 
     def has_accepted(self, annotator: int) -> bool:
-        """Return whether an annotator has accepted the consent line as it is now."""
+        """Return whether an annotator has accepted the current consent line."""
         return self._consents.get(annotator) == self.consent
 
     def accept(self, annotator: int) -> None:
-        """Note that an annotator accepts the consent line, if it is new to them. Raises
+        """Record that an annotator accepts the consent line, if it is new to them. Raises
         StorageError if that cannot be written."""
         if not self.has_accepted(annotator):
             content = {"consent": self.consent}
@@ -91,18 +91,18 @@ class Sessions:
         return f"{annotator}.{issued}.{self._sign(f'cookie of {issued}', annotator)}"
 
     def is_to_renew(self, cookie: str | None) -> bool:
-        """Return whether a valid cookie is older than a day, so that its bearer gets a new one."""
+        """Return whether a valid cookie is older than a day, so that it should be renewed."""
         parts = COOKIE.fullmatch(cookie or "")
         return parts is not None and time.time() >= int(parts[2]) + DAY_SECONDS
 
     def annotator_of(self, cookie: str | None) -> int | None:
-        """Return whose cookie it is, None if there is none, or it is forged, too old, or from the
+        """Return the annotator of a cookie, None if it is missing, forged, too old, or from the
         future."""
         annotator = self._signed_annotator(cookie or "")
         return annotator if annotator is not None and self._store.code_of(annotator) is not None else None
 
     def has_cookie(self, cookies: Mapping[str, str]) -> bool:
-        """Return whether there is a cookie of this server among a browser's, by its signature."""
+        """Return whether a browser sent a cookie of this server, by its signature."""
         return self._signed_annotator(cookies.get(self.cookie_name, "")) is not None
 
     def _signed_annotator(self, cookie: str) -> int | None:
@@ -115,7 +115,7 @@ class Sessions:
         return annotator if issued - DAY_SECONDS <= time.time() < issued + COOKIE_SECONDS else None
 
     def form_key(self, annotator: int) -> str:
-        """Return what an annotator's own pages put into their forms, which no other site knows."""
+        """Return the secret in the forms of an annotator's own pages, which no other site knows."""
         return self._sign("form", annotator)
 
     def is_form_key(self, annotator: int, key: str) -> bool:
@@ -127,7 +127,7 @@ class Sessions:
 
 
 def consent_key(line: str) -> str:
-    """Return what a form carries of the consent line on its page: a hash."""
+    """Return the hash of the consent line that a form contains."""
     return hashlib.sha256(line.encode(errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -3,14 +3,14 @@
 Events, in the order in which they were written:
 
     joined   an annotator accepted the consent line
-    shown    an annotator was given a task; `token` names this one time, `content` has the order
+    shown    an annotator was given a task; `token` identifies this event, `content` has the order
              in which the answers appear
-    label    an answer to what `token` names; so are
+    label    an answer to the event of `token`; so are
     skip     and
     flag
     undo     takes back the event `target`, which is one of these three
 
-An index admits one answer for each token and one undo for each answer.
+An index allows one answer for each token and one undo for each answer.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, '
 
 
 class DuplicateError(Exception):
-    """The token has its answer already, or the answer its undo."""
+    """The token already has its answer, or the answer its undo."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One appended event. `time` is in seconds since 1970, `seconds` how long an answer took."""
+    """One appended event. `time` is in seconds since 1970, `seconds` the duration of an answer."""
 
     id: int
     kind: str
@@ -73,7 +73,7 @@ class Event:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """What scheduling knows of a task."""
+    """The properties of a task for scheduling."""
 
     id: int
     is_gold: bool
@@ -149,10 +149,10 @@ class Store:
             db.execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
-        """Add the tasks that are new, with their images, and return their number.
+        """Add new tasks with their images, and return their number.
 
-        Those that are there take over the places of their images, the right answers of gold
-        questions, and an uncertainty.
+        Existing ones are updated: paths of images, right answers of gold questions, and
+        uncertainty.
         """
         with self._database.writing() as db:
             for key, image in images_of(tasks).items():
@@ -175,7 +175,7 @@ class Store:
             return num_new
 
     def task_entries(self, after: int = 0) -> list[TaskEntry]:
-        """Return the tasks whose id is larger than `after`, in the order in which they came."""
+        """Return the tasks whose id is larger than `after`, in the order of their addition."""
         rows = self._database.read("SELECT id, is_gold, uncertainty FROM tasks WHERE id > ? ORDER BY id", (after,))
         return [TaskEntry(id_, bool(is_gold), uncertainty) for id_, is_gold, uncertainty in rows]
 
@@ -228,7 +228,7 @@ class Store:
         self, kind: str, annotator: int, task: int, time: float, content: Mapping[str, Any],
         *, token: str | None = None, target: int | None = None, seconds: float | None = None,
     ) -> Event:  # fmt: skip
-        """Append an event, and return it. Raises as `append_all` does."""
+        """Append an event, and return it. Raises like `append_all`."""
         (event,) = self.append_all([Event(0, kind, annotator, task, token, target, time, seconds, content)])
         return event
 
@@ -236,7 +236,7 @@ class Store:
         """Append events, all or none, and return them with their ids. Nothing about them may be
         acknowledged before `flush` has returned.
 
-        Raises DuplicateError if there may be no second one, StorageError if none was written.
+        Raises DuplicateError if a second one is not allowed, StorageError if none was written.
         """
         query = (
             "INSERT INTO events (kind, annotator, task, token, target, time, seconds, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

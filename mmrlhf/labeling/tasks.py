@@ -26,22 +26,22 @@ from mmrlhf.records import Fact, ImageSource, InputError, Message
 Mode = Literal["pairwise", "ranking", "claims", "facts"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MODE_BY_ANSWERS: tuple[Mode, ...] = ("facts", "claims", "pairwise", "ranking")
-"""The mode of a row with 0, 1, 2, and more answers, if nothing else says it."""
+"""The default mode of a row with 0, 1, 2, and more answers."""
 MAX_ANSWERS = 9
-"""Answers of a ranking: one digit of the keyboard each."""
+"""Maximum number of answers of a ranking: one digit of the keyboard each."""
 MAX_TEXT = 1_000_000
-"""Characters of a task's texts together. Percent-encoded, a form with a corrected answer of that
-length is smaller than `guard.MAX_BODY_BYTES`."""
+"""Maximum number of characters of a task's texts. A percent-encoded form with a corrected answer of
+that length is smaller than `guard.MAX_BODY_BYTES`."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an annotator gets: images, a prompt and answers, in the order of the row.
+    """A task for an annotator: images, a prompt and answers, in the order of the row.
 
-    `name` is the row's id. `models` name what gave each answer ("" if unknown); annotators never
-    see them. `gold` has what is known of a gold question, and is empty for an ordinary task:
+    `name` is the row's id. `models` has the source of each answer ("" if unknown); annotators never
+    see them. `gold` has the known label of a gold question, and is empty for an ordinary task:
     `ranks` of the answers, 1 for the best, `spans` [start, end] that are wrong in the answer, or
-    `facts` [kind, text] to state. `facts` are the row's; they are exported with the labels, and not
+    `facts` [kind, text] to state. `facts` are the row's; they are exported with the labels, but not
     shown. A higher `uncertainty` makes a task more urgent.
     """
 
@@ -57,7 +57,7 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """Return a hash of what is asked, so that a row that is added again is the same task."""
+        """Return a hash of the question, so that a row that is added again is the same task."""
         content: list[Any] = [self.mode, [image.key for image in self.images], [turn.to_dict() for turn in self.prompt]]
         content += [sorted(self.answers), bool(self.gold)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -99,10 +99,10 @@ def read_tasks(
     """Return the tasks of files, each distinct one once.
 
     Rows with one answer to the same prompt about the same images, as `mmrlhf generate` writes them,
-    are put together. Without a `mode`, the number of answers decides: none is facts, one claims,
-    two pairwise, more a ranking. A row's own uncertainty comes before that of `uncertainty_of`.
-    Raises InputError if a row cannot be used, if there is no task, or none that `uncertainty_of`
-    knows anything of.
+    are grouped. Without a `mode`, the number of answers decides: none is facts, one claims, two
+    pairwise, more a ranking. A row's own uncertainty has precedence over `uncertainty_of`. Raises
+    InputError if a row cannot be used, if there is no task, or if `uncertainty_of` knows none of
+    them.
     """
     groups: dict[tuple[Any, ...], Task] = {}
     for dataset_name in dataset_names:
@@ -116,7 +116,7 @@ def read_tasks(
             if not task.answers and asked_mode != "facts":
                 _refuse_unread_answers(row)
             asked = task.prompt, tuple(image.key for image in task.images), row.fields.get("mode")
-            # Answers that a row compares are a task of their own; single ones are gathered.
+            # Answers that a row compares are a separate task; single answers are grouped.
             key = (*asked, len(groups)) if len(task.answers) > 1 or is_gold else asked
             groups[key] = _merge(groups[key], task) if key in groups else task
     skipped = Counter[str]()
@@ -139,7 +139,8 @@ def _check_mode(row: Row) -> None:
 
 
 def _refuse_unread_answers(row: Row) -> None:
-    """Refuse a row whose answers would be dropped: in fields of their own, which nothing reads."""
+    """Refuse a row whose answers would be dropped, because they are in fields that nothing
+    reads."""
     names = numbered_answers(row.fields)
     if names and "answers" not in row.fields:
         look, them = ("looks like an answer", "it") if len(names) == 1 else ("look like answers", "them")
@@ -213,7 +214,8 @@ def _merge(task: Task, other: Task) -> Task:
 
 
 def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Task]:
-    """Yield the tasks of a group: a pair for each two answers, each answer's claims, or itself."""
+    """Yield the tasks of a group: a pair for every two answers, each answer's claims, or the
+    group."""
     number = len(group.answers)
     mode = mode or MODE_BY_ANSWERS[min(number, 3)]
     group = replace(group, mode=mode)
@@ -230,7 +232,7 @@ def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Ta
     if mode == "ranking" or (mode == "pairwise" and number == 2):
         yield group
         return
-    # Answers come in the order of the files, so that the order of tasks would tell their models.
+    # Answers are in the order of the files, so the order of tasks would reveal their models.
     order = sorted(range(number), key=lambda i: hashlib.sha256(group.answers[i].encode()).digest())
     for chosen in itertools.combinations(order, 1 if mode == "claims" else 2):
         indices = sorted(chosen)

@@ -11,14 +11,14 @@ from mmrlhf.facts.parse import count_fact
 from mmrlhf.records import Claim, Fact
 
 QUOTED = re.compile(r'"([^"\n]{1,200})"|“([^”\n]{1,200})”')
-"""Text in the picture, as an annotator quotes it."""
+"""Quoted text, which is text in the picture."""
 
 
 def facts_from_sentence(sentence: str, source: str = "", lexicon: Lexicon | None = None) -> list[Fact]:
-    """Return the facts of a sentence, each once; what is quoted is text in the picture.
+    """Return the facts of a sentence, each once; quoted parts are text in the picture.
 
-    What the sentence only supposes is left out. A sentence in which no rule finds a fact, or that
-    denies more than the presence of a thing, is kept whole as a caption.
+    Suppositions are left out. A sentence in which no rule finds a fact, or that denies more than
+    the presence of a thing, is kept as a caption.
     """
     sentence = " ".join(sentence.split())
     claims = [claim for claim in extract_claims(sentence, lexicon) if not claim.hedged]

@@ -1,4 +1,4 @@
-"""Which tasks are uncertain, so that their labels teach the most (`--order uncertainty`)."""
+"""Uncertainty of tasks: labels of uncertain ones teach the most (`--order uncertainty`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import InputError
 
 CONDITIONS = ("with facts", "without facts")
-"""Under which a report of `mmrlhf reward-eval` may have J; the first that it has counts."""
+"""Keys of J in a report of `mmrlhf reward-eval`; the first one present counts."""
 
 
 class RatedTask(Protocol):
-    """What decides the uncertainty of a task: the row's id, and its answers."""
+    """The inputs of a task's uncertainty: the row's id, and its answers."""
 
     @property
     def name(self) -> str: ...
@@ -45,10 +45,10 @@ def number_field(row: Row, name: str) -> float | None:
 
 
 def uncertainty_of_margins(paths: Sequence[str]) -> UncertaintyOf:
-    """Return what the margins of reward models say about a pair, files of `mmrlhf score`.
+    """Return the uncertainty of a pair by margins of reward models, from files of `mmrlhf score`.
 
-    Of one model, a small margin is uncertain; of several, margins that differ (their standard
-    deviation). Raises InputError for a file that is none.
+    With one model, a small margin is uncertain; with several, margins that differ (their standard
+    deviation). Raises InputError for another kind of file.
     """
     margins_by_model = [read_margins(path) for path in paths]
 

@@ -1,7 +1,7 @@
 """Run requests of many threads on a model, one batch at a time.
 
-Threads put jobs in a bounded queue and wait for the result. A single worker takes the oldest job,
-with all others that can share its batch, so batches form by themselves while a model is busy.
+Threads put jobs in a bounded queue and wait for the result. A single worker takes the oldest job
+and all others that can share its batch, so batches form automatically while a model is busy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RunBatch = Callable[[Hashable, Sequence[Any]], Sequence[Any]]
 
 
 class BusyError(Exception):
-    """The queue is full, or takes no more jobs."""
+    """The queue is full or closed."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class BatchQueue:
         return len(self._jobs)
 
     def check_open(self) -> None:
-        """Raise BusyError if the queue takes no more jobs."""
+        """Raise BusyError if the queue is closed."""
         if self._is_closed:
             raise BusyError("the server is shutting down")
         if self._failure:
@@ -67,13 +67,13 @@ class BatchQueue:
         return job.future
 
     def close(self) -> None:
-        """Take no more jobs. `work` returns once those that wait are done."""
+        """Accept no more jobs. `work` returns once the waiting ones are done."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Close, and raise BusyError for all jobs; results of those that run are dropped."""
+        """Close, and raise BusyError for all jobs; results of running ones are dropped."""
         self.close()
         with self._changed:
             jobs = [*self._running, *self._jobs]

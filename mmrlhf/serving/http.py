@@ -24,14 +24,14 @@ from mmrlhf.text.printable import printable
 
 MAX_BODY_BYTES = 64 << 20
 MAX_LENGTH_DIGITS = 18
-"""Python reads no number of thousands of digits."""
+"""Python refuses to parse numbers of thousands of digits."""
 MAX_QUOTED_CHARS = 200
 MAX_CONNECTIONS = 256
 """Open connections, each with a thread; further ones are closed with status 503."""
 READ_TIMEOUT = 60.0
-"""Seconds without a byte after which a client is given up."""
+"""Seconds without a byte after which a client is dropped."""
 LINGER_SECONDS = 10.0
-"""Seconds in which the rest of a request that was refused is read, so that the reply arrives."""
+"""Seconds for reading the rest of a refused request, so that the reply arrives."""
 
 Answer = Callable[[Any], dict[str, Any]]
 """Maps the JSON of a request to that of its response, while the client waits."""
@@ -39,10 +39,10 @@ Answer = Callable[[Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Service:
-    """What a server offers: functions by path, and what it says of itself.
+    """A server's functions by path, and its description.
 
     Without a `token`, only requests that name this machine as their host are answered, so that no
-    page in a browser can reach the server under a name of its own.
+    page in a browser can reach the server under another host name.
     """
 
     post: Mapping[str, Answer]
@@ -142,7 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(self._post)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer in JSON what the base class refuses: another method, or what is no request."""
+        """Answer requests that the base class refuses (another method, an invalid request) in
+        JSON."""
         if code == HTTPStatus.NOT_IMPLEMENTED:
             return self._respond(self._refuse_method)
         self.request_version = self.protocol_version  # a reply to HTTP/0.9 would have no status
@@ -150,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(code, _error(code, f"the request cannot be read ({reason}): send HTTP/1.1 with headers of at most 64 KiB"))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: requests may hold keys and pictures of people."""
+        """Log nothing: requests may contain keys and pictures of people."""
 
     def _get(self) -> dict[str, Any]:
         self._check_access()
@@ -159,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self) -> dict[str, Any]:
         self._check_access()
         function = self._function(self.server.service.post)
-        # A form of another site cannot send this type without asking first.
+        # A form on another site cannot send this type without a preflight request.
         if self.headers.get_content_type() != "application/json":
             raise RequestError(415, "the body must be JSON: send the header Content-Type: application/json")
         return function(parse_json(self._body(), "request"))

@@ -21,7 +21,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 
 MAX_IMAGES = 16
 MAX_ANSWERS = 64
-"""Most answers that one request may ask for, or have scored."""
+"""Maximum number of answers that one request may ask for, or have scored."""
 MAX_STOPS = 4
 MAX_SEED = 2**32 - 1
 MIN_TEMPERATURE = 1e-3
@@ -29,7 +29,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,), "logprobs": (False,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "functions": ([],), "top_logprobs": (0,), "modalities": (["text"],),
 }  # fmt: skip
-"""Fields of OpenAI's requests that are not supported, with the values that change nothing."""
+"""Unsupported fields of OpenAI's requests, with the values that have no effect."""
 IGNORED_FIELDS = ("model", "user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls")
 CHAT_FIELDS = ("messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "n", "seed", "stop")
 SCORE_FIELDS = ("messages", "answers", "facts")
@@ -45,14 +45,14 @@ class ChatRequest:
 
 
 def parse_chat(body: Any, max_tokens: int) -> ChatRequest:
-    """Read a chat completion request; answers have `max_tokens` at most, and by default.
+    """Read a chat completion request; `max_tokens` is the limit and the default of answers.
 
     Raises InputError.
     """
     row = _parse_body(body, CHAT_FIELDS)
     names = [name for name in ("max_completion_tokens", "max_tokens") if name in row.fields]
     limits = [_integer(row, name, 1, max_tokens, max_tokens) for name in names]
-    # Noise follows from the row's id: equal requests with a seed get equal answers.
+    # The row's id determines the noise: equal requests with a seed get equal answers.
     example = _parse_messages(row, "seeded" if "seed" in row.fields else uuid.uuid4().hex)
     if example.answer is not None:
         row.fail("the last message must be the user's: leave out the assistant's last turn")
@@ -87,7 +87,7 @@ def parse_score(body: Any) -> AnswerGroup:
 
 
 def _parse_body(body: Any, known_fields: tuple[str, ...]) -> Row:
-    """Return a request's fields, without nulls. Raises InputError for what cannot be honoured."""
+    """Return a request's fields, without nulls. Raises InputError for unsupported ones."""
     if not isinstance(body, dict):
         raise InputError(f"the request must be a JSON object, not {type_name(body)}")
     row = Row("request", 1, {name: value for name, value in body.items() if value is not None})
