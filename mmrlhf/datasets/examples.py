@@ -36,9 +36,9 @@ from mmrlhf.datasets.preferences import (
 from mmrlhf.files.rows import Row, is_finite_number, preview
 from mmrlhf.records import Example, InputError
 
-EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion", "problem", "solution"}
 ANSWER_FIELDS = ("completion", "answer", "response", "solution")
 """Fields with the answer to a prompt; the first of them that a row has."""
+EXAMPLE_FIELDS = (PAIR_FIELDS | {"problem"}) - {*ANSWER_FIELDS}
 REFERENCE_FIELDS = frozenset(("answer", "solution"))
 """Fields that may also contain a reference of another kind, for reward functions."""
 LABEL_FIELDS = ("label", "kto_tag")
@@ -63,11 +63,24 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
         row.fail(f"`{label}` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
     answer = answer if label is None else None
     turns = with_context(row, turns)
-    has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations", "query"))
-    used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}
+    used_fields = EXAMPLE_FIELDS | _answer_fields(row)
     if answer is None:
         used_fields -= REFERENCE_FIELDS
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
+
+
+def _answer_fields(row: Row) -> set[str]:
+    """Return the field that the answer is read from, if it is one of ANSWER_FIELDS."""
+    has_messages = "messages" in row.fields
+    if is_swift_pair(row):
+        return set() if has_messages else {"response"}
+    if "conversations" in row.fields or (has_messages and is_preference(row)):
+        return set()
+    if has_messages:
+        return set() if row.fields["messages"][-1]["role"] == "assistant" else {"solution"}
+    if "query" in row.fields and "prompt" not in row.fields and not is_preference(row):
+        return {"response"}
+    return set([name for name in ANSWER_FIELDS if name in row.fields][:1])
 
 
 def label_to_avoid(row: Row) -> str | None:
@@ -91,12 +104,13 @@ def _parse_trl(row: Row, require_answer: bool) -> tuple[list[Turn], str | None]:
     has_only_prompt = "messages" not in row.fields and ("prompt" in row.fields or "question" in row.fields)
     if not has_only_prompt and ("chosen" in row.fields or "rejected" in row.fields):
         return parse_trl_pair(row)[0], None
-    if "query" in row.fields and "prompt" not in row.fields and "messages" not in row.fields:
+    if "query" in row.fields and not {"prompt", "messages"} & row.fields.keys() and not is_preference(row):
         if "response" not in row.fields:
             return parse_query(row), None
         turns, response = parse_swift_answered(row)
         return turns, answer_text(row, response, "response")
-    name = row.require_any("messages", "prompt", "question", "problem", hint="add it, or `prompt`")
+    names = ("prompt", "question", "messages") if is_preference(row) else ("messages", "prompt", "question", "problem")
+    name = row.require_any(*names, hint="add it, or `prompt`")
     turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
     if name == "messages" and turns[-1].role == "assistant":
         return _split_last_answer(row, turns, name)

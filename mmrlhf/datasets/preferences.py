@@ -71,7 +71,8 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
         row.require_text(row.fields.get(reason_field, ""), reason_field)
     source_field = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
     source = row.require_text(row.fields[source_field], source_field) if source_field else ""
-    meta = unused_fields(row, PAIR_FIELDS | RANKING_FIELDS | {source_field})
+    unread_fields = set() if is_swift_pair(row) else {"response"}
+    meta = unused_fields(row, (PAIR_FIELDS | RANKING_FIELDS | {source_field}) - unread_fields)
     prompt = build_prompt(row, with_context(row, ranked.turns), len(images))
     return Preference(
         parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta,
@@ -135,12 +136,23 @@ def unpack_rlhf_v(row: Row) -> Row:
 
 def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
     """Return the row's fields that the record does not use."""
+    used_fields = used_fields - {*_prompt_fields(row)[1:]}
     fallback_fields = set()
     if "id" not in row.fields:
         fallback_fields.add("idx")
     if "image" not in row.fields and "images" not in row.fields:
         fallback_fields.update([name for name in PATH_FIELDS if name in row.fields][:1])
     return {name: value for name, value in row.fields.items() if name not in used_fields | fallback_fields}
+
+
+def _prompt_fields(row: Row) -> list[str]:
+    """Return the row's fields that may hold the prompt, the one that is read first."""
+    names = ["conversations", "messages", "prompt", "query", "question", "problem"]
+    if is_swift_pair(row):
+        names = ["messages", "query", "conversations", "prompt", "question", "problem"]
+    elif is_preference(row) and not is_factory_pair(row):  # turns of TRL's answers may hold the prompt, too
+        names = ["conversations", "prompt", "question", "messages", "query", "problem"]
+    return [name for name in names if name in row.fields]
 
 
 # ---- ranked answers ------------------------------------------------------------------------------

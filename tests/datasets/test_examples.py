@@ -179,3 +179,41 @@ def test_a_reference_that_is_no_text_is_kept_for_reward_functions(data_dir, valu
 def test_a_reference_that_is_empty_or_a_malformed_turn_is_refused(data_dir, value):
     path = write_jsonl(data_dir, {**ONE_IMAGE, "prompt": "What is it?", "answer": value})
     assert "line 1: `answer" in error_of(read_examples, path)
+
+
+ANSWERED = [user_turn("What is it?"), assistant_turn("A cup.")]
+PAIR_ANSWERS = {"chosen": "A cup.", "rejected": "A cat."}
+
+
+@pytest.mark.parametrize(
+    ("read", "other"),
+    [
+        ({"prompt": "What is it?"}, {"question": "Who?"}),
+        ({"prompt": "What is it?"}, {"question": "Who?", "problem": "2?", "query": "Why?"}),
+        ({"messages": ANSWERED}, {"prompt": "Who?", "question": "Why?"}),
+        ({"messages": ANSWERED}, {"solution": "A cat.", "answer": "A cat.", "response": "A cat.", "completion": "A cat."}),
+        ({"messages": ANSWERED[:1], "solution": "A cup."}, {"query": "Who?", "response": "A cat."}),
+        ({"conversations": [human_turn("What is it?"), gpt_turn("A cup.")]}, {"messages": ANSWERED, "prompt": "Who?"}),
+        ({"query": "What is it?", "response": "A cup."}, {"question": "Who?", "completion": "A cat."}),
+        ({"prompt": "What is it?", "completion": "A cup."}, {"response": "A cat.", "solution": "A cat."}),
+        ({"prompt": "What is it?", "answer": "A cup."}, {"solution": "A cat."}),
+        ({"instruction": "What is it?", "output": "A cup."}, {"source": "a"}),
+        ({"prompt": "What is it?", **PAIR_ANSWERS}, {"question": "Who?", "query": "Why?", "problem": "2?"}),
+        ({"question": "What is it?", **PAIR_ANSWERS}, {"query": "Who?"}),
+        ({"messages": ANSWERED, "rejected_response": "A cat."}, {"prompt": "Who?", "query": "Why?"}),
+        ({"query": "What is it?", "response": "A cup.", "rejected_response": "A cat."}, {"prompt": "Who?", "question": "Why?"}),
+        ({"conversations": [human_turn("What is it?")], **PAIR_ANSWERS}, {"prompt": "Who?", "response": "A dog."}),
+        (
+            {"prompt": "What is it?", "answers": ["A cup.", "A cat."], "ranks": [1, 2]},
+            {"question": "Who?", "messages": [user_turn("Why?")]},
+        ),
+    ],
+)
+def test_fields_beside_those_that_are_read_are_kept_as_unread(data_dir, read, other):
+    path = write_jsonl(data_dir, {**ONE_IMAGE, **read, **other})
+    (example,) = read_examples(path)
+    assert example.prompt[-1].content == "What is it?" and example.answer in ("A cup.", None)
+    assert example.meta.keys() >= other.keys() and not example.meta.keys() & (read.keys() - {"answers", "ranks"})
+    if has_preferences(path):
+        (pair,) = read_preferences(path)
+        assert (pair.chosen, pair.rejected) == ("A cup.", "A cat.") and pair.meta.keys() == other.keys()
