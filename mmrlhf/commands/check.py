@@ -24,6 +24,8 @@ from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError
 
 MAX_CAUSES_SHOWN = 20
+MAX_SIDES_RATIO = 200
+"""Largest ratio of an image's sides that Qwen-VL's processors accept."""
 ROWS_PER_STATUS = 200
 """Rows between two updates of the status line."""
 
@@ -60,8 +62,10 @@ def check(
                 for source in record.all_images:
                     key = summary.register_image(source)
                     if key not in opened_images:
-                        open_image(source)
+                        size = open_image(source).size
                         opened_images.add(key)
+                        if max(size) > MAX_SIDES_RATIO * min(size):
+                            notes.add(raw_row.location.rpartition(", ")[2], _narrow_note(*size))
                 summary.add(record)
                 if not has_preferences and (note := _unread_answers(row, context)):
                     notes.add(raw_row.location.rpartition(", ")[2], note)
@@ -82,6 +86,11 @@ def check(
             write_atomic(Path(bad_rows_file), "".join(bad_lines))
         console.print(f"{bad_rows_file}: {errors.count} bad rows", markup=False)
     return 1 if errors.count else 0
+
+
+def _narrow_note(width: int, height: int) -> str:
+    """Say that some models refuse an image. Stages try it on theirs before the first step."""
+    return f"an image has {width} x {height} pixels, and processors such as Qwen-VL's refuse images this narrow: crop it"
 
 
 def _unread_answers(row: Row, context: RowContext) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from mmrlhf.cli import main
 from mmrlhf.commands.check import check
@@ -90,6 +91,15 @@ def test_check_reports_comparisons_that_are_read_as_prompts(data_dir, capsys):
     assert "note: 2 rows (line 2, line 4): answers are compared but read as prompts" in capsys.readouterr().out
     assert check(write_jsonl(data_dir, pair)) == check(write_jsonl(data_dir, prompt)) == 0
     assert "note" not in capsys.readouterr().out
+
+
+def test_check_reports_images_too_narrow_for_processors(data_dir, capsys):
+    for name, size in (("thin.png", (1, 30_000)), ("flat.png", (402, 2)), ("wide.png", (400, 2))):
+        Image.new("RGB", size).save(data_dir / name)
+    rows = [{"image": name, "prompt": "?"} for name in ("a.png", "thin.png", "flat.png", "wide.png", "thin.png")]
+    assert check(write_jsonl(data_dir, *rows)) == 0  # models without this limit take them
+    printed = capsys.readouterr().out
+    assert "note: 2 rows (line 2, line 3): an image has 1 x 30000 pixels, and processors such as Qwen-VL's refuse" in printed
 
 
 def test_check_reports_answers_to_avoid(data_dir, capsys):
