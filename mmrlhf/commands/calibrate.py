@@ -1,4 +1,5 @@
-"""`mmrlhf calibrate clip|vlm`: fit probabilities to a verifier's scores on claims that facts label.
+"""`mmrlhf calibrate clip|vlm`: fit probabilities to a verifier's scores on claims labelled by
+facts.
 
 The claims come from the dataset's answers, or from its facts, each paired with a false one. Facts
 label them as true or false. Claims that facts leave unknown are not used, repeated claims about the
@@ -181,7 +182,7 @@ def _to_arrays(labels: Sequence[LabelledClaim]) -> tuple[np.ndarray, np.ndarray]
 
 
 def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include_uncalibrated: bool) -> dict[str, Any]:
-    """Return metrics by kind of claim, from labels that the calibration was not fitted on.
+    """Return metrics by kind of claim, from labels that were not used to fit the calibration.
 
     They are the counts, AUROC, the fraction left unknown, the accuracy of the other verdicts, the
     expected calibration error with its bins, and, with `include_uncalibrated`, the error of

@@ -27,7 +27,7 @@ MAX_CAUSES_SHOWN = 20
 MAX_SIDES_RATIO = 200
 """Largest ratio of an image's sides that Qwen-VL's processors accept."""
 ROWS_PER_STATUS = 200
-"""Rows between two updates of the status line."""
+"""Number of rows between two updates of the status line."""
 
 
 def check(
@@ -94,7 +94,7 @@ def _narrow_note(width: int, height: int) -> str:
 
 
 def _unread_answers(row: Row, context: RowContext) -> str:
-    """Say why the answers of a row that is read as a prompt are not read, "" if none are lost."""
+    """Return why the answers of a row that is read as a prompt are ignored, "" if none are."""
     if is_preference(row):
         return "answers are compared but read as prompts, as the first row compares none: put such rows into a file of their own"
     if label := label_to_avoid(row):

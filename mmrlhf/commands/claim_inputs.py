@@ -1,5 +1,4 @@
-"""Read the answers that `mmrlhf claims` extracts claims from: text, rows, and the images they are
-about."""
+"""Read the answers from which `mmrlhf claims` extracts claims: text, rows, and their images."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ class Answer:
     """An answer with the fields of its row.
 
     location: its place, for messages. number: of its line or row, counted from 1. images: names.
-    id: of its row, as the row gives it.
+    id: of its row, unchanged.
     """
 
     location: str
@@ -52,12 +51,12 @@ class Answer:
 def read_answers(path: str, errors: RowErrors | None = None) -> Iterator[Answer]:
     """Yield the answers of a file, in order.
 
-    errors: receives the errors of bad rows, which are passed over; without it, the first is raised.
+    errors: receives the errors of bad rows, which are skipped; without it, the first one is raised.
 
     A .json, .jsonl or .parquet file holds rows: objects, or texts; a .tsv, .csv or .xlsx file rows
-    of cells. A pair has two answers. A .json file may also map image names to answers, or hold the
-    list of rows in an object. Every other file holds an answer per line, as text or as an object;
-    or one JSON value.
+    of cells. A pair has two answers. A .json file may also map image names to answers, or contain
+    the list of rows in an object. Every other file contains an answer per line, as text or as an
+    object; or one JSON value.
 
     Raises InputError for a file or row that cannot be read, with its place.
     """
@@ -80,7 +79,7 @@ def read_answers(path: str, errors: RowErrors | None = None) -> Iterator[Answer]
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
-    """Return the object that a file holds, None if it holds a list or lines."""
+    """Return the object in a file, None if the file contains a list or lines."""
     with open_binary(path) as file:
         content = file.read()
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":

@@ -1,4 +1,4 @@
-"""What is true of sampled answers, for `mmrlhf reward-eval`: from a source that the reward does not
+"""The truth about sampled answers, for `mmrlhf reward-eval`, from a source that the reward does not
 read."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERDICTS = ("supported", "contradicted", "unknown")
 
 
 def check_truth_settings(config: RewardEvalConfig) -> None:
-    """Raise InputError for settings of the truth that do not fit each other."""
+    """Raise InputError for contradictory settings of the truth."""
     if config.answers is None:
         if config.truth != "none":
             raise InputError(f"truth {config.truth} is about sampled answers: give --answers, which `mmrlhf generate` writes")
@@ -42,10 +42,10 @@ def read_verdicts(
 ) -> GroupVerdicts | None:
     """Return a verdict on each claim of each group's answers, None if no truth is given.
 
-    An answer that the truth says nothing about has None in place of its verdicts: nobody labelled
-    it, or no facts are about its image.
+    An answer without known truth has None in place of its verdicts: nobody labelled it, or its
+    image has no facts.
 
-    Raises InputError if the reward reads the same facts, or if the truth is about other answers.
+    Raises InputError if the reward reads the same facts, or if the truth belongs to other answers.
     """
     if config.truth == "none":
         return None
@@ -107,11 +107,11 @@ def _texts(facts: Sequence[Fact]) -> set[tuple[str, str]]:
 
 
 def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdicts:
-    """Read what `mmrlhf claims` wrote, with verdicts, and join it by row id and text.
+    """Read the output of `mmrlhf claims`, with verdicts, and join it by row id and text.
 
-    Labels without an id are joined by text alone. An answer whose claims are all unknown is one
-    that nobody labelled yet: it has None, as one without a row has, unless another row about the
-    same text is labelled.
+    Labels without an id are joined by text alone. An answer whose claims are all unknown was not
+    labelled yet: it has None, like one without a row, unless another row with the same text is
+    labelled.
     """
     by_answer: dict[tuple[str, str], list[Verdict]] = {}
     for raw_row in read_rows(path):

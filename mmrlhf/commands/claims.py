@@ -31,9 +31,9 @@ LINES_PER_WRITE = 256
 def extract(path: str, facts_file: str | None = None, output_file: str | None = None, lexicon_file: str | None = None) -> None:
     """Write one line of JSON for each answer of a file, in order, to standard output or a file.
 
-    `claim_inputs.read_answers` describes what the file may hold. An output file appears when it is
-    complete; if the command is killed, the same command resumes. Raises InputError if the file,
-    rows, the facts or the lexicon cannot be used, before anything is written.
+    `claim_inputs.read_answers` describes the possible content of the file. An output file appears
+    when it is complete; if the command is killed, the same command resumes. Raises InputError if
+    the file, rows, the facts or the lexicon cannot be used, before anything is written.
     """
     lexicon = load_lexicon(lexicon_file)
     facts = FactsJoin(read_facts_file(facts_file)) if facts_file is not None else None
@@ -86,9 +86,9 @@ def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Pa
 
 
 def describe_claims(path: Path) -> str:
-    """Return how many answers and claims a written file has, and how many of each verdict.
+    """Return the numbers of answers, claims and verdicts in a written file.
 
-    Below it, the false rates by kind, in the form of ppo's unknown_claim_costs.
+    Also the false rates by kind, in the form of ppo's unknown_claim_costs.
     """
     rows = read_jsonl(path)
     counts = Counter(claim.get("verdict", "") for row in rows for claim in row["claims"])
@@ -138,9 +138,9 @@ class FactsJoin:
     num_without: int = 0
 
     def lookup(self, answer: Answer) -> tuple[Fact, ...]:
-        """Return the facts of an answer's images, and count how they were found.
+        """Return the facts of an answer's images, and count how they were joined.
 
-        Raises InputError if nothing says which facts are the answer's.
+        Raises InputError if nothing identifies the answer's facts.
         """
         facts, is_by_row = self.facts_file.lookup(answer.images, answer.id, answer.number, answer.location)
         self.num_answers += 1
@@ -183,7 +183,7 @@ def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any
 
 
 def claim_from_json(entry: Mapping[str, Any]) -> Claim:
-    """Return the claim of what `claim_to_json` wrote."""
+    """Return the claim from the output of `claim_to_json`."""
     subject, value, relation, target = (str(entry.get(key, "")) for key in ("object", "value", "relation", "target"))
     negated, hedged = bool(entry.get("negated")), bool(entry.get("hedged"))
     return Claim(entry["kind"], subject, value, tuple(entry["span"]), relation, target, negated, hedged)

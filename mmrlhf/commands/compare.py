@@ -39,7 +39,7 @@ def compare(
     """Compare every run with the first one, benchmark by benchmark.
 
     Write compare.md, compare.json and compare.html, and return the content of the JSON file.
-    benchmark_files: the user's own benchmarks, which results may be of. Raises InputError if
+    benchmark_files: the user's own benchmarks, to which results may belong. Raises InputError if
     results are damaged or not comparable; with `force`, differences are warnings in all three files
     instead.
     """
@@ -90,7 +90,7 @@ def _compare_benchmark(
 
 @contextmanager
 def _damage_as_input_errors(results: Sequence[Result]) -> Iterator[None]:
-    """Turn the errors of a benchmark on rows that it did not write into one InputError."""
+    """Turn a benchmark's errors on rows that it did not write into one InputError."""
     try:
         yield
     except InputError:

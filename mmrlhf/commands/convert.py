@@ -37,7 +37,7 @@ def convert(
     seed: int = 0,
     split: str = "train",
 ) -> None:
-    """Write a file's preferences as rows of `target_format`, and print what was left out.
+    """Write a file's preferences as rows of `target_format`, and print how many were left out.
 
     `sft` takes the best answers of preferences (or rows with answers), `prompts` drops answers;
     both write a repeated row once. The output appears when it is complete. JSON keeps the paths of
@@ -75,16 +75,16 @@ def write_records(
     records: Any, name: str, target_format: str, output_path: Path, image_root: str | None, should_balance: bool = False,
     seed: int = 0,
 ) -> None:  # fmt: skip
-    """Write records in a format whole or not at all, and print what was left out.
+    """Write records in a format atomically, and print how many were left out.
 
-    name: what messages call the records' file. image_root: the folder that paths of images start
-    from. Raises InputError if no row is left to write, or the file cannot be written.
+    name: the records' file, for messages. image_root: the folder to which image paths are relative.
+    Raises InputError if no row is left to write, or the file cannot be written.
     """
     row_format: Any = (FORMATS | EXAMPLE_FORMATS)[target_format]
     skipped = Counter[str]()
 
     def candidates() -> Iterator[Any]:
-        """Yield the records that the format can hold, in the same order on every call."""
+        """Yield the records that the format can represent, in the same order on every call."""
         skipped.clear()  # each pass over the data counts them again
         if target_format in EXAMPLE_FORMATS:
             return row_format.select(records, skipped)
@@ -125,7 +125,8 @@ def write_records(
 
 
 def _representable(preferences: Iterable[Preference], target_format: str, skipped: Counter[str]) -> Iterator[Preference]:
-    """Yield preferences, or their pairs, and count in `skipped` those that the format lacks."""
+    """Yield preferences, or their pairs; `skipped` counts those that the format cannot
+    represent."""
     row_format = FORMATS[target_format]
     for preference in preferences:
         for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):

@@ -12,7 +12,7 @@ from mmrlhf.records import InputError
 from mmrlhf.report.progress import progress
 
 ROWS_PER_BATCH = 256
-"""Rows encoded at a time; their features may leave memory when the next ones arrive."""
+"""Rows encoded at once; their features may be evicted from memory by the next ones."""
 
 
 def cache_features(config: EncodeConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`mmrlhf export`: write a trained model so that others can load it, and publish it."""
+"""`mmrlhf export`: write a trained model that other programs can load, and publish it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def export(config: ExportConfig) -> Path:
     """Write a whole model, an adapter or a reward model, each with a model card; return the folder.
 
     Raises InputError if the folder has content, or the model, the adapter or a result of eval
-    cannot be used; also if the Hub refuses the finished folder, which stays.
+    cannot be used; also if the Hub refuses the finished folder, which is kept.
     """
     output_dir, adapter_dir = Path(config.output_dir), Path(config.adapter_path) if config.adapter_path else None
     kind = _kind_of(config)
@@ -76,7 +76,7 @@ def export(config: ExportConfig) -> Path:
 
 
 def _kind_of(config: ExportConfig) -> Kind:
-    """Return what is written. Raises InputError for settings that contradict each other."""
+    """Return the kind of output. Raises InputError for settings that contradict each other."""
     if (Path(config.model_name_or_path) / "reward.json").is_file():
         raise InputError(
             f"model {config.model_name_or_path} is a reward model: give it as --adapter_path, and its base as --model_name_or_path"
@@ -105,7 +105,7 @@ def _check_output(config: ExportConfig) -> None:
 
 
 def _check_hub_settings(config: ExportConfig, kind: Kind) -> None:
-    """Raise InputError, before a model is loaded, for what nobody else could load."""
+    """Raise InputError, before a model is loaded, for a model that others could not load."""
     if config.hub_model_id is not None:
         check_repo_id(config.hub_model_id)
     if not config.push_to_hub:
@@ -130,7 +130,7 @@ def _check_hub_settings(config: ExportConfig, kind: Kind) -> None:
 
 
 def _write_policy(config: ExportConfig, folder: Path) -> AdapterFacts | None:
-    """Write a whole model or an adapter; return what a card says of an adapter."""
+    """Write a whole model or an adapter; return an adapter's properties for the card."""
     vlm = load(config.model_name_or_path, config.dtype or _stored_dtype(config.model_name_or_path), "cpu")
     if config.adapter_path is None:
         save_checkpoint(vlm, folder)
@@ -147,8 +147,8 @@ def _write_policy(config: ExportConfig, folder: Path) -> AdapterFacts | None:
 
 
 def _write_reward_model(config: ExportConfig, folder: Path) -> AdapterFacts | None:
-    """Write a reward model that scores as it did in training; return what a card says of its
-    adapter."""
+    """Write a reward model that scores as in training; return its adapter's properties for the
+    card."""
     path = str(config.adapter_path)
     model = load_reward_model(path, device="cpu", base_model_name_or_path=config.model_name_or_path)
     copy_reward_model(model, Path(path), folder)
@@ -161,8 +161,8 @@ def _is_whole_reward_model(path: Path) -> bool:
 
 
 def _adapter_facts(adapters: Adapters, name: str, folder: Path) -> AdapterFacts:
-    """Return the rank of an adapter's layers, and whether vLLM applies it: it ignores layers beside
-    the language model, and takes no DoRA."""
+    """Return the rank of an adapter's layers, and whether vLLM applies it: vLLM ignores layers
+    outside the language model, and does not support DoRA."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
     num_beside = sum(n for part, n in adapters.count_weights(name).items() if part != LANGUAGE_MODEL)
@@ -182,9 +182,9 @@ def _stored_dtype(name: str) -> str:
 
 
 def _evaluations(config: ExportConfig, kind: Kind, records: Sequence[TrainingRecord]) -> list[Evaluation]:
-    """Return the figures of the results that were given, and those of the run itself.
+    """Return the figures of the given results, and those of the run itself.
 
-    Raises InputError for a result that is of another model.
+    Raises InputError for a result of another model.
     """
     paths = [path.strip() for path in (config.eval_results or "").split(",") if path.strip()]
     results = [result for path in paths for result in read_results(path)]
@@ -202,8 +202,8 @@ def _evaluations(config: ExportConfig, kind: Kind, records: Sequence[TrainingRec
 
 
 def _check_measured(result: Result, config: ExportConfig, kind: Kind) -> None:
-    """Raise InputError if a result is of another model than is written; print a note if it does
-    not say which."""
+    """Raise InputError if a result belongs to another model; print a note if it records no
+    model."""
     try:
         key: Any = json.loads((result.folder / "run_key.json").read_text(encoding="utf-8"))
         measured = {name: key.get(name) for name in ("model_name_or_path", "adapter_path", "reward_model_path")}

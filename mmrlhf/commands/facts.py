@@ -50,11 +50,11 @@ def facts_from_files(
     confidence: float | None = None,
     split: str = "train",
 ) -> Path:
-    """Write the facts of annotation or caption files by image, those of several files together.
+    """Write the facts of annotation or caption files by image, merged over several files.
 
     `caption_key` is the column of captions in a dataset's rows. With `dataset_name`, only images of
-    that dataset are kept, by the names that its rows use. `confidence` replaces that of the facts.
-    Raises InputError if a file cannot be read or there are no facts to write.
+    that dataset are kept, under the names that its rows use. `confidence` replaces that of the
+    facts. Raises InputError if a file cannot be read or there are no facts to write.
     """
     output_path = Path(output_file)
     refuse_output_file(output_path, inputs=[*paths, dataset_name])
@@ -88,7 +88,7 @@ def facts_from_files(
 
 
 def _refuse_shared_names(path: str, facts: FactsByImage, images: Sequence[_Image]) -> None:
-    """Raise InputError if a name in the facts stands for several images, as a file name may."""
+    """Raise InputError if a name in the facts, such as a file name, refers to several images."""
     matches = ImageMatches()
     for image in images:
         if (key := matching_name(facts, image.name)) is not None:
@@ -96,9 +96,9 @@ def _refuse_shared_names(path: str, facts: FactsByImage, images: Sequence[_Image
 
 
 def _join(lists: Iterable[Sequence[Fact]]) -> tuple[Fact, ...]:
-    """Return the facts of several lists, those that two lists share once.
+    """Return the facts of several lists; a fact in two lists counts once.
 
-    What one list repeats stays repeated: two equal objects are two.
+    Repetitions within a list are kept: two equal objects are two.
     """
     joined: list[Fact] = []
     for facts in lists:
@@ -149,7 +149,7 @@ def facts_from_captioner(
 def _ask(
     endpoint: Endpoint, question: str, params: Mapping[str, Any], images: Sequence[_Image], request_key: str, kept_path: Path
 ) -> dict[str, str]:
-    """Return captions by image key: those that are kept, and the replies for all others."""
+    """Return captions by image key: the kept ones, and new replies for all others."""
     rows = read_jsonl(kept_path) if kept_path.exists() else []
     captions = {str(row["image"]): str(row["caption"]) for row in rows if row.get("request") == request_key}
     sources = {image.source.key: image.source for image in images if image.source.key not in captions}
@@ -187,7 +187,7 @@ class _Image:
 def _images_of(dataset_name: str, image_folder: str | None, split: str) -> list[_Image]:
     """Return a dataset's images, each name once.
 
-    An embedded image has the name that is recorded with it, else its row's id.
+    An embedded image has its recorded name, else its row's id.
     """
     root = row_context(dataset_name, image_folder).image_folder
     images: dict[str, _Image] = {}

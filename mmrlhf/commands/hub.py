@@ -1,7 +1,7 @@
 """Upload a folder to the Hugging Face Hub.
 
-The token is that of the environment (HF_TOKEN) or of `hf auth login`. It is never printed, and
-neither is what the server says.
+The token is that of the environment (HF_TOKEN) or of `hf auth login`. Neither the token nor the
+server's messages are ever printed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from huggingface_hub.utils import validate_repo_id
 from mmrlhf.records import InputError
 
 ALLOWED_FILES = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt", "README.md")
-"""Files that a repository may have before a model is pushed to it; a README.md is replaced."""
+"""Files that a repository may contain before a model is pushed; a README.md is replaced."""
 
 
 def check_repo_id(name: str) -> None:
-    """Raise InputError, before a model is loaded, for what is no name of a repository."""
+    """Raise InputError, before a model is loaded, for an invalid name of a repository."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -43,9 +43,9 @@ def check_repo_id(name: str) -> None:
 def push_folder(folder: Path, repo_id: str, private: bool | None) -> str:
     """Upload a folder in one commit, and return the repository's address.
 
-    A repository that does not exist is made, `private` or not as its owner's default is if None.
-    Raises InputError if one exists that holds another model, the token is refused, or the Hub
-    cannot be reached. The folder is left as it is in any case.
+    A missing repository is created, `private` or not, or as its owner's default if None. Raises
+    InputError if the repository holds another model, the token is refused, or the Hub cannot be
+    reached. The folder is never changed.
     """
     api = HfApi()
     try:
@@ -66,7 +66,7 @@ def push_folder(folder: Path, repo_id: str, private: bool | None) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """Return what went wrong in a few words, and what to do, without the server's own text."""
+    """Return a short description of the error, and what to do, without the server's own text."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None

@@ -1,7 +1,7 @@
-"""The README.md of an exported model: what it is, how to load it, how it came about, figures.
+"""The README.md of an exported model: description, loading, training, figures.
 
 Its head is the Hub's metadata (https://huggingface.co/docs/hub/model-cards). Names come from data
-and from other people's runs, so all are escaped. No path is shown but that of the folder, as it was
+and from other people's runs, so all are escaped. The only path shown is that of the folder, as
 given.
 """
 
@@ -22,7 +22,7 @@ from mmrlhf.models.export import ADAPTER_LINES, MODEL_LINES
 from mmrlhf.text.markdown import escape_markdown, table
 
 MAX_FIGURES = 12
-"""Figures of a benchmark that are shown."""
+"""Number of figures of a benchmark that are shown."""
 Kind = Literal["model", "adapter", "reward model"]
 KIND_NAMES = {"model": "A vision-language model", "adapter": "A LoRA adapter", "reward model": "A reward model"}
 
@@ -37,10 +37,10 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is about.
+    """The subject of a card.
 
-    folder: where it is written. hub_id: where it will be on the Hub, if it will. model: the base of
-    an adapter, or the model that was written.
+    folder: where it is written. hub_id: its future id on the Hub, if any. model: the base of an
+    adapter, or the written model.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class CardFacts:
 
     @property
     def base(self) -> str | None:
-        """Return the Hub id of what it was made from; None if that is not on the Hub."""
+        """Return the Hub id of the model that it was made from; None if that is not on the Hub."""
         records = () if self.adapter is not None else self.records  # an adapter fits its own base only
         return hub_base(self.model, records)
 
@@ -76,7 +76,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    """Return the head. The licence is left to the user, who alone knows that of the data."""
+    """Return the header. The licence is left to the user, who knows that of the data."""
     is_adapter = facts.adapter is not None
     tags = ["mmrlhf", *(["lora"] if is_adapter else []), *(["reward-model"] if facts.kind == "reward model" else [])]
     results = [

@@ -27,7 +27,7 @@ def available_memory() -> tuple[int, str]:
 
 
 def _vllm_memory(config: PPOConfig, base: MemoryItem, gpu_bytes: int | None) -> MemoryItem:
-    """Return what vLLM takes in the trainer's process, on a GPU or, without one, of main memory."""
+    """Return the memory that vLLM takes in the trainer's process, on a GPU or in main memory."""
     if gpu_bytes is None:
         return MemoryItem("vLLM", base.num_bytes + GIB, "the base once more, and a cache of 1 GiB")
     share = config.vllm_gpu_memory_utilization
@@ -38,8 +38,8 @@ def _vllm_memory(config: PPOConfig, base: MemoryItem, gpu_bytes: int | None) -> 
 def print_memory_estimate(config: Any, num_shards: int = 1, gpu_memory_gib: int | None = None) -> list[MemoryItem]:
     """Print the estimate for a process and whether it fits, and return its items.
 
-    `num_shards` processes split the base over them. `gpu_memory_gib` stands for the memory of a GPU
-    that is not here. Raises InputError if the base cannot be read, or not be split.
+    `num_shards` processes split the base over them. `gpu_memory_gib` is the memory of a GPU of
+    another machine. Raises InputError if the base cannot be read or split.
     """
     if num_shards > 1:
         check_can_be_sharded(config)

@@ -62,8 +62,8 @@ def other_facts(rows: Sequence[HasFactsAndImages]) -> list[tuple[Fact, ...]]:
 
 
 def perturbed_pictures(rows: Sequence[Preference]) -> tuple[list[int], dict[str, list[Preference]]]:
-    """Return which rows have images in whose place another row's can be put, and these rows with
-    the images of the next row that has as many others, and without images.
+    """Return the rows whose images can be replaced by another row's, and these rows with the images
+    of the next row with the same number of other images, and without images.
 
     A model that is as accurate then judges by the text alone.
     """
@@ -108,7 +108,8 @@ def _outcomes(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> 
 
 
 def image_or_row(row: Preference) -> Hashable:
-    """Return what a row's comparisons share with those that they are not independent of."""
+    """Return a row's unit of dependence: the image that its comparisons share with others, or the
+    row."""
     return row.images or row.id
 
 

@@ -27,7 +27,7 @@ def score(config: ScoreConfig) -> Path:
     """Write `score` for rows with an answer, `score_chosen` and `score_rejected` for pairs.
 
     Return the output file. If the command is killed, the same command resumes. Raises InputError if
-    the file holds scores that were made from other inputs.
+    the file contains scores that were made from other inputs.
     """
     facts = read_facts(config.facts_file) if config.facts_file else None
     dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
@@ -63,7 +63,7 @@ def score(config: ScoreConfig) -> Path:
 
 
 def _to_answer_group(row: Example | Preference, vlm: VLM) -> AnswerGroup:
-    """Return a row's answers; control tokens in an answer by a model are broken up."""
+    """Return a row's answers; control tokens in an answer by a model are split."""
     if isinstance(row, Preference):
         answers: tuple[str, ...] = (row.chosen, row.rejected)
     else:

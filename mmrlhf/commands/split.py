@@ -28,8 +28,8 @@ def split(
     """Write about `num_held_out` rows to one file and the others to another, each in their order.
 
     Rows that share an image stay together: a model that has learnt an image would otherwise be
-    evaluated on it. Images are compared by content. Rows are written as they are. Raises InputError
-    if a row cannot be used, the rows hold images that are no files, or one side would be empty.
+    evaluated on it. Images are compared by content. Rows are written unchanged. Raises InputError
+    if a row cannot be used, rows contain images that are not files, or one side would be empty.
     """
     files = [Path(train_file), Path(held_out_file)]
     if files[0].resolve() == files[1].resolve():
@@ -85,7 +85,7 @@ def _groups_by_image(keys: Sequence[Iterable[str]]) -> list[list[int]]:
 
 
 def _line(row: RawRow) -> str:
-    """Return a row as a line of JSONL. Raises InputError if it holds encoded images as bytes."""
+    """Return a row as a line of JSONL. Raises InputError if it contains encoded images as bytes."""
     if isinstance(row.content, bytes):
         return row.content.decode("utf-8-sig").strip() + "\n"  # a file's mark is before its first row
 

@@ -1,4 +1,4 @@
-"""What a model card says of the runs that a model comes from, read from their directories."""
+"""A model card's record of the runs that produced a model, read from their directories."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ STAGE_CONFIGS: Mapping[str, type] = {
 DATA_FIELDS = (
     "dataset_name", "eval_dataset_name", "ptx_dataset_name", "human_dataset_name", "facts_file", "reward_model_path",
 )  # fmt: skip
-"""Settings that name what a run learns from."""
+"""Settings that name a run's training data."""
 OTHER_PATHS = ("image_folder", "eval_image_folder", "eval_data", "truth_file", "rollout_engine", "judge")
-"""Settings that name places, here or on servers, and nothing that is learnt from."""
+"""Settings that name locations, here or on servers, but no training data."""
 
 RUN_FILES = ("config.yaml", "metrics.jsonl")
-"""Files by which a run's directory is known: other programs have a config.yaml, too."""
+"""Files that identify a run's directory: other programs also write a config.yaml."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that a run read: its name without folders, rows and sha256, None where unknown."""
+    """A file that a run read: its name without folders, rows and sha256, None if unknown."""
 
     setting: str
     name: str
@@ -57,7 +57,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its 95% interval, None where there is none."""
+    """A value with its 95% interval, None if there is none."""
 
     name: str
     value: float
@@ -68,8 +68,7 @@ class Figure:
 class Evaluation:
     """Figures of one benchmark, the main one first.
 
-    direction: `higher` or `lower`, whichever is better of the main figure. note: where they are
-    from.
+    direction: `higher` or `lower`, the better direction of the main figure. note: their origin.
     """
 
     benchmark: str
@@ -86,7 +85,7 @@ class TrainingRecord:
     stage: str
     path: Path
     model: str
-    """The model that it started from, as its settings name it."""
+    """The model from which it started, as named in its settings."""
     data: Sequence[DataFile]
     num_steps: int | None
     settings: Mapping[str, str]
@@ -98,7 +97,7 @@ class TrainingRecord:
 def read_lineage(*folders: str | Path | None) -> list[TrainingRecord]:
     """Return the runs that led to the model and the adapter in some folders, the first one first.
 
-    A folder that no run wrote has none. Raises InputError for settings that cannot be read.
+    A folder that no run wrote has none. Raises InputError for unreadable settings.
     """
     runs: list[Path] = []
     seen: set[Path] = set()  # damaged settings may name each other
@@ -157,8 +156,8 @@ def _data_files(settings: Mapping[str, Any], inputs: Mapping[str, Any], num_rows
 
 
 def _changed_settings(settings: Mapping[str, Any], config: type) -> dict[str, str]:
-    """Return the settings with other values than a stage's defaults, without paths and those that
-    do not change what is learnt."""
+    """Return the settings that differ from a stage's defaults, without paths and settings that do
+    not affect training."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     left_out = {*CONTENT_FIELDS, *DATA_FIELDS, *OTHER_PATHS, *RESUMABLE_CHANGES} - {"max_length"}
     changed = {k: v for k, v in settings.items() if k not in left_out and v is not None and v != defaults.get(k)}
@@ -167,7 +166,7 @@ def _changed_settings(settings: Mapping[str, Any], config: type) -> dict[str, st
 
 
 def without_folders(text: str) -> str:
-    """Return a setting's text with the names of files only, as folders are nobody else's concern.
+    """Return a setting's text with the names of files only, because folders are private.
 
     A Hub id keeps its owner.
     """
@@ -175,7 +174,7 @@ def without_folders(text: str) -> str:
 
 
 def hub_base(model: str, records: Iterable[TrainingRecord]) -> str | None:
-    """Return the Hub id of the model at the beginning of it all; None if it is not on the Hub."""
+    """Return the Hub id of the original base model; None if it is not on the Hub."""
     first = next((record.model for record in records), model)
     return first if is_hub_id(first) else None
 
@@ -184,7 +183,7 @@ def hub_base(model: str, records: Iterable[TrainingRecord]) -> str | None:
 
 
 def policy_evaluations(record: TrainingRecord, folder: Path) -> list[Evaluation]:
-    """Return what a run's own evaluations say of the policy in one of its folders, if anything.
+    """Return a run's own evaluation of the policy in one of its folders, if there is one.
 
     It is that of the last step, or of the best one.
     """
@@ -221,10 +220,10 @@ def result_evaluation(result: Result) -> Evaluation:
 
 
 def reward_model_evaluations(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
-    """Return the accuracy on held-out pairs and Youden's J that reward kept, with intervals.
+    """Return the accuracy on held-out pairs and Youden's J recorded by reward, with intervals.
 
-    The accuracy's interval is Wilson's, or by bootstrap over images where comparisons share one;
-    that of J is Newcombe's.
+    The accuracy's interval is Wilson's, or by bootstrap over images if comparisons share one; that
+    of J is Newcombe's.
     """
     evaluations = []
     finished = _read_json(run / "finished.json")
@@ -261,7 +260,7 @@ def _figures(metrics: Mapping[str, Any], headline: str) -> list[Figure]:
 
 
 def _flat(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return nested metrics by `part/metric`; damaged ones are none."""
+    """Return nested metrics by `part/metric`, without damaged ones."""
     try:
         return flat_metrics(metrics)
     except (TypeError, AttributeError, RecursionError):

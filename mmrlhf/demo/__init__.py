@@ -1,4 +1,4 @@
-"""The demo: the full pipeline on synthetic scenes, and the tiny VLM that it starts from."""
+"""The demo: the full pipeline on synthetic scenes, and the tiny VLM from which it starts."""
 
 from mmrlhf.demo.pipeline import demo
 

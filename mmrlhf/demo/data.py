@@ -20,7 +20,7 @@ from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Pref
 from mmrlhf.report.progress import progress
 
 IN_MEMORY_DATASET = "scenes"
-"""`dataset_name` of the demo's stages, which get their rows in memory."""
+"""`dataset_name` of the demo's stages, whose rows are passed in memory."""
 RESPONSE_LENGTH = 72
 """Maximum tokens of an answer."""
 GREEDY = SamplingParams(RESPONSE_LENGTH, 0.0)
@@ -47,7 +47,7 @@ class LazyRows(Sequence[T], Generic[T]):
 
 
 def training_scene(split: scenes.Split, index: int, data_config: ScenesConfig) -> scenes.Scene:
-    """Return a scene to train on, at the configured difficulty."""
+    """Return a training scene, at the configured difficulty."""
     difficulty = scenes.Difficulty(occluded_share=data_config.occluded_share)
     return scenes.generate_scene(split, index, data_config.seed, difficulty)
 
@@ -135,7 +135,8 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
 def _sample_pair_answers(data_config: ScenesConfig, examples: Sequence[Example], sft_path: str) -> list[list[str]]:
     """Sample the answers to each prompt: half at temperature 1, half at `hot_temperature`.
 
-    The hotter half has errors that the SFT model does not make yet, but that a policy may learn.
+    The half at the higher temperature has errors that the SFT model does not make, but that a
+    policy may learn.
     """
     vlm, num_hot = load_vlm(sft_path), data_config.answers_per_scene // 2
     temperatures = ((1.0, data_config.answers_per_scene - num_hot), (data_config.hot_temperature, num_hot))

@@ -42,11 +42,11 @@ CURVE_METRICS = (
 )  # fmt: skip
 """Metrics on the selection split that are logged during PPO."""
 SELECTED_BY = "utility"
-"""The metric by which the best policy of a run is chosen: what the demo's annotators rank by."""
+"""The metric that chooses the best policy of a run: the one by which the demo's annotators rank."""
 POLICIES = ("ppo_plain", "ppo_fact")
 BEST_OF_N = {"best_of_n": "plain", "best_of_n_facts": "fact"}
-"""The reward model that ranks samples, the same ones. The second reads facts about the scene, which
-nobody has when a model is used."""
+"""The reward model that ranks the samples, the same ones for both. The second reads facts about the
+scene, which are not available when a model is used."""
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
@@ -208,8 +208,8 @@ def sampled_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def at_same_kl(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the largest KL that all policies reached, and each one's selection metrics there.
 
-    logs: by policy, the rows of metrics.jsonl. Two rewards take a policy different ways from SFT in
-    the same number of steps, so equal KLs compare them more fairly.
+    logs: by policy, the rows of metrics.jsonl. Two rewards move a policy by different amounts in
+    the same number of steps, so equal KLs are a fairer comparison.
     """
     kls, metrics = {}, {}
     for name, rows in logs.items():
@@ -224,7 +224,7 @@ def at_same_kl(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
 
 
 def _best_step(run_dir: Path) -> int:
-    """Return the step whose policy was best on the selection split, and is the run's result."""
+    """Return the step of the best policy on the selection split, which is the run's result."""
     return int(json.loads((run_dir / "finished.json").read_text())["policy_step"])
 
 

@@ -53,7 +53,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     """Run every stage that has not finished yet, write the report and return the summary.
 
     `seed` determines training scenes, captions, pairs, initial weights and samples, but not the
-    scenes that models are evaluated on. `fresh` first deletes the demo in `output_dir`.
+    evaluation scenes. `fresh` first deletes the demo in `output_dir`.
 
     Raises InputError if `output_dir` belongs to another demo.
     """

@@ -2,14 +2,14 @@
 
 An ordinary LLaVA checkpoint (CLIP tower, projector, Llama) of 2M parameters with a real tokenizer,
 image processor and chat template. The stages use it like any other pre-trained VLM: it sees
-(imperfectly), describes, answers questions, reads facts in a prompt and can say what is wrong in an
-answer. It has no co-occurrence bias: that comes with fine-tuning on biased captions.
+(imperfectly), describes, answers questions, reads facts in a prompt and can name the faults of an
+answer. It has no co-occurrence bias, which comes from fine-tuning on biased captions.
 
 It is trained in the order of real VLMs, and so learns to check claims in text, not in pictures:
 tower and projector learn word-like features of each grid cell; the language model learns from text
-alone to read facts, answer and review; the projector is aligned with it; then it learns to look, on
-descriptions and questions. An answer about a picture is reviewed where facts stand too, and without
-facts in few conversations (`unaided_review_rate`).
+alone to read facts, answer and review; the projector is aligned with it; then the language model
+learns to look, on descriptions and questions. Answers about a picture are reviewed with facts, and
+in few conversations without (`unaided_review_rate`).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def train_tiny_vlm(
 ) -> None:
     """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB).
 
-    In bfloat16 it takes 30 minutes on two cores that other work shares: vision 3, text 13, pictures
+    In bfloat16 it takes 30 minutes on two cores shared with other work: vision 3, text 13, pictures
     13. The shipped model has seed 0.
 
     seed: seed of weights and data.
@@ -209,7 +209,8 @@ def _train_in_process(
     train_language_model(
         model, processor, pixels, seed, text_sample, heads, recipe.text_steps, recipe.text_batch_size, 6e-3, dtype
     )
-    # 3. Projector: align the features with the words that text has changed, as LLaVA does first
+    # 3. Projector: align the features with the embeddings, which stage 2 changed, as LLaVA does
+    # first
     parameters = list(projector.parameters())
     train_vision(model, processor, pixels, targets, seed, recipe.projector_steps, dtype, parameters)
     # 4. Pictures: the language model learns to look

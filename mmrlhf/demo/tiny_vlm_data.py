@@ -24,7 +24,7 @@ PATCH_SIZE = 32
 """In pixels. A patch is a cell of the scenes' grid, so an image is nine tokens."""
 NUM_IMAGE_TOKENS = (scenes.IMAGE_SIZE // PATCH_SIZE) ** 2
 PRETRAINING_DIFFICULTY = scenes.Difficulty(occluded_share=0.35)
-"""Harder than in the demo: pre-training data covers more than the model is used for."""
+"""Harder than in the demo: pre-training data covers more than a model's later use."""
 LOCATION_RATE = 0.25
 """Share of described objects whose location is stated, more than in the demo's captions."""
 RELATION_RATE = 0.4
@@ -33,7 +33,7 @@ SORT_WINDOW_BATCHES = 8
 """Number of batches with rows sorted by length together, to batch rows of similar length."""
 MICRO_BATCH_SIZE = 8
 """Rows that pass through the model together. On a CPU, their activations then fit into its cache:
-32 rows, eight at a time, take 0.7 of the time that all at once take."""
+32 rows, eight at a time, take 0.7 of the time of 32 at once."""
 
 Turns = list[tuple[Message, bool]]
 """Messages of a conversation, each with whether the model learns to produce it."""
@@ -65,7 +65,8 @@ def refutation(claim: Claim) -> str:
 
 
 def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
-    """Return a true description, then what is in four cells: text that only the image determines.
+    """Return a true description, then the content of four cells: text that only the image
+    determines.
 
     From these the model learns to look.
     """
@@ -77,7 +78,8 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation about a scene, with its image or not, and with its claims labelled or not."""
+    """A conversation about a scene, with or without its image, and with or without labelled
+    claims."""
 
     scene: scenes.Scene
     turns: Turns
@@ -86,20 +88,20 @@ class Sample:
 
 
 TEXT_SHARE = 0.2
-"""Share of rows without an image once images are shown."""
+"""Share of rows without an image in the stages with images."""
 GROUNDING_SHARE = 0.5
 """Share of rows with an image that are `grounding_sample`."""
 
 
 FEW_OBJECTS_SHARE = 0.6
-"""Share of conversations about facts alone that are about some of a scene's objects only."""
+"""Share of conversations without an image whose facts cover only some of a scene's objects."""
 
 
 def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
     """Return a conversation about facts alone: reviews of answers, questions, or both.
 
-    Three in four are dense, behind a complete list: the model learns to look up facts only if much
-    of its loss asks for that. Short lists come with long ones: look-up is learnt on them in half
+    Three in four are dense, after a complete list: the model learns to look up facts only if this
+    is much of its loss. Short lists are mixed with long ones: with them, look-up is learnt in half
     the steps.
     """
     if rng.random() < FEW_OBJECTS_SHARE:
@@ -129,9 +131,9 @@ def _fact_question(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Ques
 
 
 def _mixed_text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
-    """Return reviews and questions behind a list of facts, or with the facts after the answer.
+    """Return reviews and questions after a list of facts, or with the facts after the answer.
 
-    Two thirds of the lists are complete. Only from those does the model learn to answer.
+    Two thirds of the lists are complete. The model learns to answer only from these.
     """
     is_complete = rng.random() < 0.67
     facts_text = _facts_text(scene, rng, recall=1.0 if is_complete else 0.8, error_rate=0.0)
@@ -148,8 +150,8 @@ def _mixed_text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
 def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review_rate: float) -> Sample:
     """Return a conversation for the last stage: mostly about an image, with facts or without.
 
-    An answer is reviewed where facts stand too, and without facts in a share
-    `unaided_review_rate` of the conversations about images.
+    Answers are reviewed with facts, and without facts in a share `unaided_review_rate` of the
+    conversations about images.
     """
     if rng.random() < TEXT_SHARE:
         return text_sample(scene, rng)
@@ -178,8 +180,8 @@ def _facts_text(scene: scenes.Scene, rng: np.random.Generator, *, recall: float,
 def _answered_question(scene: scenes.Scene, rng: np.random.Generator, num_faults: int) -> scenes.Question:
     """Return a question, mostly for a description, with an answer that has `num_faults` faults.
 
-    Half of the faulty descriptions have swaps instead: to find them, one has to bind properties to
-    their objects.
+    Half of the faulty descriptions have swaps instead: to find them, a model has to bind properties
+    to objects.
     """
     if rng.random() < 0.85:
         question = scenes.description_question(
@@ -210,7 +212,7 @@ def _reviewed_answer(
 
 
 def _question_turns(question: scenes.Question, facts_text: str = "") -> Turns:
-    """Return a question, behind facts if there are any, and its answer, which the model learns."""
+    """Return a question, after facts if there are any, and its answer, which the model learns."""
     user, assistant, _ = reward_messages((Message("user", question.text),), question.answer, facts_text, "before")
     return [(user, False), (assistant, True)]
 
@@ -239,10 +241,10 @@ OBJECT_LABEL_SIZES = (len(scenes.COLOURS) + 1, len(scenes.SIZES) + 1, len(scenes
 
 
 def object_labels(scene: scenes.Scene, claim: Claim) -> list[int]:
-    """Return what the object that a claim is about really looks like.
+    """Return the true appearance of the object of a claim.
 
     The labels are its colour, size, pattern and cell, and the cell of the object that a relation
-    relates it to. -100: of several objects of a shape, it is not clear which is meant.
+    relates it to. -100: with several objects of a shape, it is not clear which one is meant.
     """
     labels = [-100] * len(OBJECT_LABEL_SIZES)
     if claim.kind == "count" or claim.subject == "nothing":
@@ -264,7 +266,7 @@ def object_labels(scene: scenes.Scene, claim: Claim) -> list[int]:
 
 
 def _objects_meant(scene: scenes.Scene, name: str, value: str = "") -> list[scenes.SceneObject]:
-    """Return the objects of the shape that a name ends in; of several, the one that fits."""
+    """Return the objects of the shape at the end of a name; of several, the one that fits."""
     words = name.partition(" at the ")[0].split(" ")
     objects = [o for o in scene.objects if o.shape == words[-1]]
     fitting = [o for o in objects if {o.colour, o.size, o.pattern} & {*words, value}]
@@ -309,8 +311,8 @@ class SampleBatches(IterableDataset):
 
     A micro-batch is image indices [B], ids [B, L], labels [B, L], claim labels [B, L, 4] and object
     labels [B, L, 5]. Rows of similar length share one; the batches of a window come in random
-    order. Every process yields batches of its own. The seed sets scenes, which the images show, so
-    another stream, and not another seed, gives other conversations about them.
+    order. Every process yields its own batches. The seed determines the scenes in the images, so
+    another stream, not another seed, gives other conversations about them.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Training stages of the tiny VLM: vision on words, and the language model on conversations.
 
-Stages run in one process, or in several of one thread each that share each batch.
+Stages run in one process, or in several processes of one thread each that share each batch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def _train_stage(
 ) -> None:
     """Train with Muon (Jordan et al. 2024) on matrices and AdamW on heads, norms and biases.
 
-    A batch is a list of micro-batches, and its gradient the mean of theirs. The metrics that are
-    printed are the last one's. The word embedding is small enough to count as a matrix.
+    A batch is a list of micro-batches, and its gradient is the mean of theirs. The printed metrics
+    are those of the last one. The word embedding is small enough to count as a matrix.
     """
     matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) > 16 and max(p.shape) <= 512]
     other_parameters = [p for p in parameters if all(p is not m for m in matrices)]
@@ -82,7 +82,7 @@ def _num_processes() -> int:
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average gradients over processes. A parameter without one, as in the claim head, counts 0."""
+    """Average gradients over processes. A missing one, as in the claim head, counts as 0."""
     if _num_processes() == 1:
         return
     for p in parameters:
@@ -108,8 +108,8 @@ def _word_token_counts(processor: LlavaProcessor, words: Iterable[str]) -> Tenso
 
 
 LOGIT_SCALE = 4.0
-"""Factor from the dot product of a patch and a word to a logit. At 4, features become about as long
-as embeddings."""
+"""Factor from the dot product of a patch and a word to a logit. At 4, features get about the same
+norm as embeddings."""
 
 
 def train_vision(
@@ -123,13 +123,13 @@ def train_vision(
     parameters: list[nn.Parameter],
     batch_size: int = 128,
 ) -> None:
-    """Train tower or projector, whichever `parameters` are, to put patches near words.
+    """Train tower or projector (`parameters`) to move patches near words.
 
-    As in CLIP, a patch's features are drawn to the embeddings of the words for its shape, colour,
-    size, pattern and cell, and away from those of other words. The cell is needed because a
+    As in CLIP, a patch's features are pulled towards the embeddings of the words for its shape,
+    colour, size, pattern and cell, and away from those of other words. The cell is needed because a
     language model with rotary positions cannot address a patch by its place unless the features
-    contain it. With words rather than classes, the language model reads in the image what it also
-    reads in text, and learns to look ten times sooner.
+    contain the place. With words rather than classes as targets, the language model reads the image
+    like text, and learns to look ten times faster.
 
     pixels: [N, S, S, 3] (uint8). targets: [N, 9, 4], shape, colour, size and pattern of each cell.
     """
@@ -164,7 +164,7 @@ def _tower_batches(
     """Yield one micro-batch: images [B, 3, S, S], labels [B, 9, 5] (targets and the cell itself).
 
     B is this process's share of `batch_size`. Half of the images are mirrored, and all are shifted
-    by up to two pixels: the tower sees each image several times and would learn its noise.
+    by up to two pixels, because the tower sees each image several times and would learn its noise.
     """
     cell_indices = torch.arange(NUM_IMAGE_TOKENS)[None, :, None]
     num_epochs = num_steps * batch_size // len(pixels) + 1
@@ -187,17 +187,18 @@ def _patch_features(model: LlavaForConditionalGeneration, images: Tensor) -> Ten
 
 
 OBJECT_LAYER, CLAIM_LAYER = 3, 5
-"""Indices into the hidden states that the auxiliary heads read."""
+"""Indices of the hidden states that the auxiliary heads read."""
 
 
 class AuxiliaryHeads(nn.Module):
-    """Heads that read a claim's last token while the language model is trained, and are discarded.
+    """Heads that read a claim's last token during training of the language model, discarded
+    afterwards.
 
-    A yes/no reply to a review can only combine what lower layers have already worked out, and its
-    loss alone does not teach them to: a model of this size then looks for a claim's words in the
-    facts, and never learns which object they belong to. `objects` predicts what the object really
-    looks like, so that the model learns to find it in the facts; `claims`, two layers above,
-    predicts whether the claim is true.
+    A yes/no reply to a review can only combine what lower layers have computed, and its loss alone
+    does not teach them to do so: a model of this size then looks for a claim's words in the facts,
+    and never learns which object they belong to. `objects` predicts the object's true appearance,
+    so that the model learns to find it in the facts; `claims`, two layers above, predicts whether
+    the claim is true.
     """
 
     def __init__(self, hidden_size: int):
@@ -222,7 +223,8 @@ def object_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 def claim_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float, float]:
     """Return the binary cross-entropy of labels [N, 4], and the recall of true and of false claims.
 
-    Labels of NaN do not count. True and false claims weigh the same in total: fewer are false.
+    Labels of NaN do not count. True and false claims have the same total weight, because fewer are
+    false.
     """
     is_labelled = ~labels.isnan()
     logits, labels = logits.float()[is_labelled], labels[is_labelled]
@@ -248,7 +250,8 @@ def train_language_model(
 ) -> None:
     """Train the language model on conversations, some of them about images, with frozen vision.
 
-    Auxiliary heads learn only from rows with facts in front, so not to check claims against images.
+    Auxiliary heads learn only from rows with facts first, so they do not learn to check claims
+    against images.
     """
     torch.manual_seed(seed)
     backbone = model.model

@@ -1,4 +1,4 @@
-"""Text about scenes: descriptions, true and with faults, and annotators' facts.
+"""Text about scenes: true descriptions, descriptions with faults, and annotators' facts.
 
 The order of random draws is part of the data: the shipped tiny VLM and all reported results depend
 on it. Adding or moving a draw changes every text after it.
@@ -59,7 +59,7 @@ def sample_relation(a: SceneObject, b: SceneObject, rng: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class _Mention:
-    """An object as a caption names it. Properties that are None are not stated."""
+    """A mention of an object in a caption. Properties that are None are not stated."""
 
     shape: str
     colour: str | None = None

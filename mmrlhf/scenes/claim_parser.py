@@ -1,9 +1,9 @@
-"""Parse answers about scenes into claims: the captions' language, and most of what is near it.
+"""Parse answers about scenes into claims: the captions' language, and most similar text.
 
-A policy that is trained against a reward leaves the captions' language where that pays. So a shape
-that is named in any words claims that it is there; adjectives may come in any order and number;
-digits count; and a predicate, place or relation without a subject of its own is about the object
-that the sentence named last. Of a denial, only what it says is absent is a claim.
+A policy trained against a reward leaves the captions' language if that pays off. So a shape named
+in any words claims that it is there; adjectives may come in any order and number; digits count; and
+a predicate, place or relation without its own subject refers to the last object named in the
+sentence. Of a denial, only the absence is a claim.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Mention:
     claims: tuple[Claim, ...]
     span: tuple[int, int]
     is_new: bool
-    """Whether it introduces an object. "The ring" may be one that was named before."""
+    """Whether it introduces an object. "The ring" may have been named before."""
 
 
 def parse_claims(text: str) -> list[Claim]:
@@ -97,7 +97,7 @@ def _sentence_statements(text: str, start: int, end: int) -> Iterator[tuple[list
 
 
 def _statement_claims(groups: dict[str, str], subject: str, span: tuple[int, int]) -> Iterator[Claim]:
-    """Yield the claims of a statement about `subject`, the object that was named last, if any."""
+    """Yield the claims of a statement about `subject`, the last object named, if any."""
     if "none" in groups:
         yield Claim("count", _canonical_phrase(groups["none"]), "0", span)
     elif "number" in groups and "not" not in groups:
@@ -125,7 +125,7 @@ def _mention_claims(phrase: str, place: str, span: tuple[int, int]) -> tuple[lis
     noun, properties = words[-1], {(_PROPERTY_NAMES[word], word) for word in words if word in _PROPERTY_NAMES}
     colours = [word for word in words if word in COLOURS]
     name = f"{colours[0]} {noun}" if len(colours) == 1 else noun
-    # That there is an object at all is no claim.
+    # The existence of some object is not a claim.
     claims = [] if noun == "object" else [Claim("object", noun, "", span)]
     claims += [Claim("attribute", noun, colour, span) for colour in colours]
     for values in (PATTERNS, SIZES):

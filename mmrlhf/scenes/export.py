@@ -1,4 +1,4 @@
-"""Write synthetic scenes as data files in the formats that the stages read from users."""
+"""Write synthetic scenes as data files in the users' formats."""
 
 from __future__ import annotations
 

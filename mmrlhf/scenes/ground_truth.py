@@ -97,7 +97,7 @@ def verify_description(scene: Scene, text: str) -> list[Verdict]:
 
 
 def _surplus_mentions(scene: Scene, text: str) -> Iterator[tuple[Claim, str]]:
-    """Yield a claim, with evidence, for each mention that has no object of its own in the scene.
+    """Yield a claim, with evidence, for each mention without a separate object in the scene.
 
     A mention with a false claim of its own is left out, since it is already counted.
     """
@@ -137,7 +137,7 @@ def _surplus_claim(scene: Scene, mention: Mention, mentions: Sequence[Mention]) 
         if num_named > num_objects:
             noun = _describe(kind)
             return Claim("count", noun, str(num_named), mention.span), f"the picture has {_describe(kind, num_objects)}"
-    # Each word is true of some object, but no object that is left has them all.
+    # Each word is true of some object, but no remaining object has all of them.
     evidence = _evidence(scene, Claim("object", dict(mention.properties).get("shape", "object")))
     return Claim("object", _describe(mention.properties), "", mention.span), evidence
 
@@ -185,8 +185,8 @@ class SceneVerdicts:
 def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
     """Verify an answer's distinct claims. Repetition earns nothing; vagueness costs coverage.
 
-    True denials ("there is no ring") earn nothing either, or an answer could be padded with them.
-    A sentence that names more objects of a kind than the scene has makes a false claim.
+    True denials ("there is no ring") earn nothing either, because answers could be padded with
+    them. A sentence that names more objects of a kind than the scene has makes a false claim.
     """
     distinct_claims = set(parse_claims(answer))
     surplus_claims = {claim for claim, _ in _surplus_mentions(scene, answer)}

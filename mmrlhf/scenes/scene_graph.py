@@ -1,4 +1,4 @@
-"""Scene graphs: sampled from a seed, each owned by exactly one split."""
+"""Scene graphs: sampled from a seed, each belonging to exactly one split."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SPLIT_BUCKETS: dict[str, range] = {
     "base": range(12), "sft": range(12, 17), "pairs": range(17, 24), "rl": range(24, 29), "selection": range(29, 30),
     "held_out": range(30, 31), "ood_1": range(32), "ood_2": range(32), "ood_3": range(31, 32),
 }  # fmt: skip
-"""Hash buckets (of 32) that each split owns, so that no two splits share a scene. ood_1 (unseen
-pairings) and ood_2 (more objects) may use every bucket: no other split can produce their scenes."""
+"""Hash buckets (of 32) of each split, so that no two splits share a scene. ood_1 (unseen pairings)
+and ood_2 (more objects) may use every bucket: no other split can produce their scenes."""
 
 
 @dataclass(frozen=True)
@@ -117,5 +117,5 @@ def _sample_objects(
 
 
 def _hash_bucket(objects: Sequence[SceneObject]) -> int:
-    # The hash decides which split owns a scene, so another `repr` moves every scene.
+    # The hash decides the split of a scene, so another `repr` moves every scene.
     return hashlib.sha256(repr(objects).encode()).digest()[0] % 32

@@ -18,8 +18,8 @@ COLOURS = {
 }  # fmt: skip
 SIZES = {"small": 8.5, "large": 14.0}
 PATTERNS = ("plain", "striped", "dotted")
-"""Patterns of an object's surface. Stripes and dots darken it alike; they are fine on small objects
-and faint on faded ones, so that one can see that there is a pattern but not which."""
+"""Patterns of an object's surface. Stripes and dots darken it equally; they are fine on small
+objects and faint on faded ones, so that a pattern is visible there, but not which."""
 CELL_NAMES = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
