@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_in_background(work: Callable[[], T], slots: threading.Semaphore) -> Future[T]:
-    """Run work in a thread of its own as soon as `slots` has room; return its future.
+    """Run work in a separate thread as soon as `slots` has room; return its future.
 
     A future that is cancelled before then is not run.
     """

@@ -72,8 +72,9 @@ RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data ba
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 on success, 1 for bad rows (`data check`) or another result (`replay`), 2 for an error that
-    the user can correct, 130 when interrupted, 143, 129 and 141 after SIGTERM, SIGHUP and SIGPIPE.
+    0 on success, 1 for bad rows (`data check`) or a different result (`replay`), 2 for an error
+    that the user can correct, 130 when interrupted, 143, 129 and 141 after SIGTERM, SIGHUP and
+    SIGPIPE.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
@@ -120,9 +121,9 @@ def _silence_libraries(argv: list[str]) -> None:
     """
     # PEFT imports bitsandbytes, which advises on an optional kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # An adapter knows its base by a path that a run may spell in another way.
+    # An adapter records its base as a path, which a run may spell differently.
     warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed", UserWarning)
-    # PEFT uses a name that transformers has deprecated: the user cannot change that.
+    # PEFT uses a name deprecated by transformers, which the user cannot change.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

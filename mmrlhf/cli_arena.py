@@ -1,4 +1,4 @@
-"""The commands of `mmrlhf arena`; `cli_commands` runs the others of this kind."""
+"""The commands of `mmrlhf arena`; similar commands are in `cli_commands`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_arena_judge(command: Command, argv: list[str]) -> None:
 
 
 def _load_config(cls: type[Any], command: Command, argv: list[str]) -> Any:
-    """Return a configuration whose models are arguments of their own."""
+    """Return a configuration whose models are positional arguments."""
     parser = make_config_parser(cls, command, "[NAME=SOURCE ...]")
     parser.add_argument("sources", metavar="NAME=SOURCE", nargs="*", help="the models, as in --models")
     args = parser.parse(argv)

@@ -46,7 +46,7 @@ TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, 
 
 
 def print_closing(name: str, config: Any) -> None:
-    """Print what a command wrote and what to run next, on the main process.
+    """Print the files that a command wrote and the next command, on the main process.
 
     First write the page about the claims of the latest answers, if the run verified any.
     """

@@ -1,4 +1,4 @@
-"""The commands of `mmrlhf label`; `cli_commands` runs the others of this kind."""
+"""The commands of `mmrlhf label`; similar commands are in `cli_commands`."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def make_config_parser(cls: type, command: Command, usage: str = "", multi_value
     required_group = parser.add_argument_group("required, as a flag or in the config file")
     for name in [name for name, field in fields.items() if field.is_required]:
         _add_config_flag(required_group, fields.pop(name), multi_value_fields)
-    # The command's own settings first, then those that it shares, the most general ones last.
+    # The command's own settings first, then shared ones, the most general ones last.
     for owner in cls.__mro__:
         own_fields = [fields.pop(name) for name in inspect.get_annotations(owner) if name in fields]
         docstring = " ".join((owner.__doc__ or "").split()).rstrip(".")
@@ -212,19 +212,19 @@ def _format_default(value: Any) -> str:
 # ---- commands that are interrupted ---------------------------------------------------------------
 
 STARTS_OVER = ("data", "compare", "report", "plan", "env", "export", "calibrate", "replay")
-"""Commands that keep nothing when they are interrupted."""
+"""Commands that keep no output when they are interrupted."""
 STARTS_OVER_WITHIN = {"label": ("add", "export", "report"), "arena": ("export", "report")}
-"""Subcommands that keep nothing, by command; the other subcommands continue."""
+"""Subcommands that keep no output, by command; the other subcommands continue."""
 
 
 def stop_message(signal_name: str, arguments: Sequence[str]) -> str:
-    """Return why a command stopped, and what it does if it is given again."""
+    """Return why a command stopped, and what repeating it would do."""
     reason = "interrupted" if signal_name == "SIGINT" else f"stopped by {signal_name}"
     return f"{reason}: the same command {'starts over' if _starts_over(arguments) else 'resumes from what is already written'}"
 
 
 def _starts_over(arguments: Sequence[str]) -> bool:
-    """Return whether an interrupted command keeps nothing. A captioner's replies are kept."""
+    """Return whether an interrupted command keeps no output. A captioner's replies are kept."""
     command, *rest = arguments
     if command == "data" and any(word.partition("=")[0] == "--captioner" for word in rest):
         return False

@@ -1,4 +1,4 @@
-"""Load configurations from files and flags, and report what is wrong in one sentence.
+"""Load configurations from files and flags, and report errors in one sentence.
 
 pydantic checks the types because it reports all errors at once, as data from which the message can
 name the file or the flag. tyro, jsonargparse and OmegaConf report finished text, and the latter two
@@ -25,13 +25,13 @@ from mmrlhf.config.setting_families import SETTING_FAMILIES
 from mmrlhf.records import InputError
 
 SIMILAR = 0.75
-"""Similarity (difflib's ratio) from which a valid name is suggested for an unknown one."""
+"""Minimum similarity (difflib's ratio) for suggesting a valid name."""
 MISSPELT = 0.87
-"""Similarity from which a name is taken for a misspelt one, not for another tool's."""
+"""Minimum similarity for treating a name as misspelt, not as another tool's."""
 MAX_CHOICES_LISTED = 40
 """Maximum number of valid names in a message."""
 MAX_FILE_ERRORS = 20
-"""Wrong lines of a file that a message names."""
+"""Maximum number of wrong lines of a file in a message."""
 MAX_YAML_DEPTH = 16
 """Levels of nesting in a file; a suite needs three."""
 _OPENING_TOKENS = (
@@ -73,7 +73,8 @@ RENAMED_VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfigField:
-    """What a field accepts, for messages and `--help`; `choices` holds the values of a Literal."""
+    """The accepted values of a field, for messages and `--help`; `choices` has those of a
+    Literal."""
 
     name: str
     value_type: Literal["integer", "number", "text", "boolean"]
@@ -147,7 +148,7 @@ def nearest_name(name: str, valid: Iterable[str], similar: float = SIMILAR) -> s
 
 
 def unknown_setting(name: str, valid: Iterable[str], dashes: str = "") -> str | None:
-    """Return what to use instead of an unknown setting; None if nothing is known of it.
+    """Return what to use instead of an unknown setting; None if nothing is known about it.
 
     It may be a setting of another tool, or a misspelt one. `dashes` is the prefix of a setting's
     name on the command line.
@@ -323,7 +324,8 @@ def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's values. In PyYAML's YAML 1.1, `off` is false, 016 is 14 and 1:30 is 90."""
+    """Reads values as in YAML 1.2. In PyYAML's YAML 1.1, `off` is false, 016 is 14 and 1:30 is
+    90."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
@@ -344,7 +346,7 @@ _VALUES = {
     "int": (r"[-+]?\d+|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
     "float": (r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)", list("-+.0123456789")),
 }
-"""Pattern of each kind of value but text, and the characters that it may begin with."""
+"""Pattern of each kind of value except text, and its possible first characters."""
 for _kind, (_pattern, _first) in _VALUES.items():
     for _yaml in (_Loader, _Dumper):
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)

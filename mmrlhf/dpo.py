@@ -1,14 +1,15 @@
-"""Direct preference optimisation: learn preferences without a reward model (Rafailov et al. 2023).
+"""Direct preference optimisation: train on preferences without a reward model (Rafailov et al.
+2023).
 
-The policy is an adapter, and the reference is the base without it, or under the adapter that the
-policy starts from. Policy and reference see the image and the prompt, never facts. A ranking of K
+The policy is an adapter, and the reference is the base without it, or with the adapter from which
+the policy starts. Policy and reference see the image and the prompt, never facts. A ranking of K
 answers is one row, and each of its comparisons is weighted by one over their number, as in the
 reward model; ties have no better answer and are left out. The answers of a row share one run of
 their prompt. The reference's log-probs are computed once and kept in the run directory, or in every
 step. For answers and their corrections, changed words may count more (Yu et al. 2024, RLHF-V's
 DDPO). With image pairs, the same answer is also compared with itself about another picture, because
-the other losses can be lowered without looking (Wang et al. 2024, mDPO). Not implemented: tuning of
-the full language model.
+the other losses can be lowered without looking (Wang et al. 2024, mDPO). Not implemented: full
+tuning of the language model.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.skipped_steps import SkippedSteps
 
 MAX_FIRST_LOG_RATIO = {"float32": 1e-3, "bfloat16": 0.1, "nf4": 0.1}
-"""How much an answer's log-prob under the untrained policy and the reference may differ, in nats
+"""Allowed difference of an answer's log-probs under the untrained policy and the reference, in nats
 per token: they are the same model, in batches of other shapes."""
 
 
@@ -71,7 +72,8 @@ def dpo(
     """Train on `preferences`, or on the configured dataset; return the adapter folder.
 
     `held_out` (or eval_dataset_name) is measured, and `eval_function` called, at the steps of
-    evaluations, beside `eval_benchmarks`. Raises InputError if settings or data cannot be used.
+    evaluations, in addition to `eval_benchmarks`. Raises InputError if settings or data cannot be
+    used.
     """
     _check_config(config)
     if held_out is None and config.eval_dataset_name:
@@ -127,9 +129,9 @@ def _train(
     untied: Sequence[Preference],
     num_steps: int,
 ) -> dict[str, Any]:
-    """Take the steps that are left, on `rows`; return what finished.json says of them.
+    """Take the remaining steps on `rows`; return their entries of finished.json.
 
-    `untied` are all rows that compare answers, from which image pairs take other pictures.
+    `untied` are all rows with a comparison, from which image pairs take other pictures.
     """
     vlm, start_step, metrics = policy.vlm, 0, dict[str, float]()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -231,7 +233,8 @@ def check_recipe(config: DPOConfig, eval_function: EvalFunction | None = None) -
 
 
 def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> PolicyEvaluation:
-    """Return the evaluation along the way, which also measures held-out pairs, if there are any."""
+    """Return the evaluation during training, which also measures held-out pairs, if there are
+    any."""
     if pairs is None:
         return PolicyEvaluation(config, eval_function)
     function = pairs if eval_function is None else lambda vlm: {**pairs(vlm), **eval_function(vlm)}
@@ -241,7 +244,7 @@ def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: Ev
 def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run, dataset: str) -> Sequence[Preference]:
     """Return the rows in which some answer is better than another; print how many are left out.
 
-    Raises InputError if there is none, and for rankings with settings that are for pairs.
+    Raises InputError if there is none, and for rankings if settings need pairs.
     """
     indices = []
     for index, row in enumerate(preferences):

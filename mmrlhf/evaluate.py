@@ -2,8 +2,8 @@
 
     predictions.jsonl   answers of a model, a server or a reward model, or read from a file
     judgments.jsonl     replies of an LLM judge about them, for benchmarks that ask one
-    scores.jsonl        one row for each answer, with everything that decides its score
-    result.json         metrics with confidence intervals, and what they depend on
+    scores.jsonl        one row for each answer, with everything that determines its score
+    result.json         metrics with confidence intervals, and their inputs
 
 Each file is made from those before it, and an interrupted run is continued. Only the first step
 needs a model, and the other steps do not import torch.
@@ -55,7 +55,7 @@ STRICT_COUNTS = {
     "null": "null",
     "judge_errors": "not judged",
 }
-"""Counts that --strict requires to be 0, and what its message calls them."""
+"""Counts that --strict requires to be 0, and their names in its message."""
 
 
 def evaluate(
@@ -70,8 +70,8 @@ def evaluate(
     (`{"lineage": "a"}`). model_cache: keeps the model for the next call. Steps that an earlier call
     finished are not repeated.
 
-    Raises InputError if the data, answers or settings cannot be used, and if the judge gives up; in
-    the latter case result.json is complete for the judgments there are.
+    Raises InputError if the data, answers or settings cannot be used, and if the judge gives up;
+    then result.json covers the existing judgments.
     """
     if config.recorded_judgments and not (config.answers or config.model_name_or_path or config.reward_model_path):
         # The records of some official scripts hold the answers as well.
@@ -146,8 +146,7 @@ def run_all(runs: Sequence[EvalRun]) -> dict[str, dict[str, dict[str, Any]]]:
 def judge_predictions(
     benchmark: Benchmark, task: Task, predictions: Sequence[Prediction], config: EvalConfig
 ) -> tuple[Task, InputError | None]:
-    """Return the task with the judge's replies, and the error that made the judge give up, if one
-    did.
+    """Return the task with the judge's replies, and the error at which the judge gave up, if any.
 
     If an example is answered twice, the judge reads its first answers only.
     """
@@ -166,7 +165,7 @@ def judge_predictions(
 
 
 def build_result(benchmark: Benchmark, task: Task, rows: list[ScoreRow], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the contents of result.json, apart from where the answers come from."""
+    """Return the contents of result.json, apart from the origin of the answers."""
     metrics, reasons = compute_metrics(benchmark, task, rows)
     valid_rows = first_valid(rows)
     verdicts = [row["said"] for row in valid_rows if row.get("said") in ("yes", "no")]
@@ -201,7 +200,7 @@ def build_result(benchmark: Benchmark, task: Task, rows: list[ScoreRow], hashes:
 
 
 def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> dict[str, int]:
-    """Count what is wrong with the answers.
+    """Count the problems of the answers.
 
     An example is missing only if another example of its part is answered: a part without answers
     has null metrics, with that reason.
@@ -225,7 +224,7 @@ def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> 
 
 
 def _count_notes(benchmark: Benchmark, num_answered: int, counts: Mapping[str, int]) -> list[str]:
-    """Print and return what the counts mean for the figures."""
+    """Print and return notes on the effects of the counts."""
     what_counts = "all of its answers count" if benchmark.counts_repeated else "robust metrics take its first answer"
     sentences = {
         "unknown_ids": "{n} answers have ids that --data lacks; robust metrics ignore them",
@@ -257,8 +256,8 @@ def _combined_hash(hashes: Mapping[str, str]) -> str | None:
 
 
 def _judge_info(task: Task) -> dict[str, Any] | None:
-    """Return which models judged, which were asked for, and the hashes of the prompt templates;
-    None without replies."""
+    """Return the judges' models, the requested ones, and the hashes of the prompt templates; None
+    without replies."""
     if not task.replies:
         return None
     keys = {"models": "model", "requested": "requested", "templates": "template_sha256"}
@@ -281,12 +280,12 @@ def _package_versions() -> dict[str, str]:
 
 @contextmanager
 def _os_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
-    """Turn the operating system's errors on files (permissions) into InputErrors that say what to
-    do. `writing` does so for a full disk."""
+    """Turn the operating system's errors on files (permissions) into InputErrors with advice.
+    `writing` does so for a full disk."""
     try:
         yield
     except OSError as error:
-        # Libraries raise OSErrors of their own, without an errno, and connections fail with ones
+        # Libraries raise their own OSErrors without an errno, and failed connections raise ones
         # that are not about files.
         if error.errno is None or isinstance(error, ConnectionError) or is_disk_full(error):
             raise

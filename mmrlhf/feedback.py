@@ -4,7 +4,7 @@ A round samples several answers to every prompt from one policy, splits each ans
 verifies these one by one (divide and conquer: Yu et al. 2024, RLAIF-V), and compares the answers to
 a prompt by their utility, which counts supported claims as well as contradicted ones. Pairs with a
 clear gap and balanced lengths train the policy by dpo, or a reward model and the policy by ppo. The
-next round samples from the best policy of this one, by a metric on held-out prompts, and has it as
+next round samples from the best policy of this one, by a metric on held-out prompts, and uses it as
 the reference.
 
 A round is a folder of the run: `answers.jsonl`, `verdicts.jsonl`, `scores.jsonl`, `pairs.jsonl`,
@@ -81,7 +81,7 @@ from mmrlhf.verifiers.build import VERIFIERS
 from mmrlhf.verifiers.cascade import cascade, facts_verifier
 
 TrueUtility = Callable[[Example, str], float | None]
-"""Returns the true utility of an answer to an example; None where it is not known."""
+"""Returns the true utility of an answer to an example; None if it is unknown."""
 
 
 @writes("output_dir")
@@ -91,12 +91,12 @@ def feedback(
     true_utility: TrueUtility | None = None,
     eval_function: EvalFunction | None = None,
 ) -> Path:
-    """Label pairs of answers to `examples`, or to the configured dataset, and learn from them.
+    """Label pairs of answers to `examples`, or to the configured dataset, and train on them.
 
-    Return the adapter folder of the best policy or, if nothing is learnt, the file of pairs. Labels
-    are compared with `true_utility`, or with truth_file. `eval_function` measures policies beside
-    eval_benchmarks. Raises InputError if settings, data or models are unusable, or if a round keeps
-    no pair.
+    Return the adapter folder of the best policy or, without training, the file of pairs. Labels are
+    compared with `true_utility`, or with truth_file. `eval_function` measures policies in addition
+    to eval_benchmarks. Raises InputError if settings, data or models are unusable, or if a round
+    keeps no pair.
     """
     check_settings(config)
     check_adapter_setting(config.adapter_path, "lora")
@@ -131,7 +131,7 @@ def feedback(
         # 2. Score them by supported and contradicted claims
         groups = _label(config, examples, folder, true_utility)
 
-        # 3. Choose pairs, and write them with what was dropped and why
+        # 3. Choose pairs, and write them with the dropped comparisons and the reasons
         selection = select_pairs(groups, config.min_gap, config.max_pairs_per_prompt, config.balance_lengths, config.seed)
         if not selection.kept:
             raise InputError(
@@ -143,7 +143,7 @@ def feedback(
         run.print(describe_round(summary))
         accelerator.wait_for_everyone()
 
-        # 4. Learn them; the best policy is that of the next round
+        # 4. Train on them; the next round starts from the best policy
         metrics = round_metrics(summary)
         if config.algorithm != "none":
             policy = str(_train(config, folder, examples, policy, eval_function))
@@ -178,12 +178,12 @@ SAMPLING_SETTINGS = (
     "dataset_name", "dataset_train_split", "limit", "num_generations", "temperature", "top_p", "top_k", "min_new_tokens",
     "response_length", "max_length", "overlong", "min_pixels", "max_pixels", "dtype", "seed", "model_name_or_path",
 )  # fmt: skip
-"""Settings that a round's answers depend on, besides the policy."""
+"""Settings that affect a round's answers, besides the policy."""
 VERIFIER_SETTINGS = (
     "model_name_or_path", "facts_file", "verifier", "clip_model", "clip_calibration", "vlm_calibration", "lexicon_file", "judge",
     "judge_model", "judge_max_tokens", "max_length", "min_pixels", "max_pixels", "dtype",
 )  # fmt: skip
-"""Settings that the verdicts depend on, besides the answers."""
+"""Settings that affect the verdicts, besides the answers."""
 
 
 def _sample(
@@ -197,8 +197,8 @@ def _sample(
 ) -> None:
     """Write the answers of the policy to all prompts to `path`; the answers to one share a prefill.
 
-    A killed call resumes after the last whole prompt. Raises InputError if the file holds answers
-    that were made from other inputs.
+    A killed call resumes after the last whole prompt. Raises InputError if the file contains
+    answers made from other inputs.
     """
     writer, state = None, [False, 0]
     if accelerator.is_main_process:
@@ -263,7 +263,7 @@ def _verify(
 ) -> None:
     """Write the verdicts on the claims of all answers that may be in a pair.
 
-    A killed call resumes after the last whole answer. Raises InputError as the verifiers do.
+    A killed call resumes after the last whole answer. Raises InputError like the verifiers.
     """
     answers = read_sampled(folder / "answers.jsonl")
     writer, state = None, [False, 0]
@@ -344,9 +344,9 @@ def _label(
 
 
 def _truth_of_file(config: FeedbackConfig, examples: Sequence[Example]) -> TrueUtility | None:
-    """Return the utility by the facts that are kept apart, None without any.
+    """Return the utility by the facts of truth_file, None without it.
 
-    Raises InputError if they are about none of the rows.
+    Raises InputError if they belong to none of the rows.
     """
     if config.truth_file is None:
         return None

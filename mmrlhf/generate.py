@@ -1,4 +1,4 @@
-"""`mmrlhf generate`: write the answers of a model, optionally under a PPO adapter, as JSONL."""
+"""`mmrlhf generate`: write the answers of a model, optionally with an adapter, as JSONL."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
 
 
 def _lengths_of(config: GenerateConfig, lengths: PromptLengths, reward_model: RewardModel | None) -> LengthsOf:
-    """Return the lengths of a row: of its prompt, and of what a reward model reads."""
+    """Return the lengths of a row: of its prompt, and of a reward model's input."""
     reward_lengths = PromptLengths(reward_model.role.vlm) if reward_model is not None else None
 
     def lengths_of(example: Example) -> Iterator[Length]:

@@ -1,7 +1,7 @@
 """`mmrlhf label serve` and `add`: the annotators' page, and more tasks while they work.
 
-Everything is in one SQLite file. Its events are only appended, so that `serve` continues wherever
-it was stopped, and `add`, `export` and `report` may run beside it.
+Everything is in one SQLite file. Its events are only appended, so `serve` continues wherever it was
+stopped, and `add`, `export` and `report` may run at the same time.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from mmrlhf.text.plurals import pluralize
 
 MAX_CONNECTIONS = 512
 STOP_SECONDS = 5
-"""How long requests in progress may take once the server is stopped."""
+"""How long pending requests may take once the server is stopped."""
 LEXICON_SETTING = "lexicon_file"
-"""Under which a file of labels keeps the path of the lexicon of its claims."""
+"""Setting of a file of labels with the path of its lexicon."""
 
 
 def serve_labels(config: LabelConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM. What was acknowledged is on disk whenever it ends.
+    """Serve until Ctrl-C or SIGTERM. Acknowledged labels are on disk whenever it ends.
 
     Raises InputError if a row cannot be used, or the address or the output cannot.
     """
@@ -57,8 +57,7 @@ def serve_labels(config: LabelConfig) -> None:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers: its address, what annotators need to come in, and whether it has
-    ended."""
+    """A running server: its address, the annotators' access token, and whether it has ended."""
 
     url: str
     access_token: str | None
@@ -131,19 +130,19 @@ def serving_labels(config: LabelConfig) -> Iterator[RunningServer]:
 
 
 def lock_labels(output: Path) -> None:
-    """Lock a file of labels, which one server writes to. Raises InputError if another has it."""
+    """Lock a file of labels for one server. Raises InputError if another one has it."""
     lock.acquire(output.with_name(f"{output.name}.lock"), output, "output_file")
 
 
 def _has_content(output: Path) -> bool:
-    """Return whether there is a file that holds anything: an empty one is like none."""
+    """Return whether there is a file with content: an empty one counts as none."""
     return output.exists() and output.stat().st_size > 0
 
 
 def _create_app(config: LabelConfig, store: Store, guidelines: str, lexicon: Lexicon) -> tuple[Guard, str | None]:
     access_token = None
     if not is_loopback(config.host):
-        # It stays the same from one start to the next, so that links that were sent stay valid.
+        # It stays the same from one start to the next, so that sent links stay valid.
         access_token = store.setting("access_token") or secrets.token_urlsafe(18)
         store.set_setting("access_token", access_token)
     schedule = Schedule(config.overlap, config.gold_every, config.order, config.seed, store.setting("secret"))
@@ -208,7 +207,8 @@ def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lex
 
 
 def _refuse_without_uncertainty(tasks: Sequence[Task], output: Path) -> None:
-    """Refuse to order tasks by what no task has, new or in the file: that would be file order."""
+    """Refuse an order by a property that no task has, new or in the file: it would be file
+    order."""
     if any(task.uncertainty is not None and not task.gold for task in tasks):
         return
     if _has_content(output):
@@ -234,8 +234,7 @@ def add_tasks(
     dataset_names: Sequence[str], output_file: str, mode: Mode | None = None, image_folder: str | None = None,
     split: str = "train", gold_file: str | None = None, scores_file: str | None = None, reward_eval_file: str | None = None,
 ) -> None:  # fmt: skip
-    """Add the tasks and gold questions of files that a store does not have yet, also while it is
-    served.
+    """Add new tasks and gold questions of files to a store, also while it is served.
 
     Raises InputError if a row cannot be used; then nothing is added.
     """

@@ -1,8 +1,9 @@
 """Optimise a vision-language policy against an image-text reward: PPO and GRPO.
 
 This is InstructGPT's third step (Ouyang et al. 2022) with the clipped objective of Schulman et al.
-2017. The roles share one base model: `policy` and `value` are adapters that train, `reward` is a
-frozen adapter, and the reference is the base without an adapter. Policy and critic see the image
+2017. The roles share one base model: `policy` and `value` are trained adapters, `reward` is a
+      frozen adapter, and the reference is the base without an adapter. Policy and critic see the
+      image
 and the prompt. The reward model also reads the facts, and with `critic_sees_facts` so does the
 critic: a baseline may know more than the policy without adding bias (Pinto et al. 2018). The reward
 is a weighted sum of reward functions, and the ledger records each function's value for every
@@ -78,8 +79,9 @@ def ppo(
 ) -> Path:
     """Train on prompts from `examples`, or from the configured dataset; return the adapter folder.
 
-    `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. `reward_terms`
-    may name `extra_reward_functions`. Raises InputError if settings, data or models are unusable.
+    `eval_function` is called at the steps of evaluations, in addition to `eval_benchmarks`.
+    `reward_terms` may name `extra_reward_functions`. Raises InputError if settings, data or models
+    are unusable.
     """
     check_rewards(config, extra_reward_functions or ())
     check_settings(config)
@@ -139,7 +141,8 @@ def _train(
     num_steps: int,
     estimated_bytes: int,
 ) -> None:
-    """Take the steps that are left; `evaluation.num_steps` says where the run ended."""
+    """Take the remaining steps; afterwards `evaluation.num_steps` is the step at which the run
+    ended."""
     roles, policy, start_step = state.roles, state.roles.policy, 0
     if resumed := run.resume(num_steps):
         start_step, tensors, numbers = resumed
@@ -234,7 +237,7 @@ def check_recipe(config: PPOConfig, eval_function: EvalFunction | None = None) -
 
 
 def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step: int, error: InputError) -> InputError:
-    """Save, before a step whose answers cannot be had, and return why the run stops."""
+    """Save before a step whose answers are not available, and return why the run stops."""
     if step == 0:
         return InputError(str(error))
     best_tensors, best_state = evaluation.checkpoint(run, state.roles.policy)

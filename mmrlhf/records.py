@@ -39,13 +39,13 @@ class ImageSource:
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
     recorded_name: str = field(default="", compare=False)
-    """The data's file name for embedded bytes, by which facts may name the image; often none."""
+    """The data's file name for embedded bytes, under which facts may list the image; often none."""
     _digests: dict[FileState | None, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """sha256 of the content, by the file's state when it was hashed (None for bytes)."""
 
     @property
     def name(self) -> str:
-        """Return the name that messages give to the image."""
+        """Return the name of the image in messages."""
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
     def read(self) -> bytes:
@@ -107,10 +107,10 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: its text, and where in it images are shown.
+    """One turn of a conversation: its text, and the places of images in it.
 
-    `image_positions` are offsets in `content`, in ascending order. A row's first images that no
-    turn has a place for are shown before its first user text.
+    `image_positions` are offsets in `content`, in ascending order. A row's first images without a
+    place in any turn are shown before its first user text.
     """
 
     role: Role
@@ -151,7 +151,7 @@ FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr",
 class Fact:
     """A piece of evidence about one image. Claims that no fact covers are unknown, not false.
 
-    A fact of kind `scope` says "complete" or "incomplete" of the list that it is in.
+    A fact of kind `scope` marks its list as "complete" or "incomplete".
 
     `box` is x0, y0, x1, y1 from the top left corner, as fractions of the image's width and height.
     """
@@ -165,7 +165,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt about images, with an answer to learn (sft) or none (rollouts, generate, eval).
+    """A prompt about images, with a target answer (sft) or none (rollouts, generate, eval).
 
     `prompt` ends with a user turn. `meta` holds the row's other fields; no stage depends on them.
     """
@@ -215,7 +215,7 @@ class Preference:
 
     `prompt` ends with a user turn. `ranks` never decrease; equal ranks are a tie. `ratings`, if the
     annotators gave any, have one value per answer, and only their differences mean anything.
-    `source` is the dataset the row originally came from; `hallucinated` says whether annotators saw
+    `source` is the dataset the row originally came from; `hallucinated`: whether annotators saw
     false claims in the worst answer. `answer_images` are the images inside each answer, and empty
     if no answer has any.
     """
@@ -277,9 +277,9 @@ class Claim:
     `subject` is the object the claim is about, in the singular. `value` is the attribute or the
     number. A relation has its name in `relation` and its other object in `target`; claims of
     synthetic scenes have both in `value`. An action has the base of its verb in `relation`, with
-    the verb's preposition (ride, look at), and its object in `target`. A `negated` claim says that
-    something is not so, a `hedged` one that it may be so. `category` is the subject's COCO class,
-    and `span` the range of characters in the answer that makes the claim; equality ignores both.
+    the verb's preposition (ride, look at), and its object in `target`. A `negated` claim denies
+    something, a `hedged` one says that it may be true. `category` is the subject's COCO class, and
+    `span` the range of characters of the answer that states the claim; equality ignores both.
     """
 
     kind: Literal["object", "attribute", "count", "relation", "action"]
@@ -295,7 +295,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a claim, with the evidence that decided it.
+    """The verdict on a claim, with its evidence.
 
     `probability` is the probability that the claim is true, None if it is unknown.
     """

@@ -1,4 +1,4 @@
-"""Compute a training step again that a run skipped, and name what was not finite in it."""
+"""Recompute a training step that a run skipped, and name the non-finite values in it."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ from mmrlhf.training.reward_model.step import compute_gradients as reward_gradie
 from mmrlhf.training.sft_batch import build_sft_batch
 
 MAX_NAMES = 3
-"""Names of tensors that a line lists."""
+"""Maximum number of names of tensors in a line."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is ready to run: the roles that it trains, and what computes loss and gradients.
+    """A step that is ready to run: the trained roles, and the function for loss and gradients.
 
-    `compute` returns the loss, or None where the stage had none yet; it raises NotFiniteError where
-    the stage would.
+    `compute` returns the loss, or None if the stage had none yet; it raises NotFiniteError like the
+    stage.
     """
 
     roles: Sequence[Role]
@@ -62,15 +62,15 @@ class Step:
 
 
 LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "nf4": 1e-2}
-"""Relative difference of losses that counts as rounding, by `dtype`: a replay encodes the step's
-images alone, in other batches than the run did."""
+"""Relative difference of losses that counts as rounding, by `dtype`: a replay encodes only the
+step's images, in other batches than the run."""
 
 
 def replay(file: str, model_name_or_path: str | None = None) -> bool:
-    """Compute a saved step again, print what is not finite, and return whether it is as in the run.
+    """Recompute a saved step, print non-finite values, and return whether it is as in the run.
 
-    The base is where the run had it, or at `model_name_or_path`. Raises InputError if the file
-    cannot be read or the base is another one.
+    The base is at the run's path, or at `model_name_or_path`. Raises InputError if the file cannot
+    be read or the base is another one.
     """
     saved = read_step(Path(file))
     config_class, build = STAGES[saved.stage]
@@ -111,7 +111,7 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
 
 
 def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
-    """Run the step; return what came of it in words, and whether the same came of it in the run."""
+    """Run the step; return the outcome in words, and whether it is the same as in the run."""
     try:
         loss = step.compute()
     except NotFiniteError as error:
@@ -208,7 +208,7 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
 
 
 def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
-    """Sample and score, with what fails in a folder of its own: the run's stays as it is."""
+    """Sample and score; a failing input is written to a separate folder, not to the run's."""
     numbered = [(row, row.id) for row in cast(Sequence[Example], saved.rows)]
     if not config.has_own_engine:
         print(f"note: the run's answers were of rollout_engine {config.rollout_engine}; these are the trainer's own, and others")
@@ -221,7 +221,7 @@ def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
 
 
 def _functions_from_python(config: PPOConfig) -> dict[str, RewardFunction]:
-    """Return stand-ins for reward functions that the run was given from Python."""
+    """Return placeholders for reward functions that were passed to the run from Python."""
 
     def stand_in(samples: Sequence[Sample]) -> list[float]:
         raise InputError("reward_terms names a function that the run got from Python, which a replay does not have")
@@ -242,4 +242,4 @@ STAGES: dict[str, tuple[type, Callable[[SavedStep, Any, VLM, Accelerator], Step]
     "dpo": (DPOConfig, _dpo_step),
     "ppo": (PPOConfig, _ppo_step),
 }
-"""The configuration of each stage, and what prepares its step."""
+"""The configuration of each stage, and the function that prepares its step."""

@@ -6,9 +6,10 @@ ablation. In training, some rows' facts are dropped or replaced, so that the mod
 facts and does not trust all of them. A ranking of K answers is one row, and each of its comparisons
 is weighted by one over their number (Ouyang et al. 2022, section 3.5). The reward is a scalar head
 on the last token of the review turn; it starts from the model's own preference for "Yes" over "No":
-the untrained review. Few noisy pairs can make a judge forget how to check, so J (`metrics.youden`)
-is measured before and after training, and several settings keep the judge close to the untrained
-review: `untrained_prior`, `untrained_score_coefficient`, `tuning: head`, `load_best_model_at_end`.
+the untrained review. Few noisy pairs can make the model forget how to check, so J
+(`metrics.youden`) is measured before and after training, and several settings keep it close to the
+untrained review: `untrained_prior`, `untrained_score_coefficient`, `tuning: head`,
+`load_best_model_at_end`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
 
 NUM_NOISE_ROWS = 512
-"""Number of rows that supply facts about other images, to use as noise."""
+"""Number of rows that supply facts about other images as noise."""
 
 
 @writes("output_dir")
@@ -143,9 +144,9 @@ def _train(
     reference: Reference,
     skipped_steps: SkippedSteps,
 ) -> tuple[int, BestModel, Outcomes]:
-    """Take the steps that are left.
+    """Take the remaining steps.
 
-    Return the step of the end, the best weights, and how `reference` was judged before training.
+    Return the last step, the best weights, and the outcomes on `reference` before training.
     """
     role, vlm, start_step = model.role, model.role.vlm, 0
     trained_parameters = [p for p in role.parameters() if p.requires_grad]
@@ -156,7 +157,7 @@ def _train(
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
     monitor = reward_monitor(config)
 
-    # Resume, or measure the judge before training
+    # Resume, or measure the model before training
     outcomes_before: Outcomes
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
@@ -228,7 +229,7 @@ def _train(
 def check_config(config: RewardConfig, has_held_out: bool = False) -> None:
     """Raise InputError for settings that contradict each other.
 
-    `has_held_out` says that rows for evaluation come from elsewhere than eval_dataset_name.
+    `has_held_out`: whether rows for evaluation are given otherwise than by eval_dataset_name.
     """
     check_tuning(config.tuning, config.dtype)
     if not check_continues(config):
@@ -270,9 +271,9 @@ def _select_preferences(config: RewardConfig, preferences: Sequence[Preference])
 
 
 def build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardModel | None]:
-    """Return the reward model to train, and the untrained review, or None for another head.
+    """Return the reward model to train, and the untrained review, or None with another head.
 
-    With tuning full, the latter is the untrained review until the first step only.
+    With tuning full, the latter is the untrained review only until the first step.
     """
     adapters = Adapters(vlm)
     untrained = untrained_role(adapters) if config.head_init == "yes_no" else None
@@ -309,7 +310,7 @@ def _measure(
 ) -> tuple[dict[str, float], bool]:
     """Return loss, accuracy and J on the held-out rows, and whether the weights are the best ones.
 
-    Every process measures all rows, and they agree on the mean of their figures.
+    Every process measures all rows, and the mean over processes counts.
     """
     scores = model.score(reference.groups)
     raw_scores_N = torch.tensor([score for row_scores in scores for score in row_scores])

@@ -163,7 +163,7 @@ ANSWER_SETTINGS = {
     *(field.name for shared in (RewardTermsConfig, RolloutConfig, FactsConfig, PixelConfig) for field in dataclasses.fields(shared)),
     *("dataset_name", "top_p", "top_k", "max_length", "overlong", "dtype", "seed"),
 }  # fmt: skip
-"""Settings that a round's answers and their rewards depend on, besides the policy."""
+"""Settings that affect a round's answers and their rewards, besides the policy."""
 
 
 def _sample(
@@ -178,8 +178,8 @@ def _sample(
 ) -> None:
     """Write the answers of the model `policy` to all prompts, with their rewards, to `path`.
 
-    A killed call resumes after the last whole batch, so every answer is scored beside the same
-    others. Raises InputError if the file holds answers that were made from other inputs.
+    A killed call resumes after the last complete batch, so every answer is scored together with the
+    same others. Raises InputError if the file contains answers made from other inputs.
     """
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     writer, state = None, [False, 0]
@@ -267,7 +267,7 @@ def _sample_batch(
 
 
 def _sft_lines(config: RFTConfig, kept: Sequence[ScoredAnswer], examples: Sequence[Example]) -> list[str]:
-    """Return kept answers as rows of an SFT dataset, with scores; images as convert writes them."""
+    """Return kept answers as rows of an SFT dataset, with scores; images as in convert."""
     lines = []
     for answer in kept:
         example = replace(examples[answer.row], answer=answer.sample.answer, facts=())
@@ -280,12 +280,12 @@ def _sft_lines(config: RFTConfig, kept: Sequence[ScoredAnswer], examples: Sequen
 
 
 def _image_root(config: RFTConfig) -> str | None:
-    """Return the folder that image paths start from, in the prompts and in what is written."""
+    """Return the folder to which image paths are relative, in prompts and written files."""
     return row_context(config.dataset_name, config.image_folder).image_folder
 
 
 def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) -> SFTConfig:
-    """Return the settings of a round's sft: those of the run that sft has too, on the kept rows."""
+    """Return the settings of a round's sft: those that it shares with the run, on the kept rows."""
     names = [field.name for field in dataclasses.fields(SFTConfig)]
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     allowed = [name for name in (config.allow_change or "").split(",") if name.strip() in names]

@@ -1,7 +1,7 @@
 """`mmrlhf serve RUN`: answer chat completions with a policy, and score answers with a reward model.
 
 RUN is the folder of a training run, a checkpoint, or a reward model. Policy and reward model share
-one copy of their base where they were trained on the same one. Requests that arrive together run in
+one copy of their base if they were trained on the same one. Requests that arrive together run in
 one batch.
 """
 
@@ -42,14 +42,14 @@ CHAT_PATH, SCORE_PATH = "/v1/chat/completions", "/score"
 
 @dataclass(frozen=True)
 class Models:
-    """What is served. Either part may be None."""
+    """The served models. Either may be None."""
 
     policy: Role | None
     reward_model: RewardModel | None
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM, then answer what waits and return; a second one ends the wait.
+    """Serve until Ctrl-C or SIGTERM, then answer waiting requests; a second signal ends the wait.
 
     Raises InputError if RUN or the reward model cannot be loaded, or the address cannot be used.
     """
@@ -64,7 +64,7 @@ def serve(config: ServeConfig) -> None:
             again = f"Ctrl-C again, after {stop_signals.REPEAT_SECONDS:g} seconds, refuses them"
             _notify(f"stopping: answering the requests that wait ({again})")
     except KeyboardInterrupt as error:
-        # The model is still at work, and torch aborts an interpreter that ends meanwhile.
+        # The model is still running, and torch aborts an interpreter that ends meanwhile.
         with contextlib.suppress(KeyboardInterrupt):
             _notify("stopped: the requests that waited were refused")
         os._exit(error.exit_code if isinstance(error, Stopped) else 130)
@@ -78,7 +78,7 @@ def _print_address(config: ServeConfig, models: Models, server: Server) -> None:
 
 
 def _ignore_repeats(stop: KeyboardInterrupt) -> None:
-    """Ignore the signal that came for REPEAT_SECONDS: a launcher passes on what came here, too."""
+    """Ignore the received signal for REPEAT_SECONDS, because launchers also forward it."""
     number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
     handler, start = signal.getsignal(number), time.monotonic()
 
@@ -99,10 +99,10 @@ def _notify(text: str) -> None:
 
 @contextlib.contextmanager
 def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
-    """Serve in the background while the block runs; on its end, answer what waits.
+    """Serve in the background while the block runs; at its end, answer waiting requests.
 
-    If a KeyboardInterrupt ends the block, or the wait, what waits is refused.
-    Raises InputError if the address cannot be used.
+    If a KeyboardInterrupt ends the block, or the wait, waiting requests are refused. Raises
+    InputError if the address cannot be used.
     """
     queue = BatchQueue(lambda key, items: run_batch(models, config, key, items), config.batch_size, config.max_waiting)
     try:
@@ -111,7 +111,7 @@ def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
         raise InputError(
             f"cannot listen on {config.host}, port {config.port} ({error.strerror}): give another --host or --port"
         ) from None
-    # Daemons: after a second Ctrl-C the model may still be at work.
+    # Daemons: after a second Ctrl-C the model may still be running.
     worker = threading.Thread(target=queue.work, daemon=True)
     worker.start()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -165,7 +165,7 @@ def load_models(config: ServeConfig) -> Models:
 
 
 def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
-    """Return the base, the adapter and the reward model that a run's folder stands for.
+    """Return the base, the adapter and the reward model of a run's folder.
 
     A checkpoint or a Hub id is a base; a reward model has no policy. Raises InputError for a run
     that has not finished.
@@ -187,7 +187,7 @@ def resolve_run(name: str) -> tuple[str | None, str | None, str | None]:
 
 
 def with_pixels_of_run(config: ServeConfig) -> ServeConfig:
-    """Return the settings with the pixel limits that RUN was trained with, where none are given."""
+    """Return the settings with the pixel limits of RUN's training, if none are given."""
     path = Path(config.model_name_or_path, "config.yaml")
     settings = read_yaml(path) if path.is_file() else {}
     return replace(
@@ -210,7 +210,7 @@ def _base_of(adapter: Path, name: str) -> str:
 
 
 def make_service(config: ServeConfig, models: Models, queue: BatchQueue) -> Service:
-    """Return what the server offers. Away from this machine it asks for a token."""
+    """Return the server's functions. On other than local addresses it requires a token."""
 
     def chat(body: Any) -> dict[str, Any]:
         request = parse_chat(body, config.response_length)
@@ -255,7 +255,7 @@ def run_batch(models: Models, config: ServeConfig, key: Hashable, items: Sequenc
 
 
 def complete_chats(policy: Role, config: ServeConfig, requests: Sequence[ChatRequest]) -> list[dict[str, Any]]:
-    """Return a completion for each request; all of them sample alike."""
+    """Return a completion for each request; all have equal sampling settings."""
     n, params = requests[0].num_answers, requests[0].params
     # A seeded request's answers must not depend on the others: a repeated id gets other noise.
     groups = [requests] if len({r.example.id for r in requests}) == len(requests) else [[r] for r in requests]

@@ -131,7 +131,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
 
 
 def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
-    """Add what the stage trains to a model: an adapter, or the language model itself.
+    """Make an adapter, or the language model itself, trainable.
 
     Raises InputError for an adapter_path that is damaged or belongs to another base.
     """
@@ -158,7 +158,7 @@ def _check_config(config: SFTConfig) -> None:
 def _on_whole_base(adapters: Adapters, adapter_dir: Path, config: SFTConfig) -> Adapters:
     """Save the adapter of a base that is in 4 bits or sharded, and load it on the whole base.
 
-    The 4-bit weights cannot be written exactly; those of the checkpoint can, in bfloat16.
+    The 4-bit weights cannot be written exactly, but those of the checkpoint can, in bfloat16.
     """
     save_policy(adapters, "sft", adapter_dir)
     dtype = "bfloat16" if adapters.vlm.dtype == "nf4" else adapters.vlm.dtype
@@ -170,7 +170,7 @@ def _on_whole_base(adapters: Adapters, adapter_dir: Path, config: SFTConfig) -> 
 def _usable_examples(
     config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
 ) -> Sequence[Example]:
-    """Return the examples that the model can learn. Raises InputError as `usable_indices` does."""
+    """Return the examples that are usable for training. Raises InputError like `usable_indices`."""
     lengths = PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(example: Example) -> list[Length]:

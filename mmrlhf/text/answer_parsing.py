@@ -2,9 +2,8 @@
 
 An answer that cannot be parsed gives None, which never counts as yes or no. `parse_yes_no`,
 `parse_choice` and `parse_number` are the project's own; `tests/text/test_answer_parsing.py`
-measures them on answers labelled by hand. `pope_official` is the rule of POPE's script
-(AoiDragon/POPE evaluate.py), odd as it is, for figures that are comparable with published ones. No
-torch.
+measures them on answers labelled by hand. `pope_official` is the (odd) rule of POPE's script
+(AoiDragon/POPE evaluate.py), for figures that are comparable with published ones. No torch.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ _UNSURE = re.compile(
     r"(?:\w+ )?(?:tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
     r"|(?:could|might|may) (?:also )?(?:be|look))\b"
 )
-"""Says that it cannot tell."""
+"""The answer is unsure."""
 _ASSENT = re.compile(
     r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely"
     r"|certainly|exactly|affirmative"
@@ -132,7 +131,7 @@ _DOUBTED_EXISTENCE = re.compile(
     r"| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
     r"|\bthere(?:'s| is) nothing (?:that )?(?:like|looks? like|resembling|resembles)\b"
 )
-"""Ways to say "there is not" with the negation in another clause than the object."""
+"""Forms of "there is not" with the negation in another clause than the object."""
 _NONE_EXIST = re.compile(
     r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one"
     r"|any)(?= *(?:$|[.!]))"
@@ -196,7 +195,7 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
     If the question is given, statements about other objects do not count. Looks for, in this order:
     a stated conclusion ("the answer is no"); the first sentence that begins with yes or no or has
     one set off in it; the first sentence that agrees, disagrees, or states or negates what was
-    asked. An answer that says it cannot tell gives None, unless a yes or no follows.
+    asked. An unsure answer gives None, unless a yes or no follows.
     """
     text = normalise(answer).lower()
     question_text = normalise(question).lower()
@@ -270,7 +269,7 @@ def _polarity(sentence: str, question_words: list[str], question: str) -> YesNo 
     if _ASSENT.match(sentence):
         return "yes"
     if (absent := _ABSENT.match(sentence)) or _PRESENT.match(sentence):
-        # "Missing" affirms a question after what is missing.
+        # "Missing" affirms a question about what is missing.
         return "no" if absent and not _NEGATOR.search(question) else "yes"
     if not question_words:
         if _DENIES_EXISTENCE.search(sentence):
@@ -375,7 +374,7 @@ _CONCLUSION_PREFIX = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=
 
 
 def parse_number(answer: str) -> float | None:
-    """Return the number that an answer gives in digits or words, or None. "No chairs" is 0.
+    """Return the number in an answer, in digits or words, or None. "No chairs" is 0.
 
     If there are several different numbers, the last one after "answer", "total", "=", "so" or a
     correction ("3, no, 4") counts; without such a number the result is None.

@@ -15,7 +15,7 @@ _STOP_WORDS = word_set(
     "have has please answer yes no only just using single word phrase question following statement right "
     "correct true based find as your place number total between show contain depict include feature see"
 )
-"""Words of a question that do not name what it is about."""
+"""Words of a question that do not name its subject."""
 _PERSON_WORDS = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}
 _IRREGULAR_PLURALS = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot",
@@ -38,14 +38,14 @@ _SIDE = re.compile(r"\bthe (?:far )?right\b|\bright (?:of|side|hand|corner)\b")
 
 
 def content_words(question: str) -> list[str]:
-    """Return the words that a question is about: dog in "Is there a dog in the image?"."""
+    """Return the words for the subject of a question: dog in "Is there a dog in the image?"."""
     first_line = re.split(r"[?\n]", question)[0]
     stop_words = _STOP_WORDS - {"right"} if _SIDE.search(first_line) else _STOP_WORDS
     return [singularize(word) for word in dict.fromkeys(WORD.findall(first_line)) if word not in stop_words]
 
 
 def states_alternative(words: Sequence[str], question_words: Sequence[str], has_pronoun_subject: bool) -> bool:
-    """Return whether a clause says something else of the thing in question, such as another colour.
+    """Return whether a clause states another property of the thing in question, such as its colour.
 
     "The car is blue", "a blue car" and "it is blue" answer "Is the car red?"; "it is next to a blue
     house" does not.

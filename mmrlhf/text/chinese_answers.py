@@ -1,4 +1,4 @@
-"""Read yes or no from Chinese sentences, whose words have no blanks between them.
+"""Read yes or no from Chinese sentences, whose words have no spaces between them.
 
 Traditional characters are read as simplified ones. No torch.
 """
@@ -41,7 +41,7 @@ _QUESTION_WORDS = re.compile(
     r"是否|是不是|有没有|有无|能否|能不能|可以|看到|看见|请问|请|回答|仅|只用|使用|用|单词|短语|图片|图像|照片|画面|场景|图中|图里|图|"
     r"这张|这幅|这个|那个|这|那|存在|出现|一[只个条辆位名些张把件台棵头匹架艘座]|两者|任何|吗|呢|吧|么|的|了|着|里|中|上|内|有|是|在|张|幅|[\s?,.。,!:;\"'“”]"
 )
-"""Characters of a question that do not name what it is about."""
+"""Characters of a question that do not name its subject."""
 _ELLIPTIC = re.compile(
     r"^(?:我们?|认为|觉得|想|看来|应该|应当|里面|这里|其中|图片?中?|画面中?|是|并)*"
     r"(?:(?P<no>没有|没看到|没看见|看不到|未发现|没发现|不存在|没|无)|(?P<yes>有|看到|看见|存在))(?:的|了|呢|啊)*$"
@@ -63,9 +63,8 @@ def is_chinese(text: str) -> bool:
 def chinese_yes_no(sentence: str, question: str = "") -> tuple[YesNo | None, Certainty]:
     """Return a sentence's yes or no, or None, and whether it is stated, implied or unsure.
 
-    In this order: a stated conclusion; a yes or no set off at the beginning; what a clause states
-    or denies of the thing in question. Without a Chinese question, that is what all of its clauses
-    state or deny.
+    In this order: a stated conclusion; a yes or no set off at the beginning; the statement or
+    denial of a clause about the thing in question. Without a Chinese question, all clauses count.
     """
     text = sentence.translate(_SIMPLIFIED)
     if match := _CONCLUSION.search(text):

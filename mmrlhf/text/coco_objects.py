@@ -104,10 +104,10 @@ teddy_bear: teddybear
 hair_drier: hairdryer
 toothbrush:
 """
-"""Each object's name and its synonyms; `_` stands for a blank. The misspellings are CHAIR's."""
+"""Each object's name and its synonyms; `_` stands for a space. The misspellings are CHAIR's."""
 COCO_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 UNMATCHED_SYNONYMS = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
-"""Words that CHAIR's scripts list but never match: in their file two begin with a blank, one has a
+"""Words that CHAIR's scripts list but never match: in their file two begin with a space, one has a
 capital, and one has three parts.
 """
 
@@ -128,12 +128,12 @@ def object_by_synonym() -> dict[str, str]:
 
 @functools.cache
 def compound_names() -> dict[str, str]:
-    """Return the word that CHAIR puts in the place of each pair of words.
+    """Return CHAIR's replacement for each pair of words.
 
     `baby bird` becomes bird, since it is not a person and a bird.
     """
     compounds = [word for word in object_by_synonym() if word.count(" ") == 1 and word != "dining table"]
-    # The last two name no object: they keep `plate` and `train` from being matched.
+    # The last two are not objects: they keep `plate` and `train` from being matched.
     names = {word: word for word in [*compounds, "home plate", "train track"]}
     names |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in (*COCO_ANIMALS, "animal", "cub")}
     names |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
@@ -202,7 +202,7 @@ def find_objects(text: str) -> list[tuple[str, str]]:
             for length in range(min(_MAX_NAME_WORDS, len(words) - i), 0, -1):
                 name_words = words[i : i + length]
                 surface = sentence[name_words[0].start() : name_words[-1].end()]
-                # Only a blank or a hyphen may separate the words of a name.
+                # Only a space or a hyphen may separate the words of a name.
                 if length > 1 and not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", surface):
                     continue
                 word = _lookup(" ".join(match.group() for match in name_words))

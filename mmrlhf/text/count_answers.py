@@ -30,7 +30,7 @@ _BOUNDS: dict[str, tuple[Bound, int]] = {
     "under": ("at most", -1),
     **dict.fromkeys(("about", "around", "roughly", "approximately", "nearly", "almost"), ("about", 0)),
 }
-"""Words before a number -> the bound that they make of it, and the number to add to it."""
+"""Words before a number -> the kind of bound, and the number to add."""
 _NOT_COUNTED = re.compile(
     r"\bone (?:of|is|can|has|side|hand|another|more)\b|\b(?:this|that|the|any|no|each|every|another|which) one\b"
 )
@@ -51,7 +51,7 @@ _BETWEEN = re.compile(r"(?:\s|,|\b(?:an?|the|total|number|of|only|just|see|in|th
 
 
 def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
-    """Return whether the number in a clause is the one in question; None if it does not say so.
+    """Return whether the number in a clause is the one in question; None if it has no such number.
 
     Both are in lower case. "Two red buses" and "there are two" answer "Are there four buses?";
     "two cars" does not. Bounds count: "three" answers "at least two" with yes.
@@ -75,7 +75,7 @@ def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
 
 
 def _asked_count(question: str) -> tuple[tuple[Bound, int], str] | None:
-    """Return the number that a question asks about, with its bound, and the noun counted, or "".
+    """Return the number in a question, with its bound, and the counted noun, or "".
 
     None without a number, or with several.
     """

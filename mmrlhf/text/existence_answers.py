@@ -1,4 +1,4 @@
-"""Rewrite sentences that answer `Is there a dog in the image?` in passing, so that they say it.
+"""Rewrite sentences that answer `Is there a dog in the image?` indirectly into direct ones.
 
 "The dog is not brown" says that there is one, "0 dogs" that there is none, and "a hot dog" nothing.
 No torch.
@@ -15,10 +15,10 @@ _ASKED = re.compile(
 )
 """A question about existence alone; POPE misspells `image` in places."""
 _OTHER_THINGS = {"dog": "hot dog", "bear": "teddy bear"}
-"""Things whose name ends in that of something else."""
+"""Things whose name ends in the name of something else."""
 _COMPOUND_HEADS = "house|bowl|collar|leash|food|kennel|cage|statue|station|stop|feeder|carrier|shelter"
-"""Nouns before which an object's name says only what they are for: a *dog* bowl; `bed` is one too,
-except after _WITH_BEDS."""
+"""Nouns before which an object's name only gives their purpose: a *dog* bowl; also `bed`, except
+after _WITH_BEDS."""
 _WITH_BEDS = ("truck", "couch", "sofa")
 """Objects that can have a bed themselves: a *truck bed* shows that there is a truck."""
 _DENIAL = re.compile(r"\b(?:no|not|none|nor|neither|never|cannot|without|absent|missing|nowhere|nothing|nobody)\b|n't\b")
@@ -28,19 +28,19 @@ _VERBS = (
     "|bark(?:ing)?|mov(?:e|ing)|swim(?:ming)?|chas(?:e|ing)|bit(?:e|ing)|smil(?:e|ing)|watch(?:ing)?|rest(?:ing)?"
     "|rid(?:e|ing)|driv(?:e|ing)|fly(?:ing)?|touch(?:ing)?|pet(?:ting)?|feed(?:ing)?|pull(?:ing)?"
 )
-"""What only a thing that is there may do, or not do."""
+"""Actions that only a present thing can do, or not do."""
 _ATTRIBUTES = (
     "black|white|brown|red|blue|green|yellow|orange|gr[ea]y|pink|purple|gold|golden|silver|tan|beige|dark|light"
     "|big|large|small|little|tall|short|long|huge|tiny|old|young|wet|dry|happy|sad|angry|alone|asleep|awake|open|closed|empty"
     "|wooden|metal|metallic|plastic|glass|leather|furry|fluffy|the only"
 )
-"""What only a thing that is there may be, or not be."""
+"""States that only a present thing can have, or not have."""
 _PLACES = (
     r"(?:on|on top of|under|underneath|behind|beside|next to|near|close to|inside|in front of|between|above|below|with"
     r"|in(?= (?:\w+ ){1,2}(?:car|truck|boat|basket|bed|cage|crate|bag|box|bowl|lap|arms|water|pool|sink|grass|snow)\b))"
     r"(?: (?:the|an?|its|his|her)\b)(?! (?:\w+ ){0,3}(?:image|picture|photo\w*|scene|frame|shot|view|sight|list|screen\w*)\b)"
 )
-"""Where only a thing that is there may be, or not be: none of these is the image itself."""
+"""Places where only a present thing can be, or not be: none of these is the image itself."""
 
 
 def asked_object(question: str) -> str | None:
@@ -55,9 +55,9 @@ def counts_none(sentence: str) -> bool:
 
 
 def state_existence(sentence: str, name: str) -> str:
-    """Return a sentence in lower case with what it says about the asked object's existence.
+    """Return a sentence in lower case, with its implication about the object's existence.
 
-    A sentence that denies anything else besides what an object is or does stays as it is.
+    A sentence with any denial other than of an object's state or action stays unchanged.
     """
     for pattern in _presuppositions(name):
         match = pattern.search(sentence)
@@ -70,7 +70,7 @@ def state_existence(sentence: str, name: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _presuppositions(name: str) -> list[re.Pattern[str]]:
-    """Return patterns of what is denied of an object that is there, or of others about it."""
+    """Return patterns of denials about an object that is there, or about others related to it."""
     thing = rf"{re.escape(name)}(?:s|es)?\b"
     patterns = (
         # the dog is not brown, does not wear a hat, is missing a leg; no one is near the dog

@@ -13,10 +13,10 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def final_answer(text: str) -> str:
-    """Return what a reply gives as its answer; all of it, if nothing is marked.
+    """Return a reply's final answer; the whole reply, if nothing is marked.
 
-    Of several marked answers the last one counts. A reply that was cut off while it was reasoning
-    has none.
+    Of several marked answers the last one counts. A reply that was cut off during its reasoning has
+    none.
     """
     _, closed, rest = text.rpartition("</think>")
     if not closed and "<think>" in text:

@@ -11,15 +11,15 @@ from mmrlhf.text.answer_parsing import normalise
 _NEGATOR = r"(?:\b(?:not(?! (?:only|just|merely)\b)|never|cannot|hardly|barely|scarcely|far from)|n't) "
 _STOP = "but|and|or|so|yet|thus|hence|therefore|far|contradict\\w*|conflict\\w*|differ\\w*|deviat\\w*|disagree\\w*"
 _WORDS_BETWEEN = rf"(?:(?!(?:{_STOP})\b)[\w-]+ ){{0,4}}"
-"""Words between a negator and what it negates: not to be considered correct. What does not conflict
-with the correct answer is not negated by that."""
+"""Words between a negator and the negated word: not to be considered correct. An answer that does
+not conflict with the correct one is not negated."""
 
 
 def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str = "incorrect") -> bool | None:
     """Return True for a judge's reply with the positive word, False for one with the negative word.
 
-    A negated word counts as the other. A reply with both or neither gives None, and so does an
-    answer that is partially right.
+    A negated word counts as the other. A reply with both or neither gives None, as does a partially
+    right answer.
     """
     text = normalise(reply).lower()
     verdicts: set[bool | None] = set()

@@ -25,7 +25,7 @@ _INVARIANT = word_set(
     "ketchup knowledge love luggage mathematics mayonnaise meat mustard progress research rice sand software understanding "
     "water"
 )
-"""Words without a plural. The rule also leaves any word unchanged that is an ending of one."""
+"""Words without a plural. The rule also leaves unchanged any word that is the ending of one."""
 _PLURALS_IN_IES = tuple(
     f"{word}s"
     for word in word_set(

@@ -1,4 +1,4 @@
-"""Write Markdown that holds text from data, which must not become markup, links or HTML."""
+"""Write Markdown with text from data, which must not become markup, links or HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmrlhf.text.printable import printable
 
 MAX_CHARS = 300
-"""Characters of one text that are shown."""
+"""Maximum number of characters of a text that are shown."""
 
 
 def escape_markdown(text: str) -> str:

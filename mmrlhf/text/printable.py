@@ -1,4 +1,4 @@
-"""Make text that came with data or from a server safe to show on a terminal."""
+"""Make text from data or a server safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Replace characters that a terminal would act on, except those in `keep`.
+    """Replace characters that control a terminal, except those in `keep`.
 
-    These are control codes, among them the start of an escape sequence, and Unicode's marks that
-    change the direction of the text after them. Lone surrogates are replaced too.
+    These are control codes, including the start of escape sequences, and Unicode's marks that
+    change the direction of the following text. Lone surrogates are replaced too.
     """
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)

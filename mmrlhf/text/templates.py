@@ -1,7 +1,7 @@
-"""Render Jinja templates that came with data: in a sandbox, with limits on work and size.
+"""Render Jinja templates from data: in a sandbox, with limits on work and size.
 
-Jinja's sandbox keeps a template from Python's internals, but not from a loop without an end, or a
-string that fills the memory. Here every loop, call, filter and operator counts its work.
+Jinja's sandbox protects Python's internals, but not against an endless loop, or a string that fills
+the memory. Here every loop, call, filter and operator counts its work.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jinja2.visitor import NodeTransformer
 MAX_TEMPLATE_CHARS = 1 << 20
 """Maximum length of a template."""
 MAX_CHARS = 1 << 22
-"""Maximum length of a text or list that a template makes: more than any model reads."""
+"""Maximum length of a text or list made by a template: more than any model reads."""
 MAX_STEPS = 500_000
-"""Maximum number of steps of a rendering; each 1,000 characters of a result are one, too."""
+"""Maximum number of steps of a rendering; every 1,000 characters of a result also count as one."""
 MAX_INTEGER = 100_000
 """Maximum number that a function or filter takes, such as a width."""
 MAX_BITS = 4096
@@ -35,7 +35,7 @@ class TemplateLimitError(TemplateError):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox that raises TemplateLimitError for a template that does or makes too much."""
+    """A sandbox that raises TemplateLimitError if a template exceeds the limits on work or size."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -165,7 +165,7 @@ def _check_format(format_string: str) -> None:
 
 
 def _check_text_method(name: str, arguments: Iterable[Any], kwargs: dict[str, Any]) -> None:
-    """Raise TemplateLimitError if a method of texts, or a filter, would make too much."""
+    """Raise TemplateLimitError if a method of texts, or a filter, would exceed the limits."""
     values = [*arguments, *kwargs.values()]
     integers = [value for value in values if isinstance(value, int)]
     if max(integers, default=0) > MAX_INTEGER:

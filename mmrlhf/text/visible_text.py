@@ -1,4 +1,4 @@
-"""Show text that came with data as text: nothing in it acts on the page or on other text."""
+"""Show text from data as text: nothing in it affects the page or other text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u206
 def visible(text: str) -> str:
     """Replace control codes and marks of direction, each by one visible character.
 
-    Offsets stay those of the text. Line breaks and tabs are kept (of CR LF, the first is a space),
-    and so are the joiners that emoji and some scripts need. Jinja escapes what is markup.
+    Offsets do not change. Line breaks and tabs are kept (of CR LF, the first becomes a space), as
+    are the joiners that emoji and some scripts need. Jinja escapes markup.
     """
     if text.isascii() and text.isprintable():
         return text

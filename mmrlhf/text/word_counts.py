@@ -1,4 +1,4 @@
-"""Count the words of a text, also in languages that are written without blanks."""
+"""Count the words of a text, also in languages that are written without spaces."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import unicodedata
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Characters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 PUNCTUATION = "\u2018-\u201f\u2026\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
-"""Punctuation of Chinese and Japanese, which stands between characters without blanks."""
+"""Punctuation of Chinese and Japanese, which has no spaces around it."""
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _ONLY_PUNCTUATION = re.compile(rf"[{PUNCTUATION}]+")
 
 
 def count_words(text: str) -> int:
-    """Return the number of words between blanks; each character of UNSPACED counts as a word.
+    """Return the number of words between spaces; each character of UNSPACED counts as a word.
 
-    Punctuation and combining marks in a text without blanks are no words.
+    Punctuation and combining marks in a text without spaces are not words.
     """
     return sum(_is_word(match[0]) for match in _WORD.finditer(text))
 

@@ -1,15 +1,15 @@
 """Word lists that several parts of the package share: numbers, colours, sizes and opposites.
 
-A module that needs fewer or other words derives them from these and says why. Two others have lists
-of their own: `lemmatize` reproduces those of official scripts, and `scenes.vocabulary` gives each
-colour and size of the synthetic scenes its RGB value or radius.
+A module that needs fewer or other words derives them from these, with a reason. Two others have
+their own lists: `lemmatize` reproduces those of official scripts, and `scenes.vocabulary` gives
+each colour and size of the synthetic scenes its RGB value or radius.
 """
 
 from __future__ import annotations
 
 
 def word_set(text: str) -> frozenset[str]:
-    """Return the set of the words in `text`, separated by blanks."""
+    """Return the set of the words in `text`, separated by spaces."""
     return frozenset(text.split())
 
 
@@ -56,6 +56,6 @@ OPPOSITE_ACTIONS = {
     "kick": ("catch", "carry"), "hit": ("carry",), "lift": ("ride",), "fly": ("wear", "eat"), "cut": ("throw",), "tow": ("push",),
     "talk to": ("chase",), "play with": ("carry",), "wash": ("ride", "drive"), "play": ("break", "carry"),
 }  # fmt: skip
-"""Actions that somebody cannot do to the same thing at the same time, likely ones first."""
+"""Actions that one cannot do to the same thing at the same time, likely ones first."""
 ONE_WAY_ACTIONS = word_set("ride wear eat drive carry hold drink throw fly read feed cut tow")
 """Actions whose object does not do the same to its actor: horses do not ride men."""
