@@ -16,14 +16,14 @@ class AlgorithmConfig:
     `grpo`, relative to the other answers to the prompt; or `reinforce_plus_plus`, relative to all
     answers of the step."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What grpo divides advantages by: the standard deviation of the rewards of the prompt's
-    answers (`group`), or of the step's (`batch`), or `none` (Dr. GRPO)."""
+    """Divisor of grpo's advantages: the standard deviation of the rewards of the prompt's answers
+    (`group`), or of the step's (`batch`), or `none` (Dr. GRPO)."""
     normalize_advantages: bool | None = None
     """Bring the advantages of a step to standard deviation 1; by default for gae and
     reinforce_plus_plus and not for rloo. grpo has scale_rewards instead."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
-    the answer, as without a critic."""
+    the answer (always without a critic)."""
     num_ppo_epochs: Count = 2
     """Passes over the answers of a step."""
     num_mini_batches: Count = 2
@@ -36,7 +36,7 @@ class AlgorithmConfig:
     """Lambda of generalised advantage estimation; 1 without a critic."""
 
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
-    """What the policy's loss averages: all tokens (`dapo`), each answer's mean over its tokens
+    """Average of the policy's loss: over all tokens (`dapo`), each answer's mean over its tokens
     (`grpo`), or each answer's sum over its tokens divided by response_length (`dr_grpo`)."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Which ratio of new to old probability is clipped: each `token`'s, or that of the `sequence`,
@@ -44,10 +44,10 @@ class AlgorithmConfig:
     cliprange: Positive = 0.2
     """Clip range of the policy ratio around 1."""
     epsilon_high: Positive | None = None
-    """Clip range above 1, if it is another than cliprange, such as 0.28 (DAPO)."""
+    """Clip range above 1, if different from cliprange, such as 0.28 (DAPO)."""
     delta: Positive | None = None
-    """Largest ratio that counts for a token with a negative advantage (dual clip), above
-    1 + epsilon_high, such as 3; by default no limit."""
+    """Limit on the ratio of a token with a negative advantage (dual clip), above 1 + epsilon_high,
+    such as 3; by default none."""
 
     use_critic: bool | None = None
     """Train a critic; by default for gae. Without one, gae takes every value as 0 and lam as 1
@@ -74,10 +74,10 @@ class AlgorithmConfig:
     kl_coef: NonNegative = 0.05
     """Weight of the KL to the reference; with target_kl, that of the first step."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` changes the weight of the KL after every step, so that objective/kl becomes
-    target_kl: a PI controller of the weight's logarithm."""
+    """`adaptive` changes the weight of the KL after every step to keep objective/kl at target_kl: a
+    PI controller of the weight's logarithm."""
     target_kl: Positive | None = None
-    """Nats per answer that kl_controller adaptive aims at. Judge it by the mean of ten steps."""
+    """Target of kl_controller adaptive, in nats per answer. Judge it by the mean of ten steps."""
     kl_horizon: Positive | None = None
     """Answers over which kl_controller adaptive corrects a lasting error: its integral gain is the
     answers of a step / kl_horizon. By default those of ten steps, a gain of 0.1."""

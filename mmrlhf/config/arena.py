@@ -15,7 +15,7 @@ class PairsConfig(DatasetConfig):
     """Pairs of models' answers, in a file of votes."""
 
     output_file: str
-    """SQLite file of pairs and votes. One that exists is continued: new pairs are added."""
+    """SQLite file of pairs and votes. An existing one is continued: new pairs are added."""
     models: str | None = None
     """The models, separated by commas, each as SOURCE or NAME=SOURCE. SOURCE is a file of
     `mmrlhf generate`; for people also a run, checkpoint or Hub id, or the URL of an
@@ -25,8 +25,7 @@ class PairsConfig(DatasetConfig):
     """Rows with `id` and `category`, if the answers (or the questions) do not have a `category`
     themselves."""
     identity_words: str | None = None
-    """Words, separated by commas, that give a model away; pairs in which an answer has one are left
-    out."""
+    """Words, separated by commas, that reveal a model; pairs with such an answer are left out."""
 
 
 @settings
@@ -45,9 +44,9 @@ class ArenaConfig(PairsConfig):
     seed: NonNegativeInt = 0
     """Random seed of live models in this process."""
     answer_timeout: Positive = 60.0
-    """Seconds that a live model has for an answer; after that the vote is void."""
+    """Time limit for a live model's answer, in seconds; after that the vote is void."""
     ahead: Count = 4
-    """Pairs of live models that are ready before somebody asks for them."""
+    """Pairs of live models to prepare ahead of the voters."""
     dtype: Dtype = "float32"
     """Precision of the weights of live models in this process."""
     title: str = "Which answer is better?"
@@ -72,7 +71,8 @@ class ArenaJudgeConfig(PairsConfig):
     judge_model: str | None = None
     """Model name of the judge on its server; not needed if the server has one model."""
     judge_prompt: str | None = None
-    """Text file with another prompt; it may hold {question}, {answer_a}, {answer_b} and {mark}."""
+    """Text file with another prompt; it may contain {question}, {answer_a}, {answer_b} and
+    {mark}."""
     judge_max_tokens: Count = 512
     """Maximum tokens of a judgment."""
     limit: Count | None = None

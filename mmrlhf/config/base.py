@@ -70,7 +70,7 @@ class EngineConfig:
     """How a model runs; none of these settings changes results."""
 
     share_prefix: Literal["auto", "off"] = "auto"
-    """`auto` runs each prompt once for all its answers, if a check finds that the results agree
+    """`auto` runs each prompt once for all its answers, if a check shows that the results agree
     with the naive forward pass; `off` never does."""
     micro_batch_tokens: Count = 16384
     """Maximum tokens per forward pass; a prompt counts once for all its answers. Halved when a GPU
@@ -100,12 +100,12 @@ class PixelConfig:
 
 @settings
 class DatasetConfig:
-    """Where the images of a dataset are, and which split to read."""
+    """The folder of a dataset's images, and the split to read."""
 
     dataset_train_split: str = "train"
     """Split to read if the dataset has several."""
     image_folder: str | None = None
-    """Folder that relative image paths start from; by default the folder of the dataset file."""
+    """Folder to which image paths are relative; by default the folder of the dataset file."""
 
 
 @settings
@@ -139,7 +139,7 @@ class SamplingConfig:
 
 @settings
 class RolloutConfig:
-    """How a policy that trains samples answers."""
+    """How a policy samples answers in training."""
 
     num_generations: Count = 4
     """Answers sampled per prompt in each step."""

@@ -39,7 +39,7 @@ class GenerateConfig(SamplingConfig, FactsConfig, EngineConfig, PixelConfig):
     """LoRA adapter, such as the folder `policy` of a dpo or ppo run; by default the bare model."""
     reward_model_path: str | None = None
     """Best-of-n: write only the answer that this reward model scores highest, of num_generations,
-    with its score. It reads the rows' facts, the policy does not."""
+    with its score. It reads the rows' facts; the policy does not."""
     batch_size: Count = 16
     """Prompts per batch."""
     max_length: Count = 2048
@@ -63,7 +63,7 @@ class ServeConfig(EngineConfig, PixelConfig):
     adapter_path: str | None = None
     """Adapter directory of another policy on that model."""
     reward_model_path: str | None = None
-    """Reward model that scores answers beside the policy."""
+    """Reward model that scores answers, in addition to the policy."""
     host: str = "127.0.0.1"
     """Address to listen on. If other machines can connect (0.0.0.0 for all networks), the command
     prints a token that clients must send."""
@@ -74,7 +74,7 @@ class ServeConfig(EngineConfig, PixelConfig):
     max_waiting: Count = 64
     """Requests that may wait; further ones are refused with status 503."""
     response_length: Count = 512
-    """Maximum tokens of an answer, and their number if a request names none."""
+    """Maximum tokens of an answer, also the default of requests."""
     max_length: Count = 4096
     """Maximum tokens of a prompt with its answer, image tokens included."""
     dtype: Dtype = "float32"
@@ -97,14 +97,13 @@ class ExportConfig:
     """Precision of the written weights; that of the checkpoint by default."""
     eval_results: str | None = None
     """Output folders of `mmrlhf eval`, separated by commas, whose figures go into the model card;
-    those that the training run measured along the way are in it anyway."""
+    those measured during the training run are always included."""
     push_to_hub: bool = False
     """Upload the folder to the Hugging Face Hub, with the token of HF_TOKEN or `hf auth login`."""
     hub_model_id: str | None = None
     """Repository on the Hub as OWNER/NAME; the model card loads the model from there."""
     hub_private_repo: bool | None = None
-    """Whether the repository is private when it is made; by default as its owner's settings say,
-    which is public for most."""
+    """Whether a new repository is private; by default as in its owner's settings, mostly public."""
 
 
 @settings
@@ -146,7 +145,7 @@ class RewardEvalConfig(RewardModelConfig):
     uncertainty_penalty: NonNegative = 0.0
     """Standard deviations of an ensemble's scores to subtract from their mean."""
     dataset_name: str | None = None
-    """Preferences that the reward model was not trained on."""
+    """Preferences that were not used to train the reward model."""
     output_dir: str
     """Folder for the scores, result.json and the plot."""
     limit: Count | None = None
@@ -163,21 +162,21 @@ class RewardEvalConfig(RewardModelConfig):
     """The reward of these answers: fact_rm (the reward model) and claim rewards by facts, with
     weights."""
     unknown_claim_costs: str | None = None
-    """What an unknown claim counts in `hallucination`, by kind, such as `object=0.1, count=0.3`. By
+    """Cost of an unknown claim in `hallucination`, by kind, such as `object=0.1, count=0.3`. By
     default 0."""
     truth: Literal["none", "facts", "labels", "clip"] = "none"
     """Where the truth about the answers' claims comes from: `facts` that the reward does not read,
     `labels` on a sample, or an open_clip model. With `none`, J is not measured."""
     truth_file: str | None = None
-    """Facts kept apart (in any format of facts_file), or the output of `mmrlhf claims` with
-    corrected verdicts."""
+    """Separate facts (in any format of facts_file), or the output of `mmrlhf claims` with corrected
+    verdicts."""
     clip_model: str | None = None
     """open_clip model for truth clip: a directory, or an architecture with a tag or a weights
     file."""
     clip_calibration: str | None = None
     """Calibration of clip_model, as `mmrlhf calibrate clip` writes it."""
     lexicon_file: str | None = None
-    """Nouns and other words to add to the lexicon that the answers' claims are extracted with."""
+    """Nouns and other words to add to the lexicon for extracting the answers' claims."""
 
 
 @settings
@@ -191,7 +190,7 @@ class CalibrateConfig(FactsConfig):
     """JSON to write: the calibration and its metrics on held-out images. A reliability diagram is
     saved next to it."""
     lexicon_file: str | None = None
-    """Nouns and other words to add to the lexicon that claims are extracted with."""
+    """Nouns and other words to add to the lexicon for extracting claims."""
     claim_source: Literal["answers", "facts"] = "answers"
     """`answers`: the claims of answers that facts can verify; `facts`: the claims of facts, each
     true one paired with a false one."""

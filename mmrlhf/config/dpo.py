@@ -12,7 +12,7 @@ from mmrlhf.config.policy_eval import PolicyEvalConfig
 
 @settings
 class DPOConfig(PolicyEvalConfig):
-    """Train a policy on preferences themselves, without a reward model or sampling."""
+    """Train a policy directly on preferences, without a reward model or sampling."""
 
     learning_rate: Positive = 1e-5
     """Peak learning rate of AdamW."""
@@ -38,10 +38,11 @@ class DPOConfig(PolicyEvalConfig):
     image_pair_coefficient: NonNegative = 1.0
     """Weight of the comparisons of pictures."""
     anchor_coefficient: NonNegative = 0.0
-    """Weight of -log sigmoid of the better answer's reward, which keeps it up; 1 in mDPO."""
+    """Weight of -log sigmoid of the better answer's reward, which keeps that reward from falling; 1
+    in mDPO."""
     eval_dataset_name: str | None = None
-    """Preferences that are not learnt: their loss, accuracy and margins are measured before the
-    first step, every eval_steps and after the last."""
+    """Held-out preferences: their loss, accuracy and margins are measured before the first step,
+    every eval_steps and after the last."""
     precompute_ref_log_probs: bool = True
     """Compute the reference's log-probs once before training and keep them in output_dir; false:
     in every step."""

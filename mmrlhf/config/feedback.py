@@ -24,7 +24,7 @@ from mmrlhf.config.rewards import VerifierConfig
 
 @settings
 class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig, PixelConfig):
-    """Label preference pairs by verifying the claims of a model's own answers, and learn from them,
+    """Label preference pairs by verifying the claims of a model's own answers, and train on them,
     in rounds of sampling, labelling and training."""
 
     model_name_or_path: str
@@ -38,7 +38,7 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     num_rounds: Count = 1
     """Rounds; each samples from the last round's best policy."""
     algorithm: Literal["none", "dpo", "ppo"] = "none"
-    """How a round learns its pairs: `none` only writes them, `dpo` trains on them, `ppo` trains a
+    """How a round uses its pairs: `none` only writes them, `dpo` trains on them, `ppo` trains a
     reward model on them and then the policy against it."""
     dpo_config: str | None = None
     """Recipe of each round's dpo: a YAML file, or the name of one that comes with the package, such
@@ -58,9 +58,9 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     min_new_tokens: NonNegativeInt = 0
     """Minimum tokens of an answer."""
     response_length: Count = 128
-    """Maximum tokens of an answer; those that are cut off are in no pair."""
+    """Maximum tokens of an answer; answers that are cut off are left out of pairs."""
     verifier: str = "facts"
-    """What verifies the claims: facts, clip, vlm (the model itself, without adapters), judge, or
+    """Verifier of the claims: facts, clip, vlm (the model itself, without adapters), judge, or
     several joined by `+`, where the first known verdict decides."""
     judge: str | None = None
     """URL of an OpenAI-compatible server (http://HOST:PORT/v1), for the verifier judge."""
@@ -73,25 +73,25 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     false_claim_penalty: NonNegative = 4.0
     """Number of supported claims that one contradicted claim cancels in an answer's utility."""
     unknown_claim_costs: str | None = None
-    """What an unknown claim counts, as a part of a contradicted one, by kind, such as `object=0.1,
-    count=0.3`: the share of such claims that are false. By default 0."""
+    """Cost of an unknown claim, as a fraction of a contradicted one, by kind, such as
+    `object=0.1, count=0.3`: the share of such claims that are false. By default 0."""
     min_gap: Positive = 1.0
     """Smallest difference of two answers' utilities in a pair, in supported claims."""
     max_pairs_per_prompt: Count = 1
-    """Most pairs of a prompt, the widest gaps first."""
+    """Maximum pairs per prompt, the widest gaps first."""
     balance_lengths: bool = True
     """Drop pairs until the chosen answer is the longer one as often as the shorter one, in bins of
     the length difference."""
     human_dataset_name: str | None = None
-    """Preferences labelled by people, which every round learns beside its own pairs."""
+    """Preferences labelled by people, which every round uses in addition to its own pairs."""
     human_image_folder: str | None = None
-    """Folder that their image paths start from; by default the folder of that file."""
+    """Folder to which their image paths are relative; by default the folder of that file."""
     human_weight: Positive = 1.0
-    """Labelled pairs that one pair of human_dataset_name counts for: 3 repeats it three times, 0.5
-    draws half of them in each round."""
+    """Weight of a pair of human_dataset_name: 3 repeats it three times, 0.5 draws half of them in
+    each round."""
     truth_file: str | None = None
-    """Facts kept apart, in any format of facts_file, which the verifier does not read: labels are
-    compared with them."""
+    """Facts that the verifier does not read, in any format of facts_file: labels are compared with
+    them."""
     limit: Count | None = None
     """Use only the first rows."""
     batch_size: Count = 16
@@ -106,6 +106,6 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     seed: NonNegativeInt = 0
     """Random seed of the run."""
     save_total_limit: Count = 2
-    """Newest checkpoints that a round's training keeps."""
+    """Number of newest checkpoints that a round's training keeps."""
     num_sample_pairs: NonNegativeInt = 24
-    """Pairs that a round's page shows."""
+    """Number of pairs on a round's page."""

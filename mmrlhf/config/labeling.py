@@ -19,13 +19,12 @@ class LabelConfig(DatasetConfig):
     """Serve a web page on which annotators label answers about images."""
 
     output_file: str
-    """SQLite file of tasks and labels. One that exists is continued: tasks that are new are
-    added."""
+    """SQLite file of tasks and labels. An existing one is continued: new tasks are added."""
     dataset_name: str | None = None
     """Rows with a prompt, images and answers, in any format, or a JSON export of Label Studio or
     Argilla; several files separated by commas. May be left out if output_file has tasks."""
     mode: Literal["pairwise", "ranking", "claims", "facts"] | None = None
-    """What annotators do. By default a row's field `mode` decides, or its number of answers: none
+    """The annotators' task. By default a row's field `mode` decides, or its number of answers: none
     is facts, one claims, two pairwise, more a ranking."""
     gold_file: str | None = None
     """Rows whose right label is known, to mix in as gold questions: preferences; of claims, an
@@ -36,14 +35,14 @@ class LabelConfig(DatasetConfig):
     overlap: Count = 1
     """Annotators who label each task; agreement needs 2 or more."""
     order: Literal["file", "random", "uncertainty"] = "file"
-    """Which tasks come first: those first in the file, any, or those of the highest uncertainty (a
-    row's field `uncertainty`, or what `scores_file` or `reward_eval_file` says)."""
+    """Which tasks come first: those first in the file, any, or those of the highest uncertainty
+    (from a row's field `uncertainty`, `scores_file` or `reward_eval_file`)."""
     scores_file: str | None = None
-    """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. Of several files,
+    """Output of `mmrlhf score` for the same pairs: a small margin is uncertain. With several files,
     separated by commas, the disagreement of their margins."""
     reward_eval_file: str | None = None
-    """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of a kind that
-    the reward model cannot tell true from false (low J) are uncertain."""
+    """result.json of `mmrlhf reward-eval --answers`, instead of scores_file: claims of kinds for
+    which the reward model cannot separate true from false (low J) are uncertain."""
     lexicon_file: str | None = None
     """Nouns and other words to add to the lexicon that claims of answers, and facts of typed
     sentences, are extracted with. output_file keeps its path for later starts."""

@@ -1,6 +1,6 @@
 """Settings of TRL, LLaMA-Factory, ms-swift, verl and lmms-eval: what to use instead.
 
-They are refused, not accepted as aliases: two names for one setting would sooner or later differ in
+They are refused, not accepted as aliases: two names for one setting would eventually differ in
 meaning.
 """
 
@@ -111,7 +111,8 @@ SAME_SETTINGS = {
     "api_nproc": "endpoint_concurrency", "num_concurrent": "endpoint_concurrency", "timeout": "endpoint_timeout",
     "max_retries": "endpoint_retries", "retry": "endpoint_retries", "image_max_pixels": "max_pixels", "image_min_pixels": "min_pixels", "longest_edge": "max_pixels", "data_seed": "seed", "random_seed": "seed", "manual_seed": "seed",
 }  # fmt: skip
-"""Another tool's setting -> those here with the same meaning; the command's first is suggested."""
+"""Another tool's setting -> settings here with the same meaning; the first one of the command is
+suggested."""
 
 EXPLAINED_SETTINGS = {
     "max_prompt_length": "max_length limits prompt and answer together, and response_length the answer",

@@ -1,4 +1,4 @@
-"""Settings of stages that train a policy: how it is evaluated along the way."""
+"""Settings of stages that train a policy: its evaluation during training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from mmrlhf.config.training import TrainConfig
 
 @settings
 class SelectionConfig:
-    """What a policy is evaluated on along the way, and the metric that chooses the best one."""
+    """The data for evaluating a policy during training, and the metric that chooses the best
+    one."""
 
     eval_benchmarks: str | None = None
     """Benchmarks to evaluate the policy on before the first step, every eval_steps and after the
@@ -17,8 +18,8 @@ class SelectionConfig:
     """Their data: one path, or NAME=PATH for each, separated by commas; scenes takes names of
     splits, and by default `selection`."""
     eval_image_folder: str | None = None
-    """Folder that relative image paths of eval_data start from, or NAME=FOLDER for each, separated
-    by commas; by default the folder of the data."""
+    """Folder to which image paths of eval_data are relative, or NAME=FOLDER for each, separated by
+    commas; by default the folder of the data."""
     eval_limit: Count | None = None
     """Use only the first rows of each benchmark (scenes: of each split; amber: of each part, in
     proportion)."""
@@ -28,12 +29,12 @@ class SelectionConfig:
     """Metric of an evaluation that chooses the best policy, as BENCHMARK/METRIC
     (`scenes/claim_f1`); the best policy so far is kept in `best`."""
     greater_is_better: bool | None = None
-    """Whether a higher metric_for_best_model is better; by default as is known of the metric."""
+    """Whether a higher metric_for_best_model is better; by default the metric's known direction."""
 
 
 @settings
 class PolicyEvalConfig(SelectionConfig, TrainConfig):
-    """Training with evaluation along the way, and the choice of the best policy."""
+    """Training with evaluation, and the choice of the best policy."""
 
     load_best_model_at_end: bool = False
     """Write the best policy at the end, not the last one."""

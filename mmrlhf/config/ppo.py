@@ -20,7 +20,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngine
     ptx_coef: NonNegative = 0.0
     """Weight of the loss on the answers of ptx_dataset_name, added to the policy's (PPO-ptx)."""
     ptx_dataset_name: str | None = None
-    """SFT rows to mix in: an optimiser step takes one for each of its prompts."""
+    """SFT rows to mix in: an optimiser step uses one for each of its prompts."""
     sync_ref_model: bool = False
     """Make the reference a copy of the policy every ref_model_sync_steps."""
     ref_model_sync_steps: Count = 512
@@ -32,7 +32,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngine
 
     @property
     def advantage_scaling(self) -> Literal["group", "batch", "answers", "tokens", "none"]:
-        """Return over what advantages are brought to the same scale."""
+        """Return the set over which advantages are scaled."""
         if self.advantage_estimator == "grpo":  # with normalised reward functions it is GDPO
             return "answers" if self.compares_terms_in_groups else self.scale_rewards
         if self.advantage_estimator == "rloo":

@@ -9,7 +9,7 @@ from mmrlhf.config.base import Fraction, NonNegative, settings
 
 @settings
 class VerifierConfig:
-    """What verifiers of claims are built from."""
+    """Settings of the verifiers of claims."""
 
     clip_model: str | None = None
     """Model of the verifier clip: a directory that open_clip saved, or a pretrained model as
@@ -18,15 +18,16 @@ class VerifierConfig:
     """Calibration of the verifier clip (`mmrlhf calibrate clip`); by default calibration.json in
     the model's directory."""
     vlm_calibration: str | None = None
-    """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used as
-    they are."""
+    """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used
+    unchanged."""
     lexicon_file: str | None = None
-    """Nouns and other words to add to the lexicon that claims are extracted with."""
+    """Nouns and other words to add to the lexicon for extracting claims."""
 
 
 @settings
 class RewardTermsConfig(VerifierConfig):
-    """The reward functions of sampled answers, and what verifies and monitors their claims."""
+    """The reward functions of sampled answers, and the verification and monitoring of their
+    claims."""
 
     reward_model_path: str | None = None
     """Directory that the reward stage wrote, for fact_rm; several, separated by commas, form an
@@ -51,22 +52,22 @@ class RewardTermsConfig(VerifierConfig):
     reward_clip_range: str | None = None
     """Lowest and highest reward of an answer, such as `-5,5`; sums of rewards are clipped to it."""
     unknown_claim_costs: str | None = None
-    """What an unknown claim counts in `hallucination`, by kind, such as `object=0.1, count=0.3`:
-    the kind's false rate, which `mmrlhf claims` prints for training pairs. By default 0."""
+    """Cost of an unknown claim in `hallucination`, by kind, such as `object=0.1, count=0.3`: the
+    kind's false rate, which `mmrlhf claims` prints for training pairs. By default 0."""
     monitor_verifiers: str | None = None
     """Verifiers, separated by commas, that measure the answers of each step without affecting the
     reward."""
     allow_monitoring_reward_verifiers: bool = False
     """Allow monitoring with a verifier that is also part of the reward, and choosing the best
-    policy by the benchmark facts where claims are rewarded by facts."""
+    policy by the benchmark facts if claims are rewarded by facts."""
     uncertainty_penalty: NonNegative = 0.0
     """Standard deviations of an ensemble's scores to subtract from their mean."""
     min_probe_detection_rate: Fraction = 0.6
     """Fraction of injected false claims, of every kind, that the reward model must score lower; ppo
     does not start below it. 0: no minimum."""
     allow_worse_judge: bool = False
-    """Start with a reward model that training made worse at telling false claims from true ones (J
-    in its reward.json), for studies."""
+    """Start with a reward model that training made worse at separating false from true claims (J in
+    its reward.json), for studies."""
 
     @property
     def compares_terms_in_groups(self) -> bool:

@@ -23,7 +23,7 @@ class RFTConfig(RewardTermsConfig, RolloutConfig, TrainConfig):
     num_generations: Count = 8
     """Answers sampled per prompt in each round."""
     max_kept_per_prompt: Count | None = 1
-    """Most answers to a prompt that are learnt, the best first: 1 is best-of-n; none: all that
+    """Maximum answers to a prompt that are learnt, the best first: 1 is best-of-n; none: all that
     qualify. Repeated, empty and cut-off answers are never learnt."""
     min_score: float | None = None
     """Lowest sum of rewards of an answer that is learnt."""
@@ -31,7 +31,7 @@ class RFTConfig(RewardTermsConfig, RolloutConfig, TrainConfig):
     """Learn only answers whose score is among this share of a round's highest; ties at the edge
     count."""
     min_margin: NonNegative | None = None
-    """How much higher than the mean of its prompt's answers a learnt answer must score."""
+    """Minimum score of a learnt answer above the mean of its prompt's answers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the most likely tokens that together reach this probability."""
     top_k: NonNegativeInt = 0

@@ -11,21 +11,23 @@ from mmrlhf.config.base import Fraction, Positive, settings
 
 @settings
 class RolloutEngineConfig:
-    """Where a policy that trains samples its answers; docs/engines.md has the servers' command."""
+    """The engine that samples a policy's answers in training; docs/engines.md has the servers'
+    command."""
 
     rollout_engine: str = "local"
-    """What samples answers: `local`, the trainer itself; `vllm`, vLLM in the trainer's process; or
-    vLLM servers, `http://HOST:PORT`, several separated by commas, which take prompts in turn."""
+    """Engine that samples answers: `local`, the trainer itself; `vllm`, vLLM in the trainer's
+    process; or vLLM servers, `http://HOST:PORT`, several separated by commas, which receive prompts
+    in turn."""
     async_steps: Annotated[int, Field(ge=0, le=1)] = 0
-    """Steps that sampling is ahead of training: with 1, servers sample the next step's answers
-    while this one trains, from a policy that is one step older."""
+    """Number of steps by which sampling is ahead of training: with 1, servers sample the next
+    step's answers while this one trains, from a policy that is one step older."""
     vllm_importance_sampling_correction: bool | None = None
-    """Weigh each token of the policy's loss by how much likelier the trainer thinks it than the
-    engine that sampled it; by default for every engine but `local`."""
+    """Weight each token of the policy's loss by its probability in the trainer / in the engine that
+    sampled it; by default for every engine except `local`."""
     vllm_importance_sampling_cap: Positive = 2.0
-    """Largest such weight (truncated importance sampling)."""
+    """Limit on this weight (truncated importance sampling)."""
     vllm_server_timeout: Positive = 240.0
-    """Seconds to wait for a server that is gone, before the run saves and stops."""
+    """Seconds to wait for a server that is down, before the run saves and stops."""
     vllm_gpu_memory_utilization: Fraction = 0.3
     """Share of the GPU's memory that vLLM takes in the trainer's process."""
 

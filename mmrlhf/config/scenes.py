@@ -39,20 +39,20 @@ class ScenesConfig:
     annotator_error: Fraction = 0.1
     """Fraction of pairs with a flipped label."""
     held_out_pairs: Count = 400
-    """Pairs to measure reward accuracy on, flipped labels included."""
+    """Pairs for measuring reward accuracy, flipped labels included."""
     fact_recall: Fraction = 0.8
     """Probability that the facts include a truth."""
     fact_error_rate: Fraction = 0.05
     """Fraction of the facts that are wrong."""
     rl_scenes: Count = 1600
-    """Scenes that ppo takes prompts from."""
+    """Scenes for the prompts of ppo."""
     selection_scenes: Count = 200
-    """Scenes to evaluate on during ppo."""
+    """Scenes for evaluations during ppo."""
     held_out_scenes: Count = 1000
     """Scenes of the held-out split, which the final table reports."""
     ood_scenes: Count = 300
     """Scenes in each out-of-distribution split."""
     best_of_n: Count = 16
-    """Samples that best-of-n chooses from."""
+    """Samples from which best-of-n chooses."""
     best_of_n_scenes: Count = 500
     """The first held-out scenes, which best-of-n describes."""

@@ -1,6 +1,6 @@
 """Settings of other tools by a part of their name, such as vllm_ or deepspeed: what to use instead.
 
-`other_trainers` has the settings that are named one by one, and comes first.
+`other_trainers` lists settings by their full names, and has precedence.
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ SETTING_FAMILIES = {
     r"completions_to_print|print_samples": "num_sample_generations is how often answers are printed",
     r"num_input_tokens|tokens_per_second": "metrics.jsonl has the tokens of every step, and its time",
 }  # fmt: skip
-"""Pattern in another tool's setting -> what to use instead, for names that no table has."""
+"""Pattern in another tool's setting -> what to use instead, for names in no table."""

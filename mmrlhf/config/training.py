@@ -61,7 +61,7 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """Rank of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
     """Layers to adapt: `all-linear` or names such as `q_proj,v_proj` in the language model, and
-    `projector` and `vision_tower` for theirs. Under these two, images are encoded in every forward
+    `projector` and `vision_tower` for theirs. With these two, images are encoded in every forward
     pass."""
     lora_alpha: Positive = 32.0
     """The adapter's update is scaled by lora_alpha / lora_r."""
@@ -86,8 +86,8 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     length_reward_correlation, zero_claim_rate, refusal_rate, vagueness, yes_rate,
     logp_difference."""
     report_to: str | None = None
-    """Trackers that get every metric and the samples, separated by commas: tensorboard, wandb,
-    trackio. metrics.jsonl and report.html have them in any case."""
+    """Trackers that receive every metric and the samples, separated by commas: tensorboard, wandb,
+    trackio. metrics.jsonl and report.html always have them."""
 
 
 @settings
@@ -95,7 +95,7 @@ class RewardConfig(TrainConfig):
     """Train a reward model on `prompt`, `chosen`, `rejected`, or another format of preferences."""
 
     tuning: Literal["lora", "full", "head"] = "lora"
-    """`lora` trains an adapter and the head, `head` the head alone; `full` trains the language
+    """`lora` trains an adapter and the head, `head` only the head; `full` trains the language
     model, so the reward model has its own base."""
     untrained_prior: bool = False
     """Add the base's own log-odds of Yes over No to the score, frozen, so that training only learns
@@ -138,13 +138,14 @@ class RewardConfig(TrainConfig):
     center_rewards_coefficient: NonNegative = 0.01
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
-    """Preferences to report accuracy, calibration and injected hallucinations on; nothing is
-    selected on them without load_best_model_at_end."""
+    """Preferences for measuring accuracy, calibration and injected hallucinations; without
+    load_best_model_at_end they select nothing."""
     truth_file: str | None = None
-    """Facts kept apart, in any format of facts_file: J is measured on the claims of the answers in
-    eval_dataset_name (or the first training rows), and without it on injected claims."""
+    """Facts that the reward model does not read, in any format of facts_file: J is measured on the
+    claims of the answers in eval_dataset_name (or the first training rows), and without it on
+    injected claims."""
     lexicon_file: str | None = None
-    """Nouns and other words to add to the lexicon that these claims are extracted with."""
+    """Nouns and other words to add to the lexicon for extracting these claims."""
     eval_steps: Count | None = None
     """Steps between measurements of loss, accuracy and J on eval_dataset_name; by default, only at
     the end."""
@@ -152,7 +153,7 @@ class RewardConfig(TrainConfig):
     """Keep the weights that were best at a measurement (step 0, untrained, included) instead of the
     last ones."""
     metric_for_best_model: Literal["accuracy", "loss", "j"] = "accuracy"
-    """What the best weights are best at; `j` is the share of false claims that lower the score,
-    minus the share of true ones that do."""
+    """Metric of the best weights; `j` is the share of false claims that lower the score, minus the
+    share of true ones that do."""
     early_stopping_patience: Count | None = None
     """Measurements in a row without a new best after which training stops."""

@@ -1,4 +1,4 @@
-"""Settings that were given although nothing would read them."""
+"""Settings that were given but have no effect."""
 
 from __future__ import annotations
 
