@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.config import EngineConfig
+from mmrlhf.files.paths import files_in
 from mmrlhf.records import Example, ImageSource, Preference
 
 CONTENT_FIELDS = (
@@ -65,7 +66,8 @@ def content_digest(name: str) -> str | None:
     """Return a hash of a file's or a directory's content; None if it is not on this machine.
 
     In a reward model, an adapter or a checkpoint, only the files that determine its outputs count.
-    For a Hub id, the snapshot in the cache is hashed, if there is one.
+    For a Hub id, the snapshot in the cache is hashed, if there is one. Raises InputError for a
+    folder of too many others (`files_in`).
     """
     path = Path(name)
     if path.is_file():
@@ -80,7 +82,7 @@ def content_digest(name: str) -> str | None:
     elif (path / "config.json").is_file():
         files = [file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES]
     else:
-        files = [file for file in path.rglob("*") if not file.name.startswith(".") and file.suffix.lower() not in IMAGE_SUFFIXES]
+        files = [file for file in files_in(path) if not file.name.startswith(".") and file.suffix.lower() not in IMAGE_SUFFIXES]
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.relative_to(path)}\0{_file_digest(file)}\0".encode())

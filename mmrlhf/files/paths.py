@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmrlhf.files.hub_names import is_hub_id
@@ -51,6 +53,20 @@ HUB_FIELDS = (
 
 LIST_FIELDS = ("reward_model_path", "scores_file")
 """Fields that may name several, separated by commas."""
+
+MAX_FOLDERS = 20_000
+"""Folders that a dataset may consist of. Others, such as /tmp, would be searched for minutes."""
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it.
+
+    Raises InputError at more than MAX_FOLDERS folders.
+    """
+    for number, (path, _, names) in enumerate(os.walk(folder), 1):
+        if number > MAX_FOLDERS:
+            raise InputError(f"{folder} holds more than {MAX_FOLDERS:,} folders: name the data file itself, or its own folder")
+        yield from (Path(path, name) for name in names)
 
 
 def require_paths(config: Any) -> None:

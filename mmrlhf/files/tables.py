@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
 from mmrlhf.files.hub_names import HUB_ID, is_hub_id
+from mmrlhf.files.paths import files_in
 from mmrlhf.files.rows import RawRow, is_single_object, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
@@ -230,7 +231,7 @@ def _open_arrow_table(name: str, split: str) -> Table:
         else:
             _refuse_split(name, split)
         return _ArrowTable(name, saved)
-    if parquet_files := [file.relative_to(path).as_posix() for file in path.rglob("*.parquet")]:
+    if parquet_files := [file.relative_to(path).as_posix() for file in files_in(path) if file.suffix == ".parquet"]:
         files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
         if list(files) == [DEFAULT_SPLIT] and not any(DEFAULT_SPLIT in file for file in parquet_files):
             _refuse_split(name, split)  # `datasets` calls the rows of a folder without splits so

@@ -11,7 +11,8 @@ import datasets
 import pytest
 
 from mmrlhf.datasets import Records, read_examples, read_preferences
-from mmrlhf.files import rows, tables
+from mmrlhf.files import paths, rows, tables
+from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.tables import open_table, read_rows, split_of
 from mmrlhf.records import InputError
 
@@ -264,3 +265,18 @@ def test_one_object_over_several_lines_is_named_as_such(tmp_path, name, first):
 def test_lines_are_not_taken_for_one_object(tmp_path, text):
     (tmp_path / "rows.jsonl").write_text(text)
     assert len(list(read_rows(str(tmp_path / "rows.jsonl")))) == len(text.splitlines())
+
+
+def test_a_folder_of_very_many_folders_is_not_searched(tmp_path, monkeypatch):
+    rows = datasets.Dataset.from_list([{"id": 1}])
+    for name in ("a", "b", "b/c"):
+        (tmp_path / name).mkdir()
+    rows.to_parquet(str(tmp_path / "b" / "c" / "rows.parquet"))
+    monkeypatch.setattr(paths, "MAX_FOLDERS", 4)
+    assert len(list(open_table(str(tmp_path)))) == 1
+    monkeypatch.setattr(paths, "MAX_FOLDERS", 3)
+    for read in (open_table, content_digest):
+        with pytest.raises(InputError, match=f"{tmp_path} holds more than 3 folders: name the data file itself"):
+            read(str(tmp_path))
+    rows.to_json(str(tmp_path / "metadata.jsonl"))
+    assert len(list(open_table(str(tmp_path)))) == 1  # named, so nothing is searched
