@@ -100,11 +100,12 @@ def test_a_step_with_a_reward_that_is_not_finite_is_skipped(tiny_vlm_path, examp
     function_file.write_text(
         f"def mine(samples):\n    return [{value} if s.id == {bad_id!r} else float(len(s.answer)) for s in samples]\n"
     )
-    config = config_of(tiny_vlm_path, tmp_path / "run", reward_terms=f"{function_file}:mine=1", max_steps=3)
+    config = config_of(tiny_vlm_path, tmp_path / "run", reward_terms=f"{function_file}:mine=1", max_steps=3, logging_steps=1)
     rows = train(config, examples)
     assert [row.get("skipped_steps") for row in rows] == [None, 1.0, 1.0] and "objective/kl" not in rows[1]
     assert {row["step"] for row in read_jsonl(tmp_path / "run" / "ledger.jsonl")} == {1, 3}
-    assert f"step 2: skipped_step: reward function {function_file}:mine returned {text}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"step 2: skipped_step: reward function {function_file}:mine returned {text}" in out and "\n     2  skipped\n" in out
     assert main(["replay", str(tmp_path / "run" / "skipped" / "step-000002.safetensors")]) == 0
     assert capsys.readouterr().out.rstrip().endswith("correct the function, as in the run")
 

@@ -32,7 +32,7 @@ def metrics_line(step: int, metrics: Mapping[str, Any], width: int) -> Text:
 class StepTable:
     """A table that grows by a row at a time; columns without a value in the first row are left out.
 
-    The header is printed again from time to time.
+    The header is printed again from time to time. A step without any value was skipped.
     """
 
     def __init__(self, console: Console) -> None:
@@ -41,6 +41,9 @@ class StepTable:
         self._num_rows = 0
 
     def print_row(self, step: int, values: Mapping[str, float | None]) -> None:
+        if not values:
+            self._console.print(Text(f"{step:>6}  skipped"), soft_wrap=True)
+            return
         if not self._columns:
             self._columns = [name for name, value in values.items() if value is not None]
         header = "  ".join([f"{'step':>6}", *(f"{name:>9}" for name in self._columns)])

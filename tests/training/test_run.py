@@ -406,3 +406,16 @@ def test_print_row_prints_aligned_columns_with_a_header(tmp_path, capsys):
     assert lines[0].split() == ["step", "reward", "policy", "loss"]  # KL had no value at first
     assert lines[1].split() == ["1", "0.125", "-0.25"] and len({len(line) for line in lines}) == 1
     assert [number for number, line in enumerate(lines) if "reward" in line] == [0, 21]  # the header comes again
+
+
+def test_print_row_says_that_a_step_was_skipped(tmp_path, capsys):
+    run = Run(str(tmp_path / "out"), FakeConfig())
+    run.print_row(1, {})
+    run.print_row(2, {"reward": 0.5})
+    run.print_row(3, {})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["1", "skipped"],
+        ["step", "reward"],
+        ["2", "0.5"],
+        ["3", "skipped"],
+    ]
