@@ -29,70 +29,6 @@ from tests.helpers.tiny_models import build_checkpoint
 SAMPLES = folder("data") / "samples"
 
 
-STAGES_SCRIPT = """
-import math, os, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-
-# float64 throughout: in float32, rounding would hide small differences, and training enlarges it.
-torch.set_default_dtype(torch.float64)
-torch.Tensor.float = torch.Tensor.double
-
-class Float64:
-    def __getattr__(self, name):
-        return torch.float64 if name == "float32" else getattr(torch, name)
-
-from mmrlhf.engine import prefill
-from mmrlhf.models import adapters, loading, vlm
-adapters.torch = vlm.torch = Float64()
-loading._precision_kwargs = lambda *_: {"dtype": torch.float64}
-prefill.LOGP_TOLERANCE[torch.float64] = 1e-3
-
-from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from mmrlhf.dpo import dpo
-from mmrlhf.ppo import ppo
-from mmrlhf.records import Preference
-from mmrlhf.reward_model import train_reward_model
-from mmrlhf.sft import sft
-from tests.helpers.scene_rows import scene_examples
-
-torch.set_num_threads(1)
-base, out, processes, reward_model, stages = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5].split(",")
-rows = scene_examples()
-rows[5] = replace(rows[5], images=())
-pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
-
-def parity(samples):
-    "Alike for many groups, and not finite for the first answer to a row, which one process has."
-    values, spoilt = [float(len(sample.answer) % 2) for sample in samples], Path(f"{out}-spoilt")
-    for i, sample in enumerate(samples):
-        if sample.id == rows[0].id and not spoilt.exists():
-            spoilt.touch()
-            values[i] = math.nan
-    return values
-
-common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3, num_sample_generations=0,
-              per_device_train_batch_size=4 // processes, activation_checkpointing="ACCELERATE_USE_FSDP" in os.environ)
-policy = dict(num_generations=2, response_length=10, num_ppo_epochs=1, min_probe_detection_rate=0, **common)
-if "sft" in stages:
-    sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
-if "reward" in stages:
-    common_reward = {name: value for name, value in common.items() if name != "num_sample_generations"}
-    train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common_reward), pairs)
-if "dpo" in stages:
-    dpo(DPOConfig(output_dir=f"{out}/dpo", loss_type="sigmoid,sft", image_pairs="other", **common), pairs)
-if "ppo" in stages:
-    ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=reward_model, num_mini_batches=2, allow_worse_judge=True,
-                  multi_objective_aggregation="normalize_then_sum", term_statistics="running", length_bounds="auto",
-                  **policy), rows[:3])  # one row twice in every step
-if "grpo" in stages:
-    ppo(PPOConfig(output_dir=f"{out}/grpo", reward_terms="parity=1", advantage_estimator="grpo", dynamic_sampling=True,
-                  num_mini_batches=4, feature_cache_dir=f"{out}-features", ptx_dataset_name=sys.argv[6], ptx_coef=0.5, sync_ref_model=True, ref_model_sync_steps=2,
-                  **policy | {"max_steps": 5}), rows, extra_reward_functions={"parity": parity})
-"""
-
-
 def test_generate_refuses_adapter_of_another_base(tiny_vlm_path, examples, reward_dir, tmp_path):
     other = sft(SFTConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / "o"), tuning="full", max_steps=1,
                           learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
@@ -204,73 +140,54 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
-    With shards, layers are recomputed in backward, which changes nothing but the memory.
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
-    draws that its two occurrences get on one. `grpo` replaces prompts, mixes in rows, refreshes its
-    reference, and skips a step for what one of the processes has.
+    draws that its two occurrences get on one. In float32, ten steps agree up to rounding.
     """
-    (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
-    row = '{{"prompt": "What is {0} plus {0}?", "answer": "It is {1}.", "images": []}}\n'
-    (tmp_path / "ptx.jsonl").write_text("".join(row.format(i, "1" * i) for i in range(1, 6)))
-    stages = ("sft", "reward", "dpo", "ppo", "grpo")
-    one = _logged_by_stages(tiny_vlm_path, tmp_path, "one", 1, stages)
+    out = _run_forked(tiny_vlm_path, tmp_path / "out", "exact", "traces")
+    stages = ("sft", "reward", "dpo", "ppo")
+    one = _logged(out / "one", *stages, "grpo")
     assert [row.get("skipped_steps", 0) for row in one["grpo"]][-1] == 1
     assert any(row.get("dynamic_sampling/replaced") for row in one["grpo"])
-    _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "two", 2, stages))
-    shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "shards", 2, ("sft", "ppo"), shards))
+    _assert_same_metrics(one, _logged(out / "two", *stages, "grpo"), rel=1e-9, abs=1e-12)
+    _assert_same_metrics(one, _logged(out / "shards", *stages), rel=1e-9, abs=1e-12)
+    trace = _logged(out / "one32", *stages)
+    assert [rows[-1]["step"] for rows in trace.values()] == [10, 10, 10, 10]
+    # A KL and a margin are small differences of log-probs of ten nats and more.
+    _assert_same_metrics(trace, _logged(out / "two32", *stages), rel=1e-5, abs=5e-6)
 
 
-SAMPLING_SCRIPT = """
-import sys
-import torch
-from mmrlhf.config import FeedbackConfig, RFTConfig
-from mmrlhf.feedback import feedback
-from mmrlhf.rft import rft
-from tests.helpers.scene_rows import scene_examples
+def test_two_processes_write_the_files_of_one_and_neither_outlives_the_other(tiny_vlm_path, tmp_path):
+    """Each process samples its share of a batch; at the end of the data one has a row less.
 
-torch.set_num_threads(1)
-base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
-common = dict(model_name_or_path=base, dataset_name="x", num_generations=2, response_length=48)
-rows = scene_examples()[:6]
-rft(RFTConfig(output_dir=f"{out}/rft", reward_terms="length=1", per_device_train_batch_size=4 // processes, max_steps=2, lora_r=4,
-              num_sample_generations=0, **common), rows)
-feedback(FeedbackConfig(output_dir=f"{out}/feedback", batch_size=4 // processes, **common), rows)
-"""
-
-
-def test_rft_and_feedback_on_two_processes_write_the_same_files(tiny_vlm_path, tmp_path):
-    """Each process samples its share of a batch; at the end of the data one has a row less."""
-    (tmp_path / "sampling.py").write_text(SAMPLING_SCRIPT)
-    for processes in (1, 2):
-        _launch(tmp_path / "sampling.py", processes, tiny_vlm_path, tmp_path / str(processes), processes)
+    If one is killed, the other stops with a sentence, whatever it was computing.
+    """
+    out = _run_forked(tiny_vlm_path, tmp_path / "out", "sampled", "lost")
     for name in (
         "rft/round_1/answers.jsonl",
         *(f"feedback/round_1/{name}.jsonl" for name in ("answers", "verdicts", "scores", "pairs")),
     ):
-        one, two = ((tmp_path / processes / name).read_bytes() for processes in ("1", "2"))
+        one, two = ((out / run / name).read_bytes() for run in ("sampled1", "sampled2"))
         assert one == two and one, name
+    for stage in ("sft", "reward", "dpo", "ppo", "rft"):
+        sentence = (out / "lost" / stage).read_text()
+        assert sentence.startswith("process 0 stops, because another one has stopped or does not answer"), stage
 
 
-def _logged_by_stages(base, tmp_path, name, processes, stages, environment=()):
-    """Run the script's stages, with the reward model of `one`; return metrics."""
-    out = tmp_path / name
-    arguments = (processes, tmp_path / "one" / "reward", ",".join(stages), tmp_path / "ptx.jsonl")
-    _launch(tmp_path / "stages.py", processes, base, out, *arguments, environment=environment)
-    return {stage: read_jsonl(out / stage / "metrics.jsonl") for stage in stages}
-
-
-def _launch(script, processes, *arguments, environment=()):
-    """Run a script on some processes, with one thread each."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+def _run_forked(base, out, *parts):
+    """Run parts of `helpers.forked_stages` with one thread per process; return their folder."""
     subprocess.run(
-        [sys.executable, *launch, str(script), *map(str, arguments)],
-        check=True, capture_output=True, timeout=900,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)} | dict(environment),
+        [sys.executable, "-m", "tests.helpers.forked_stages", base, str(out), ",".join(parts)],
+        check=True, capture_output=True, timeout=900, cwd=folder("data").parent,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    return out
 
 
-def _assert_same_metrics(logged, other_logged):
+def _logged(run, *stages):
+    return {stage: read_jsonl(run / stage / "metrics.jsonl") for stage in stages}
+
+
+def _assert_same_metrics(logged, other_logged, **tolerance):
     """Compare all metrics but times and memory.
 
     With a folder of features, as in `grpo`, an image is encoded once by all processes together.
@@ -284,7 +201,7 @@ def _assert_same_metrics(logged, other_logged):
                 and not name.startswith("memory/")
             ]
             for name in compared:
-                assert row[name] == pytest.approx(other_row[name], rel=1e-9, abs=1e-12), (stage, row["step"], name)
+                assert row[name] == pytest.approx(other_row[name], **tolerance), (stage, row["step"], name)
 
 
 def test_generate_writes_the_best_of_n_answers(tiny_vlm_path, examples, reward_dir, tmp_path):
