@@ -45,7 +45,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.build import Rewards, build_rewards, check_reward_rows, check_rewards
-from mmrlhf.rewards.claim_rewards import asks_base, claim_reward_verifiers
+from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
 from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
@@ -147,9 +147,8 @@ def rft(
 
 
 def _possible_warnings(config: RFTConfig) -> tuple[str, ...]:
-    """Return the warnings that a round can raise: those about claims need verifiers of claims."""
-    reads_claims = bool(claim_reward_verifiers(config.reward_terms) or config.monitor_verifiers)
-    return tuple(name for name in ANSWER_WARNINGS if reads_claims or name not in CLAIM_WARNINGS)
+    """Return the warnings that a round can raise: those about claims need claims to count."""
+    return tuple(name for name in ANSWER_WARNINGS if name not in CLAIM_WARNINGS or counts_claims(config))
 
 
 def _sft_dir(run_dir: Path, number: int) -> Path:
@@ -255,7 +254,9 @@ def _sample_batch(
     samples = build_samples(batch_rows, completions, config.num_generations, config.response_length)
     breakdowns = score_samples(rewards.weighted_rewards, samples, failure_file)
     scorer = rewards.claim_scorer
-    claims: list[Any] = scorer.ledger_rows(samples) if scorer is not None else [None] * len(samples)
+    claims: list[Any] = [None] * len(samples)
+    if scorer is not None and scorer.verifier_names:
+        claims = scorer.ledger_rows(samples)
     row_of_answer = [row for row, _ in batch for _ in range(config.num_generations)]
     return [
         ScoredAnswer(row, sample, breakdown, answer_claims, why_unusable(sample, vlm.escape_control_tokens))

@@ -116,6 +116,8 @@ def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, rewa
     logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
     mean = sum(r["terms"]["fact_rm"] for r in rows[:6]) / 6
     assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "hacking/refusal_rate" in logged
+    # Claims are counted without a verifier, too, but the ledger lists only those with verdicts.
+    assert 0 <= logged["hacking/zero_claim_rate"] <= 1 and not any("claims" in row for row in rows)
 
 
 def test_ppo_critic_sees_facts_changes_only_the_values(tiny_vlm_path, examples, reward_dir, tmp_path):

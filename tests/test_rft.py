@@ -158,6 +158,14 @@ def test_a_round_measures_silence_and_vagueness():
     metrics = round_metrics(config, answers, Selection([0]))
     assert (metrics["hacking/vagueness"], metrics["hacking/zero_claim_rate"]) == (0.25, 0.5)
     assert round_metrics(config, answers[2:] * 2, Selection([0]))["hacking/vagueness"] == 0
+    # Without a verifier, claims are counted if a reward model scores: here one, a hedged dog.
+    unverified = [answer(None)] * 4
+    scored = dataclasses.replace(config, reward_terms="fact_rm=1", reward_model_path="rm")
+    metrics = round_metrics(scored, unverified, Selection([0]))
+    assert (metrics["hacking/vagueness"], metrics["hacking/zero_claim_rate"]) == (1.0, 0.0)
+    assert "hacking/vagueness" not in round_metrics(
+        dataclasses.replace(config, reward_terms="length=1"), unverified, Selection([0])
+    )
 
 
 def test_prompts_from_a_file_keep_their_paths_and_earlier_turns_are_not_learnt(tiny_vlm_path, tmp_path):

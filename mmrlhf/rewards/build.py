@@ -25,7 +25,7 @@ from mmrlhf.rewards.types import RewardFunction, Sample
 class Rewards:
     """A run's weighted reward functions, and the models and verifiers behind them.
 
-    `claim_scorer` is None if neither the reward nor a monitor reads claims.
+    `claim_scorer` is None if the run counts no claims (`counts_claims`).
     """
 
     reward_models: list[RewardModel]

@@ -166,6 +166,16 @@ def asks_base(config: RewardedConfig) -> bool:
     return any(part.strip() == "vlm" for name in verifiers for part in name.split("+"))
 
 
+def counts_claims(config: RewardedConfig) -> bool:
+    """Return whether a run counts the claims of its answers.
+
+    It does where claims are rewarded or monitored, and where a reward model scores answers: these
+    are about an image then. Rule rewards alone, such as correctness, may be about anything.
+    """
+    spec = parse_reward_spec(config.reward_terms)
+    return config.monitor_verifiers is not None or "fact_rm" in spec or bool(claim_reward_verifiers(config.reward_terms))
+
+
 # ---- the scorer of a run -----------------------------------------------------------------------
 
 
@@ -180,7 +190,8 @@ class ClaimScorer:
     verifiers: Mapping[str, Verifier]
     """Single verifiers by name."""
     verifier_names: tuple[str, ...] = ()
-    """Verifiers, or several joined by `+`, that judge every answer for the ledger and metrics."""
+    """Verifiers, or several joined by `+`, that judge every answer for the ledger and metrics;
+    without any, claims are only counted."""
     unknown_costs: Mapping[str, float] = field(default_factory=dict)
     """The cost of an unknown claim in `hallucination`, by kind."""
     _samples: Sequence[Sample] = field(default=(), repr=False)
@@ -247,14 +258,14 @@ class ClaimScorer:
 
 
 def build_claim_scorer(config: RewardedConfig, adapters: Adapters) -> ClaimScorer | None:
-    """Build the claim scorer for a run's rewards and monitors; return None if it needs neither.
+    """Build the claim scorer for a run's rewards and monitors; return None if it counts no claims.
 
     Raises InputError for a verifier that is unknown, cannot be built, or may not be a monitor.
     """
     reward_verifiers = list(claim_reward_verifiers(config.reward_terms).values())
     monitors = monitor_verifiers(config.monitor_verifiers, reward_verifiers, config.allow_monitoring_reward_verifiers)
     verifier_names = tuple(dict.fromkeys([*reward_verifiers, *monitors]))
-    if not verifier_names:
+    if not counts_claims(config):
         return None
     lexicon = load_lexicon(config.lexicon_file)
     verifiers = {name: VERIFIERS[name](config, adapters, lexicon) for name in sorted(_single_verifiers(verifier_names))}

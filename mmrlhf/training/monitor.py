@@ -24,12 +24,13 @@ from mmrlhf.config_loader import suggestion
 from mmrlhf.models.processes import broadcast_object_list
 from mmrlhf.records import InputError
 from mmrlhf.report.progress import format_number
-from mmrlhf.rewards.monitors import hacking_warnings
+from mmrlhf.rewards.monitors import MAX_ZERO_CLAIM_RATE, hacking_warnings
 from mmrlhf.training.run import Run
 
 ENTROPY_KEY = "policy/entropy_avg"
 ZERO_STD_KEY = "frac_reward_zero_std"
 CLIPPED_KEY = "completions/clipped_ratio"
+ZERO_CLAIM_KEY = "hacking/zero_claim_rate"
 LOGP_DIFFERENCE_KEY = "sampling/logp_difference/mean"
 MIN_ENTROPY_SHARE = 0.1
 """Share of the first step's entropy per token, below which `entropy_collapse` is raised."""
@@ -43,7 +44,7 @@ NUM_WORSE = 2
 NUM_WORSE_WITHOUT_INTERVAL = 3
 """The same for a metric without an interval, whose noise is unknown."""
 CLAIM_WARNINGS = ("zero_claim_rate", "vagueness")
-"""Warnings that need the claims of answers."""
+"""Warnings that need the claims of answers: see `rewards.claim_rewards.counts_claims`."""
 HACKING_WARNINGS = ("length_reward_correlation", "refusal_rate", "yes_rate", *CLAIM_WARNINGS)
 ANSWER_WARNINGS = ("constant_reward", "unfinished_answers", *HACKING_WARNINGS)
 """Warnings about sampled answers and their rewards."""
@@ -121,6 +122,7 @@ class Monitor:
         self._window: list[dict[str, float]] = []
         self._proxy_values: list[float] = []  # since the last evaluation
         self._first_entropy: float | None = None
+        self._starts_silent: bool | None = None  # what a run without verdicts does not warn of
         # For each evaluation: its proxy, None until a step has measured it, and held-out metrics.
         self._evaluations: list[tuple[float | None, dict[str, HeldOut]]] = []
         self._held_out: dict[str, HeldOut] = {}  # of this step's evaluation
@@ -177,6 +179,9 @@ class Monitor:
         self._window.append({k: float(v) for k, v in metrics.items() if k in watched or k.startswith("hacking/")})
         if self._first_entropy is None and ENTROPY_KEY in metrics:
             self._first_entropy = float(metrics[ENTROPY_KEY])
+        if self._starts_silent is None and ZERO_CLAIM_KEY in metrics:
+            has_verdicts = any(name.startswith("claims/") for name in metrics)
+            self._starts_silent = metrics[ZERO_CLAIM_KEY] > MAX_ZERO_CLAIM_RATE and not has_verdicts
         if self.proxy.key in metrics:  # a skipped step has none
             self._proxy_values.append(float(metrics[self.proxy.key]))
         if (
@@ -218,6 +223,8 @@ class Monitor:
             )
         names = dict.fromkeys(name for metrics in self._window for name in metrics if name.startswith("hacking/"))
         means = {name: fmean(metrics[name] for metrics in self._window if name in metrics) for name in names}
+        if self._starts_silent:  # such as questions for a word: the reward has not made it silent
+            means.pop(ZERO_CLAIM_KEY, None)
         return warnings | hacking_warnings(means)
 
     def _divergence(self) -> str:
@@ -257,6 +264,7 @@ class Monitor:
             "window": self._window,
             "proxy_values": self._proxy_values,
             "first_entropy": self._first_entropy,
+            "starts_silent": self._starts_silent,
             "evaluations": evaluations,
             "has_new_evaluation": self._has_new_evaluation,
             "ended": self.ended,
@@ -267,7 +275,7 @@ class Monitor:
         if state:
             self._window, self._proxy_values = state["window"], state["proxy_values"]
             self._first_entropy, self._has_new_evaluation = state["first_entropy"], state["has_new_evaluation"]
-            self.ended = state.get("ended", "")
+            self.ended, self._starts_silent = state.get("ended", ""), state.get("starts_silent")
             self._evaluations = [
                 (proxy, {key: HeldOut(*point) for key, point in held_out.items()}) for proxy, held_out in state["evaluations"]
             ]

@@ -123,6 +123,25 @@ def test_warnings_about_answers(key, value, name, tmp_path):
     assert [row["name"] for row in read_jsonl(file)] == [name] if name else not file.exists()
 
 
+def warned_of_silence(folder, rates, resumed_after=None, **metrics):
+    """Return the steps at which a run with these shares of silent answers warned."""
+    run, monitor = open_run(folder), Monitor(REWARD)
+    for step, rate in enumerate(rates, 1):
+        monitor.after_step(run, ONE_PROCESS, step, {REWARD.key: 0.0, "hacking/zero_claim_rate": rate, **metrics}, True)
+        if step == resumed_after:
+            state, monitor = json.loads(json.dumps(monitor.state())), Monitor(REWARD)
+            monitor.load_state(state)
+    file = folder / "warnings.jsonl"
+    return [row["step"] for row in read_jsonl(file)] if file.exists() else []
+
+
+def test_answers_that_never_claimed_anything_are_no_sign_of_a_reward_for_silence(tmp_path):
+    """Questions for a word have such answers. Where claims are verified, they say too little."""
+    assert warned_of_silence(tmp_path / "a", [0.4, 0.6]) == [2]
+    assert warned_of_silence(tmp_path / "b", [0.6, 0.9], resumed_after=1) == []
+    assert warned_of_silence(tmp_path / "c", [0.6, 0.9], **{"claims/supported@facts": 0.1}) == [1, 2]
+
+
 def test_parse_stop_on_warning():
     assert parse_stop_on_warning(None, WARNINGS) == ()
     assert parse_stop_on_warning("refusal_rate, yes_rate", WARNINGS) == ("refusal_rate", "yes_rate")

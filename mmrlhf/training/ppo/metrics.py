@@ -14,7 +14,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.processes import gather_object, gather_rows
 from mmrlhf.models.vlm import VLM
-from mmrlhf.rewards.claim_rewards import ClaimScorer, claim_reward_verifiers
+from mmrlhf.rewards.claim_rewards import ClaimScorer, counts_claims
 from mmrlhf.rewards.ledger import ledger_rows, mean_values
 from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
@@ -171,8 +171,7 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
 
 def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
     """Return the warnings that a run's own answers can raise."""
-    has_claims = config.monitor_verifiers is not None or bool(claim_reward_verifiers(config.reward_terms))
-    of_answers = tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
+    of_answers = tuple(name for name in ROLLOUT_WARNINGS if name not in CLAIM_WARNINGS or counts_claims(config))
     return of_answers if config.has_own_engine else (*of_answers, LOGP_DIFFERENCE)
 
 
@@ -219,7 +218,8 @@ def log_step(
 ) -> None:
     """Write metrics and ledger and, at logging steps, print the main metrics and samples."""
     run.log(step + 1, metrics)
-    claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
+    scorer = roles.claim_scorer
+    claim_rows = scorer.ledger_rows(batch.samples) if scorer is not None and scorer.verifier_names else None
     rows = ledger_rows(batch.samples, batch.breakdowns, batch.rewards_NT.sum(1).tolist(), claim_rows)
     groups = [rows[i : i + config.num_generations] for i in range(0, len(rows), config.num_generations)]
     run.log_ledger(step + 1, [row for group in gather_rows(groups) for row in group])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.config import RFTConfig
+from mmrlhf.rewards.claim_rewards import counts_claims
 from mmrlhf.rewards.ledger import mean_values
-from mmrlhf.rewards.monitors import hacking_metrics
+from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics
 from mmrlhf.rewards.selection import Candidate, Selection
 from mmrlhf.training.monitor import CLIPPED_KEY, ZERO_STD_KEY
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
+from mmrlhf.verifiers import AnswerClaims
 
 
 def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection: Selection) -> dict[str, float]:
@@ -33,7 +36,7 @@ def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection:
         "rft/best_score": fmean(max(group) for group in groups),
         **({"rft/kept_score": fmean(kept_totals)} if kept_totals else {}),
         **hacking_metrics(samples, totals, config.num_generations),
-        **_claim_metrics(answers),
+        **_claim_metrics(config, answers),
     }
 
 
@@ -60,12 +63,16 @@ def advice(candidates: Sequence[Candidate], selection: Selection) -> str:
     )
 
 
-def _claim_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
+def _claim_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer]) -> dict[str, float]:
     """Return the shares of contradicted and unknown claims by verifier, of hedged ones, and of
-    silent answers.
+    silent answers; without verifiers only the latter two, or nothing.
     """
     if answers[0].claims is None:
-        return {}
+        if not counts_claims(config):
+            return {}
+        lexicon = load_lexicon(config.lexicon_file)
+        extracted = [tuple(extract_claims(answer.sample.answer, lexicon)) for answer in answers]
+        return claim_hacking_metrics([AnswerClaims((), (), claims) for claims in extracted])
     claims = [claim for answer in answers for claim in answer.claims or ()]
     metrics = {
         "hacking/zero_claim_rate": fmean(not answer.claims for answer in answers),
