@@ -21,6 +21,7 @@ from mmrlhf.engine.sampling import SamplingParams, make_sampling_params
 from mmrlhf.evaluation.policy_benchmarks import (
     ANSWER_METRICS,
     DEFAULT_EVAL_STEPS,
+    PolicyBenchmark,
     best_metric,
     check_eval_settings,
     open_benchmarks,
@@ -78,6 +79,7 @@ class PolicyEvaluation:
         check_eval_settings(config, function is not None)
         self.config, self.function, self.watch = config, function, watch
         self.benchmarks = open_benchmarks(config)
+        _refuse_rewarded_clip(config, self.benchmarks)
         chosen = best_metric(config, self.benchmarks, function is not None, held_out_metrics)
         if chosen:
             _refuse_rewarded_facts(config, chosen[0])
@@ -286,6 +288,21 @@ def _refuse_rewarded_facts(config: PolicyEvalConfig, metric: str) -> None:
             f"metric_for_best_model {metric} is measured by the verifier facts, which the reward {rewarded} uses: what is optimised "
             "must not choose; give a metric of another benchmark, or --allow_monitoring_reward_verifiers true"
         )
+
+
+def _refuse_rewarded_clip(config: PolicyEvalConfig, benchmarks: Sequence[PolicyBenchmark]) -> None:
+    """Raise InputError if the open_clip model of a benchmark verifies claims for the reward."""
+    if not isinstance(config, RewardTermsConfig) or config.clip_model is None or config.allow_monitoring_reward_verifiers:
+        return
+    verifiers = claim_reward_verifiers(config.reward_terms)
+    rewarded = next((name for name, verifier in verifiers.items() if "clip" in verifier.split("+")), None)
+    for item in benchmarks:
+        model = getattr(item.task.options, "clip_model", None)
+        if rewarded and model is not None and Path(model).resolve() == Path(config.clip_model).resolve():
+            raise InputError(
+                f"eval_benchmarks {item.name} verifies claims by {model}, as the reward {rewarded} does: what is optimised must not "
+                "evaluate; give the benchmark another clip_model, or --allow_monitoring_reward_verifiers true"
+            )
 
 
 def _as_example(row: Example | Preference) -> Example:
