@@ -73,8 +73,7 @@ RENAMED_VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfigField:
-    """The accepted values of a field, for messages and `--help`; `choices` has those of a
-    Literal."""
+    """The accepted values of a field, for messages and `--help`; `choices` lists a Literal's."""
 
     name: str
     value_type: Literal["integer", "number", "text", "boolean"]
@@ -324,8 +323,7 @@ def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads values as in YAML 1.2. In PyYAML's YAML 1.1, `off` is false, 016 is 14 and 1:30 is
-    90."""
+    """Reads values as in YAML 1.2. In PyYAML's 1.1, `off` is false, 016 is 14 and 1:30 is 90."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 

@@ -1,5 +1,4 @@
-"""Direct preference optimisation: train on preferences without a reward model (Rafailov et al.
-2023).
+"""Direct preference optimisation: train on preferences directly (Rafailov et al. 2023).
 
 The policy is an adapter, and the reference is the base without it, or with the adapter from which
 the policy starts. Policy and reference see the image and the prompt, never facts. A ranking of K
@@ -233,8 +232,7 @@ def check_recipe(config: DPOConfig, eval_function: EvalFunction | None = None) -
 
 
 def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> PolicyEvaluation:
-    """Return the evaluation during training, which also measures held-out pairs, if there are
-    any."""
+    """Return the evaluation during training, which also measures held-out pairs if given."""
     if pairs is None:
         return PolicyEvaluation(config, eval_function)
     function = pairs if eval_function is None else lambda vlm: {**pairs(vlm), **eval_function(vlm)}

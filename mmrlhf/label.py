@@ -207,8 +207,7 @@ def _read_uncertainty(scores_file: str | None, reward_eval_file: str | None, lex
 
 
 def _refuse_without_uncertainty(tasks: Sequence[Task], output: Path) -> None:
-    """Refuse an order by a property that no task has, new or in the file: it would be file
-    order."""
+    """Refuse an order by a property that no task has: it would be the order of the file."""
     if any(task.uncertainty is not None and not task.gold for task in tasks):
         return
     if _has_content(output):

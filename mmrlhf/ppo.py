@@ -141,8 +141,7 @@ def _train(
     num_steps: int,
     estimated_bytes: int,
 ) -> None:
-    """Take the remaining steps; afterwards `evaluation.num_steps` is the step at which the run
-    ended."""
+    """Take the remaining steps; then `evaluation.num_steps` is the step at which the run ended."""
     roles, policy, start_step = state.roles, state.roles.policy, 0
     if resumed := run.resume(num_steps):
         start_step, tensors, numbers = resumed

@@ -36,8 +36,7 @@ Ask = Callable[[Example], str]
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model that answers. `weights` is a hash of its weights, "" for a model outside this
-    process."""
+    """A model that answers. `weights` is a hash of its weights, "" outside this process."""
 
     ask: Ask
     weights: str = ""
@@ -130,8 +129,7 @@ class Producer:
                 self._is_closed.wait(LONGEST_PAUSE)
 
     def _next(self) -> int | None:
-        """Return the next pair of models without a pause after failures, None if there is none
-        now."""
+        """Return the next pair of models that are not paused after failures, None without one."""
         now = time.monotonic()
         return next(
             (n for n, (_, *models, _) in enumerate(self._waiting) if all(self._resting_until[model] <= now for model in models)),

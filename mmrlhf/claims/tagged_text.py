@@ -270,8 +270,7 @@ class TaggedText:
         return self.cut_tokens(start, stop)
 
     def without_predicate(self, start: int, stop: int) -> str:
-        """Return the text without a verb's object or predicate, or without the clause if it is then
-        empty."""
+        """Return the text without a verb's object or predicate; an empty clause is removed, too."""
         tags, (begin, end) = self.tags, self.clause(start)
         while start > begin and tags[start - 1] == "R":
             start -= 1

@@ -1,5 +1,4 @@
-"""`mmrlhf calibrate clip|vlm`: fit probabilities to a verifier's scores on claims labelled by
-facts.
+"""`mmrlhf calibrate clip|vlm`: fit probabilities to scores of claims labelled by facts.
 
 The claims come from the dataset's answers, or from its facts, each paired with a false one. Facts
 label them as true or false. Claims that facts leave unknown are not used, repeated claims about the

@@ -1,5 +1,4 @@
-"""The truth about sampled answers, for `mmrlhf reward-eval`, from a source that the reward does not
-read."""
+"""The truth about sampled answers, for `mmrlhf reward-eval`: a source hidden from the reward."""
 
 from __future__ import annotations
 

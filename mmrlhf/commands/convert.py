@@ -125,8 +125,7 @@ def write_records(
 
 
 def _representable(preferences: Iterable[Preference], target_format: str, skipped: Counter[str]) -> Iterator[Preference]:
-    """Yield preferences, or their pairs; `skipped` counts those that the format cannot
-    represent."""
+    """Yield preferences, or their pairs; `skipped` counts those that do not fit the format."""
     row_format = FORMATS[target_format]
     for preference in preferences:
         for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):

@@ -147,8 +147,7 @@ def _write_policy(config: ExportConfig, folder: Path) -> AdapterFacts | None:
 
 
 def _write_reward_model(config: ExportConfig, folder: Path) -> AdapterFacts | None:
-    """Write a reward model that scores as in training; return its adapter's properties for the
-    card."""
+    """Write a reward model that scores as in training; return its adapter's entries of the card."""
     path = str(config.adapter_path)
     model = load_reward_model(path, device="cpu", base_model_name_or_path=config.model_name_or_path)
     copy_reward_model(model, Path(path), folder)
@@ -202,8 +201,7 @@ def _evaluations(config: ExportConfig, kind: Kind, records: Sequence[TrainingRec
 
 
 def _check_measured(result: Result, config: ExportConfig, kind: Kind) -> None:
-    """Raise InputError if a result belongs to another model; print a note if it records no
-    model."""
+    """Raise InputError if a result belongs to another model; print a note if it names none."""
     try:
         key: Any = json.loads((result.folder / "run_key.json").read_text(encoding="utf-8"))
         measured = {name: key.get(name) for name in ("model_name_or_path", "adapter_path", "reward_model_path")}

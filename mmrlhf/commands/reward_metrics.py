@@ -108,8 +108,7 @@ def _outcomes(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> 
 
 
 def image_or_row(row: Preference) -> Hashable:
-    """Return a row's unit of dependence: the image that its comparisons share with others, or the
-    row."""
+    """Return a row's unit of dependence: the image shared with other rows, or the row itself."""
     return row.images or row.id
 
 

@@ -38,8 +38,8 @@ class DPOConfig(PolicyEvalConfig):
     image_pair_coefficient: NonNegative = 1.0
     """Weight of the comparisons of pictures."""
     anchor_coefficient: NonNegative = 0.0
-    """Weight of -log sigmoid of the better answer's reward, which keeps that reward from falling; 1
-    in mDPO."""
+    """Weight of -log sigmoid of the better answer's reward, which keeps it from falling; 1 in
+    mDPO."""
     eval_dataset_name: str | None = None
     """Held-out preferences: their loss, accuracy and margins are measured before the first step,
     every eval_steps and after the last."""

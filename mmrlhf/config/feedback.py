@@ -90,7 +90,7 @@ class FeedbackConfig(SelectionConfig, VerifierConfig, FactsConfig, EngineConfig,
     """Weight of a pair of human_dataset_name: 3 repeats it three times, 0.5 draws half of them in
     each round."""
     truth_file: str | None = None
-    """Facts that the verifier does not read, in any format of facts_file: labels are compared with
+    """Facts hidden from the verifier, in any format of facts_file: labels are compared with
     them."""
     limit: Count | None = None
     """Use only the first rows."""

@@ -111,8 +111,7 @@ SAME_SETTINGS = {
     "api_nproc": "endpoint_concurrency", "num_concurrent": "endpoint_concurrency", "timeout": "endpoint_timeout",
     "max_retries": "endpoint_retries", "retry": "endpoint_retries", "image_max_pixels": "max_pixels", "image_min_pixels": "min_pixels", "longest_edge": "max_pixels", "data_seed": "seed", "random_seed": "seed", "manual_seed": "seed",
 }  # fmt: skip
-"""Another tool's setting -> settings here with the same meaning; the first one of the command is
-suggested."""
+"""Another tool's setting -> settings here with its meaning; the command's first is suggested."""
 
 EXPLAINED_SETTINGS = {
     "max_prompt_length": "max_length limits prompt and answer together, and response_length the answer",

@@ -8,8 +8,7 @@ from mmrlhf.config.training import TrainConfig
 
 @settings
 class SelectionConfig:
-    """The data for evaluating a policy during training, and the metric that chooses the best
-    one."""
+    """The data of evaluations during training, and the metric that chooses the best policy."""
 
     eval_benchmarks: str | None = None
     """Benchmarks to evaluate the policy on before the first step, every eval_steps and after the

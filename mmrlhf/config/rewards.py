@@ -26,8 +26,7 @@ class VerifierConfig:
 
 @settings
 class RewardTermsConfig(VerifierConfig):
-    """The reward functions of sampled answers, and the verification and monitoring of their
-    claims."""
+    """The reward functions of sampled answers, and verification and monitoring of their claims."""
 
     reward_model_path: str | None = None
     """Directory that the reward stage wrote, for fact_rm; several, separated by commas, form an

@@ -11,8 +11,7 @@ from mmrlhf.config.base import Fraction, Positive, settings
 
 @settings
 class RolloutEngineConfig:
-    """The engine that samples a policy's answers in training; docs/engines.md has the servers'
-    command."""
+    """The engine that samples answers in training; docs/engines.md has the servers' command."""
 
     rollout_engine: str = "local"
     """Engine that samples answers: `local`, the trainer itself; `vllm`, vLLM in the trainer's

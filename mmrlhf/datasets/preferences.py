@@ -93,8 +93,7 @@ def is_preference(row: Row) -> bool:
 
 
 def is_vlfeedback(row: Row) -> bool:
-    """Return whether `completions` contains objects, or the Hub's table of them, rather than
-    texts."""
+    """Return whether `completions` has objects, or the Hub's table of them, rather than texts."""
     completions = row.fields.get("completions")
     if isinstance(completions, list):
         return any(isinstance(item, dict) for item in completions)

@@ -65,8 +65,7 @@ def refutation(claim: Claim) -> str:
 
 
 def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
-    """Return a true description, then the content of four cells: text that only the image
-    determines.
+    """Return a true description, then the content of four cells, which only the image shows.
 
     From these the model learns to look.
     """
@@ -78,8 +77,7 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation about a scene, with or without its image, and with or without labelled
-    claims."""
+    """A conversation about a scene, with or without its image, and with or without claim labels."""
 
     scene: scenes.Scene
     turns: Turns

@@ -191,8 +191,7 @@ OBJECT_LAYER, CLAIM_LAYER = 3, 5
 
 
 class AuxiliaryHeads(nn.Module):
-    """Heads that read a claim's last token during training of the language model, discarded
-    afterwards.
+    """Heads that read a claim's last token while the language model is trained; then discarded.
 
     A yes/no reply to a review can only combine what lower layers have computed, and its loss alone
     does not teach them to do so: a model of this size then looks for a claim's words in the facts,

@@ -187,8 +187,8 @@ class Benchmark:
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
-        """Rename a row's fields to those of `answer_fields`, according to options. Default:
-        none."""
+        """Rename a row's fields to those of `answer_fields`, depending on options. Default:
+        no-op."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:

@@ -57,8 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:
-    """Check that a file can be written in a folder, before any work is done, and leave nothing
-    there.
+    """Check that a file can be written in a folder, before any work; leave nothing there.
 
     Raises InputError that names the setting with the folder.
     """

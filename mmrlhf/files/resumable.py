@@ -29,8 +29,7 @@ class ResumableWriter:
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], group_size: int = 1, setting: str = "output_file"):
-        """Raise InputError if the file was made from other inputs, or another command writes to
-        it."""
+        """Raise InputError if the file has other inputs, or another command writes to it."""
         files = [value["path"] for value in inputs.values() if isinstance(value, dict) and "path" in value]
         refuse_output_file(path, setting, files)
         self.path, self._setting = path, setting

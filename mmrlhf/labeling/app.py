@@ -94,8 +94,7 @@ async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Respo
 
 
 def _storage_refusal(error: StorageError, sentence: str) -> Refusal:
-    """Return a refusal with the reason filled into {} of `sentence`; the cause is printed for the
-    lead."""
+    """Return a refusal, with the reason in {} of `sentence`; print the cause for the lead."""
     with suppress(OSError):  # the output may be a file on the same full disk
         print(f"error: {error}: {error.advice}", flush=True)
     if isinstance(error, FileGoneError):
@@ -245,8 +244,7 @@ class _Handlers:
         )
 
     def _require_annotator(self, request: Request, form: Mapping[str, str]) -> int:
-        """Return the annotator who sent a form and has accepted the consent line. Raises
-        Refusal."""
+        """Return a form's sender, who must have accepted the consent line. Raises Refusal."""
         annotator = self._require_own_form(request, form)
         if not self.sessions.has_accepted(annotator):
             raise Refusal(403, "the line that you agreed to has changed: open the page in another tab, read it, and save again")

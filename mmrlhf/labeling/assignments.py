@@ -55,8 +55,7 @@ class Assignments:
     def __init__(
         self, store: Store, schedule: Schedule, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
     ) -> None:
-        """Rebuild the schedule from the events of a store. `clock` is monotonic, `now` need not
-        be."""
+        """Rebuild the schedule from the events of a store. `clock` is monotonic, `now` may jump."""
         self.store, self._schedule, self._clock, self._now = store, schedule, clock, now
         self._lock = threading.RLock()
         self._last_task = 0

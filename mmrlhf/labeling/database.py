@@ -119,8 +119,7 @@ class Database:
             self._num_flushed = number
 
     def _sync_log(self) -> None:
-        """Write SQLite's log, which contains the commits, to disk. In other modes SQLite has done
-        so."""
+        """Write SQLite's log, with the commits, to disk. In other modes SQLite has done so."""
         if self._log < 0:
             if not os.path.exists(self._names[1]):
                 return

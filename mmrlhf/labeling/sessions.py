@@ -96,7 +96,7 @@ class Sessions:
         return parts is not None and time.time() >= int(parts[2]) + DAY_SECONDS
 
     def annotator_of(self, cookie: str | None) -> int | None:
-        """Return the annotator of a cookie, None if it is missing, forged, too old, or from the
+        """Return a cookie's annotator, None if it is missing, forged, too old, or from the
         future."""
         annotator = self._signed_annotator(cookie or "")
         return annotator if annotator is not None and self._store.code_of(annotator) is not None else None

@@ -139,8 +139,7 @@ def _check_mode(row: Row) -> None:
 
 
 def _refuse_unread_answers(row: Row) -> None:
-    """Refuse a row whose answers would be dropped, because they are in fields that nothing
-    reads."""
+    """Refuse a row whose answers would be dropped: they are in fields that nothing reads."""
     names = numbered_answers(row.fields)
     if names and "answers" not in row.fields:
         look, them = ("looks like an answer", "it") if len(names) == 1 else ("look like answers", "them")
@@ -214,8 +213,7 @@ def _merge(task: Task, other: Task) -> Task:
 
 
 def _split(group: Task, mode: Mode | None, skipped: Counter[str]) -> Iterator[Task]:
-    """Yield the tasks of a group: a pair for every two answers, each answer's claims, or the
-    group."""
+    """Yield the tasks of a group: every two answers, each answer's claims, or the group itself."""
     number = len(group.answers)
     mode = mode or MODE_BY_ANSWERS[min(number, 3)]
     group = replace(group, mode=mode)

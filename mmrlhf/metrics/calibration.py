@@ -121,8 +121,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     effective_size = (num_true + num_false) / 2 - 1
 
     def residual(candidate: float, sign: int) -> float:
-        """Return the distance of a candidate bound from `auc`, minus Z_95 standard errors at that
-        bound."""
+        """Return the distance of a candidate bound from `auc`, minus Z_95 standard errors there."""
         variance = (
             candidate
             * (1 - candidate)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FOLD_SIZE = 50
-"""Number of answers measured together: the metrics depend on this number, so all folds have the
-same size."""
+"""Answers per fold: the metrics depend on their number, so all folds have the same size."""
 
 
 def whole_folds(answers: Sequence[str]) -> list[list[str]]:
-    """Return answers in folds of FOLD_SIZE, without the remainder; all in one fold if there are
-    fewer."""
+    """Return answers in folds of FOLD_SIZE, without the remainder; fewer answers are one fold."""
     starts = range(0, len(answers) - FOLD_SIZE + 1, FOLD_SIZE)
     return [list(answers[start : start + FOLD_SIZE]) for start in starts] or [list(answers)]
 

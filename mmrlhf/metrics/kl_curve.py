@@ -34,8 +34,7 @@ def kl_after_steps(
 
 
 def by_root_of_kl(kl: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the square roots of KLs [E], ascending, and the values there; for equal KLs their
-    mean.
+    """Return the square roots of KLs [E], ascending, and the (mean) values at each.
 
     Rewards grow about linearly with the root (Bai et al. 2022). The order is by KL, which is not
     always that of training steps.

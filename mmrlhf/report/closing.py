@@ -14,8 +14,7 @@ placeholders for the user's own files."""
 
 
 def _logs(config: Any) -> dict[Path, str]:
-    """Return the files that every training stage writes in addition to its result, if they
-    exist."""
+    """Return the existing files that training stages write in addition to their result."""
     run = Path(config.output_dir)
     return {
         run / "report.html": "curves, fixed prompts over steps and warnings; it opens offline",

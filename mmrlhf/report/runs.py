@@ -179,8 +179,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file to which a run appends; the last line may be incomplete
-    meanwhile."""
+    """Yield the rows of a file to which a run appends; its last line may be incomplete."""
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:

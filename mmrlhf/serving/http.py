@@ -142,8 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(self._post)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer requests that the base class refuses (another method, an invalid request) in
-        JSON."""
+        """Answer requests that the base class refuses (other methods, invalid requests) in JSON."""
         if code == HTTPStatus.NOT_IMPLEMENTED:
             return self._respond(self._refuse_method)
         self.request_version = self.protocol_version  # a reply to HTTP/0.9 would have no status

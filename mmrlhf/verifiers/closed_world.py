@@ -40,8 +40,7 @@ class CompleteList:
     names: frozenset[str]
 
     def evidence_against(self, claim: Claim, lexicon: Lexicon) -> Evidence:
-        """Return the facts that contradict a claim's positive form, none if the list leaves it
-        open."""
+        """Return facts that contradict a claim's positive form, none if the list leaves it open."""
         for noun in filter(None, (claim.subject, claim.target)):
             if self._is_absent(noun, lexicon):
                 is_zero = claim.kind == "count" and int(claim.value) == 0
