@@ -180,7 +180,7 @@ def j_sentence(j: Mapping[str, Any]) -> str:
     before, after, change = j["before"], j["after"], j["change"]
     kinds = ", ".join(f"{kind} {before[kind]['j']:.2f} and {after[kind]['j']:.2f}" for kind in after if kind != ALL_KINDS)
     kinds = kinds or "not enough claims"
-    verdict = " (ppo refuses a judge that training made worse)" if change["high"] < 0 else ""
+    verdict = " (ppo refuses a reward model that training made worse)" if change["high"] < 0 else ""
     return (
         f"J (share of false claims that lower the score, minus that of true claims) on {j['measured_on']}: "
         f"{before[ALL_KINDS]['j']:.2f} before training, {after[ALL_KINDS]['j']:.2f} after, change {change['value']:+.2f} "
