@@ -323,7 +323,7 @@ def test_help_shows_docstring_range_choices_and_default(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["ppo", "--help"])
     output = capsys.readouterr().out
-    assert "Lambda of generalised advantage estimation. (from 0 to 1; default 0.95)" in output
+    assert "Lambda of generalised advantage estimation; 1 without a critic. (from 0 to 1; default 0.95)" in output
     assert "--dtype float32|bfloat16" in output
     assert "Optimiser steps of linear warm-up. (at least 0; default 0)" in output  # an inherited field
 
