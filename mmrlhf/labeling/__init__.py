@@ -11,7 +11,7 @@ assignments    tasks shown, answers recorded once, undo: the store and the sched
 typed_facts    facts from a typed sentence
 forms          the label in a submitted form, checked, by the mode of its task
 guard          addresses, hosts, origins, sizes and headers of requests
-sessions identity of annotators: pseudonyms, codes and cookies
+sessions       identity of annotators: pseudonyms, codes and cookies
 pages          what a task's page shows
 images         images of tasks as a browser can show them
 app            the routes

@@ -3,7 +3,8 @@
 pairwise   ranks of the two answers (equal for a tie), `strength` 1 to 3, `both_bad`
 ranking    ranks of the answers, 1 for the best; equal ones are a tie
 claims     `spans` that are wrong, with a reason and a correction; `claims` with a verdict each;
-           `corrected`, the corrected answer facts typed facts, and whether the list is complete
+           `corrected`, the corrected answer
+facts      typed facts, and whether the list is complete
 
 Ranks are in the order of the task's answers, not in display order.
 """

@@ -3,7 +3,7 @@
 config.yaml      settings
 inputs.json      hashes of data, images, weights and reward functions, the number of processes,
                  and versions of packages
-changes.jsonl changes by `--allow_change` during the run, and after which step
+changes.jsonl    changes by `--allow_change` during the run, and after which step
 """
 
 from __future__ import annotations
