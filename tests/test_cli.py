@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 import mmrlhf
-from mmrlhf import cli
-from mmrlhf.cli import ARENA_COMMANDS, CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
+from mmrlhf.cli import app as cli
+from mmrlhf.cli.app import ARENA_COMMANDS, CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config.other_commands import OTHER_COMMANDS
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, SAME_SETTINGS

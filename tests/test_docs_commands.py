@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrlhf import cli
-from mmrlhf.cli_parser import Parser
+from mmrlhf.cli import app as cli
+from mmrlhf.cli.parser import Parser
 from mmrlhf.records import InputError
 
 ROOT = Path(__file__).parents[1]

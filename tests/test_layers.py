@@ -10,7 +10,7 @@ import mmrlhf
 ROOT = Path(mmrlhf.__file__).parent
 STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate", "serve", "label")
 ORDER = [
-    "__main__", "cli", "cli_arena", "cli_label", "cli_commands", "cli_parser", "demo", "replay", "feedback", "rft", "arena", *STAGES,
+    "__main__", "cli", "demo", "replay", "feedback", "rft", "arena", *STAGES,
     "labeling", "serving", "commands", "evaluation", "training", "rewards",
     "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
     "config", "background", "records",

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from mmrlhf.cli import COMMANDS
-from mmrlhf.cli_parser import make_config_parser
+from mmrlhf.cli.app import COMMANDS
+from mmrlhf.cli.parser import make_config_parser
 from mmrlhf.config import (
     DPOConfig,
     FeedbackConfig,

@@ -14,7 +14,8 @@ import pytest
 
 SERVER = """
 import pathlib, sys, torch
-from mmrlhf import cli, serve
+from mmrlhf import serve
+from mmrlhf.cli import app as cli
 from mmrlhf.files import stop_signals
 
 def run_batch(models, config, key, items):

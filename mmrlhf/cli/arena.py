@@ -1,10 +1,10 @@
-"""The commands of `mmrlhf arena`; similar commands are in `cli_commands`."""
+"""The commands of `mmrlhf arena`; similar commands are in `cli.commands`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mmrlhf.cli_parser import Command, Parser, load_named_config, make_config_parser
+from mmrlhf.cli.parser import Command, Parser, load_named_config, make_config_parser
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig
 from mmrlhf.records import InputError
 

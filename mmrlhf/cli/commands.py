@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrlhf.cli_parser import (
+from mmrlhf.cli.parser import (
     Command,
     Parser,
     add_flag,

@@ -1,8 +1,8 @@
-"""The commands of `mmrlhf label`; similar commands are in `cli_commands`."""
+"""The commands of `mmrlhf label`; similar commands are in `cli.commands`."""
 
 from __future__ import annotations
 
-from mmrlhf.cli_parser import Command, Parser, load_named_config, make_config_parser
+from mmrlhf.cli.parser import Command, Parser, load_named_config, make_config_parser
 from mmrlhf.config import LabelConfig
 
 

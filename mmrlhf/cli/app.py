@@ -1,6 +1,6 @@
 """The command line: `mmrlhf COMMAND --config FILE --field value ...`.
 
-The flags of a stage are the fields of its configuration (`cli_parser`). A command's module, and
+The flags of a stage are the fields of its configuration (`cli.parser`). A command's module, and
 torch with it, is imported only once its arguments are valid, so help and errors appear at once.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmrlhf
-from mmrlhf.cli_arena import ARENA_COMMANDS
-from mmrlhf.cli_commands import (
+from mmrlhf.cli.arena import ARENA_COMMANDS
+from mmrlhf.cli.commands import (
     print_closing,
     run_claims,
     run_compare,
@@ -37,8 +37,8 @@ from mmrlhf.cli_commands import (
     run_report,
     run_serve,
 )
-from mmrlhf.cli_label import run_label_add, run_label_export, run_label_report, run_label_serve
-from mmrlhf.cli_parser import Command, parse_config, stop_message
+from mmrlhf.cli.label import run_label_add, run_label_export, run_label_report, run_label_serve
+from mmrlhf.cli.parser import Command, parse_config, stop_message
 from mmrlhf.config import (
     CalibrateClipConfig,
     CalibrateVLMConfig,
