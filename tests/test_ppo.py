@@ -116,6 +116,11 @@ def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, rewa
     logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
     mean = sum(r["terms"]["fact_rm"] for r in rows[:6]) / 6
     assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "hacking/refusal_rate" in logged
+    squares = sum((r["terms"]["fact_rm"] - mean) ** 2 for r in rows[:6])
+    assert logged["rewards/fact_rm/std"] == pytest.approx((squares / 5) ** 0.5, abs=1e-5)
+    lengths = [r["terms"]["length"] / -2 * config.response_length for r in rows[:6]]  # the share of it that is used
+    names = ("completions/min_length", "completions/mean_length", "completions/max_length")
+    assert [logged[name] for name in names] == pytest.approx([min(lengths), sum(lengths) / 6, max(lengths)], abs=1e-3)
     # Claims are counted without a verifier, too, but the ledger lists only those with verdicts.
     assert 0 <= logged["hacking/zero_claim_rate"] <= 1 and not any("claims" in row for row in rows)
 

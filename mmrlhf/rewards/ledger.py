@@ -200,13 +200,18 @@ def score_samples(
     return breakdowns
 
 
-def mean_values(breakdowns: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each function's values, given by name, over the answers that have one."""
-    values_by_name: dict[str, list[float]] = {}
+def values_by_name(breakdowns: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return each function's values, given by name, of the answers that have one."""
+    by_name: dict[str, list[float]] = {}
     for values in breakdowns:
         for name, value in values.items():
-            values_by_name.setdefault(name, []).append(value)
-    return {name: fmean(values) for name, values in values_by_name.items()}
+            by_name.setdefault(name, []).append(value)
+    return by_name
+
+
+def mean_values(breakdowns: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each function's values, given by name, over the answers that have one."""
+    return {name: fmean(values) for name, values in values_by_name(breakdowns).items()}
 
 
 def ledger_rows(

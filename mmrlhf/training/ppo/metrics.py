@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from mmrlhf.models.image_features import GIB
 from mmrlhf.models.processes import gather_object, gather_rows
 from mmrlhf.models.vlm import VLM
 from mmrlhf.rewards.claim_rewards import ClaimScorer, counts_claims
-from mmrlhf.rewards.ledger import ledger_rows, mean_values
+from mmrlhf.rewards.ledger import ledger_rows, values_by_name
 from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.reward_clip import REWARD_CLIP
@@ -111,7 +111,8 @@ def rollout_metrics(config: PPOConfig, batch: PPOBatch) -> dict[str, float]:
         penalty_NT = -batch.kl_coef * policy_losses.kl(config.penalized_kl, batch.old_logps_NT, batch.ref_logps_NT)
     sums_N4 = torch.stack([(x_NT * mask_NT).sum(1) for x_NT in (kl_NT, entropy_NT, penalty_NT, torch.ones_like(mask_NT))], 1)
     rows = gather_object([(*sums, score) for sums, score in zip(sums_N4.tolist(), batch.scores, strict=True)])
-    kl, entropy, penalty, length, score = (fmean(column) for column in zip(*rows, strict=True))
+    columns = list(zip(*rows, strict=True))
+    kl, entropy, penalty, length, score = map(fmean, columns)
     return {
         "objective/kl": kl,
         "objective/entropy": entropy,
@@ -120,6 +121,8 @@ def rollout_metrics(config: PPOConfig, batch: PPOBatch) -> dict[str, float]:
         "objective/scores": score,
         "policy/entropy_avg": entropy / length if length else 0.0,
         "completions/mean_length": length,
+        "completions/min_length": min(columns[3]),
+        "completions/max_length": max(columns[3]),
     }
 
 
@@ -147,14 +150,16 @@ def sampling_metrics(batch: PPOBatch, version: int) -> dict[str, float]:
 
 
 def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer | None) -> dict[str, float]:
-    """Return the mean of each reward function, signs of reward hacking, and verdicts on claims.
+    """Return each reward function's mean and standard deviation, signs of reward hacking, and
+    verdicts on claims.
 
     They are over the answers of all processes.
     """
     samples = gather_object([replace(sample, images=(), prompt=(), facts=(), meta={}) for sample in batch.samples])
     rewards = gather_object([(breakdown.total, breakdown.weighted_values) for breakdown in batch.breakdowns])
-    weighted = [values for _, values in rewards]
-    metrics = {f"rewards/{name}/mean": value for name, value in mean_values(weighted).items()}
+    metrics: dict[str, float] = {}
+    for name, values in values_by_name(weighted for _, weighted in rewards).items():
+        metrics |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": stdev(values) if len(values) > 1 else 0.0}
     totals = [total for total, _ in rewards]
     metrics |= hacking_metrics(samples, totals, group_size)
     metrics[CLIPPED_KEY] = fmean(not sample.finished for sample in samples)
