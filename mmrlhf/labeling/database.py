@@ -37,7 +37,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open a file, which must exist. Raises sqlite3.Error."""
         self._path, self._lock = path, threading.RLock()
-        self._names = [str(path.absolute()), f"{path.absolute()}-wal"]  # SQLite's log is open, too
+        # SQLite's log is open, too. It lies beside the file itself, not beside a link to it.
+        self._names = [str(path.absolute()), f"{os.path.realpath(path)}-wal"]
         self._identities: dict[str, tuple[int, int]] = {}
         self._flush_lock, self._log, self._flush_error = threading.Lock(), -1, ""
         self._num_commits = self._num_flushed = 0
@@ -110,8 +111,8 @@ class Database:
             try:
                 if not self._flush_error:
                     self._sync_log()
-            except OSError as error:
-                self._flush_error = error.strerror or str(error)
+            except (OSError, sqlite3.Error) as error:
+                self._flush_error = getattr(error, "strerror", None) or str(error)
             if self._flush_error:
                 raise StorageError(
                     f"{self._path} could not be written to disk ({self._flush_error}), and is not used until the server starts again"
@@ -121,7 +122,7 @@ class Database:
     def _sync_log(self) -> None:
         """Write SQLite's log, with the commits, to disk. In other modes SQLite has done so."""
         if self._log < 0:
-            if not os.path.exists(self._names[1]):
+            if not os.path.exists(self._names[1]) and self.execute("PRAGMA journal_mode") != [("wal",)]:
                 return
             self._log = os.open(self._names[1], os.O_RDONLY)
             folder = os.open(os.path.dirname(self._names[1]), os.O_RDONLY)

@@ -90,6 +90,24 @@ def test_what_is_written_is_on_disk(logged, synced, tmp_path):
     assert synced[2:] == ["votes.sqlite-wal"]
 
 
+def test_what_is_written_through_a_link_is_on_disk(logged, synced, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "link.sqlite").symlink_to(tmp_path / "votes.sqlite")
+    with closing(Database(tmp_path / "links" / "link.sqlite")) as linked:
+        add_vote(linked)
+        linked.flush()
+        assert synced == [tmp_path.name, "votes.sqlite-wal"]
+
+
+def test_a_log_that_is_missing_is_not_called_written(logged, tmp_path):
+    """One that was deleted before the first commit was never seen under its name."""
+    logged.read("SELECT * FROM votes")
+    (tmp_path / "votes.sqlite-wal").unlink()
+    add_vote(logged)
+    with pytest.raises(StorageError, match=r"written to disk \(No such file or directory\)"):
+        logged.flush()
+
+
 def test_one_flush_serves_all_that_wait(logged, monkeypatch):
     """Of eight commits, the first is being written while seven come, which share the second."""
     logged.flush()

@@ -94,8 +94,15 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(store, make_app, monkeypat
 
 @pytest.mark.parametrize("name", ["labels.db", "labels.db-wal"])
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_file_that_is_gone_acknowledges_nothing(store, make_app, capsys, tmp_path, name, is_replaced):
-    """SQLite goes on writing into a file without a name, whose content ends with the process."""
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_file_that_is_gone_acknowledges_nothing(make_store, make_app, capsys, tmp_path, name, is_replaced, is_linked):
+    """SQLite goes on writing into a file without a name, whose content ends with the process. A
+    link's log lies beside the file to which it points."""
+    if is_linked:
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "link.db").symlink_to(tmp_path / "labels.db")
+        (tmp_path / "labels.db").touch()
+    store = make_store(pairs(3), name="links/link.db" if is_linked else "labels.db")
     person = Person(make_app(store))
     person.label()
     (tmp_path / name).rename(tmp_path / "moved")
@@ -106,7 +113,8 @@ def test_a_file_that_is_gone_acknowledges_nothing(store, make_app, capsys, tmp_p
         assert reply.status_code == 503
         assert reply.json()["error"].startswith("nothing was saved, because the server's file was deleted or replaced: tell")
     printed = capsys.readouterr().out
-    assert f"{name} was deleted or replaced while it was open: put it back, or start the server again\n" in printed
+    known_as = "link.db" if is_linked and name == "labels.db" else name
+    assert f"{known_as} was deleted or replaced while it was open: put it back, or start the server again\n" in printed
     assert [row for _, row, _ in standing(store)] == ["row 0"]
     (tmp_path / "moved").replace(tmp_path / name)  # where it was: the same form is saved
     assert person.label().json() == {"next": "/", "note": ""} and len(standing(store)) == 2
