@@ -41,7 +41,9 @@ class Database:
         self._names = [str(path.absolute()), f"{os.path.realpath(path)}-wal"]
         self._identities: dict[str, tuple[int, int]] = {}
         self._flush_lock, self._log, self._flush_error = threading.Lock(), -1, ""
-        self._num_commits = self._num_flushed = 0
+        # One commit to start with: a process that was killed may have left commits in the log that
+        # it had not flushed.
+        self._num_commits, self._num_flushed = 1, 0
         uri = f"{path.absolute().as_uri()}?mode=rw"
         self._connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self.execute("PRAGMA trusted_schema = OFF")

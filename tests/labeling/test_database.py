@@ -108,9 +108,18 @@ def test_a_log_that_is_missing_is_not_called_written(logged, tmp_path):
         logged.flush()
 
 
+def test_the_first_flush_writes_what_a_killed_process_left(logged, synced, tmp_path):
+    add_vote(logged)  # and is killed
+    with closing(Database(tmp_path / "votes.sqlite")) as restarted:
+        assert restarted.read("SELECT count(*) FROM votes") == [(1,)]
+        restarted.flush()
+        assert synced == [tmp_path.name, "votes.sqlite-wal"]
+        restarted.flush()
+        assert len(synced) == 2
+
+
 def test_one_flush_serves_all_that_wait(logged, monkeypatch):
     """Of eight commits, the first is being written while seven come, which share the second."""
-    logged.flush()
     is_writing, may_end, num_syncs = threading.Event(), threading.Event(), []
 
     def sync(_):
