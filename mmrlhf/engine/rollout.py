@@ -109,12 +109,16 @@ class LocalEngine:
 
 
 def numbered_ids(ids: Sequence[str]) -> list[str]:
-    """Return unique ids: the number of earlier occurrences is appended to a repeated one."""
-    occurrences: Counter[str] = Counter()
+    """Return unique ids: a repeated one gets the first number, from 1, that no id has."""
+    taken, next_number = set(ids), Counter[str]()
     numbered = []
     for row_id in ids:
-        numbered.append(f"{row_id}#{occurrences[row_id]}" if occurrences[row_id] else row_id)
-        occurrences[row_id] += 1
+        new_id, number = row_id, next_number[row_id]
+        while number and new_id in taken:
+            new_id, number = f"{row_id}#{number}", number + 1
+        taken.add(new_id)
+        next_number[row_id] = max(number, 1)
+        numbered.append(new_id)
     return numbered
 
 

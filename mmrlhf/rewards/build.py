@@ -89,6 +89,14 @@ def check_reward_rows(config: RewardedConfig, examples: Sequence[Example]) -> No
             f"{config.dataset_name}: reward_terms names correctness, and none of the {len(examples)} rows has an answer "
             "to compare with: add `solution` (or `answer`) to the rows, or leave correctness out"
         )
+    if set(weights) == {"correctness"} and (
+        without := [row.id for row in examples if row.answer is None and "caption_type" not in row.meta]
+    ):
+        raise InputError(
+            f"{config.dataset_name}: reward_terms names correctness alone, and {len(without)} of {len(examples)} rows have no "
+            f"answer to compare with, row {without[0]} first: add `solution` (or `answer`) to them, leave them out, or name "
+            "another reward, too"
+        )
     by_facts = [name for name, verifier in claim_reward_verifiers(config.reward_terms).items() if verifier == "facts"]
     if by_facts and not have_facts(examples):
         raise InputError(

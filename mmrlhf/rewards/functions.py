@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from mmrlhf.rewards.types import RewardFunction, Sample
-from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_number, parse_yes_no
+from mmrlhf.text.answer_parsing import YesNo, leading_yes_no, parse_choice, parse_number, parse_yes_no
 from mmrlhf.text.final_answers import final_answer, has_answer_format
 
 
@@ -88,10 +88,24 @@ def _score_by_caption_type(sample: Sample) -> float:
     return 0.5 * (answer.startswith("No") - answer.startswith("Yes")) if caption_type == CAPTION_TYPE_NO else 0.0
 
 
-YES_NO_REFERENCE = re.compile(
-    r"\W*\w+(?:\W*$|\s*[^\w\s'’-]|\s+[-–—]\s|\s+(?:there|it|this|that|these|those|they|he|she|we|you|i)\b)", re.IGNORECASE
+_AUXILIARY = (
+    "is|are|was|were|am|do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must"
+    "|isn't|aren't|wasn't|weren't|don't|doesn't|didn't|can't|cannot|won't"
 )
-"""One word, or a word before punctuation or a pronoun: such a reference may be yes or no."""
+_ANSWERS_NO = re.compile(rf"\W*\w+(?:\W*$|\s*[^\w\s'’-]|\s+[-–—]\s)|.*\b(?:{_AUXILIARY})\b", re.IGNORECASE | re.DOTALL)
+"""A word alone, a word before punctuation, or a sentence with a verb."""
+_NUMBERED = re.compile(r"\W*no\.\s*\d", re.IGNORECASE)
+_YES_NO_QUESTION = re.compile(rf"(?:.*[.!?,]\s+)?\W*(?:{_AUXILIARY})\b", re.IGNORECASE | re.DOTALL)
+
+
+def _expected_yes_no(reference: str, question: str) -> YesNo | None:
+    """Return yes or no if a reference is one, also as "No, it is not"; None for "No parking"."""
+    answer = leading_yes_no(reference)
+    if answer != "no" or not reference.isascii():
+        return answer
+    if _NUMBERED.match(reference):
+        return None
+    return answer if _ANSWERS_NO.match(reference) or _YES_NO_QUESTION.match(question) else None
 
 
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
@@ -106,7 +120,7 @@ def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
         return False
     answer, reference = final_answer(answer), final_answer(reference)
     expected = reference.strip().rstrip(".").strip()
-    if YES_NO_REFERENCE.match(expected) and (expected_yes_no := leading_yes_no(reference)) is not None:
+    if (expected_yes_no := _expected_yes_no(reference, question)) is not None:
         return parse_yes_no(answer, question) == expected_yes_no
     if letter := re.fullmatch(r"\(?([A-H])\)?|\(?([A-H])[).:]\s.*", expected, re.DOTALL):
         return parse_choice(answer, "ABCDEFGH") == (letter[1] or letter[2])

@@ -10,6 +10,7 @@ from mmrlhf.engine.rollout import (
     LocalEngine,
     RolloutEngine,
     generate_batches,
+    numbered_ids,
     prompts_from_examples,
     sample_completions,
     sampling_noise,
@@ -84,6 +85,11 @@ def test_repeated_ids_get_answers_of_their_own_in_any_batch_and_after_a_resume(v
     }  # fmt: skip
     assert len({text for texts in answers[5, 0] for text in texts}) == 10
     assert answers[2, 0] == answers[5, 0] and answers[2, 3] == answers[5, 0][3:]
+
+
+def test_numbered_ids_are_unique_even_beside_ids_of_their_form():
+    assert numbered_ids(["a", "b", "a", "a"]) == ["a", "b", "a#1", "a#2"]
+    assert len(set(numbered_ids(["a", "a", "a#1", "a", "a#1"]))) == 5
 
 
 def test_step_seed_differs_for_every_seed_and_step():

@@ -21,7 +21,7 @@ def config(terms):
 @pytest.mark.parametrize(
     ("terms", "field", "message"),
     [
-        ("correctness=1", "answer", "names correctness, and none of the 3 rows has an answer.*add `solution`"),
+        ("correctness=1, length=-1", "answer", "names correctness, and none of the 3 rows has an answer.*add `solution`"),
         ("coverage=1", "facts", "names coverage, which compares claims with facts.*give --facts_file.*coverage@vlm"),
         ("hallucination@facts=-1", "facts", "names hallucination@facts.*such as hallucination@vlm"),
     ],
@@ -33,6 +33,15 @@ def test_a_reward_without_what_it_reads_is_refused(examples, terms, field, messa
         check_reward_rows(config(terms), bare)
     check_reward_rows(config(terms), [*bare, examples[0]])
     check_reward_rows(config("length=1"), bare)
+
+
+def test_correctness_alone_needs_an_answer_in_each_row(examples):
+    rows = [examples[0], dataclasses.replace(examples[1], answer=None), examples[2]]
+    with pytest.raises(
+        InputError, match=f"correctness alone, and 1 of 3 rows have no answer to compare with, row {rows[1].id} first"
+    ):
+        check_reward_rows(config("correctness=1"), rows)
+    check_reward_rows(config("correctness=1, missing_eos=-1"), rows)
 
 
 def test_facts_of_a_table_are_not_looked_for_again(tmp_path, monkeypatch):

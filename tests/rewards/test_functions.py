@@ -47,6 +47,10 @@ def make_sample(answer, **fields):
         ("No", "No parking", False),
         ("no parking.", "No parking", True),
         ("Yes", "Yes there is", True),
+        ("Yes", "Yes the man is wearing a hat", True),
+        ("No", "No dogs are visible.", True),
+        ("No. 5", "No. 7", False),
+        ("예", "예 있습니다", True),
         ("No, nothing", "no - it is empty", True),
         ("−3", "-3", True),
         ("3", "−3", False),
@@ -122,3 +126,8 @@ def test_correctness_does_not_apply_to_rows_without_a_reference():
         make_sample("No", meta={"caption_type": 6}),
     ]
     assert correctness(samples) == [1.0, 0.0, None, 0.5]
+
+
+def test_is_correct_reads_no_with_a_noun_as_an_answer_to_a_yes_no_question():
+    assert is_correct("No", "No cars in the street", "Look closely. Are there cars?")
+    assert not is_correct("No", "No parking", "What does the sign say?")
