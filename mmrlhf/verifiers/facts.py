@@ -2,8 +2,8 @@
 
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
 object listed as absent, another number, another colour of the only object with that name, the
-opposite relation, or an action that excludes the claimed one. The places of two objects support a
-relation between them (`listed`). If facts disagree, the verdict is unknown. A complete list also
+opposite relation, or an action that excludes the claimed one. The places of objects support a
+relation that holds for every pair of that name (`listed`). If facts disagree, the verdict is unknown. A complete list also
 contradicts claims about anything that it leaves out (`closed_world`).
 """
 
@@ -360,7 +360,9 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
         if not _evidence_for(fact_index.objects, noun, lexicon):
             contradicting += _absence_evidence(noun, fact_index, lexicon)
     subjects, targets = ([o for o in fact_index.listed if is_a(o.noun, n, lexicon)] for n in (claim.subject, claim.target))
-    by_places = [evidence for holds, evidence in compare_places(claim.relation, subjects, targets) if holds]
+    outcomes = list(compare_places(claim.relation, subjects, targets))
+    # A claim has no attributes: of two rings, it may mean either, so both must agree.
+    by_places = [evidence for _, evidence in outcomes] if all(holds for holds, _ in outcomes) else []
     return [*evidence_by_relation.get(relation, []), *by_places], contradicting
 
 

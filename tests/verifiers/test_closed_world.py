@@ -94,14 +94,18 @@ PLACED = (
         ("The star is left of the cross.", "contradicted"),
         ("The cross is not right of the star.", "supported"),
         ("The cross is not left of the star.", "contradicted"),
-        ("The ring is left of the star.", "supported"),  # the green one is
-        ("The ring is right of the star.", "supported"),  # the blue one is
+        ("The ring is left of the star.", "unknown"),  # only the green one is
+        ("The blue ring is left of the star.", "unknown"),  # a relation does not say which ring
+        ("The blue ring is not left of the star.", "unknown"),
+        ("The ring is right of the star.", "unknown"),  # only the blue one is
         ("The ring is right of the moon.", "unknown"),  # the blue one is in the same column
         ("The ring is left of the cross.", "unknown"),  # the green one is in the same column
         ("The cross is right of the ring.", "unknown"),
         ("The cross is below the ring.", "unknown"),  # the blue one is in the same row
         ("The moon is above the star.", "contradicted"),
-        ("The ring is above the ring.", "supported"),  # the blue one above the green one
+        ("The ring is left of the moon.", "unknown"),  # the blue one is in the same column
+        ("The cross is above the moon.", "supported"),
+        ("The ring is above the ring.", "unknown"),  # the blue one, not the green one
         ("The star is above the star.", "unknown"),  # no second star to compare
         ("The star is under the cross.", "unknown"),  # which is about depth, too
         ("The star is next to the cross.", "unknown"),
