@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmrlhf.labeling.assignments import ANSWERS, Assignments
-from mmrlhf.labeling.database import FileGoneError, StorageError
+from mmrlhf.labeling.database import FileGoneError, NotOnDiskError, StorageError
 from mmrlhf.labeling.forms import parse_label, parse_note
 from mmrlhf.labeling.guard import BodyTooLargeError, Guard, wants_json
 from mmrlhf.labeling.images import displayable
@@ -90,6 +90,8 @@ async def _post(title: str, handle: Callable[[Request, Mapping[str, str]], Respo
         return _refused(title, request, Refusal(400, str(error)))
     except StorageError as error:
         sentence = "nothing was saved, because {}: tell the person who runs it, and save again"
+        if isinstance(error, NotOnDiskError):
+            sentence = "this may not be saved, because {}: tell the person who runs it, and save again once it has been restarted"
         return _refused(title, request, _storage_refusal(error, sentence))
 
 
@@ -99,6 +101,8 @@ def _storage_refusal(error: StorageError, sentence: str) -> Refusal:
         print(f"error: {error}: {error.advice}", flush=True)
     if isinstance(error, FileGoneError):
         return Refusal(503, sentence.format("the server's file was deleted or replaced"))
+    if isinstance(error, NotOnDiskError):
+        return Refusal(507, sentence.format("the server could not write to its disk"))
     return Refusal(507, sentence.format("the server cannot use its file"))
 
 

@@ -168,7 +168,7 @@ class Assignments:
         A form that is sent again, or a second form about the same task, records nothing and returns
         None. `seconds` is the time measured by the page, at most the time since the server first
         showed the task. The time of a task that others had taken over is unknown. Raises
-        StorageError if nothing was written.
+        StorageError if nothing was written, NotOnDiskError if it may not be on disk.
         """
         with self._lock:
             event = self._submit(annotator, shown, kind, content, seconds)

@@ -15,7 +15,8 @@ BUSY_SECONDS = 20.0
 
 
 class StorageError(Exception):
-    """Nothing was read or written: the disk is full, or the file cannot be used."""
+    """Nothing was read or written, or not for certain: the disk is full, or the file cannot be
+    used."""
 
     advice = "make room"
 
@@ -25,6 +26,13 @@ class FileGoneError(StorageError):
     the process."""
 
     advice = "put it back, or start the server again"
+
+
+class NotOnDiskError(StorageError):
+    """What was written may not be on disk: it is in the file as long as the machine runs, and
+    perhaps no longer."""
+
+    advice = "check the disk, and start the server again"
 
 
 class Database:
@@ -73,7 +81,8 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Write in the block, all of it or nothing, and to disk. Raises like `committing`."""
+        """Write in the block, all of it or nothing, and to disk. Raises like `committing` and
+        `flush`."""
         with self.committing() as connection:
             yield connection
         self.flush()
@@ -84,9 +93,11 @@ class Database:
         has returned, a crash of the machine.
 
         Raises StorageError if nothing was written (FileGoneError if the file was deleted or
-        replaced), and sqlite3.IntegrityError for a second row if an index allows only one.
+        replaced, NotOnDiskError after a `flush` that failed), and sqlite3.IntegrityError for a
+        second row if an index allows only one.
         """
         with self._lock:
+            self._check_disk()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
@@ -103,8 +114,8 @@ class Database:
                 raise
 
     def flush(self) -> None:
-        """Return once all previous commits are on disk. Raises StorageError if this fails, and from
-        then on always: the system forgets data that it could not write."""
+        """Return once all previous commits are on disk. Raises NotOnDiskError if this fails, and
+        from then on always: the system forgets data that it could not write."""
         number = self._num_commits
         with self._flush_lock:
             if self._num_flushed >= number:  # by another thread, while this one waited
@@ -115,11 +126,14 @@ class Database:
                     self._sync_log()
             except (OSError, sqlite3.Error) as error:
                 self._flush_error = getattr(error, "strerror", None) or str(error)
-            if self._flush_error:
-                raise StorageError(
-                    f"{self._path} could not be written to disk ({self._flush_error}), and is not used until the server starts again"
-                )
+            self._check_disk()
             self._num_flushed = number
+
+    def _check_disk(self) -> None:
+        if self._flush_error:
+            raise NotOnDiskError(
+                f"{self._path} could not be written to disk ({self._flush_error}), and is not used until the server starts again"
+            )
 
     def _sync_log(self) -> None:
         """Write SQLite's log, with the commits, to disk. In other modes SQLite has done so."""

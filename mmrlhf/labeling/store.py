@@ -254,7 +254,7 @@ class Store:
         return appended
 
     def flush(self) -> None:
-        """Return once all events that were appended before are on disk. Raises StorageError."""
+        """Return once all events that were appended before are on disk. Raises NotOnDiskError."""
         self._database.flush()
 
     def events(self, kind: str | None = None, token: str | None = None) -> Iterator[Event]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrlhf.labeling.database import Database, StorageError
+from mmrlhf.labeling.database import Database, NotOnDiskError, StorageError
 
 
 @pytest.fixture
@@ -152,9 +152,12 @@ def test_what_may_not_be_on_disk_is_never_called_written(logged, monkeypatch):
     add_vote(logged)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(StorageError, match=r"written to disk \(No space left on device\), and is not"),
+        pytest.raises(NotOnDiskError, match=r"written to disk \(No space left on device\), and is not"),
     ):
         patch.setattr("mmrlhf.labeling.database.os.fsync", fail)
         logged.flush()
-    with pytest.raises(StorageError, match="until the server starts again"):
+    with pytest.raises(NotOnDiskError, match="until the server starts again"):
         logged.flush()
+    with pytest.raises(NotOnDiskError, match="until the server starts again"):
+        add_vote(logged)
+    assert logged.read("SELECT count(*) FROM votes") == [(1,)]

@@ -92,6 +92,33 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(store, make_app, monkeypat
     assert person.client.post("/answer", data=old | {"kind": "skip"}, headers={"Accept": "application/json"}).status_code == 200
 
 
+def test_after_a_failed_sync_nothing_is_called_lost_or_saved_until_a_restart(store, make_app, monkeypatch, capsys):
+    """The label is in the file, but perhaps only until the machine stops. What comes later is not
+    written at all, so that a newcomer's name stays free."""
+
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    person = Person(make_app(store))
+    with monkeypatch.context() as patch:
+        patch.setattr("mmrlhf.labeling.database.os.fsync", fail)
+        reply = person.send(choice="left", strength="2")
+    again = person.send(choice="left", strength="2")
+    for refused in (reply, again):
+        assert refused.status_code == 507
+        assert refused.json()["error"].startswith("this may not be saved, because the server could not write to its disk: tell")
+    assert Person(make_app(store), name="robin").joined.status_code == 507
+    assert "(Input/output error)" in (out := capsys.readouterr().out) and ": check the disk, and start the server again\n" in out
+    store.close()
+    with contextlib.closing(Store(store.path)) as restarted:
+        cookies, fields = person.client.cookies, person.fields | {"choice": "left", "strength": "2"}
+        client = TestClient(make_app(restarted), base_url="http://127.0.0.1:8010", cookies=cookies)
+        same_form = client.post("/answer", data=fields, headers={"Accept": "application/json"})
+        assert same_form.json() == {"next": "/", "note": "this task has your answer already"}
+        assert [row for _, row, _ in standing(restarted)] == ["row 0"]
+        assert Person(make_app(restarted), name="robin").joined.status_code == 200
+
+
 @pytest.mark.parametrize("name", ["labels.db", "labels.db-wal"])
 @pytest.mark.parametrize("is_replaced", [False, True])
 @pytest.mark.parametrize("is_linked", [False, True])
