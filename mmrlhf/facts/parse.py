@@ -54,6 +54,9 @@ FACT_FIELDS: dict[str, FactKind] = {
 TUPLE_SIZES = {"attributes": 2, "relations": 3, "qa": 2}
 """Fields whose entries are lists. In other fields, a single entry needs no list."""
 
+_LIST_MARKS = frozenset(",;[\n\r")
+"""Characters of a text that lists several names, which would become one fact."""
+
 
 def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
     """Return a row's facts in `FACT_FIELDS`, then its typed facts.
@@ -66,6 +69,10 @@ def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
     facts: list[Fact] = []
     for field, fact_kind in FACT_FIELDS.items():
         value = row.fields.get(field)
+        if field in ("objects", "absent") and isinstance(value, str) and not _LIST_MARKS.isdisjoint(value):
+            row.fail(
+                f"`{field}` must be one name or a list of names, not a text that lists several ({preview(value)}): write a list"
+            )
         values = [value] if isinstance(value, str) and field not in TUPLE_SIZES else read_list(row, field)
         for index, value in enumerate(values, 1):
             name = f"{field}[{index}]"

@@ -87,6 +87,15 @@ def test_read_facts_writes_large_counts_as_digits(write_facts):
         ({"image": "a", "objets": []}, "line 1: `objets` is not a field of facts: rename it to objects"),
         ({"image": ["a.png"], "captions": []}, "line 1: `image` must be an image name or an id, not a list"),
         ({"image": "a", "captions": {"en": "A dog."}}, "line 1: `captions` must be a list, not an object"),
+        (
+            {"image": "a", "objects": '["dog", "cat"]'},
+            "line 1: `objects` must be one name or a list of names, not a text that lists",
+        ),
+        (
+            {"image": "a", "absent": "dog, cat"},
+            "line 1: `absent` must be one name or a list of names, not a text that lists several",
+        ),
+        ({"image": "a", "absent": "dog\ncat"}, "several ('dog\\ncat'): write a list"),
         ({"image": "a", "captions": ""}, "line 1: `captions[1]` is empty: fill it in or remove it"),
         ({"image": "a", "relations": "a on b"}, "line 1: `relations` must be a list, not text"),
         ({"image": "a", "captions": [" "]}, "line 1: `captions[1]` is empty: fill it in or remove it"),
