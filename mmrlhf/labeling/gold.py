@@ -38,14 +38,16 @@ def known_label(row: Row, mode: str | None, answers: Sequence[str], facts: Seque
 
 
 def _place_of(row: Row, value: Any, number: int, answer: str) -> list[int]:
-    """Return where a passage starts and ends in an answer."""
+    """Return where a passage starts and ends in an answer: at its `start`, or where it is alone."""
     name = f"spans[{number}]"
     text, start = (value.get("text"), value.get("start")) if isinstance(value, dict) else (value, None)
     if not isinstance(text, str) or not text.strip():
         row.fail(f"`{name}` must be words of the answer, not {preview(text) if isinstance(text, str) else type_name(text)}")
-    starts = [match.start() for match in re.finditer(re.escape(text), answer)]
-    if start in starts:
-        starts = [start]
+    if start is not None:
+        if type(start) is not int or start < 0 or not answer.startswith(text, start):
+            row.fail(f"`{name}` {preview(text)} does not start at character {preview(start)} of the answer: correct `start`")
+        return [start, start + len(text)]
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(text)})", answer)]  # they may overlap
     if len(starts) != 1:
         found = f"is {len(starts)} times in the answer: add the words around it" if starts else "is not in the answer: copy it"
         row.fail(f"`{name}` {preview(text)} {found}")

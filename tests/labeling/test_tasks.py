@@ -100,17 +100,19 @@ def test_gold_questions_of_claims_and_facts(write_rows):
     rows = [
         {"answer": answer, "spans": ["red cup", {"text": "red", "start": 13}]},
         {"prompt": "Right?", "answer": answer, "spans": []},
+        {"prompt": "No?", "answer": "no no no", "spans": [{"text": "no no", "start": 3}]},
         {"prompt": "Facts?", "facts": [*facts, {"kind": "caption", "text": "A cup."}]},
     ]
     tasks = tasks_of(write_rows(*rows), is_gold=True)
-    assert [task.mode for task in tasks] == ["claims", "claims", "facts"]
+    assert [task.mode for task in tasks] == ["claims", "claims", "claims", "facts"]
     assert [task.gold for task in tasks] == [
         {"spans": [[2, 9], [13, 16]]},
         {"spans": []},
+        {"spans": [[3, 8]]},
         {"facts": [["object", "cup"], ["absent", "cat"]]},
     ]
     ordinary = tasks_of(write_rows(*rows))
-    assert [task.gold for task in ordinary] == [{}] * 3
+    assert [task.gold for task in ordinary] == [{}] * 4
     assert not {task.digest for task in tasks} & {task.digest for task in ordinary}
 
 
@@ -126,6 +128,15 @@ def test_gold_questions_of_claims_and_facts(write_rows):
         ({"answer": "a cup", "spans": ["cup", " "]}, None, r"`spans\[2\]` must be words of the answer, not ' '"),
         ({"answer": "a cup", "spans": [{"start": 2}]}, None, r"`spans\[1\]` must be words of the answer, not null"),
         ({"answer": "a red cup, a red dog", "spans": ["red"]}, None, "'red' is 2 times in the answer: add the words around it"),
+        ({"answer": "no no no", "spans": ["no no"]}, None, "'no no' is 2 times in the answer"),
+        *(
+            (
+                {"answer": "a cup", "spans": [{"text": "cup", "start": start}]},
+                None,
+                f"'cup' does not start at character {start!r} of",
+            )
+            for start in (99, 0, -3, True, "2")
+        ),
         ({"facts": [{"kind": "caption", "text": "A cup."}]}, None, "needs `facts` to state"),
     ],
 )
