@@ -7,7 +7,8 @@
 reward uses. It errs, so calibrate it on your own images (`mmrlhf calibrate clip`) and compare
 policies by its figures, rather than believe one of them. A claim is true if the calibrated
 probability is high, false if it is low, and unknown in between and for kinds that the calibration
-lacks. It counts once in an answer; hedged claims and true denials do not count.
+lacks. It counts once in an answer; hedged claims and true denials do not count. A denial of only a
+part ("nobody looks up") stays unknown.
 
 `chair_s` is the share of answers with a false claim, `chair_i` false claims of those decided,
 `supported` true claims per answer, `unknown_rate` the undecided of all. There is no other script:
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -32,10 +33,8 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, InputError, Verdict
-from mmrlhf.verifiers.base import AnswerClaims, load_calibration
-
-if TYPE_CHECKING:
-    from mmrlhf.verifiers.clip import ClipVerifier
+from mmrlhf.verifiers.base import AnswerClaims, Verifier, load_calibration
+from mmrlhf.verifiers.cascade import cascade
 
 VERDICTS = ("supported", "contradicted", "unknown")
 
@@ -55,7 +54,7 @@ class Options:
 class ClaimsByClip(Benchmark):
     """Answers about a user's images, checked by an open_clip model."""
 
-    version = "1"
+    version = "2"
     license = "the user's own data"
     headline = "chair_s"
     direction = "lower"
@@ -138,13 +137,17 @@ def _calibration_file(options: Options) -> Path:
 
 
 @functools.cache
-def _verifier(model: str, calibration: str | None, lexicon_file: str | None) -> ClipVerifier:
-    """Load the model once per process; it keeps the features of images and phrases."""
+def _verifier(model: str, calibration: str | None, lexicon_file: str | None) -> Verifier:
+    """Load the model once per process; it keeps the features of images and phrases.
+
+    As in a reward, denials of only a part stay unknown (`cascade`).
+    """
     import torch
 
     from mmrlhf.verifiers.clip import load_clip
 
-    return load_clip(model, load_lexicon(lexicon_file), calibration, "cuda" if torch.cuda.is_available() else "cpu")
+    lexicon, device = load_lexicon(lexicon_file), "cuda" if torch.cuda.is_available() else "cpu"
+    return cascade([load_clip(model, lexicon, calibration, device)], lexicon)
 
 
 def _counted(verdicts: Sequence[Verdict]) -> list[Verdict]:

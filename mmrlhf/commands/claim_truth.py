@@ -16,6 +16,7 @@ from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError, Verdict
 from mmrlhf.rewards.detection import GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import AnswerClaims, verify_against_facts
+from mmrlhf.verifiers.cascade import cascade
 from mmrlhf.verifiers.clip import load_clip
 
 VERDICTS = ("supported", "contradicted", "unknown")
@@ -170,7 +171,8 @@ def _verdicts_of_clip(config: RewardEvalConfig, groups: Sequence[AnswerGroup], l
             f"open_clip model {config.clip_model} has no calibration, without which every verdict is unknown: make one "
             "with `mmrlhf calibrate clip` and give it as --clip_calibration"
         )
+    verify = cascade([verifier], lexicon)  # as in a reward, denials of only a part stay unknown
     return [
-        verifier([AnswerClaims(group.images, (), tuple(extract_claims(answer, lexicon))) for answer in group.answers])
+        verify([AnswerClaims(group.images, (), tuple(extract_claims(answer, lexicon))) for answer in group.answers])
         for group in groups
     ]

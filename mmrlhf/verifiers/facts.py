@@ -3,8 +3,8 @@
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
 object listed as absent, another number, another colour of the only object with that name, the
 opposite relation, or an action that excludes the claimed one. The places of objects support a
-relation that holds for every pair of that name (`listed`). If facts disagree, the verdict is unknown. A complete list also
-contradicts claims about anything that it leaves out (`closed_world`).
+relation that holds for every pair of that name (`listed`). If facts disagree, the verdict is
+unknown. A complete list also contradicts claims about anything that it leaves out (`closed_world`).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from mmrlhf.config import RewardEvalConfig
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import verify_against_facts
+from tests.helpers.tiny_clip import random_image, save_tiny_clip
 from tests.report.test_page import ParsedPage
 
 PROMPT = (Message("user", "What is it?"),)
@@ -241,6 +242,18 @@ def test_truth_of_facts_kept_apart(tmp_path):
     assert read_verdicts(config, [group, make_group("A dog.", image="z.png")], load_lexicon(), True)[1] == [None]
     with pytest.raises(InputError, match="has no facts about the images of"):
         read_verdicts(config, [make_group("A cup.", image="z.png")], load_lexicon(), True)
+
+
+def test_truth_of_clip_leaves_a_denial_of_only_a_part_unknown(tmp_path):
+    """The model sees every object, but somebody else may look at the camera."""
+    (tmp_path / "a.png").write_bytes(random_image(0).read())
+    model = save_tiny_clip(tmp_path / "clip")
+    (model / "calibration.json").write_text(json.dumps({"certainty": {"object": [0, 9]}, "unknown_between": [0.3, 0.7]}))
+    group = make_group("There is a man. Nobody looks at the camera.", image=str(tmp_path / "a.png"))
+    config = make_config(tmp_path, answers="x.jsonl", truth="clip", clip_model=str(model))
+    ((verdicts,),) = read_verdicts(config, [group], load_lexicon(), True)
+    values = {(v.claim.subject, v.claim.negated): v.value for v in verdicts if v.claim.kind == "object"}
+    assert values["man", False] == "supported" and set(values.values()) == {"supported", "unknown"}
 
 
 def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):

@@ -37,8 +37,8 @@ def clip_model(tmp_path):
     return str(directory)
 
 
-def evaluate_answers(tmp_path, data, **options):
-    path = write_lines(tmp_path / "answers.jsonl", [{"id": id_, "answer": text} for id_, text in ANSWERS.items()])
+def evaluate_answers(tmp_path, data, answers=ANSWERS, **options):
+    path = write_lines(tmp_path / "answers.jsonl", [{"id": id_, "answer": text} for id_, text in answers.items()])
     result = evaluate("clip", EvalConfig(answers=path, data=data, output_dir=str(tmp_path / "out")), options)
     return {name: metric and metric["value"] for name, metric in result["metrics"]["official"].items()}
 
@@ -48,6 +48,15 @@ def test_claims_are_counted_by_the_verdict_of_the_model(tmp_path, data, clip_mod
     metrics = evaluate_answers(tmp_path, data, clip_model=clip_model)
     assert metrics["chair_s"] == pytest.approx(2 / 3) and metrics["chair_i"] == pytest.approx(2 / 3)
     assert metrics["supported"] == pytest.approx(1 / 3) and metrics["claims"] == 1 and metrics["unknown_rate"] == 0
+
+
+def test_a_denial_of_only_a_part_is_not_false_where_the_model_sees_the_object(tmp_path, data, clip_model):
+    """The model sees every object: only b denies one as a whole."""
+    calibration = {"certainty": {"object": [0, 9]}, "unknown_between": [0.3, 0.7]}
+    (tmp_path / "clip" / "calibration.json").write_text(json.dumps(calibration))
+    answers = {"a": "There is a man. Nobody looks at the camera.", "b": "There are no people.", "c": "Hello."}
+    metrics = evaluate_answers(tmp_path, data, answers, clip_model=clip_model)
+    assert metrics["chair_s"] == pytest.approx(1 / 3) and metrics["chair_i"] == pytest.approx(1 / 2)
 
 
 def test_a_model_that_is_missing_or_not_calibrated_is_refused(tmp_path, data, clip_model):
