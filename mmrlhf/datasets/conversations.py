@@ -163,6 +163,16 @@ BLANK_LETTERS_AND_MARKS = re.compile(
 and the empty Braille pattern."""
 
 
+_JOINED = r"[^\s\0-\u02ff\u2000-\u206f]"
+"""A character that a joiner may change: none of Latin script, and no space or punctuation."""
+_JOINERS_AND_TAGS = re.compile(
+    "(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)"  # the flags of England and Scotland: a black flag and tags
+    rf"|(?<={_JOINED})([\u200c\u200d])[\u200c\u200d]*(?={_JOINED})"
+    r"|[\u200c\u200d\U000e0020-\U000e007f]"
+)
+"""Joiners (ZWNJ, ZWJ) and tags: those in a group are visible by what they change, others not."""
+
+
 def is_blank(text: str) -> bool:
     """Return whether a text has only white space and invisible characters (U+200B)."""
     text = BLANK_LETTERS_AND_MARKS.sub("", text)
@@ -172,13 +182,15 @@ def is_blank(text: str) -> bool:
 def visible_form(text: str) -> str:
     """Return the visible form of a text, the same for all texts that look the same.
 
-    It has no invisible characters (U+200B), composed characters (NFC) and ordinary spaces. NFKC
-    would go too far: it makes x² and x2 equal.
+    It has no invisible characters (U+200B), composed characters (NFC) and ordinary spaces. Format
+    characters that change others stay: in a family emoji, a Persian word, a flag. NFKC would go too
+    far: it makes x² and x2 equal.
     """
     text = unicodedata.normalize("NFC", BLANK_LETTERS_AND_MARKS.sub("", text))
     categories = {character: unicodedata.category(character) for character in set(text)}
-    kept = (" " if categories[c] == "Zs" else c for c in text if c in "\n\t" or categories[c] not in ("Cc", "Cf"))
-    return "".join(kept).strip()
+    kept = (c for c in text if c in "\n\t" or categories[c] not in ("Cc", "Cf") or _JOINERS_AND_TAGS.fullmatch(c))
+    spaced = "".join(" " if categories[c] == "Zs" else c for c in kept)
+    return _JOINERS_AND_TAGS.sub(r"\1\2", spaced).strip()
 
 
 def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Message, ...]:

@@ -109,8 +109,10 @@ def _parse_trl(row: Row, require_answer: bool) -> tuple[list[Turn], str | None]:
             return parse_query(row), None
         turns, response = parse_swift_answered(row)
         return turns, answer_text(row, response, "response")
-    names = ("prompt", "question", "messages") if is_preference(row) else ("messages", "prompt", "question", "problem")
-    name = row.require_any(*names, hint="add it, or `prompt`")
+    if is_preference(row):
+        name = row.require_any("prompt", "question", "messages", "query")
+    else:
+        name = row.require_any("messages", "prompt", "question", "problem", hint="add it, or `prompt`")
     turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
     if name == "messages" and turns[-1].role == "assistant":
         return _split_last_answer(row, turns, name)

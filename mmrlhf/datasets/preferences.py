@@ -36,6 +36,8 @@ from mmrlhf.records import PlacedImage, Preference
 SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
 PAIR_FIELDS = SHARED_FIELDS | SWIFT_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
+PROMPT_NAMES = ("prompt", "question", "query")
+"""Fields with the prompt of answers that are compared; the first of them that a row has."""
 MAX_RANK = 1_000_000
 MAX_RATING = 1_000_000_000
 """Largest rating or margin, so that means and differences of several stay finite."""
@@ -203,7 +205,7 @@ def parse_trl_pair(row: Row) -> tuple[list[Turn], Turn, Turn]:
     are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
     if are_conversations and not isinstance(row.fields.get("prompt"), list):  # they contain any prompt that is text
         return _parse_implicit_prompt(row)
-    prompt = parse_prompt(row, row.require_any("prompt", "question"))
+    prompt = parse_prompt(row, row.require_any(*PROMPT_NAMES))
     return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
 
 
@@ -233,7 +235,7 @@ def _parse_ranking(row: Row) -> _RankedAnswers:
 
     Rank 1 is the best and a higher rating is better. With both, the ranks decide.
     """
-    turns, answers = parse_prompt(row, row.require_any("prompt", "question")), _list_field(row, "answers")
+    turns, answers = parse_prompt(row, row.require_any(*PROMPT_NAMES)), _list_field(row, "answers")
     texts = []
     for number, answer in enumerate(answers, 1):
         name = f"answers[{number}]"
@@ -293,7 +295,7 @@ def _sort_by_rank(turns: list[Turn], texts: list[str], ranks: list[int], ratings
 
 def _parse_vlfeedback(row: Row) -> _RankedAnswers:
     """Rank answers by their mean rating over aspects. Skips empty, unrated and repeated answers."""
-    turns = parse_prompt(row, row.require_any("prompt", "question"))
+    turns = parse_prompt(row, row.require_any(*PROMPT_NAMES))
     rated: dict[str, tuple[str, float]] = {}  # answers and ratings, by what a reader sees of the answer
     for number, completion in enumerate(_list_completions(row), 1):
         name = f"completions[{number}]"

@@ -217,3 +217,25 @@ def test_fields_beside_those_that_are_read_are_kept_as_unread(data_dir, read, ot
     if has_preferences(path):
         (pair,) = read_preferences(path)
         assert (pair.chosen, pair.rejected) == ("A cup.", "A cat.") and pair.meta.keys() == other.keys()
+
+
+QUERY = {"image": "a.png", "query": "What is it?"}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"answers": ["A cup.", "A cat."], "ranks": [1, 2]},
+        {"chosen": "A cup.", "rejected": "A cat."},
+        {
+            "completions": [
+                {"response": text, "annotations": {"Help": {"Rating": n}}} for n, text in enumerate(("A cat.", "A cup."))
+            ]
+        },
+    ],
+)
+def test_answers_to_a_query_are_compared_and_give_a_prompt(data_dir, answers):
+    path = write_jsonl(data_dir, QUERY | answers)
+    (example,), (pair,) = read_examples(path), read_preferences(path)
+    assert example.prompt == pair.prompt == (QUESTION,) and example.answer is None
+    assert pair.answers == ("A cup.", "A cat.") and "query" not in pair.meta

@@ -192,12 +192,40 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
         ("caf\u00e9", "cafe"),
         ("\u4e00\u500b", "\u4e00\u4e2a"),
         ("Yes.", "yes."),
+        ("\u0645\u06cc\u200c\u0631\u0648\u062f", "\u0645\u06cc\u0631\u0648\u062f"),  # Persian, with a ZWNJ and without
+        ("\U0001f468\u200d\U0001f467", "\U0001f468\U0001f467"),  # a family, and its members
+        # The flags of England and Scotland.
+        (
+            "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+            "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+        ),
         ("\u0645\u06cc\u200c\u0631\u0648\u062f \u200f", "\u0645\u06cc \u0631\u0648\u062f"),
     ],
 )
 def test_answers_that_look_different_are_a_pair_as_they_are_written(data_dir, chosen, rejected):
     (pair,) = read_preferences(write_jsonl(data_dir, {"images": [], "prompt": "?", "chosen": chosen, "rejected": rejected}))
     assert (pair.chosen, pair.rejected) == (chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    "rejected",
+    [
+        "\u200dA cup.",
+        "A c\u200dup.",
+        "A cup\u200c.",
+        "A \u200ccup.\u200d",
+        "A cup.\U000e0067\U000e007f",
+        "A \u200bcup.\ufe0f",
+    ],
+)
+def test_joiners_and_tags_that_change_nothing_are_invisible(data_dir, rejected):
+    row = {"images": [], "prompt": "?", "chosen": "A cup.", "rejected": rejected}
+    assert "differ only in invisible characters" in error_of(read_preferences, write_jsonl(data_dir, row))
+
+
+def test_repeated_joiners_look_like_one(data_dir):
+    row = {"images": [], "prompt": "?", "chosen": "\u06cc\u200c\u0631", "rejected": "\u06cc\u200c\u200c\u0631"}
+    assert "differ only in invisible characters" in error_of(read_preferences, write_jsonl(data_dir, row))
 
 
 @pytest.mark.parametrize(
