@@ -52,7 +52,10 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
         write_atomic(output, "".join(map(json_line, rows)))
     except OSError as error:
         raise InputError(f"output_file {output} cannot be written ({error.strerror}): free some space or name another") from None
-    print(f"{output}: {len(rows)} rows as {target_format}")
+    note = ""
+    if target_format == "labels" and (image_root := _root_of(labels)) is not None:
+        note = f"; image paths start from {image_root} (--image_folder {image_root})"
+    print(f"{output}: {len(rows)} rows as {target_format}{note}")
 
 
 def common_folder(images: Iterable[ImageSource]) -> str | None:
@@ -61,7 +64,12 @@ def common_folder(images: Iterable[ImageSource]) -> str | None:
     return os.path.commonpath(folders) if folders else None
 
 
+def _root_of(labels: Labels) -> str | None:
+    return common_folder(image for label in labels.labels for image in label.task.images)
+
+
 def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
+    image_root = _root_of(labels)
     for label in labels.labels:
         task = label.task
         yield {
@@ -71,7 +79,9 @@ def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
             "is_gold": bool(task.gold),
             "time": label.time or None,
             "seconds": label.seconds,
-            "images": [_name_of(image) for image in task.images],
+            "images": [
+                image.recorded_name if image.path is None else os.path.relpath(image.path, image_root) for image in task.images
+            ],
             "prompt": [turn.to_dict() for turn in task.prompt],
             "answers": list(task.answers),
             "models": list(task.models),

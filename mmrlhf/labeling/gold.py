@@ -7,7 +7,7 @@ gold questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrlhf.files.rows import Row, preview, type_name
@@ -35,6 +35,17 @@ def known_label(row: Row, mode: str | None, answers: Sequence[str], facts: Seque
         "a gold question needs its right answer: give `chosen` and `rejected`, or `answers` with `ranks`; of claims, an answer with "
         "`spans`; of facts, `facts`"
     )
+
+
+def comparable(answers: Sequence[str], gold: Mapping[str, Any]) -> Any:
+    """Return a known label in a form that is equal for two labels that say the same.
+
+    The answers, and the passages or facts, may come in another order, and ranks with other gaps.
+    """
+    if "ranks" in gold:
+        levels = sorted(set(gold["ranks"]))
+        return {answer: levels.index(rank) for answer, rank in zip(answers, gold["ranks"], strict=True)}
+    return {name: sorted(values) for name, values in gold.items()}
 
 
 def _place_of(row: Row, value: Any, number: int, answer: str) -> list[int]:

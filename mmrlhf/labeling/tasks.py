@@ -17,7 +17,7 @@ from mmrlhf.datasets.image_fields import RowContext
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import read_rows, split_of
-from mmrlhf.labeling.gold import known_label
+from mmrlhf.labeling.gold import comparable, known_label
 from mmrlhf.labeling.other_exports import numbered_answers, unpack_other_export
 from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
@@ -101,8 +101,8 @@ def read_tasks(
     Rows with one answer to the same prompt about the same images, as `mmrlhf generate` writes them,
     are grouped. Without a `mode`, the number of answers decides: none is facts, one claims, two
     pairwise, more a ranking. A row's own uncertainty has precedence over `uncertainty_of`. Raises
-    InputError if a row cannot be used, if there is no task, or if `uncertainty_of` knows none of
-    them.
+    InputError if a row cannot be used, if there is no task, if two rows of a gold question have
+    different right answers, or if `uncertainty_of` knows none of the tasks.
     """
     groups: dict[tuple[Any, ...], Task] = {}
     for dataset_name in dataset_names:
@@ -123,7 +123,12 @@ def read_tasks(
     tasks: dict[str, Task] = {}
     for key, group in groups.items():
         for task in _split(group, mode or key[2], skipped):
-            tasks.setdefault(task.digest, task)
+            known = tasks.setdefault(task.digest, task)
+            if comparable(task.answers, task.gold) != comparable(known.answers, known.gold):
+                raise InputError(
+                    f"{', '.join(dataset_names)}: rows {known.name} and {task.name} are the same gold question with different right "
+                    "answers: keep the right one"
+                )
     if uncertainty_of is not None:
         tasks = _with_uncertainty(tasks, uncertainty_of)
     for reason, count in skipped.items():
