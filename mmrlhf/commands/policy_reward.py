@@ -11,6 +11,7 @@ import numpy as np
 
 from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.config import RewardEvalConfig
+from mmrlhf.config.unread import refuse_unread
 from mmrlhf.records import InputError
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, hallucination, parse_unknown_costs, verifier_for
@@ -86,7 +87,10 @@ def check_reward(config: RewardEvalConfig) -> dict[str, float]:
             )
     if parse_unknown_costs(config.unknown_claim_costs) and not any(n.partition("@")[0] == "hallucination" for n in weights):
         raise InputError("unknown_claim_costs is for the claim reward hallucination: name it in reward_terms, or leave it out")
-    if reward_model_paths(config):
+    models = reward_model_paths(config)
+    if len(models) < 2 or ("fact_rm" not in weights and config.dataset_name is None):
+        refuse_unread(config, ["uncertainty_penalty"], "is for several reward models whose scores are measured (fact_rm)")
+    if models:
         if config.dataset_name is None and config.answers is None:
             raise InputError("nothing to measure the reward model on: give --dataset_name (preferences), --answers, or both")
         return weights

@@ -119,11 +119,14 @@ def _reward_eval(config: Any) -> Closing:
     out = Path(config.output_dir)
     written = {out / "report.html": "plots and tables", out / "result.json": "the numbers"}
     ppo = ["ppo", "--model", "MODEL", "--data", "PROMPTS"]
-    if config.reward_model_path is None:
-        costs = ["--unknown_claim_costs", config.unknown_claim_costs] if config.unknown_claim_costs else []
-        return written, [*ppo, "--reward_terms", config.reward_terms, *costs, "--out", out.parent / "ppo"]
-    first_model = Path(config.reward_model_path.split(",")[0])
-    return written, [*ppo, "--reward_model_path", config.reward_model_path, "--out", first_model.parent / "ppo"]
+    models = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
+    if models:
+        ppo += ["--reward_model_path", ", ".join(models)]
+    for name in ("reward_terms", "unknown_claim_costs", "uncertainty_penalty"):  # the reward that was measured
+        value = getattr(config, name)
+        if value != type(config).__dataclass_fields__[name].default:
+            ppo += [f"--{name}", value]
+    return written, [*ppo, "--out", (Path(models[0]) if models else out).parent / "ppo"]
 
 
 CLOSINGS: dict[str, Callable[[Any], Closing]] = {

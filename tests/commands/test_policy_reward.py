@@ -71,6 +71,21 @@ def test_unknown_claims_cost_the_false_rate_of_their_kind():
         ({"reward_terms": "fact_rm=1, length=-0.1"}, "reward_terms names length"),
         ({"reward_terms": "coverage@clip=1"}, "reward_terms names coverage@clip"),
         ({"unknown_claim_costs": "object=0.1"}, "unknown_claim_costs is for the claim reward hallucination"),
+        ({"uncertainty_penalty": 2.0}, "uncertainty_penalty is for several reward models"),
+        (
+            CLAIMS_ALONE | {"reward_terms": "coverage=1", "answers": "x", "uncertainty_penalty": 2.0},
+            "uncertainty_penalty is for several reward models",
+        ),
+        (
+            {
+                "reward_model_path": "r,s",
+                "dataset_name": None,
+                "reward_terms": "coverage=1",
+                "answers": "x",
+                "uncertainty_penalty": 2.0,
+            },
+            "uncertainty_penalty is for several reward models",
+        ),
         ({"dataset_name": None}, "nothing to measure the reward model on: give --dataset_name"),
         (CLAIMS_ALONE | {"answers": "x"}, "reward_terms names fact_rm: give --reward_model_path, or measure claim rewards alone"),
         (CLAIMS_ALONE | {"reward_terms": "coverage=1"}, "claim rewards are measured on sampled answers: give --answers"),
@@ -80,6 +95,12 @@ def test_unknown_claims_cost_the_false_rate_of_their_kind():
 def test_rewards_that_cannot_be_measured_are_refused(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         check_reward(make_config(tmp_path, **settings))
+
+
+def test_a_penalty_of_an_ensemble_is_accepted_on_pairs_or_as_part_of_the_reward(tmp_path):
+    penalised = {"reward_model_path": "r,s", "uncertainty_penalty": 2.0}
+    check_reward(make_config(tmp_path, **penalised, reward_terms="coverage=1"))  # its pairs are scored
+    check_reward(make_config(tmp_path, **penalised, dataset_name=None, answers="x"))
 
 
 def write_answers(tmp_path, num_prompts=20):

@@ -55,3 +55,34 @@ def test_closing_text_names_what_was_written_and_a_valid_next_command(command, t
                 n for n, f in CLASSES[name].__dataclass_fields__.items() if f.default.__class__.__name__ == "_MISSING_TYPE"
             } <= given.keys()
     assert closing_text("plan", config) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward"),
+    [
+        ({"reward_model_path": "runs/a"}, {"reward_model_path": "runs/a", "output_dir": "runs/ppo"}),
+        (
+            {
+                "reward_model_path": "runs/a, runs/b",
+                "reward_terms": "fact_rm=1, hallucination=-1",
+                "unknown_claim_costs": "object=0.1",
+                "uncertainty_penalty": 1.0,
+            },
+            {
+                "reward_model_path": "runs/a, runs/b",
+                "reward_terms": "fact_rm=1, hallucination=-1",
+                "unknown_claim_costs": "object=0.1",
+                "uncertainty_penalty": "1.0",
+                "output_dir": "runs/ppo",
+            },
+        ),
+        ({"reward_model_path": " , ", "reward_terms": "coverage=1"}, {"reward_terms": "coverage=1"}),
+    ],
+)
+def test_ppo_after_reward_eval_trains_against_the_reward_that_was_measured(tmp_path, settings, reward):
+    (tmp_path / "result.json").touch()
+    text = closing_text("reward-eval", RewardEvalConfig(output_dir=str(tmp_path), **settings))
+    _, name, *arguments = shlex.split(text.splitlines()[-1].removeprefix("next: "))
+    given = make_config_parser(PPOConfig, COMMANDS[name]).parse(arguments)
+    expected = {"model_name_or_path": "MODEL", "dataset_name": "PROMPTS", "output_dir": str(tmp_path.parent / "ppo")} | reward
+    assert name == "ppo" and given == expected
