@@ -65,8 +65,8 @@ Inputs = Mapping[str, Any]
 def content_digest(name: str) -> str | None:
     """Return a hash of a file's or a directory's content; None if it is not on this machine.
 
-    In a reward model, an adapter or a checkpoint, only the files that determine its outputs count.
-    For a Hub id, the snapshot in the cache is hashed, if there is one. Raises InputError for a
+    In a reward model, an adapter or a checkpoint, only the files that determine its outputs count,
+    and in an imagefolder metadata.jsonl. For a Hub id, the snapshot in the cache is hashed, if there is one. Raises InputError for a
     folder of too many others (`files_in`).
     """
     path = Path(name)
@@ -81,6 +81,8 @@ def content_digest(name: str) -> str | None:
         files = [path / "adapter_config.json", path / "adapter_model.safetensors"]
     elif (path / "config.json").is_file():
         files = [file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES]
+    elif (path / "metadata.jsonl").is_file():  # imagefolder: its table is this file alone
+        files = [path / "metadata.jsonl"]
     else:
         files = [file for file in files_in(path) if not file.name.startswith(".") and file.suffix.lower() not in IMAGE_SUFFIXES]
     digest = hashlib.sha256()

@@ -65,6 +65,18 @@ def test_content_digest_of_a_dataset_folder_covers_its_subfolders(tmp_path):
     assert content_digest(str(tmp_path)) == after
 
 
+def test_content_digest_of_an_imagefolder_covers_its_table_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrlhf.files.paths.MAX_FOLDERS", 1)  # a folder for every class or video
+    write(tmp_path / "cats" / "a.png", "a picture")
+    write(tmp_path / "dogs" / "b.txt", "a note")
+    write(tmp_path / "metadata.jsonl", "{}")
+    before = content_digest(str(tmp_path))
+    write(tmp_path / "dogs" / "b.txt", "another note")
+    assert content_digest(str(tmp_path)) == before
+    write(tmp_path / "metadata.jsonl", "{} ")
+    assert content_digest(str(tmp_path)) != before
+
+
 def test_content_digest_samples_files_of_gigabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "MAX_HASHED_BYTES", 100)
     monkeypatch.setattr(inputs, "SAMPLE_BYTES", 10)
