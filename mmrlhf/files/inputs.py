@@ -66,8 +66,8 @@ def content_digest(name: str) -> str | None:
     """Return a hash of a file's or a directory's content; None if it is not on this machine.
 
     In a reward model, an adapter or a checkpoint, only the files that determine its outputs count,
-    and in an imagefolder metadata.jsonl. For a Hub id, the snapshot in the cache is hashed, if there
-    is one. Raises InputError for a folder of too many others (`files_in`).
+    and in an imagefolder metadata.jsonl. For a Hub id, the snapshot in the cache is hashed, if
+    there is one. Raises InputError for a folder of too many others (`files_in`).
     """
     path = Path(name)
     if path.is_file():
