@@ -114,7 +114,7 @@ def exact(base: str, out: Path, name: str, processes: int) -> None:
     # With shards, layers are recomputed in backward, which changes nothing but the memory.
     common = {"max_steps": 2, "learning_rate": 2e-3, "activation_checkpointing": is_sharded}
     rows, pairs = data()
-    train_before_ppo(base, out / name, processes, rows, pairs[:6], common)
+    train_before_ppo(base, out / name, processes, rows, pairs[:4], common)
     policy = policy_settings(base, processes) | common
     ppo(PPOConfig(output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one/reward", num_mini_batches=2, allow_worse_judge=True,
                   multi_objective_aggregation="normalize_then_sum", term_statistics="running", length_bounds="auto",
@@ -130,8 +130,8 @@ def exact(base: str, out: Path, name: str, processes: int) -> None:
 def traces(base: str, out: Path, name: str, processes: int) -> None:
     """Take ten steps in float32."""
     rows, pairs = data()
-    common: dict[str, Any] = {"max_steps": 10, "learning_rate": 5e-5}
-    train_before_ppo(base, out / name, processes, rows, pairs[:6], common)
+    common: dict[str, Any] = {"max_steps": 10, "learning_rate": 5e-5, "per_device_train_batch_size": 2 // processes}
+    train_before_ppo(base, out / name, processes, rows, pairs[:4], common)
     policy = policy_settings(base, processes) | common
     ppo(
         PPOConfig(output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one32/reward", allow_worse_judge=True, **policy), rows
