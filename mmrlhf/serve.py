@@ -58,7 +58,8 @@ def serve(config: ServeConfig) -> None:
         with serving(config, models) as server:
             _print_address(config, models, server)
             try:
-                threading.Event().wait()
+                while True:  # a signal that another thread receives does not end a wait without a limit
+                    time.sleep(1)
             except KeyboardInterrupt as error:
                 _ignore_repeats(error)
             again = f"Ctrl-C again, after {stop_signals.REPEAT_SECONDS:g} seconds, refuses them"
@@ -130,7 +131,8 @@ def serving(config: ServeConfig, models: Models) -> Iterator[Server]:
 
 def _drain(queue: BatchQueue, worker: threading.Thread) -> None:
     queue.close()
-    worker.join()
+    while worker.is_alive():  # as above: a second signal must be noticed
+        worker.join(1)
 
 
 def address_of(server: Server) -> str:

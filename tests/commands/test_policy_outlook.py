@@ -261,7 +261,7 @@ def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):
         tmp_path / "answers.jsonl", [{"id": "a", "answer": "A cup and a dog."}, {"id": "b", "answer": "A hat.\n"}]
     )
     labels = tmp_path / "labels.jsonl"
-    extract(answers, out=str(labels))
+    extract(answers, output_file=str(labels))
     rows = [json.loads(line) for line in labels.read_text().splitlines()]
     rows[0]["claims"][1]["verdict"] = "contradicted"
     rows[0]["claims"][0]["verdict"] = "supported"

@@ -82,7 +82,7 @@ def installed(wheel, tmp_path_factory):
 def test_sdist_has_sources_and_tests(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "mmrlhf/cli.py", "tests/conftest.py", "docs/metrics.md"} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "mmrlhf/cli/app.py", "tests/conftest.py", "docs/metrics.md"} <= names
     assert not [name for name in names if name.endswith(".pyc") or name.startswith((".venv", "runs"))]
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,14 @@ def is_closed(address):
     return False
 
 
+def wait_until_closed(address):
+    """Wait until a server takes no more requests, or fail, so that no test runs for ever."""
+    deadline = time.monotonic() + 120
+    while not is_closed(address):
+        assert time.monotonic() < deadline, "the server still takes requests"
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def working_server(folder, repeat_seconds=0):
     """Yield a server whose model is at work, its address, and the reply to a request that waits."""
@@ -85,8 +94,7 @@ def test_a_notice_that_nobody_reads_drops_no_request(tmp_path):
     with working_server(tmp_path) as (server, address, reply):
         server.stdout.close()
         server.send_signal(signal.SIGINT)
-        while not is_closed(address):
-            pass
+        wait_until_closed(address)
         (tmp_path / "go_on").touch()
         assert reply.result()[0] == 200 and server.wait(timeout=60) == 0
 
@@ -95,8 +103,7 @@ def test_a_second_ctrl_c_ends_a_server_whose_notices_nobody_reads(tmp_path):
     with working_server(tmp_path) as (server, address, reply):
         server.stdout.close()
         server.send_signal(signal.SIGINT)
-        while not is_closed(address):
-            pass
+        wait_until_closed(address)
         server.send_signal(signal.SIGINT)
         assert reply.result()[0] == 503 and server.wait(timeout=60) == 130
 
@@ -106,8 +113,7 @@ def test_a_repeated_signal_is_the_same_one_and_another_is_a_second(tmp_path):
     with working_server(tmp_path, repeat_seconds=3600) as (server, address, reply):
         for _ in range(3):
             server.send_signal(signal.SIGTERM)
-            while not is_closed(address):
-                pass
+            wait_until_closed(address)
         assert not reply.done()
         server.send_signal(signal.SIGINT)
         assert reply.result()[0] == 503 and server.wait(timeout=60) == 130
