@@ -116,7 +116,7 @@ def read_json_objects(path: Path) -> list[Row]:
 
 
 class _RepeatedFieldError(ValueError):
-    """An object has a field twice, of which `json` would silently keep the last."""
+    """An object repeats a field; `json` would silently keep the last value."""
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
