@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrlhf import PPOConfig, SFTConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.scenes import Split, generate_scene, with_article

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.config import EvalConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.evaluation.benchmark import (
     Benchmark,
     Prediction,

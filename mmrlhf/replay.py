@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.engine.rollout import LocalEngine
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, is_finite, trace_not_finite

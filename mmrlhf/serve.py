@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from mmrlhf.config import ServeConfig
-from mmrlhf.config_loader import read_yaml
+from mmrlhf.config.loader import read_yaml
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.files import stop_signals
 from mmrlhf.files.stop_signals import Stopped

@@ -34,7 +34,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mmrlhf.config_loader import RENAMED_FIELDS
+from mmrlhf.config.loader import RENAMED_FIELDS
 
 RENAMED_KEYS: dict[str, str] = {
     **RENAMED_FIELDS,

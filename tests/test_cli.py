@@ -15,9 +15,9 @@ import mmrlhf
 from mmrlhf.cli import app as cli
 from mmrlhf.cli.app import ARENA_COMMANDS, CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, LABEL_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
-from mmrlhf.config.other_commands import OTHER_COMMANDS
-from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, SAME_SETTINGS
-from mmrlhf.config_loader import config_fields
+from mmrlhf.config.foreign_commands import OTHER_COMMANDS
+from mmrlhf.config.foreign_settings import EXPLAINED_SETTINGS, SAME_SETTINGS
+from mmrlhf.config.loader import config_fields
 from mmrlhf.records import InputError
 
 ROOT = Path(mmrlhf.__file__).parents[1]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mmrlhf.config import EvalConfig, ScenesConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.evaluate import evaluate
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.files.bundled import find

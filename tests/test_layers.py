@@ -12,11 +12,11 @@ STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate", "serve", 
 ORDER = [
     "__main__", "cli", "demo", "replay", "feedback", "rft", "arena", *STAGES,
     "labeling", "serving", "commands", "evaluation", "training", "rewards",
-    "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
+    "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files",
     "config", "background", "records",
 ]  # fmt: skip
 """Files and folders from top to bottom. Each may import those after it."""
-WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records")
+WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "files", "config", "records")
 """Files and folders that must not import torch, so that commands on files start fast."""
 
 

@@ -32,7 +32,7 @@ import torch
 from mmrlhf import ppo as stage
 from mmrlhf.training import run
 from mmrlhf.config import PPOConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 saves = run.Run.save_checkpoint
 def save(self, step, *rest):
     saves(self, step, *rest)
@@ -228,7 +228,7 @@ def test_ppo_missing_eos_penalty_is_in_the_reward(tiny_vlm_path, examples, rewar
 
 
 def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp_path):
-    from mmrlhf.config_loader import save_config
+    from mmrlhf.config.loader import save_config
 
     uninterrupted = ppo_config(tiny_vlm_path, reward_dir, tmp_path / "uninterrupted", max_steps=4)
     ppo(uninterrupted, examples)

@@ -19,7 +19,7 @@ from common import Experiment, cached_result
 from facts_map_judges import FEW_LABELS, LEXICON_FILE, build_judge
 
 from mmrlhf.config import DPOConfig, RFTConfig, SFTConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.demo import data
 from mmrlhf.demo.measure import sampled_rows
 from mmrlhf.demo.pipeline import stage_config

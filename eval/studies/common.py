@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.demo import data
 from mmrlhf.demo.measure import score_scenes
 from mmrlhf.demo.pipeline import stage_config

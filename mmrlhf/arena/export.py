@@ -8,7 +8,7 @@ from pathlib import Path
 from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import Ballots, read_ballots
 from mmrlhf.commands.convert import check_target, write_records
-from mmrlhf.config_loader import suggestion
+from mmrlhf.config.loader import suggestion
 from mmrlhf.labeling.export import common_folder, export_labels
 from mmrlhf.records import InputError, Preference
 

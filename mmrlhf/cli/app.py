@@ -53,8 +53,8 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config.other_commands import OTHER_COMMANDS
-from mmrlhf.config_loader import renamed, suggestion
+from mmrlhf.config.foreign_commands import OTHER_COMMANDS
+from mmrlhf.config.loader import renamed, suggestion
 from mmrlhf.files import stop_signals
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError

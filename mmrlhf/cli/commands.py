@@ -32,7 +32,7 @@ from mmrlhf.config import (
     ServeConfig,
     SFTConfig,
 )
-from mmrlhf.config_loader import config_fields
+from mmrlhf.config.loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError

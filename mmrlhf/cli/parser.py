@@ -1,6 +1,6 @@
 """Parse the arguments of a command: flags from a configuration, and errors in one sentence.
 
-argparse only splits the command line; `config_loader.load_config` checks values from flags and from
+argparse only splits the command line; `loader.load_config` checks values from flags and from
 files, with the same messages. Configuration fields are therefore not declared again here.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from mmrlhf.config_loader import ConfigField, config_fields, load_config, renamed, renamed_field, unknown_setting
+from mmrlhf.config.loader import ConfigField, config_fields, load_config, renamed, renamed_field, unknown_setting
 from mmrlhf.files import bundled
 from mmrlhf.records import InputError
 

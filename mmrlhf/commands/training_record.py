@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
-from mmrlhf.config_loader import read_yaml
+from mmrlhf.config.loader import read_yaml
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
 from mmrlhf.files.hub_names import is_hub_id

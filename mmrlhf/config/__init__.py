@@ -1,6 +1,6 @@
 """Typed, frozen configurations: every setting of a command, with its type, range, default and help.
 
-A configuration is a flat dataclass whose fields are spelled as in TRL. `config_loader.load_config`
+A configuration is a flat dataclass whose fields are spelled as in TRL. `loader.load_config`
 fills it from a YAML file and then from the command line. The docstring of a field is its help text.
 """
 

@@ -1,11 +1,11 @@
 """Settings of other tools by a part of their name, such as vllm_ or deepspeed: what to use instead.
 
-`other_trainers` lists settings by their full names, and has precedence.
+`foreign_settings` lists settings by their full names, and has precedence.
 """
 
 from __future__ import annotations
 
-from mmrlhf.config.other_trainers import (
+from mmrlhf.config.foreign_settings import (
     ADAM,
     ATTENTION,
     DISTRIBUTED,

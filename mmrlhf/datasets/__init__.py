@@ -13,7 +13,7 @@ A row's format is not declared, but recognised by its fields:
     TRL               messages; prompt with completion, or alone; prompt with chosen and rejected
     RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
 
-Each module imports only those before it: `conversations`, `image_fields`, `other_trainers`,
+Each module imports only those before it: `conversations`, `image_fields`, `llamafactory_swift`,
 `preferences`, `examples`, `load`, `write`, `write_examples`.
 """
 

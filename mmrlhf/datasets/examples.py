@@ -12,7 +12,7 @@ from mmrlhf.datasets.conversations import (
     parse_prompt,
 )
 from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_id, parse_images, without_decimals
-from mmrlhf.datasets.other_trainers import (
+from mmrlhf.datasets.llamafactory_swift import (
     is_factory_pair,
     is_swift_conversation,
     is_swift_pair,

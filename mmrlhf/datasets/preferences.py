@@ -21,7 +21,7 @@ from mmrlhf.datasets.conversations import (
     visible_form,
 )
 from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_id, parse_images, parse_pair_images
-from mmrlhf.datasets.other_trainers import (
+from mmrlhf.datasets.llamafactory_swift import (
     SWIFT_FIELDS,
     is_factory_pair,
     is_swift_pair,

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
-from mmrlhf.config_loader import Config, load_config, save_config
+from mmrlhf.config.loader import Config, load_config, save_config
 from mmrlhf.demo.data import (
     IN_MEMORY_DATASET,
     LazyRows,

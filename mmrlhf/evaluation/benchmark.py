@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, fold
 from mmrlhf.evaluation.answer_rows import Fields as Fields
 from mmrlhf.evaluation.answer_rows import first_present as first_present

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmrlhf.config import EvalConfig, PolicyEvalConfig, RewardTermsConfig
 from mmrlhf.config.base import SamplingConfig
-from mmrlhf.config_loader import load_config, suggestion
+from mmrlhf.config.loader import load_config, suggestion
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, load_benchmark
 from mmrlhf.evaluation.diversity import MIN_MEAN_WORDS
 from mmrlhf.evaluation.predict import require_images, require_prompts

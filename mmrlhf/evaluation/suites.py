@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrlhf.config import EvalConfig
-from mmrlhf.config_loader import config_fields, read_yaml, renamed, renamed_field
+from mmrlhf.config.loader import config_fields, read_yaml, renamed, renamed_field
 from mmrlhf.records import InputError
 
 ALIASES = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from mmrlhf.config_loader import suggestion
+from mmrlhf.config.loader import suggestion
 from mmrlhf.records import InputError
 
 ResourceKind = Literal["configs", "data", "eval"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmrlhf.config_loader import suggestion
+from mmrlhf.config.loader import suggestion
 from mmrlhf.files.hub_names import HUB_ID, is_hub_id
 from mmrlhf.files.paths import files_in
 from mmrlhf.files.rows import RawRow, is_single_object, open_binary, parse_json, read_lines

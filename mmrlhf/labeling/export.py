@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.commands.convert import check_target, write_records
-from mmrlhf.config_loader import suggestion
+from mmrlhf.config.loader import suggestion
 from mmrlhf.datasets import EXAMPLE_FORMATS, FORMATS
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.atomic import refuse_output_file, write_atomic

@@ -18,7 +18,7 @@ from mmrlhf.datasets.write import facts_field
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import read_rows, split_of
 from mmrlhf.labeling.gold import comparable, known_label
-from mmrlhf.labeling.other_exports import numbered_answers, unpack_other_export
+from mmrlhf.labeling.label_studio_argilla import numbered_answers, unpack_other_export
 from mmrlhf.labeling.uncertainty import UncertaintyOf, number_field
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError, Message

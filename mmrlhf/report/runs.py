@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.config_loader import read_yaml
+from mmrlhf.config.loader import read_yaml
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.over_kl import over_kl_plot

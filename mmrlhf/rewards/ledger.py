@@ -24,7 +24,7 @@ from statistics import fmean
 from types import ModuleType
 from typing import Any, NoReturn
 
-from mmrlhf.config_loader import renamed
+from mmrlhf.config.loader import renamed
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.models.finite import NotFiniteError

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
-from mmrlhf.config_loader import suggestion
+from mmrlhf.config.loader import suggestion
 from mmrlhf.models.processes import broadcast_object_list
 from mmrlhf.records import InputError
 from mmrlhf.report.progress import format_number

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrlhf import config_loader
-from mmrlhf.config import EngineConfig
+from mmrlhf.config import EngineConfig, loader
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import changed_names, content_inputs, describe_change, package_versions
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -86,7 +85,7 @@ class RunInputs:
         """Rows of a step, in that run and in this one."""
         if (folder / "config.yaml").exists():
             self._read()
-            self._compare_settings(config_loader.read_yaml(folder / "config.yaml"), dataclasses.asdict(config))
+            self._compare_settings(loader.read_yaml(folder / "config.yaml"), dataclasses.asdict(config))
 
     def _refuse_training_data(self) -> None:
         held_out, data = (self.current.get(name) for name in ("eval_dataset_name", "dataset_name"))
@@ -112,7 +111,7 @@ class RunInputs:
     def write(self) -> None:
         """Write settings and inputs, the latter as at the beginning of the run."""
         self._write_changes()
-        config_loader.save_config(self._config, self.folder / "config.yaml")
+        loader.save_config(self._config, self.folder / "config.yaml")
         self._write_inputs()
 
     def add(self, inputs: Mapping[str, Any], *, write: bool) -> None:
@@ -249,7 +248,7 @@ def _allowed_changes(config: Any) -> set[str]:
     known = {field.name for field in dataclasses.fields(config)} | {"num_processes"}
     for name in sorted(names):
         if name not in known:
-            raise InputError(f"allow_change {name} is not a setting: {config_loader.suggestion(name, known)}")
+            raise InputError(f"allow_change {name} is not a setting: {loader.suggestion(name, known)}")
         if name in FIXED_SETTINGS and name not in GLOBAL_BATCH:
             raise InputError(
                 f"allow_change {name}: it {FIXED_SETTINGS[name]}, so it cannot change along the way: start a new run"

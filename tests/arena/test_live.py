@@ -17,7 +17,7 @@ from mmrlhf.arena.page import report_arena
 from mmrlhf.arena.serve import serving_arena
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.config import ArenaConfig, SFTConfig
-from mmrlhf.config_loader import save_config
+from mmrlhf.config.loader import save_config
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
 from tests.arena.conftest import Voter, kept, voter_at

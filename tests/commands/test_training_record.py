@@ -18,7 +18,7 @@ from mmrlhf.commands.training_record import (
     without_folders,
 )
 from mmrlhf.config import DPOConfig, SFTConfig
-from mmrlhf.config_loader import save_config
+from mmrlhf.config.loader import save_config
 
 
 def write_run(path, config, **files):

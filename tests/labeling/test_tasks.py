@@ -7,7 +7,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.commands.policy_outlook import WITH_FACTS, WITHOUT_FACTS
-from mmrlhf.labeling.other_exports import unpack_other_export
+from mmrlhf.labeling.label_studio_argilla import unpack_other_export
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task, read_tasks
 from mmrlhf.labeling.uncertainty import CONDITIONS, uncertainty_of_claims, uncertainty_of_margins

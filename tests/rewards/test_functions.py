@@ -3,7 +3,7 @@
 import pytest
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.files.bundled import find
 from mmrlhf.records import Message
 from mmrlhf.rewards.functions import answer_format, correctness, is_correct, length, missing_eos, question_mark, repetition

@@ -19,7 +19,7 @@ import torch
 from mmrlhf import serve as serve_module
 from mmrlhf.cli import main
 from mmrlhf.config import FeedbackConfig, ServeConfig, SFTConfig
-from mmrlhf.config_loader import save_config
+from mmrlhf.config.loader import save_config
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.adapters import Adapters, Role

@@ -9,10 +9,9 @@ import torch
 import transformers as hf
 from safetensors.torch import save_file
 
-from mmrlhf import config_loader
 from mmrlhf.cli import main
 from mmrlhf.commands.plan import print_memory_estimate
-from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, loader
 from mmrlhf.files.bundled import folder
 from mmrlhf.training.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
 from tests.helpers.tiny_models import build_checkpoint
@@ -274,8 +273,8 @@ def test_recipe_loads_and_its_model_can_be_planned(name, stage):
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     cls = STAGES[stage]
-    dummies = {n: "-" for n, f in config_loader.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
-    config = config_loader.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    dummies = {n: "-" for n, f in loader.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
+    config = loader.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
     estimate = estimated_bytes(config, model)
     decoder = model.base_model.get_decoder()
     linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))

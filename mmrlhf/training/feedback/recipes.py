@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, SelectionConfig
-from mmrlhf.config_loader import Config, load_config
+from mmrlhf.config.loader import Config, load_config
 from mmrlhf.files import bundled
 from mmrlhf.training.feedback.round_files import image_root
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.config_loader import load_config
+from mmrlhf.config.loader import load_config
 from mmrlhf.records import InputError
 from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from tests.helpers.stages import ppo_config

@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mmrlhf.config.base import SettingsError
-from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_VALUES, SAME_SETTINGS
+from mmrlhf.config.foreign_settings import EXPLAINED_SETTINGS, OTHER_VALUES, SAME_SETTINGS
 from mmrlhf.config.setting_families import SETTING_FAMILIES
 from mmrlhf.records import InputError
 

@@ -20,7 +20,7 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config_loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, read_yaml, save_config
+from mmrlhf.config.loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, read_yaml, save_config
 from mmrlhf.records import InputError
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}

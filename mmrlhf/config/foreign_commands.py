@@ -1,6 +1,6 @@
 """Commands of TRL, LLaMA-Factory, ms-swift, verl and lmms-eval: what to use instead."""
 
-from mmrlhf.config.other_trainers import NO_SUCH_LOSS
+from mmrlhf.config.foreign_settings import NO_SUCH_LOSS
 
 WEB_PAGES = "`mmrlhf report RUN...` writes a page about runs; `label serve` and `arena serve` are pages for people"
 OTHER_COMMANDS = {
