@@ -15,7 +15,7 @@ import secrets
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mmrlhf.models.encoding_claims import EncodingClaims
 from mmrlhf.records import InputError
 from mmrlhf.text.printable import first_line
 
@@ -135,6 +136,7 @@ class DiskTier:
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
+        self.claims = EncodingClaims(folder)
         self.writable = True
         self.num_bytes = 0
         self._num_unlisted_bytes = 0
@@ -242,6 +244,10 @@ def _checksum(levels: list[list[Tensor]]) -> int:
     return checksum
 
 
+Encode = Callable[[Sequence[str]], Iterable[tuple[str, ImageFeatures]]]
+"""Encodes images, given by their keys, and yields each key with its features."""
+
+
 class FeatureCache:
     """Tiers of memory: the GPU (if the model is on one), main memory, and a disk folder (if given).
 
@@ -268,6 +274,33 @@ class FeatureCache:
             self.counters.disk_hits += 1
             return self._store(key, features)
         return None
+
+    def encode_missing(self, keys: Sequence[str], encode: Encode) -> dict[str, ImageFeatures]:
+        """Return the features of images that this cache lacks, and store them.
+
+        Of the processes that share the folder, one encodes an image; the others wait and read it.
+        """
+        features_by_key: dict[str, ImageFeatures] = {}
+
+        def read_or_encode(some_keys: Iterable[str]) -> None:
+            unread = list(some_keys)
+            if self.disk is not None:  # another process may have written some of them since they were missed
+                features_by_key.update((key, features) for key in unread if (features := self.get(key)) is not None)
+                unread = [key for key in unread if key not in features_by_key]
+            for key, features in encode(unread) if unread else ():
+                self.put(key, features)
+                features_by_key[key] = features
+
+        if self.disk is None:
+            read_or_encode(keys)
+            return features_by_key
+        with self.disk.claims.claim(keys) as claimed:
+            read_or_encode(key for key in keys if key in claimed)
+        claimed_by_others = [key for key in keys if key not in claimed]
+        for key in claimed_by_others:
+            self.disk.claims.wait(key)
+        read_or_encode(claimed_by_others)  # encodes what a process that stopped has not written
+        return features_by_key
 
     def put(self, key: str, features: ImageFeatures) -> None:
         """Store newly encoded features, in memory and on disk."""

@@ -146,13 +146,9 @@ class Encoder:
                 "the vision tower or the projector is trainable: features of a tower that changes cannot be cached; "
                 "freeze both (requires_grad_(False))"
             )
-        features_by_key: dict[str, ImageFeatures] = {}
         encode = self._encode_gpu if self.model.device.type == "cuda" else self._encode_cpu
         with active_adapter(self.lora_layers, None):
-            for key, features in encode(missing):
-                self.cache.put(key, features)
-                features_by_key[key] = features
-        return features_by_key
+            return self.cache.encode_missing(list(missing), lambda keys: encode({key: missing[key] for key in keys}))
 
     def get_prompt_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
         """Return the features that prompts keep of their images: the base's.
