@@ -23,7 +23,7 @@ test-real: $(INSTALLED)
 AXE := build/axe/node_modules/axe-core/axe.min.js
 
 test-browser: $(INSTALLED) $(AXE)
-	MMRLHF_BROWSER_TASKS=50 $(BIN)/python -m pytest tests/labeling/test_browser*.py
+	MMRLHF_BROWSER_TASKS=50 $(BIN)/python -m pytest -m browser tests/labeling
 
 $(AXE):
 	npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4 || echo "note: no axe-core, so its tests skip"

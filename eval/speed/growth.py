@@ -25,7 +25,7 @@ from rl_step import measure_round_seconds
 
 # The keys appear in growth.json and are arguments of `measure_round_seconds`.
 AXES = {
-    "generations": ("answers per prompt", (1, 2, 4, 8, 16, 32)),
+    "generations": ("answers per prompt", (2, 4, 8, 16, 32)),
     "tokens": ("tokens per answer", (16, 32, 48, 96, 192)),
     "prompts": ("prompts per round", (1, 2, 4, 8)),
     "pictures": ("images per prompt", (1, 2, 3, 4)),
@@ -33,7 +33,7 @@ AXES = {
 }
 TEXT_ONLY = {"words": {"pictures": 0}}
 DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
-BASELINE_VALUES = {"generations": (1, 2, 4, 8)}
+BASELINE_VALUES = {"generations": (2, 4, 8)}
 """Values at which the naive path is measured."""
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     for axis, (_, values) in AXES.items():
         variants = {"engine": ("auto", values)}
         if axis in BASELINE_VALUES:
-            variants["plain"] = ("off", BASELINE_VALUES[axis])
+            variants["naive"] = ("off", BASELINE_VALUES[axis])
         seconds_by_axis[axis] = {
             name: {
                 str(value): round(median_seconds(args.checkpoint, prefix, **TEXT_ONLY.get(axis, {}), **{axis: value}), 3)
@@ -70,9 +70,11 @@ def main() -> None:
     panels[0].legend()
     figure.savefig(args.out / "growth.png", dpi=110)
     seconds_by_generations = seconds_by_axis["generations"]["engine"]
-    first_seconds, max_generations = seconds_by_generations["1"], max(map(int, seconds_by_generations))
-    seconds_per_extra_answer = (seconds_by_generations[str(max_generations)] - first_seconds) / (max_generations - 1)
-    results = {"seconds": seconds_by_axis, "one_more_answer_over_the_first": round(seconds_per_extra_answer / first_seconds, 3)}
+    fewest, most = min(map(int, seconds_by_generations)), max(map(int, seconds_by_generations))
+    seconds_per_answer = (seconds_by_generations[str(most)] - seconds_by_generations[str(fewest)]) / (most - fewest)
+    # A round of one answer cannot be measured, because grpo compares answers.
+    first_seconds = seconds_by_generations[str(fewest)] - (fewest - 1) * seconds_per_answer
+    results = {"seconds": seconds_by_axis, "one_more_answer_over_the_first": round(seconds_per_answer / first_seconds, 3)}
     (args.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results))
 

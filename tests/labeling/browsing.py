@@ -45,6 +45,7 @@ def config_of(tmp_path, mode="pairwise", number=NUM_TASKS, **settings):
 def come_in(page, url, name="heron"):
     """Come in by keyboard alone."""
     page.goto(url)
+    page.wait_for_selector("#name:focus")  # a busy browser focuses it only after the page has loaded
     page.keyboard.type(name)
     page.keyboard.press("Tab")
     page.keyboard.press("Space")

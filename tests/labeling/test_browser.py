@@ -13,7 +13,7 @@ from mmrlhf.label import add_tasks, serving_labels
 from tests.labeling.browsing import ANSWERS, MODES, NUM_TASKS, answer, come_in, config_of, is_at, needs_browser, press
 from tests.labeling.conftest import standing
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.browser, needs_browser]
 
 
 def check_label(mode, number, label, order):

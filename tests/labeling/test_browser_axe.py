@@ -18,7 +18,11 @@ AXE = Path(os.environ.get("MMRLHF_AXE", Path(__file__).parents[2] / "build/axe/n
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
-pytestmark = [needs_browser, pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: `make test-browser` fetches it")]
+pytestmark = [
+    pytest.mark.browser,
+    needs_browser,
+    pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: `make test-browser` fetches it"),
+]
 on_every_device = pytest.mark.parametrize(
     "device",
     [device | {"color_scheme": scheme} for device in (DESKTOP, PHONE) for scheme in ("light", "dark")],

@@ -1,10 +1,12 @@
 """Keys and fingers in a real Chromium: what has the focus keeps its keys, words are tapped."""
 
+import pytest
+
 from mmrlhf.label import serving_labels
 from tests.labeling.browsing import ANSWERS, come_in, config_of, is_at, needs_browser, press
 from tests.labeling.conftest import standing
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.browser, needs_browser]
 
 
 def test_a_focused_control_keeps_its_own_keys(tmp_path, open_page):
