@@ -29,7 +29,7 @@ AXES = {
     "tokens": ("tokens per answer", (16, 32, 48, 96, 192)),
     "prompts": ("prompts per round", (1, 2, 4, 8)),
     "pictures": ("images per prompt", (1, 2, 3, 4)),
-    "words": ("words per prompt, no image", (256, 512, 1024, 2048)),
+    "words": ("words per prompt, no image", (64, 128, 256, 512)),
 }
 TEXT_ONLY = {"words": {"pictures": 0}}
 DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
