@@ -79,9 +79,7 @@ def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
             "is_gold": bool(task.gold),
             "time": label.time or None,
             "seconds": label.seconds,
-            "images": [
-                image.recorded_name if image.path is None else os.path.relpath(image.path, image_root) for image in task.images
-            ],
+            "images": [_name_of(image, image_root) for image in task.images],
             "prompt": [turn.to_dict() for turn in task.prompt],
             "answers": list(task.answers),
             "models": list(task.models),
@@ -91,10 +89,12 @@ def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
 
 
 def _facts_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
+    image_root = _root_of(labels)
     for task, facts in typed_facts(labels):
-        named = {"image": _name_of(task.images[0])} if len(task.images) == 1 and _name_of(task.images[0]) else {}
-        yield {"id": task.name, **named, "facts": facts_field(facts)}
+        name = _name_of(task.images[0], image_root) if len(task.images) == 1 else ""
+        yield {"id": task.name, **({"image": name} if name else {}), "facts": facts_field(facts)}
 
 
-def _name_of(image: ImageSource) -> str:
-    return image.recorded_name if image.path is None else os.path.basename(image.path)
+def _name_of(image: ImageSource, image_root: str | None) -> str:
+    """Return an image's path below the common folder, because folders may share file names."""
+    return image.recorded_name if image.path is None else os.path.relpath(image.path, image_root)

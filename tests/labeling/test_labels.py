@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.datasets import read_examples, read_preferences
@@ -268,6 +269,18 @@ def test_facts_are_what_facts_file_reads(make_store, tmp_path):
     export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
     facts = read_facts(tmp_path / "facts.jsonl")["red.png"]
     assert [(fact.kind, fact.text) for fact in facts] == [("scope", "incomplete"), ("object", "dog")]
+
+
+def test_facts_name_images_by_folder_and_file(make_store, tmp_path):
+    """Two folders may have an image of one name."""
+    for folder, colour in (("train", "red"), ("test", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 6), colour).save(tmp_path / folder / "a.png")
+    store = make_store([{"id": f"{n}", "answers": [], "images": [f"{folder}/a.png"]} for n, folder in enumerate(("train", "test"))])
+    label_all(store, {"a": [{"facts": [{"kind": "object", "text": text}], "complete": True} for text in ("dog", "cat")]})
+    export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
+    facts = read_facts(tmp_path / "facts.jsonl")
+    assert {name: fact.text for name, (_, fact) in facts.items()} == {"train/a.png": "dog", "test/a.png": "cat"}
 
 
 @pytest.mark.parametrize(
