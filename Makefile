@@ -19,7 +19,7 @@ test: $(INSTALLED)
 test-real: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m real tests/real
 
-# The annotators' page in Chromium, 50 tasks of each mode, with axe-core's rules of accessibility. Needs chromium and npm.
+# The annotators' page in Chromium, 50 tasks of each mode. axe-core's rules of accessibility need npm, and skip without it.
 AXE := build/axe/node_modules/axe-core/axe.min.js
 
 test-browser: $(INSTALLED) $(AXE)
