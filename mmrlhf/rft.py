@@ -90,6 +90,7 @@ def rft(
     if resumed := run.resume():
         first_round, state = resumed[0] + 1, resumed[2]
         aggregation.load_state(state["rewards"])
+        monitor.load_state(state.get("monitor", {}))
 
     for number in range(first_round, config.num_rounds + 1):
         folder = run.path / f"round_{number}"
@@ -134,7 +135,7 @@ def rft(
             run.log_samples(number, sample_rows(run, kept_samples, kept_totals, kept_ledger, config.num_sample_generations))
         is_last = number == config.num_rounds
         stop = monitor.after_step(run, accelerator, number, metrics, is_logging_step=True, is_last=is_last)
-        run.save_checkpoint(number, {}, {"rewards": aggregation.state()})
+        run.save_checkpoint(number, {}, {"rewards": aggregation.state(), "monitor": monitor.state()})
         if stop:
             raise InputError(stop)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from mmrlhf.rewards.selection import Selection
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
+from mmrlhf.training.monitor import ZERO_CLAIM_KEY
 from mmrlhf.training.rft.metrics import round_metrics
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
 from mmrlhf.training.run import Run
@@ -77,10 +79,23 @@ def test_a_round_may_start_from_the_base_again(tiny_vlm_path, examples, tmp_path
     assert "round_1/sft/model" in inputs  # its answers are those of the newest policy
 
 
+def run_that_falls_silent(config, rows):
+    """Run rft, and log that every answer of the first round claims something, none of the next."""
+
+    def metrics_of(config, answers, selection):
+        is_second = (Path(config.output_dir) / "round_2").exists()
+        return round_metrics(config, answers, selection) | {ZERO_CLAIM_KEY: float(is_second)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "round_metrics", metrics_of)
+        run_rft(config, rows)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    run_rft(rft_config(tiny_vlm_path, folder, length_bounds="auto"), examples[:3])
+    run_that_falls_silent(rft_config(tiny_vlm_path, folder, length_bounds="auto"), examples[:3])
+    assert "zero_claim_rate" in {row["name"] for row in read_jsonl(folder / "warnings.jsonl")}
     return folder
 
 
@@ -96,14 +111,15 @@ def whole_run(tiny_vlm_path, examples, tmp_path_factory):
 def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run, owner, name, call):
     config = rft_config(tiny_vlm_path, tmp_path, length_bounds="auto")
     with killed_at(owner, name, call):
-        run_rft(config, examples[:3])
-    run_rft(config, examples[:3])
+        run_that_falls_silent(config, examples[:3])
+    run_that_falls_silent(config, examples[:3])
     for path in (
         "model/model.safetensors",
         "round_1/answers.jsonl",
         "round_2/answers.jsonl",
         "round_2/sft.jsonl",
         "ledger.jsonl",
+        "warnings.jsonl",
     ):
         assert (tmp_path / path).read_bytes() == (whole_run / path).read_bytes(), path
     without_time = [[{**row, "time": 0} for row in read_jsonl(path / "metrics.jsonl")] for path in (tmp_path, whole_run)]
