@@ -46,25 +46,39 @@ def run_label_add(command: Command, argv: list[str]) -> None:
 
 
 def run_label_export(command: Command, argv: list[str]) -> None:
-    parser = Parser(command, "LABELS --to FORMAT --output_file OUT [--anonymous]")
+    parser = Parser(command, "LABELS --to FORMAT --output_file OUT [--anonymous] [--without NAME[,NAME]]")
     parser.add_argument("file", metavar="LABELS", help="file that `mmrlhf label serve` writes")
-    help_text = "trl, rankings, rlhf-v, ... as in `mmrlhf data convert`; claims, facts, or labels, which has every label as it is"
+    help_text = (
+        "trl, rankings, rlhf-v, ... as in `mmrlhf data convert`; claims, facts, or labels, which has every label as it is; "
+        "flags, which has every flag and skip"
+    )
     parser.add_argument("--to", metavar="FORMAT", required=True, help=help_text)
     parser.add_argument("--output_file", metavar="OUT", required=True, help=".jsonl, .json or .parquet file to write")
     help_text = "number annotators, and leave out pseudonyms, times of day and notes"
     parser.add_argument("--anonymous", action="store_true", help=help_text)
+    _add_without(parser)
     args = parser.parse(argv)
     from mmrlhf.labeling.export import export_labels
 
-    export_labels(args["file"], args["to"], args["output_file"], args.get("anonymous", False))
+    export_labels(args["file"], args["to"], args["output_file"], args.get("anonymous", False), args.get("without", ()))
 
 
 def run_label_report(command: Command, argv: list[str]) -> None:
-    parser = Parser(command, "LABELS [--out FILE] [--anonymous]")
+    parser = Parser(command, "LABELS [--out FILE] [--anonymous] [--without NAME[,NAME]]")
     parser.add_argument("file", metavar="LABELS", help="file that `mmrlhf label serve` writes")
     parser.add_argument("--out", metavar="FILE", help="HTML page to write")
     parser.add_argument("--anonymous", action="store_true", help="number annotators, and leave out pseudonyms and notes")
+    _add_without(parser)
     args = parser.parse(argv)
     from mmrlhf.labeling.lead_report import report_labels
 
-    report_labels(args["file"], args.get("out"), args.get("anonymous", False))
+    report_labels(args["file"], args.get("out"), args.get("anonymous", False), args.get("without", ()))
+
+
+def _add_without(parser: Parser) -> None:
+    parser.add_argument(
+        "--without",
+        metavar="NAME[,NAME]",
+        type=lambda value: [name.strip() for name in value.split(",")],
+        help="pseudonyms of annotators to leave out, such as those who fail gold questions",
+    )

@@ -1,10 +1,10 @@
-"""Write labels to files: as preferences, verdicts on claims, facts, or unchanged."""
+"""Write labels to files: as preferences, verdicts on claims, facts, or unchanged; and flags."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,26 @@ from mmrlhf.labeling.results import Labels, claim_rows, preferences, read_labels
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import ImageSource, InputError
 
-OWN_FORMATS = ("labels", "claims", "facts")
+OWN_FORMATS = ("labels", "claims", "facts", "flags")
 ALL_FORMATS = (*OWN_FORMATS, *FORMATS, *EXAMPLE_FORMATS)
 
 
-def export_labels(labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False) -> None:
+def export_labels(
+    labels_file: str, target_format: str, output_file: str, is_anonymous: bool = False, without: Collection[str] = ()
+) -> None:
     """Write the labels of a file in a format; the file appears when it is complete.
 
-    `labels` has every current label, one row each; `claims` and `facts` are what `mmrlhf claims`
-    and `--facts_file` read; the others are those of `mmrlhf data convert`. Raises InputError if
-    there is nothing to write in that format, or the file cannot be written.
+    `labels` has every current label, `flags` every current flag and skip, one row each; `claims`
+    and `facts` are what `mmrlhf claims` and `--facts_file` read; the others are those of
+    `mmrlhf data convert`. Annotators whose pseudonyms are in `without` are left out. Raises
+    InputError if there is nothing to write in that format, if nobody has such a pseudonym, or if
+    the file cannot be written.
     """
     if target_format not in ALL_FORMATS:
         raise InputError(f"there is no format {target_format}: {suggestion(target_format, ALL_FORMATS)}")
     output = Path(output_file)
     with contextlib.closing(Store(labels_file)) as store:
-        labels = read_labels(store, is_anonymous=is_anonymous)
+        labels = read_labels(store, is_anonymous=is_anonymous, without=without)
     if target_format not in OWN_FORMATS:
         check_target(target_format, output, [labels_file])
         records = list(preferences(labels))
@@ -45,7 +49,9 @@ def export_labels(labels_file: str, target_format: str, output_file: str, is_ano
     if output.suffix != ".jsonl":
         raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
     refuse_output_file(output, inputs=[labels_file])
-    rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows}[target_format](labels))
+    rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows, "flags": _flag_rows}[target_format](labels))
+    if not rows and target_format == "flags":
+        raise InputError(f"{labels_file} has no flags and no skips: there is nothing to look at")
     if not rows:
         raise InputError(f"{labels_file} has no {target_format} yet: label some first")
     try:
@@ -85,6 +91,18 @@ def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
             "models": list(task.models),
             "shown_order": list(label.order),
             **label.content,
+        }
+
+
+def _flag_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
+    for event in labels.others:
+        assert event.task is not None
+        yield {
+            "id": labels.tasks[event.task].name,
+            "annotator": labels.names[event.annotator],
+            "time": event.time or None,
+            "kind": event.kind,
+            "note": event.content.get("note", ""),
         }
 
 

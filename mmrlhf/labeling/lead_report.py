@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ MAX_NOTES = 500
 """Number of notes on the page, the latest ones."""
 
 
-def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: bool = False) -> None:
+def report_labels(
+    labels_file: str, page_file: str | None = None, is_anonymous: bool = False, without: Collection[str] = ()
+) -> None:
     """Print agreement and annotators, and write a page with them and the notes.
 
-    Raises InputError, before anything is printed, if the page cannot be written.
+    Annotators whose pseudonyms are in `without` are left out. Raises InputError, before anything is
+    printed, if nobody has such a pseudonym, or if the page cannot be written.
     """
     if page_file is not None:
         refuse_output_file(Path(page_file), "out", [labels_file])
     with contextlib.closing(Store(labels_file)) as store:
-        labels = read_labels(store, is_anonymous=is_anonymous)
-        entries, notes = store.task_entries(), _notes(store, labels)
+        labels = read_labels(store, is_anonymous=is_anonymous, without=without)
+        entries = store.task_entries()
     results, summaries = agreements(labels), summarise_annotators(labels)
     num_tasks, num_labelled = sum(not entry.is_gold for entry in entries), len(labels.by_task())
     num_labels = sum(not label.task.gold for label in labels.labels)
@@ -53,7 +57,7 @@ def report_labels(labels_file: str, page_file: str | None = None, is_anonymous: 
             columns=COLUMNS,
             rows=[_cells(summary) for summary in summaries],
             one_sided=[summary.name for summary in one_sided(summaries)],
-            notes=notes,
+            notes=_notes(labels),
         )
     )
     try:
@@ -101,7 +105,7 @@ def _table(summaries: list[AnnotatorSummary]) -> Table:
     return table
 
 
-def _notes(store: Store, labels: Labels) -> list[dict[str, Any]]:
+def _notes(labels: Labels) -> list[dict[str, Any]]:
     """Return annotators' notes, the latest first, and the tasks that they flagged."""
     noted = [(e.time, e.annotator, e.task, e.kind, e.content) for e in labels.others if e.kind == "flag" or "note" in e.content]
     noted += [
@@ -110,7 +114,7 @@ def _notes(store: Store, labels: Labels) -> list[dict[str, Any]]:
     return [
         {
             "kind": {"flag": "flagged", "skip": "skipped", "label": "labelled"}[kind],
-            "task": store.task(task).name[:200],
+            "task": labels.tasks[task].name[:200],
             "name": labels.names[annotator],
             "note": content.get("note", ""),
         }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from mmrlhf.config.loader import suggestion
 from mmrlhf.labeling.assignments import ANSWERS
 from mmrlhf.labeling.store import Event, Store
 from mmrlhf.labeling.tasks import Task
-from mmrlhf.records import Fact, Preference
+from mmrlhf.records import Fact, InputError, Preference
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Labels:
     """Current skips and flags."""
     names: Mapping[int, str]
     """Pseudonyms by annotator."""
+    tasks: Mapping[int, Task]
+    """Tasks with a current label, skip or flag, by id."""
 
     def by_task(self, *, is_gold: bool = False) -> dict[int, list[Label]]:
         """Return the labels of each task, of gold questions or of all others."""
@@ -47,36 +50,48 @@ class Labels:
         return dict(groups)
 
 
-def read_labels(store: Store, *, is_anonymous: bool = False) -> Labels:
-    """Return a store's labels.
+def read_labels(store: Store, *, is_anonymous: bool = False, without: Collection[str] = ()) -> Labels:
+    """Return a store's labels, except those of the annotators whose pseudonyms are in `without`.
 
-    Anonymous ones have numbers instead of pseudonyms, and neither times of day nor notes.
+    Anonymous ones have numbers instead of pseudonyms, and neither times of day nor notes. The
+    number of an annotator does not depend on who is left out. Raises InputError if nobody has a
+    pseudonym of `without`.
     """
     events = list(store.events())
+    names = store.annotators()  # after the events: somebody may join while the page is served
+    excluded = _annotators_named(without, names, store)
     undone = {event.target for event in events if event.kind == "undo"}
     orders = {event.token: tuple(event.content["order"]) for event in events if event.kind == "shown"}
     tasks: dict[int, Task] = {}
     labels, others = [], []
     for event in events:
         task_id = event.task
-        if event.kind not in ANSWERS or event.id in undone or task_id is None:
+        if event.kind not in ANSWERS or event.id in undone or task_id is None or event.annotator in excluded:
             continue
         if is_anonymous:
             content = {name: value for name, value in event.content.items() if name != "note"}
             event = replace(event, time=0.0, content=content)
+        if task_id not in tasks:
+            tasks[task_id] = store.task(task_id)
         if event.kind != "label":
             others.append(event)
             continue
-        if task_id not in tasks:
-            tasks[task_id] = store.task(task_id)
         order = orders[event.token]
         labels.append(Label(event.annotator, task_id, tasks[task_id], order, event.content, event.time, event.seconds))
-    names = store.annotators()
     if is_anonymous:  # in an order that says nothing about who came first
         names = {
             id_: f"annotator {number}" for number, id_ in enumerate(sorted(names, key=lambda id_: store.code_of(id_) or ""), 1)
         }
-    return Labels(labels, others, names)
+    return Labels(labels, others, {id_: name for id_, name in names.items() if id_ not in excluded}, tasks)
+
+
+def _annotators_named(pseudonyms: Collection[str], names: Mapping[int, str], store: Store) -> set[int]:
+    """Return the annotators with these pseudonyms, whose case does not matter, as at signing in."""
+    ids = {name: id_ for id_, name in names.items()}
+    for pseudonym in pseudonyms:
+        if pseudonym.casefold() not in ids:
+            raise InputError(f"{store.path} has no annotator {pseudonym}: {suggestion(pseudonym, ids)}")
+    return {ids[pseudonym.casefold()] for pseudonym in pseudonyms}
 
 
 # ---- preferences ---------------------------------------------------------------------------------

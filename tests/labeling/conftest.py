@@ -116,6 +116,26 @@ def standing(store):
     return [(found.names[label.annotator], label.task.name, dict(label.content)) for label in found.labels]
 
 
+def label_all(store, labels_by_annotator):
+    """Let each annotator give their labels to the tasks in turn."""
+    work = assign(store, overlap=9)
+    for name, labels in labels_by_annotator.items():
+        annotator = store.add_annotator(name, f"{name}-code", 0.0, "yes")
+        for label in labels:
+            work.submit(annotator, work.current(annotator), "label", label, seconds=None)
+
+
+def first(strength=2):
+    return {"ranks": [1, 2], "strength": strength}
+
+
+def second(strength=2):
+    return {"ranks": [2, 1], "strength": strength}
+
+
+TIE, BAD = {"ranks": [1, 1]}, {"ranks": [1, 1], "both_bad": True}
+
+
 # ---- a browser -----------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ def labels_of(values, mode="pairwise", gold=None, order=(0, 1), name="same"):
         for annotator, content in enumerate(row):
             if content is not None:
                 labels.append(Label(annotator, number, task, order, content, 0.0, 10.0 * (annotator + 1)))
-    return Labels(labels, [], {0: "a", 1: "b", 2: "c"})
+    return Labels(labels, [], {0: "a", 1: "b", 2: "c"}, {label.task_id: label.task for label in labels})
 
 
 def alpha_of(values, index=0):

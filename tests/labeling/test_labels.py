@@ -6,18 +6,16 @@ import pytest
 from PIL import Image
 
 from mmrlhf.claims import extract_claims
-from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.labeling.assignments import Shown
 from mmrlhf.labeling.export import export_labels
 from mmrlhf.labeling.forms import apply_corrections, claim_field, claims_of, parse_label
-from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.results import preferences, read_labels, typed_facts
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.labeling.typed_facts import facts_from_sentence
 from mmrlhf.records import InputError, Message
 from mmrlhf.verifiers import verify_against_facts
-from tests.labeling.conftest import assign, pairs
+from tests.labeling.conftest import BAD, TIE, first, label_all, pairs, second
 
 ANSWER = "A brown dog sits on a sofa, beside two cats."
 
@@ -156,26 +154,6 @@ def test_the_facts_of_a_sentence_support_it(sentence):
 # ---- several annotators --------------------------------------------------------------------------
 
 
-def label_all(store, labels_by_annotator):
-    """Let each annotator give their labels to the tasks in turn."""
-    work = assign(store, overlap=9)
-    for name, labels in labels_by_annotator.items():
-        annotator = store.add_annotator(name, f"{name}-code", 0.0, "yes")
-        for label in labels:
-            work.submit(annotator, work.current(annotator), "label", label, seconds=None)
-
-
-def first(strength=2):
-    return {"ranks": [1, 2], "strength": strength}
-
-
-def second(strength=2):
-    return {"ranks": [2, 1], "strength": strength}
-
-
-TIE, BAD = {"ranks": [1, 1]}, {"ranks": [1, 1], "both_bad": True}
-
-
 def test_the_most_frequent_choice_decides_pairs(make_store):
     store = make_store(pairs(4))
     label_all(
@@ -276,7 +254,9 @@ def test_facts_name_images_by_folder_and_file(make_store, tmp_path):
     for folder, colour in (("train", "red"), ("test", "blue")):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 6), colour).save(tmp_path / folder / "a.png")
-    store = make_store([{"id": f"{n}", "answers": [], "images": [f"{folder}/a.png"]} for n, folder in enumerate(("train", "test"))])
+    store = make_store(
+        [{"id": f"{n}", "answers": [], "images": [f"{folder}/a.png"]} for n, folder in enumerate(("train", "test"))]
+    )
     label_all(store, {"a": [{"facts": [{"kind": "object", "text": text}], "complete": True} for text in ("dog", "cat")]})
     export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
     facts = read_facts(tmp_path / "facts.jsonl")
@@ -299,98 +279,3 @@ def test_facts_that_most_annotators_typed(make_store, lists, expected):
     label_all(store, {f"annotator {number}": labels for number, labels in enumerate(typed)})
     ((_, facts),) = typed_facts(read_labels(store))
     assert [fact.text for fact in facts] == expected
-
-
-@pytest.mark.parametrize("target", ["trl", "llava-rlhf", "rlhf-v", "rlaif-v", "mm-rlhf", "vlfeedback", "rankings"])
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
-def test_every_format_is_read_again(make_store, tmp_path, target, suffix):
-    store = make_store(pairs(3))
-    label_all(store, {"a": [first(), second(), first(1)]})
-    path = tmp_path / f"out.{suffix}"
-    export_labels(str(store.path), target, str(path))
-    records = read_preferences(str(path), image_folder=str(tmp_path))
-    assert [record.chosen for record in records] == ["First 0.", "Second 1.", "First 2."]
-    assert all(image.read() for record in records for image in record.images)
-
-
-def test_rows_for_sft(make_store, tmp_path):
-    store = make_store(pairs(2))
-    label_all(store, {"a": [second(), TIE]})
-    export_labels(str(store.path), "sft", str(tmp_path / "sft.jsonl"))
-    assert [row.answer for row in read_examples(str(tmp_path / "sft.jsonl"), image_folder=str(tmp_path))] == ["Second 0."]
-
-
-def test_gold_questions_and_undone_labels_are_not_exported(make_store):
-    store = make_store(pairs(1), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
-    annotator = store.add_annotator("a", "code", 0.0, "yes")
-    work = assign(store, gold_every=1)
-    work.submit(annotator, work.current(annotator), "label", first())
-    event = work.submit(annotator, work.current(annotator), "label", second())
-    assert [record.id for record in preferences(read_labels(store))] == ["row 0"]
-    work.undo(annotator, event.id)
-    assert list(preferences(read_labels(store))) == []
-
-
-def test_anonymous_labels(make_store, tmp_path):
-    store = make_store(pairs(1))
-    label_all(store, {"robin": [first() | {"note": "robin was here"}]})
-    export_labels(str(store.path), "labels", str(tmp_path / "named.jsonl"))
-    export_labels(str(store.path), "labels", str(tmp_path / "anonymous.jsonl"), is_anonymous=True)
-    named, anonymous = (json.loads((tmp_path / f"{name}.jsonl").read_text()) for name in ("named", "anonymous"))
-    assert named["annotator"] == "robin" and named["time"] > 0 and named["note"] == "robin was here"
-    assert anonymous["annotator"] == "annotator 1" and anonymous["time"] is None and "robin" not in json.dumps(anonymous)
-    assert anonymous["ranks"] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("target", "output", "problem"),
-    [
-        ("trll", "o.jsonl", "there is no format trll: did you mean trl"),
-        ("trl", "o.txt", "must end in"),
-        ("labels", "o.parquet", "must end in .jsonl"),
-        ("trl", "o.jsonl", "no labels that compare answers"),
-        ("facts", "o.jsonl", "has no facts yet"),
-    ],
-)
-def test_exports_that_cannot_be(make_store, tmp_path, target, output, problem):
-    store = make_store(pairs(1))
-    with pytest.raises(InputError, match=problem):
-        export_labels(str(store.path), target, str(tmp_path / output))
-    assert not (tmp_path / output).exists()
-
-
-def test_the_report_shows_hostile_notes_as_text(make_store, tmp_path, capsys):
-    store = make_store(pairs(2))
-    label_all(store, {"a": [first() | {"note": "<script>x</script>\u202e"}], "b": [second(), TIE]})
-    report_labels(str(store.path), str(tmp_path / "page.html"))
-    page = (tmp_path / "page.html").read_text()
-    assert "&lt;script&gt;x" in page and "<script>x" not in page and "\u202e" not in page
-    with pytest.raises(InputError, match=r"out .* is an input file: name another"):
-        report_labels(str(store.path), str(store.path))
-    assert store.path.read_bytes().startswith(b"SQLite")
-    out = capsys.readouterr().out
-    assert "3 labels of 2 of 2 tasks by 2 annotators\n" in out and "alpha" in out
-
-
-def test_the_report_has_the_agreement_on_facts(make_store, tmp_path, capsys):
-    """By hand in `test_alpha_of_facts_by_hand`."""
-    store = make_store([{"id": name, "prompt": name, "answers": []} for name in "xy"])
-    lists = {"a": [["dog", "cat"], ["cup"]], "b": [["dog"], ["cup"]]}
-    typed = {
-        name: [{"facts": [{"kind": "object", "text": text} for text in texts], "complete": True} for texts in both]
-        for name, both in lists.items()
-    }
-    label_all(store, typed)
-    report_labels(str(store.path), str(tmp_path / "page.html"))
-    assert "facts: lists of facts, by the F1 of two: alpha 0.77 (" in capsys.readouterr().out
-    page = (tmp_path / "page.html").read_text()
-    assert '<th scope="row">facts: lists of facts, by the F1 of two</th><td>alpha 0.77' in page
-
-
-def test_the_report_counts_gold_questions_apart(make_store, capsys):
-    store = make_store(pairs(3), gold=[{"id": "g", "prompt": "g?", "chosen": "Right.", "rejected": "Wrong."}])
-    work, annotator = assign(store, gold_every=2), store.add_annotator("a", "code", 0.0, "yes")
-    for _ in range(3):
-        work.submit(annotator, work.current(annotator), "label", first())
-    report_labels(str(store.path))
-    assert "2 labels of 2 of 3 tasks by 1 annotators, and 1 of gold questions\n" in capsys.readouterr().out
