@@ -1,4 +1,4 @@
-"""Agreement of annotators, and each annotator's side bias, gold questions and times.
+"""Agreement of annotators, and each annotator's sides, gold questions and times.
 
 Krippendorff's alpha (Content Analysis, 4th ed. 2018, chapter 12) is 1 for perfect agreement and 0
 for chance agreement; the package `krippendorff` computes it.
@@ -20,6 +20,7 @@ import krippendorff
 import numpy as np
 
 from mmrlhf.labeling.results import Label, Labels, claim_key, sees_error, signed_strength
+from mmrlhf.labeling.tasks import Mode
 from mmrlhf.metrics.intervals import wilson
 
 Interval = tuple[float, float]
@@ -44,18 +45,27 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """The median duration of a label in seconds, and labels per hour of work."""
+
+    median_seconds: float
+    per_hour: float
+
+
+@dataclass(frozen=True)
 class AnnotatorSummary:
-    """One annotator: counts, median seconds of a label, labels per hour of work, how many of the
-    decided pairs went to the answer on the left (shown as A), and right gold questions."""
+    """One annotator: counts, speed by mode, how many of the decided pairs went to the answer on the
+    left (shown as A), how often each shown position (A, B, ...) came first in rankings, and right
+    gold questions. Answers that share the first place have equal parts of it."""
 
     name: str
     num_labels: int
     num_skips: int
     num_flags: int
-    median_seconds: float | None
-    per_hour: float | None
+    speeds: Mapping[Mode, Speed]
     num_left: int
     num_decided: int
+    first_places: Sequence[float]
     num_gold_right: int
     num_gold: int
 
@@ -223,7 +233,6 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
     for annotator, name in labels.names.items():
         own = [label for label in labels.labels if label.annotator == annotator]
         kinds = Counter(event.kind for event in labels.others if event.annotator == annotator)
-        seconds = [label.seconds for label in own if label.seconds is not None]
         decided = [label for label in own if label.task.mode == "pairwise" and signed_strength(label)]
         left = sum(label.content["ranks"][label.order[0]] == 1 for label in decided)
         gold = [is_right(label) for label in own if label.task.gold]
@@ -232,15 +241,38 @@ def summarise_annotators(labels: Labels) -> list[AnnotatorSummary]:
             len(own),
             kinds["skip"],
             kinds["flag"],
-            statistics.median(seconds) if seconds else None,
-            3600 * len(seconds) / sum(seconds) if sum(seconds) > 0 else None,
+            _speeds(own),
             left,
             len(decided),
+            _first_places([label for label in own if label.task.mode == "ranking"]),
             sum(gold),
             len(gold),
         )
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: summary.name)
+
+
+def _speeds(labels: Sequence[Label]) -> dict[Mode, Speed]:
+    """Return the speed in each mode, since a pair takes less time than a list of facts."""
+    seconds_by_mode: dict[Mode, list[float]] = defaultdict(list)
+    for label in labels:
+        if label.seconds is not None:
+            seconds_by_mode[label.task.mode].append(label.seconds)
+    return {
+        mode: Speed(statistics.median(seconds), 3600 * len(seconds) / sum(seconds))
+        for mode, seconds in sorted(seconds_by_mode.items())
+        if sum(seconds) > 0
+    }
+
+
+def _first_places(rankings: Sequence[Label]) -> list[float]:
+    """Return the number of first places of each shown position."""
+    places = [0.0] * max((len(label.order) for label in rankings), default=0)
+    for label in rankings:
+        best = [position for position, index in enumerate(label.order) if label.content["ranks"][index] == 1]
+        for position in best:
+            places[position] += 1 / len(best)
+    return places
 
 
 def one_sided(summaries: Sequence[AnnotatorSummary]) -> list[AnnotatorSummary]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ def report_labels(
     print(title)
     for result in results:
         print(f"{result.name}: {_alpha_text(result.alpha, result.interval)} ({result.level}, {result.num_tasks} tasks)")
-    if summaries:
-        print_whole(_table(summaries))
+    columns, rows = _columns_and_rows(summaries)
+    if rows:
+        print_whole(_table(columns, rows))
     if page_file is None:
         return
     html = (
@@ -54,8 +55,8 @@ def report_labels(
             title=title,
             file=Path(labels_file).name,
             agreements=[(result, _alpha_text(result.alpha, result.interval)) for result in results],
-            columns=COLUMNS,
-            rows=[_cells(summary) for summary in summaries],
+            columns=columns,
+            rows=rows,
             one_sided=[summary.name for summary in one_sided(summaries)],
             notes=_notes(labels),
         )
@@ -73,35 +74,52 @@ def _alpha_text(alpha: float | None, interval: Interval | None) -> str:
     return f"alpha {alpha:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
 
 
-COLUMNS = ("annotator", "labels", "skipped", "flagged", "median time", "per hour", "answer A", "gold questions")
+COLUMNS = (
+    "annotator", "labels", "skipped", "flagged", "median time", "per hour", "answer A", "ranked first", "gold questions"
+)  # fmt: skip
+Cell = tuple[str, str]
+"""The text of a cell, whose lines are separated by newlines, and a smaller text."""
 
 
-def _cells(summary: AnnotatorSummary) -> list[tuple[str, str]]:
-    """Return an annotator's cells: a text, and a smaller one."""
+def _columns_and_rows(summaries: Sequence[AnnotatorSummary]) -> tuple[list[str], list[list[Cell]]]:
+    """Return the columns that have a text for any annotator, and a row of them for each."""
+    modes = {mode for summary in summaries for mode in summary.speeds}
+    rows = [_cells(summary, names_modes=len(modes) > 1) for summary in summaries]
+    used = [index for index in range(len(COLUMNS)) if any(row[index][0] for row in rows)]
+    return [COLUMNS[index] for index in used], [[row[index] for index in used] for row in rows]
+
+
+def _cells(summary: AnnotatorSummary, names_modes: bool) -> list[Cell]:
+    prefixes = {mode: f"{mode} " if names_modes else "" for mode in summary.speeds}
+    num_rankings = round(sum(summary.first_places))  # every ranking has one first place, if shared
     return [
         (summary.name, ""),
         (f"{summary.num_labels:,}", ""),
         (f"{summary.num_skips:,}", ""),
         (f"{summary.num_flags:,}", ""),
-        ("" if summary.median_seconds is None else f"{summary.median_seconds:.1f} s", ""),
-        ("" if summary.per_hour is None else f"{summary.per_hour:,.0f}", ""),
+        ("\n".join(f"{prefixes[mode]}{speed.median_seconds:.1f} s" for mode, speed in summary.speeds.items()), ""),
+        ("\n".join(f"{prefixes[mode]}{speed.per_hour:,.0f}" for mode, speed in summary.speeds.items()), ""),
         _share(summary.num_left, summary.num_decided, summary.left_interval),
+        (
+            ", ".join(f"{chr(65 + place)} {number / num_rankings:.0%}" for place, number in enumerate(summary.first_places)),
+            f"of {num_rankings}" if num_rankings else "",
+        ),
         _share(summary.num_gold_right, summary.num_gold, summary.gold_interval),
     ]
 
 
-def _share(hits: int, trials: int, interval: Interval) -> tuple[str, str]:
+def _share(hits: int, trials: int, interval: Interval) -> Cell:
     if not trials:
         return "", ""
     return f"{hits / trials:.0%} of {trials}", f"{interval[0]:.0%} to {interval[1]:.0%}"
 
 
-def _table(summaries: list[AnnotatorSummary]) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
-    for summary in summaries:
-        table.add_row(*(f"{text}\n{small}" if small else text for text, small in _cells(summary)))
+    for row in rows:
+        table.add_row(*(f"{text}\n{small}" if small else text for text, small in row))
     return table
 
 

@@ -4,7 +4,7 @@ import krippendorff
 import numpy as np
 import pytest
 
-from mmrlhf.labeling.agreement import AnnotatorSummary, agreements, one_sided, summarise_annotators
+from mmrlhf.labeling.agreement import AnnotatorSummary, Speed, agreements, one_sided, summarise_annotators
 from mmrlhf.labeling.results import Label, Labels
 from mmrlhf.labeling.tasks import Task
 
@@ -80,18 +80,29 @@ def test_sides_times_and_gold():
     a, b, c = summarise_annotators(labels_of(values, order=(1, 0)))
     assert (a.num_left, a.num_decided) == (0, 30)  # the first answer was on the right
     assert (b.num_left, b.num_decided) == (30, 30)
-    assert (a.median_seconds, a.per_hour, b.per_hour) == (10.0, 360.0, 180.0)
+    assert (a.speeds, b.speeds) == ({"pairwise": Speed(10.0, 360.0)}, {"pairwise": Speed(20.0, 180.0)})
     assert one_sided([a, b, c]) == [a, b]
-    assert (c.num_labels, c.median_seconds, c.left_interval) == (0, None, (0.0, 1.0))
+    assert (c.num_labels, c.speeds, c.left_interval) == (0, {}, (0.0, 1.0))
     a, b, _ = summarise_annotators(labels_of([[FIRST, SECOND], [FIRST, TIE]], gold={"ranks": [1, 2]}))
     assert (a.num_gold_right, a.num_gold, b.num_gold_right, b.num_gold) == (2, 2, 0, 2)
     assert agreements(labels_of(values, gold={"ranks": [1, 2]})) == []
 
 
+def test_speed_is_by_mode_and_first_places_are_by_shown_position():
+    """Shown are c, a, b, then b, a: the best answer of three is second, and a tie counts half."""
+    ranked = Task("ranking", "r", (), (), ("a", "b", "c")), Task("ranking", "q", (), (), ("a", "b"))
+    contents = [(ranked[0], (2, 0, 1), [1, 2, 3], 30.0), (ranked[1], (1, 0), [1, 1], 50.0)]
+    rankings = [Label(0, 8 + i, task, order, {"ranks": ranks}, 0.0, s) for i, (task, order, ranks, s) in enumerate(contents)]
+    quick = labels_of([[FIRST], [SECOND], [FIRST]])
+    (heron, *_) = summarise_annotators(Labels([*quick.labels, *rankings], [], {0: "heron"}, {}))
+    assert heron.speeds == {"pairwise": Speed(10.0, 360.0), "ranking": Speed(40.0, 90.0)}
+    assert heron.first_places == [0.5, 1.5, 0.0] and heron.num_decided == 3
+
+
 def test_among_many_annotators_more_is_chance():
     """65 of 100 on one side: Wilson's interval is from 0.553 at 95%, from 0.499 at 99.75%."""
-    heron = AnnotatorSummary("heron", 100, 0, 0, None, None, 65, 100, 0, 0)
-    fair = AnnotatorSummary("robin", 100, 0, 0, None, None, 50, 100, 0, 0)
+    heron = AnnotatorSummary("heron", 100, 0, 0, {}, 65, 100, [], 0, 0)
+    fair = AnnotatorSummary("robin", 100, 0, 0, {}, 50, 100, [], 0, 0)
     assert one_sided([heron]) == [heron] and one_sided([heron, *[fair] * 19]) == []
 
 

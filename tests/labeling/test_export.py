@@ -10,7 +10,7 @@ from mmrlhf.labeling.export import export_labels
 from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.results import preferences, read_labels
 from mmrlhf.records import InputError
-from tests.labeling.conftest import TIE, assign, first, label_all, pairs, second
+from tests.labeling.conftest import TIE, Clock, assign, first, label_all, pairs, second
 
 
 @pytest.mark.parametrize("target", ["trl", "llava-rlhf", "rlhf-v", "rlaif-v", "mm-rlhf", "vlfeedback", "rankings"])
@@ -174,3 +174,19 @@ def test_the_report_counts_gold_questions_apart(make_store, capsys):
         work.submit(annotator, work.current(annotator), "label", first())
     report_labels(str(store.path))
     assert "2 labels of 2 of 3 tasks by 1 annotators, and 1 of gold questions\n" in capsys.readouterr().out
+
+
+def test_the_report_has_speed_by_mode_and_first_places(make_store, tmp_path, capsys):
+    rankings = [{"id": f"{n}", "prompt": f"{n}?", "answers": ["one", "two", "three"]} for n in range(2)]
+    store, clock = make_store([*pairs(2), *rankings]), Clock()
+    work, annotator = assign(store, clock=clock), store.add_annotator("a", "code", 0.0, "yes")
+    for seconds in (10, 10, 20, 20):
+        shown = work.current(annotator)
+        clock.value += seconds
+        ranks = [1 + (index != shown.order[1]) for index in range(len(shown.order))]  # B is the best
+        work.submit(annotator, shown, "label", {"ranks": ranks, "strength": 2}, seconds)
+    report_labels(str(store.path), str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>pairwise 10.0 s<br>ranking 20.0 s</td><td>pairwise 360<br>ranking 180</td>" in page
+    assert "<td>A 0%, B 100%, C 0%<small>of 2</small></td>" in page and "<th>gold questions</th>" not in page
+    assert "A 0%, B 100%, C 0%" in capsys.readouterr().out
