@@ -95,6 +95,22 @@ def test_tasks_are_added_while_people_work_and_one_server_at_a_time(write_rows, 
         assert second.returncode == 2 and "is being written by another command" in second.stderr
 
 
+def test_labels_are_exported_and_reported_while_people_work(write_rows, tmp_path, capsys):
+    config = LabelConfig(dataset_name=write_rows(*pairs(3)), output_file=str(tmp_path / "labels.db"), port=0)
+    output, page_file = tmp_path / "pairs.jsonl", tmp_path / "page.html"
+    with serving_labels(config) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
+        page = come_in(client).text
+        for number in (1, 2):
+            form = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', page)) | {"choice": "left", "strength": "2"}
+            page = client.post("/answer", data=form).text
+            assert f"Question {number}?" in page
+            arguments = ["label", "export", config.output_file, "--to", "trl", "--output_file", str(output)]
+            assert main(arguments) == 0 and len(output.read_text().splitlines()) == number
+            assert main(["label", "report", config.output_file, "--out", str(page_file)]) == 0
+            assert f"{number} labels of {number} of 3 tasks by 1 annotators" in capsys.readouterr().out
+            assert "heron" in page_file.read_text()
+
+
 def test_elsewhere_a_token_is_printed_and_stays(write_rows, tmp_path, monkeypatch):
     monkeypatch.setattr("mmrlhf.label.socket.gethostname", lambda: "localhost")
     config = LabelConfig(dataset_name=write_rows(*pairs(1)), output_file=str(tmp_path / "labels.db"), port=0, host="0.0.0.0")
