@@ -36,6 +36,7 @@ from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting, check_same_base, check_tuning
@@ -52,11 +53,18 @@ from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
-from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, with_breakdowns
+from mmrlhf.training.rft.scored_answers import (
+    ScoredAnswer,
+    count_unscored_batches,
+    read_answers,
+    with_breakdowns,
+    without_rewards,
+)
 from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.sampled_answers import build_samples, sample_rows, why_unusable
+from mmrlhf.training.skipped_steps import MAX_IN_A_ROW, Attempt, together
 
 
 @writes("output_dir")
@@ -101,7 +109,10 @@ def rft(
         accelerator.wait_for_everyone()
         gc.collect()
         torch.cuda.empty_cache()
-        answers = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
+        sampled = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
+        for problem in dict.fromkeys(answer.unusable for answer in sampled if not answer.is_scored):
+            run.warn(number, "skipped_batch", f"{problem}: the answers of its batch are left out")
+        answers = [answer for answer in sampled if answer.is_scored]
         samples = [answer.sample for answer in answers]
         answers = with_breakdowns(answers, aggregation([answer.breakdown for answer in answers], samples))
 
@@ -109,6 +120,9 @@ def rft(
         candidates = [Candidate(answer.sample.answer, answer.breakdown.total, answer.unusable) for answer in answers]
         selection = select(config, candidates)
         metrics = round_metrics(config, answers, selection)
+        if num_unscored := len(sampled) - len(answers):
+            selection.left_out[NOT_FINITE] = num_unscored
+            metrics["rft/not_finite"] = float(num_unscored)
         run.print(describe_round(number, metrics, selection))
         if not selection.kept:
             raise InputError(f"round {number} keeps none of {len(answers)} answers: {advice(candidates, selection)}")
@@ -159,6 +173,9 @@ def _sft_dir(run_dir: Path, number: int) -> Path:
 
 # ---- 1. sample -----------------------------------------------------------------------------------
 
+FAILURE_FILE = "failed_term.json"
+"""A file of the run's directory: the input on which a reward function failed."""
+NOT_FINITE = "of a batch with something not finite"
 ANSWER_SETTINGS = {
     *(field.name for shared in (RewardTermsConfig, RolloutConfig, FactsConfig, PixelConfig) for field in dataclasses.fields(shared)),
     *("dataset_name", "top_p", "top_k", "max_length", "overlong", "dtype", "seed"),
@@ -179,16 +196,20 @@ def _sample(
     """Write the answers of the model `policy` to all prompts, with their rewards, to `path`.
 
     A killed call resumes after the last complete batch, so every answer is scored together with the
-    same others. Raises InputError if the file contains answers made from other inputs.
+    same others. A batch in which something is not finite is left out (`without_rewards`). Raises
+    InputError at the third such batch in a row, or if a shorter round has no other, and if the file
+    contains answers made from other inputs.
     """
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    writer, state = None, [False, 0]
+    writer, state = None, [False, 0, 0]
     if accelerator.is_main_process:
         inputs = {k: v for k, v in inputs_of(config).items() if k in ANSWER_SETTINGS or k.startswith("reward function file")}
         inputs["policy"] = {"path": policy, "sha256": content_digest(policy)}
-        writer = ResumableWriter(path, inputs, batch_size * config.num_generations, "output_dir")
-        state = [writer.is_finished, writer.num_done // config.num_generations]
-    is_finished, num_done = broadcast_object_list(state)
+        batch_answers = batch_size * config.num_generations
+        writer = ResumableWriter(path, inputs, batch_answers, "output_dir")
+        in_a_row = count_unscored_batches(path, writer.num_done, batch_answers)
+        state = [writer.is_finished, writer.num_done // config.num_generations, in_a_row]
+    is_finished, num_done, in_a_row = broadcast_object_list(state)
     if is_finished:
         return
     vlm = load(policy, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
@@ -212,12 +233,24 @@ def _sample(
         for start in range(num_done, len(rows), batch_size):
             batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
             local = batch[accelerator.process_index :: accelerator.num_processes]
-            answers = (
-                _sample_batch(config, vlm, engine, rewards, examples, local, number, run.path / "failed_term.json")
-                if local
-                else []
-            )
+            answers: list[ScoredAnswer] = []
+            problem = ""
+            try:
+                with together(Attempt(number, ())):
+                    if local:
+                        answers = _sample_batch(config, vlm, engine, rewards, examples, local, number, run.path / FAILURE_FILE)
+            except NotFiniteError as error:  # on all processes
+                problem = str(error)
             answers = sorted(gather_object(answers), key=lambda answer: answer.row)
+            in_a_row = in_a_row + 1 if problem else 0
+            if in_a_row == min(MAX_IN_A_ROW, -(-len(rows) // batch_size)):
+                raise InputError(
+                    f"round {number}: {in_a_row} batches in a row are not finite, the last because {problem}. Remove {path.parent} "
+                    "and go on with a corrected reward function and --allow_change reward_terms, or start over with a lower "
+                    "learning_rate or without that row"
+                )
+            if problem:
+                answers = without_rewards([row for row, _ in batch], examples, config.num_generations, problem)
             if writer is not None:
                 run.begin()
                 writer.append([json_line(answer.to_dict()) for answer in answers])

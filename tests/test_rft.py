@@ -1,8 +1,11 @@
 """Rejection-sampling fine-tuning: it learns what it keeps, round by round, and resumes exactly."""
 
 import dataclasses
+import math
+import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from safetensors.torch import load_file
@@ -144,6 +147,50 @@ def test_nothing_kept_stops_the_run_and_says_why(tiny_vlm_path, examples, tmp_pa
     config = rft_config(tiny_vlm_path, tmp_path / "cut", response_length=2)
     with pytest.raises(InputError, match="9 cut off at response_length; raise response_length"):
         run_rft(config, examples[:3])
+
+
+def longer_but_nan(bad_ids):
+    """Return the reward `longer`, which is NaN for answers to some rows."""
+    return {"longer": lambda samples: [math.nan if sample.id in bad_ids else float(len(sample.answer)) for sample in samples]}
+
+
+def test_a_batch_that_is_not_finite_is_left_out_also_after_a_kill(tiny_vlm_path, examples, tmp_path):
+    """The second of three batches is; the killed run has written it before it is killed."""
+    rows, runs = examples[:3], {}
+    for name, call in (("whole", 0), ("killed", 3)):
+        config = rft_config(tiny_vlm_path, tmp_path / name, num_rounds=1, per_device_train_batch_size=1)
+        if call:
+            with killed_at(ResumableWriter, "append", call):
+                rft(config, rows, longer_but_nan({rows[1].id}))
+        rft(config, rows, longer_but_nan({rows[1].id}))
+        files = ("metrics.jsonl", "warnings.jsonl", "ledger.jsonl", "round_1/answers.jsonl", "round_1/sft.jsonl")
+        texts = {file: (tmp_path / name / file).read_text().replace(f"/{name}/", "/run/") for file in files}
+        runs[name] = {file: re.sub('"time": [^,}]+', "", text) for file, text in texts.items()}
+    assert runs["whole"] == runs["killed"]
+    warning, = (row for row in read_jsonl(tmp_path / "whole" / "warnings.jsonl") if row["name"] == "skipped_batch")  # fmt: skip
+    assert f"reward function longer returned nan on an answer to row {rows[1].id}, which is saved in" in warning["warning"]
+    metrics, = read_jsonl(tmp_path / "whole" / "metrics.jsonl")  # fmt: skip
+    assert (metrics["rft/not_finite"], metrics["rft/sampled"]) == (3, 6)
+    answers = read_jsonl(tmp_path / "whole" / "round_1" / "answers.jsonl")
+    assert [(row["row"], bool(row["values"])) for row in answers[::3]] == [(0, True), (1, False), (2, True)]
+    ledger = read_jsonl(tmp_path / "whole" / "ledger.jsonl")
+    assert metrics["rft/mean_score"] == pytest.approx(fmean(row["total"] for row in ledger)) and len(ledger) == 6
+
+
+def test_three_batches_in_a_row_that_are_not_finite_stop_the_run(tiny_vlm_path, examples, tmp_path):
+    """They are counted over a kill, and a corrected reward function then goes on."""
+    rows, sentence = examples[:4], r"round 1: 3 batches in a row are not finite, the last because reward function longer returned"
+    config = rft_config(tiny_vlm_path, tmp_path, num_rounds=1, per_device_train_batch_size=1)
+    bad = longer_but_nan({row.id for row in rows[1:]})
+    with killed_at(ResumableWriter, "append", 3):  # a good batch and a bad one are written
+        rft(config, rows, bad)
+    for _ in range(2):  # repeating the command changes nothing
+        with pytest.raises(InputError, match=rf"{sentence} nan on an answer to row {rows[3].id}.* Remove {tmp_path}/round_1 and"):
+            rft(config, rows, bad)
+    shutil.rmtree(tmp_path / "round_1")
+    with killed_at(stage, "sft", 1):
+        run_rft(config, rows)
+    assert all(row["values"] for row in read_jsonl(tmp_path / "round_1" / "answers.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from mmrlhf.rewards.types import Sample
 class ScoredAnswer:
     """An answer, its rewards, its claims, and why it cannot be used for training ("" if it can).
 
-    `row` is the index of its prompt in the dataset.
+    `row` is the index of its prompt in the dataset. An answer of a batch in which something was not
+    finite is empty and has no rewards (`without_rewards`).
     """
 
     row: int
@@ -25,6 +27,11 @@ class ScoredAnswer:
     breakdown: RewardBreakdown
     claims: list[Any] | None
     unusable: str
+
+    @property
+    def is_scored(self) -> bool:
+        """Return whether the answer has rewards; if not, `unusable` says what was not finite."""
+        return bool(self.breakdown.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of a file; `read_answers` needs the dataset to read it."""
@@ -40,6 +47,26 @@ class ScoredAnswer:
             "spans": self.breakdown.spans,
             "claims": self.claims,
         }
+
+
+def without_rewards(rows: Sequence[int], examples: Sequence[Example], num_generations: int, problem: str) -> list[ScoredAnswer]:
+    """Return what stands for the answers to some rows if a number of their batch is not finite.
+
+    They keep their places in the file, so that a killed run continues at the right batch.
+    """
+    nothing = RewardBreakdown({}, {}, {}, {})
+    samples = [(row, Sample(examples[row].id, (), (), "", finished=False)) for row in rows for _ in range(num_generations)]
+    return [ScoredAnswer(row, sample, nothing, None, problem) for row, sample in samples]
+
+
+def count_unscored_batches(path: Path, num_answers: int, batch_answers: int) -> int:
+    """Return how many batches in a row at the end of a killed run's answers have no rewards.
+
+    `path` is the file that the run was writing with a ResumableWriter, `num_answers` its answers in
+    complete batches of `batch_answers`.
+    """
+    rows = read_jsonl(path.with_name(f".{path.name}.part"))[:num_answers:batch_answers] if num_answers else []
+    return len(list(itertools.takewhile(lambda row: not row["values"], reversed(rows))))
 
 
 def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int) -> list[ScoredAnswer]:
