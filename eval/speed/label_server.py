@@ -3,15 +3,18 @@
     python eval/speed/label_server.py [--tasks 10000] [--annotators 8] [--labels 200] [--kills 50]
 
 The server is `mmrlhf label serve` in a process of its own, the annotators are threads of this one,
-without pauses between labels. `save` is the time from sending a label until it is acknowledged,
-`round_trip` until the next task's page has come too, in milliseconds. With `--kills`, the server is
-then killed (SIGKILL) at random moments while annotators work, and started again: every acknowledged
-label must be in the file exactly once. The last line is one JSON object.
+without pauses between labels. Of ten actions of theirs, one is a skip and one an undo, which are
+counted apart. `save` is the time from sending a label until it is acknowledged, `round_trip` until
+the next task's page has come too, in milliseconds. With `--kills`, the server is then killed
+(SIGKILL) at random moments while annotators work, and started again: every acknowledged label, skip
+and undo must be in the file, and no annotator may have two labels of a task. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -80,58 +83,78 @@ class ServerProcess:
 
 
 class Annotator:
-    """Labels one task after the other, and notes what was acknowledged."""
+    """Does one task after the other, and notes what was acknowledged.
+
+    Of ten actions, one skips the task, and one takes the last answer back, so that its task comes
+    again.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self._client = httpx.Client(base_url=url, follow_redirects=True, timeout=20)
         self.name = name
-        self.acknowledged: list[str] = []
-        self.save_ms: list[float] = []
+        self.acknowledged: list[tuple[str, str]] = []
+        """Tokens of labels and skips, with their kind."""
+        self.acknowledged_undos: list[int] = []
+        """Answers that were taken back."""
+        self.save_ms: dict[str, list[float]] = {"label": [], "skip": [], "undo": []}
         self.round_trip_ms: list[float] = []
+        self._num_actions = 0
         self._page = ""
 
     def join(self) -> None:
         line = dict(re.findall(r'name="(consent_line)" value="([^"]+)"', self._client.get("/").text))
         self._page = self._client.post("/join", data={**line, "name": self.name, "consent": "yes"}).text
 
-    def label(self) -> bool:
-        """Label a task; return whether there was one."""
+    def act(self) -> bool:
+        """Do the next action; return whether there was a task."""
         if not self._page:
             self._page = self._client.get("/").text
-        fields = dict(re.findall(r'name="(form_key|token)" value="([^"]+)"', self._page))
+        fields = dict(re.findall(r'name="(form_key|token|answer)" value="([^"]+)"', self._page))
         if "token" not in fields:
             return False
-        row = re.search(r"Describe the picture \((\d+)\)", self._page)
-        assert row is not None
-        start = time.perf_counter()
-        form = {**fields, "kind": "label", "choice": random.choice(("left", "right", "tie")), "strength": "2", "seconds": "1"}
-        reply = self._client.post("/answer", data=form, headers={"Accept": "application/json"})
-        reply.raise_for_status()
-        self.acknowledged.append(f"row {row[1]}")
-        saved = time.perf_counter()
-        self._page = ""
-        self._page = self._client.get("/").text
-        self.save_ms.append(1000 * (saved - start))
-        self.round_trip_ms.append(1000 * (time.perf_counter() - start))
+        self._num_actions += 1
+        kind = {5: "skip", 0: "undo"}.get(self._num_actions % 10, "label")
+        if kind == "undo" and "answer" in fields:
+            reply = self._send("undo", "/undo", {"form_key": fields["form_key"], "answer": fields["answer"]})
+            if not reply["note"]:  # else it was taken back before a crash, without our knowing
+                self.acknowledged_undos.append(int(fields["answer"]))
+            return True
+        kind = "label" if kind == "undo" else kind
+        label = {"choice": random.choice(("left", "right", "tie")), "strength": "2"} if kind == "label" else {}
+        form = {"form_key": fields["form_key"], "token": fields["token"], "kind": kind, "seconds": "1"}
+        self._send(kind, "/answer", form | label)
+        self.acknowledged.append((fields["token"], kind))
         return True
 
+    def _send(self, kind: str, path: str, form: dict[str, str]) -> dict[str, str]:
+        """Send a form, get the next page, and return the reply."""
+        start = time.perf_counter()
+        reply = self._client.post(path, data=form, headers={"Accept": "application/json"})
+        reply.raise_for_status()
+        saved = time.perf_counter()
+        self.save_ms[kind].append(1000 * (saved - start))
+        self._page = ""
+        self._page = self._client.get("/").text
+        if kind == "label":
+            self.round_trip_ms.append(1000 * (time.perf_counter() - start))
+        return reply.json()
+
     def work(self, num_labels: int) -> None:
-        for _ in range(num_labels):
-            if not self.label():
-                return
+        while len(self.round_trip_ms) < num_labels and self.act():
+            pass
 
     def work_through_crashes(self, stop: threading.Event) -> None:
-        """Label until told to stop; ask again for the page while the server is away."""
+        """Work until told to stop; ask again for the page while the server is away."""
         while not stop.is_set():
             try:
-                if not self.label():
+                if not self.act():
                     return
             except httpx.HTTPError:
                 self._page = ""
                 time.sleep(0.02)
 
 
-def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float]:
+def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float | None]:
     for annotator in annotators:
         annotator.join()
     threads = [threading.Thread(target=annotator.work, args=(num_labels,)) for annotator in annotators]
@@ -141,7 +164,9 @@ def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float]:
     for thread in threads:
         thread.join()
     passed = time.perf_counter() - start
-    save = np.concatenate([annotator.save_ms for annotator in annotators])
+    save, skip, undo = (
+        np.concatenate([annotator.save_ms[kind] for annotator in annotators]) for kind in ("label", "skip", "undo")
+    )
     round_trip = np.concatenate([annotator.round_trip_ms for annotator in annotators])
     return {
         "labels": len(save),
@@ -150,6 +175,9 @@ def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float]:
         "save_p95_ms": float(np.percentile(save, 95)),
         "round_trip_median_ms": float(np.median(round_trip)),
         "round_trip_p95_ms": float(np.percentile(round_trip, 95)),
+        "skips": len(skip),
+        "undos": len(undo),
+        "undo_median_ms": float(np.median(undo)) if len(undo) else None,
     }
 
 
@@ -172,14 +200,22 @@ def crash(server: ServerProcess, annotators: list[Annotator], num_kills: int, se
 
 def count_losses(labels: Path, annotators: list[Annotator]) -> dict[str, int]:
     """Compare what was acknowledged with what is in the file."""
-    found = read_labels(Store(labels))
-    in_file = Counter((found.names[label.annotator], label.task.name) for label in found.labels)
-    acknowledged = {(annotator.name, name) for annotator in annotators for name in annotator.acknowledged}
+    with contextlib.closing(Store(labels)) as store:
+        events = list(store.events())
+        standing = Counter((label.annotator, label.task_id) for label in read_labels(store).labels)
+    in_file = {(event.token, event.kind) for event in events}
+    undone = {event.target for event in events if event.kind == "undo"}
+    acknowledged = [answer for annotator in annotators for answer in annotator.acknowledged]
+    acknowledged_undos = [answer for annotator in annotators for answer in annotator.acknowledged_undos]
+    kinds = Counter(kind for _, kind in acknowledged)
     return {
-        "acknowledged": len(acknowledged),
-        "in_file": in_file.total(),
-        "lost": sum(key not in in_file for key in acknowledged),
-        "doubled": sum(count > 1 for count in in_file.values()),
+        "acknowledged": kinds["label"],
+        "acknowledged_skips": kinds["skip"],
+        "acknowledged_undos": len(acknowledged_undos),
+        "in_file": sum(event.kind == "label" for event in events),
+        "lost": sum(answer not in in_file for answer in acknowledged),
+        "lost_undos": sum(answer not in undone for answer in acknowledged_undos),
+        "doubled": sum(count > 1 for count in standing.values()),
     }
 
 
@@ -196,7 +232,7 @@ def main() -> None:
         server = ServerProcess(write_tasks(Path(folder), args.tasks), labels)
         start = time.perf_counter()
         server.start()
-        result: dict[str, float] = {"start_s": time.perf_counter() - start}
+        result: dict[str, float | None] = {"start_s": time.perf_counter() - start}
         annotators = [Annotator(server.url, f"annotator {number}") for number in range(args.annotators)]
         result |= measure(annotators, args.labels)
         if args.kills:
