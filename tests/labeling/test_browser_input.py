@@ -1,4 +1,7 @@
-"""Keys and fingers in a real Chromium: what has the focus keeps its keys, words are tapped."""
+"""Keys, fingers and the mouse in a real Chromium: what has the focus keeps its keys, words are
+tapped or dragged over, two fingers enlarge the picture."""
+
+import re
 
 import pytest
 
@@ -32,6 +35,66 @@ def test_a_focused_control_keeps_its_own_keys(tmp_path, open_page):
         assert page.is_checked("[name^=claim-][value='true'] >> nth=0")
         press(page, "ArrowRight")
         assert page.is_checked("[name^=claim-][value='false'] >> nth=0")
+
+
+def test_guidelines_stay_beside_the_tasks_and_the_pace_is_shown(tmp_path, open_page):
+    (tmp_path / "guidelines.txt").write_text("Look at the picture first.\nThen <b>read</b>.")
+    with serving_labels(config_of(tmp_path, number=2, guidelines_file=str(tmp_path / "guidelines.txt"))) as server:
+        page = open_page()
+        come_in(page, server.url)
+        guidelines, work = page.locator("#guidelines"), page.locator("#task")
+        assert not guidelines.is_visible() and page.locator(".pace").count() == 0
+        press(page, "g", "a", "Enter")
+        is_at(page, 1)
+        assert guidelines.locator(".text").inner_text() == "Look at the picture first.\nThen <b>read</b>."
+        beside = work.bounding_box()["x"] + work.bounding_box()["width"]
+        assert guidelines.bounding_box()["x"] >= beside and page.is_visible("#save")
+        assert re.fullmatch(r"\d+ s each", page.inner_text(".pace"))
+
+
+def test_words_that_the_mouse_is_dragged_over_are_one_mark(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, "claims", number=1)) as server:
+        page = open_page()
+        come_in(page, server.url)
+        page.hover("#w2")
+        page.mouse.down()
+        page.hover("#w1")  # backwards
+        page.mouse.up()
+        assert page.locator(".mark q").all_inner_texts() == ["red mug"]
+        page.keyboard.type("blue cup")  # the correction has the focus
+        press(page, "Control+Enter")
+        page.wait_for_selector("text=Nothing is left")
+        ((_, _, label),) = standing(server.store)
+        assert [(span["text"], span["correction"]) for span in label["spans"]] == [("red mug", "blue cup")]
+
+
+def test_two_fingers_enlarge_the_picture_and_one_moves_it(tmp_path, open_page):
+    with serving_labels(config_of(tmp_path, number=1)) as server:
+        page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        come_in(page, server.url)
+        box = page.locator(".viewer").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind, *points):
+            touches = [{"x": left, "y": top, "id": number} for number, (left, top) in enumerate(points)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+        def transform():
+            style = page.eval_on_selector(".viewer img", "image => image.style.transform")
+            return [float(number) for number in re.findall(r"-?[\d.]+", style)]
+
+        touch("touchStart", (x - 30, y), (x + 30, y))
+        touch("touchMove", (x - 60, y), (x + 60, y))  # twice as far apart
+        touch("touchEnd")
+        page.wait_for_selector('.viewer img[style*="scale"]')
+        left, top, scale = transform()
+        assert scale == pytest.approx(2, abs=0.05)
+        touch("touchStart", (x, y))
+        touch("touchMove", (x + 40, y + 20))
+        touch("touchEnd")
+        assert transform() == pytest.approx([left + 40, top + 20, scale], abs=1)
+        assert page.evaluate("visualViewport.scale") == 1  # the page itself stays
 
 
 def test_taps_on_neighbouring_words_make_one_mark(tmp_path, open_page):
