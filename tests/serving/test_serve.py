@@ -1,14 +1,10 @@
 """The server itself, over HTTP: answers, access, limits, many clients, and what a stop leaves."""
 
-import base64
 import contextlib
 import json
-import shutil
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -17,9 +13,6 @@ import pytest
 import torch
 
 from mmrlhf import serve as serve_module
-from mmrlhf.cli import main
-from mmrlhf.config import FeedbackConfig, ServeConfig, SFTConfig
-from mmrlhf.config.loader import save_config
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.adapters import Adapters, Role
@@ -27,9 +20,9 @@ from mmrlhf.models.loading import load
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
-from mmrlhf.serve import CHAT_PATH, SCORE_PATH, Models, address_of, load_models, resolve_run, serving
+from mmrlhf.serve import CHAT_PATH, SCORE_PATH, Models, address_of, serving
 from mmrlhf.serving import http
-from tests.helpers.tiny_models import build_checkpoint
+from tests.helpers.serving import config_of, facts_of, messages_of, request
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +31,10 @@ def models(tiny_vlm_path, reward_dir):
     return Models(Role(adapters, None), load_reward_model(str(reward_dir), adapters))
 
 
-def config_of(**settings):
-    return ServeConfig(**{"model_name_or_path": "tiny", "port": 0, "response_length": 24, **settings})
-
-
 @pytest.fixture
 def server(models):
     with serving(config_of(), models) as running:
         yield running
-
-
-def request(server, path, body=None, headers=(), data=None):
-    """Return the status and the JSON of a response."""
-    data = data if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **dict(headers)}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address_of(server) + path, data, headers), timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def messages_of(example):
-    url = "data:image/png;base64," + base64.b64encode(example.images[0].read()).decode()
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.prompt[0].content}]
-    return [{"role": "user", "content": parts}]
 
 
 def test_greedy_completions_are_those_of_generate(server, models, examples):
@@ -79,8 +51,8 @@ def test_greedy_completions_are_those_of_generate(server, models, examples):
 
 def test_scores_are_those_of_the_reward_model(server, models, examples):
     answers = ["There is a cup.", "I can see a star."]
-    facts = [{"kind": f.kind, "text": f.text, "source": f.source} for f in examples[0].facts]
-    status, reply = request(server, SCORE_PATH, {"messages": messages_of(examples[0]), "answers": answers, "facts": facts})
+    body = {"messages": messages_of(examples[0]), "answers": answers, "facts": facts_of(examples[0])}
+    status, reply = request(server, SCORE_PATH, body)
     group = AnswerGroup(examples[0].images, examples[0].prompt, tuple(answers), examples[0].facts, "score")
     assert status == 200 and reply["scores"] == pytest.approx(models.reward_model.score([group])[0])
 
@@ -271,6 +243,29 @@ def test_a_server_on_a_network_asks_for_its_token(models):
         server.server_address = address
 
 
+def test_the_token_is_in_no_refusal_and_in_no_log(models, monkeypatch, capsys):
+    monkeypatch.setattr(serve_module, "complete_chats", lambda *_: 1 / 0)
+    chat = b'{"messages": [{"role": "user", "content": "Hello"}]}'
+    replies = []
+    with serving(config_of(host="0.0.0.0"), models) as server:
+        token = server.service.token.encode()
+        for line, given, body in (
+            (b"GET /health HTTP/1.1", b"x" + token, b""),  # 401
+            (b"GET /nothing HTTP/1.1", token, b""),  # 404
+            (b"PUT /score HTTP/1.1", token, b""),  # 405
+            (b"POST /score HTTP/1.1", token, b"{"),  # 400
+            (b"POST /v1/chat/completions HTTP/1.1", token, chat),  # 500, which is logged
+            (b"GET /health HTTP/7", token, b""),  # 400, before the headers are read
+        ):
+            headers = b"Authorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d" % (given, len(body))
+            with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=60) as client:
+                client.sendall(line + b"\r\n" + headers + b"\r\n\r\n" + body)
+                replies.append(client.makefile("rb").read())
+    assert [reply.split()[1] for reply in replies] == [b"401", b"404", b"405", b"400", b"500", b"400"]
+    output = capsys.readouterr()
+    assert "ZeroDivisionError" in output.err and token not in b"".join(replies) + (output.out + output.err).encode()
+
+
 def test_a_full_queue_answers_503_and_a_stop_answers_what_waits(models, examples, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
     run_batch = serve_module.run_batch
@@ -317,56 +312,6 @@ def test_a_failure_of_the_model_is_a_500_and_the_server_goes_on(models, examples
     assert "error: /v1/chat/completions: ZeroDivisionError" in capsys.readouterr().err
 
 
-# ---- what RUN may be -----------------------------------------------------------------------------
-
-
-def test_a_reward_model_is_served_alone(reward_dir, examples):
-    models = load_models(config_of(model_name_or_path=str(reward_dir)))
-    with serving(config_of(model_name_or_path=str(reward_dir)), models) as server:
-        assert request(server, SCORE_PATH, {"messages": messages_of(examples[0]), "answers": ["A cup."]})[0] == 200
-        status, reply = request(server, CHAT_PATH, {"messages": messages_of(examples[0])})
-        assert status == 404 and "this server has no policy" in reply["error"]["message"]
-
-
-def test_a_run_is_served_with_the_pixel_limits_that_it_was_trained_with(tmp_path):
-    build_checkpoint("qwen2_5_vl", tmp_path / "model")
-    limits = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 6}
-    config = SFTConfig(model_name_or_path="base", dataset_name="x", output_dir=str(tmp_path), **limits)
-    save_config(config, tmp_path / "config.yaml")
-    (tmp_path / "finished.json").write_text("{}")
-    for given, expected in (({}, (784, 4704)), ({"max_pixels": 7840}, (784, 7840))):
-        models = load_models(config_of(model_name_or_path=str(tmp_path), **given))
-        size = models.policy.vlm.processor.image_processor.size
-        assert (size["shortest_edge"], size["longest_edge"]) == expected
-
-
-def test_runs_stand_for_their_models(tmp_path, reward_dir):
-    from tests.helpers.stages import ppo_config
-
-    assert resolve_run("owner/model") == ("owner/model", None, None)
-    assert resolve_run(str(reward_dir)) == (None, None, str(reward_dir))
-    run = tmp_path / "ppo"
-    run.mkdir()
-    save_config(ppo_config("base", None, run), run / "config.yaml")
-    with pytest.raises(InputError, match="is a run of ppo that has not finished"):
-        resolve_run(str(run))
-    (run / "finished.json").write_text("{}")
-    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
-    (run / "policy").mkdir()
-    for base, expected in ((tmp_path, tmp_path), ("owner/model", "owner/model"), (tmp_path / "moved", "base")):
-        (run / "policy" / "base.json").write_text(json.dumps({"base": str(base), "base_fingerprint": "x"}))
-        assert resolve_run(str(run)) == (str(expected), str(run / "policy"), None)
-    (run / "policy" / "base.json").write_text("{")
-    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
-    shutil.rmtree(run / "policy")
-    (run / "config.yaml").unlink()
-    save_config(FeedbackConfig(model_name_or_path="base", dataset_name="x", output_dir=str(run)), run / "config.yaml")
-    with pytest.raises(InputError, match="is a run of feedback, which has no model to serve"):
-        resolve_run(str(run))
-    (run / "policy").mkdir()
-    assert resolve_run(str(run)) == ("base", str(run / "policy"), None)
-
-
 def test_an_address_that_cannot_be_used_is_named(models):
     with (
         serving(config_of(), models) as server,
@@ -374,9 +319,3 @@ def test_an_address_that_cannot_be_used_is_named(models):
         serving(config_of(port=server.server_address[1]), models),
     ):
         pass
-
-
-def test_the_command_refuses_what_does_not_exist(capsys):
-    assert main(["serve", "runs/nothing/here"]) == 2
-    assert "model_name_or_path runs/nothing/here does not exist" in capsys.readouterr().err
-    assert main(["serve"]) == 2 and "model_name_or_path" in capsys.readouterr().err
