@@ -1,8 +1,10 @@
 """What requests may hold, and the sentence for what they may not."""
 
 import base64
+import io
 
 import pytest
+from PIL import Image
 
 from mmrlhf.records import Fact, InputError
 from mmrlhf.serving.requests import parse_chat, parse_score
@@ -78,6 +80,24 @@ def test_defaults_are_openais_and_a_seed_makes_equal_requests_equal():
 def test_bad_chat_requests_get_a_sentence(change, sentence):
     with pytest.raises(InputError, match=sentence):
         parse_chat({"messages": [{"role": "user", "content": "Hello"}]} | change, 64)
+
+
+def test_a_request_has_at_most_sixteen_pictures_over_all_turns(data_url):
+    first = [turn(TEXT, *[image_part(data_url)] * 8), {"role": "assistant", "content": "Cups."}]
+    sixteen, seventeen = ([*first, turn(TEXT, *[image_part(data_url)] * number)] for number in (8, 9))
+    assert len(parse_chat({"messages": sixteen}, 64).example.images) == 16
+    with pytest.raises(InputError, match="request: it has 17 images: give at most 16"):
+        parse_chat({"messages": seventeen}, 64)
+    with pytest.raises(InputError, match="request: it has 17 images: give at most 16"):
+        parse_score({"messages": seventeen, "answers": ["A cup."]})
+
+
+def test_an_oversized_picture_is_refused_before_it_waits_for_the_model():
+    file = io.BytesIO()
+    Image.new("1", (6400, 6400)).save(file, "PNG")  # a few kilobytes that would be 123 MB of pixels
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    with pytest.raises(InputError, match="has 6400 x 6400, more than 40,000,000 pixels: scale it down"):
+        parse_chat({"messages": [turn(TEXT, image_part(url))]}, 64)
 
 
 @pytest.mark.parametrize("body", [[], "text", 3, None])
