@@ -153,6 +153,7 @@ def feedback(
                 metrics[f"eval/{best[-1]['metric']}"] = best[-1]["value"]
             _free_memory()
         run.log(number, metrics)
+        run.refresh_report()
 
     if accelerator.is_main_process:
         if policy is not None and config.algorithm != "none":

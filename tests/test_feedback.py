@@ -13,8 +13,10 @@ from mmrlhf.datasets import read_preferences
 from mmrlhf.feedback import feedback
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError, Preference
+from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from tests.helpers.fake_server import FAKE_MODEL, chat_completion, scripted_server
 from tests.helpers.feedback_runs import LEXICON, feedback_config, true_utility, write_recipe
+from tests.helpers.tiny_clip import save_tiny_clip
 
 ROUND_FILES = ("answers.jsonl", "verdicts.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl", "labels.json", "report.html")
 
@@ -139,6 +141,17 @@ def test_the_model_itself_may_verify(tiny_vlm_path, examples, tmp_path):
     feedback(feedback_config(tiny_vlm_path, tmp_path, verifier="facts+vlm"), examples[:1])
     verdicts = [v for row in read_jsonl(tmp_path / "round_1" / "verdicts.jsonl") for v in row["verdicts"]]
     assert any("says yes to" in v["evidence"] or "says no to" in v["evidence"] for v in verdicts)
+
+
+def test_an_open_clip_model_may_verify(tiny_vlm_path, examples, tmp_path):
+    save_calibration(PlattScaling({"object": (1.0, 0.0)}), save_tiny_clip(tmp_path / "clip") / "calibration.json")
+    settings = {"verifier": "facts+clip", "clip_model": str(tmp_path / "clip")}
+    rows = [dataclasses.replace(examples[0], facts=examples[0].facts[:1])]  # the other claims are left to open_clip
+    feedback(feedback_config(tiny_vlm_path, tmp_path / "run", **settings), rows)
+    verdicts = [v for row in read_jsonl(tmp_path / "run/round_1/verdicts.jsonl") for v in row["verdicts"]]
+    by_clip = [v for v in verdicts if "open_clip" in v["evidence"]]
+    decided = [v for v in by_clip if v["value"] != "unknown"]
+    assert decided and all(v["claim"]["kind"] == "object" for v in decided)  # the calibrated kind
 
 
 def test_other_settings_are_refused_and_a_finished_run_is_left_alone(tiny_vlm_path, examples, labelled_round, tmp_path, capsys):

@@ -9,17 +9,22 @@ import yaml
 
 from mmrlhf import feedback as stage
 from mmrlhf import scenes
+from mmrlhf.cli import main
 from mmrlhf.datasets import read_preferences
 from mmrlhf.feedback import feedback
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.report.closing import closing_text
+from mmrlhf.report.live_page import LivePage
+from mmrlhf.training.feedback.recipes import dpo_config
 from mmrlhf.training.feedback.round_files import human_lines
 from mmrlhf.training.run import Run
-from tests.helpers.feedback_runs import feedback_config, true_utility, write_recipe
+from tests.helpers.feedback_runs import LEXICON, feedback_config, true_utility, write_recipe
 from tests.helpers.runs import killed_at
 from tests.helpers.stages import save_start_adapter
 
 ROUND_FILES = ("answers.jsonl", "verdicts.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl", "labels.json", "report.html")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -51,20 +56,55 @@ def rounds_config(model, output_dir, recipe_path, **settings):
     )
 
 
-def test_each_round_starts_from_the_best_policy_of_the_last(tiny_vlm_path, examples, tmp_path, recipe):
-    config = rounds_config(tiny_vlm_path, tmp_path / "run", recipe("dpo"))
-    policy = feedback(config, examples[:3], None, Utility())
-    assert policy == tmp_path / "run" / "policy"
-    second = yaml.safe_load((tmp_path / "run/round_2/dpo/config.yaml").read_text())
-    assert second["adapter_path"] == str(tmp_path / "run/round_1/dpo/policy") and second["load_best_model_at_end"]
-    assert second["dataset_name"] == str(tmp_path / "run/round_2/pairs.jsonl") and second["lora_r"] == 4
-    sampled_by = json.loads((tmp_path / "run/round_2/.answers.jsonl.inputs.json").read_text())["inputs"]["policy"]["path"]
-    assert sampled_by == str(tmp_path / "run/round_1/dpo/policy")
-    weights = "adapter_model.safetensors"
-    assert (policy / weights).read_bytes() == (tmp_path / "run/round_2/dpo/policy" / weights).read_bytes()
-    assert (policy / weights).read_bytes() != (tmp_path / "run/round_1/dpo/policy" / weights).read_bytes()
-    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [row["step"] for row in metrics] == [1, 2] and [row["eval/utility"] for row in metrics] == [2.0, 4.0]
+def trained_weights(vlm):
+    """Prefer a policy that has moved from where it started, whatever was killed before."""
+    weights = [p for name, p in vlm.model.named_parameters() if "lora_B" in name]
+    return {"utility": sum(float(p.detach().abs().sum()) for p in weights)}
+
+
+def run_two_rounds(model, rows, output_dir, recipe_path, evaluate=trained_weights):
+    return feedback(rounds_config(model, output_dir, recipe_path, batch_size=1), rows[:2], true_utility, evaluate)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_vlm_path, examples, tmp_path_factory):
+    """A folder with a run of two rounds, and when it measured a policy and wrote its page."""
+    folder, events = tmp_path_factory.mktemp("whole"), []
+
+    def evaluate(vlm):
+        events.append("policy")
+        return trained_weights(vlm)
+
+    def refresh(page, *, is_final=False):
+        if page.folder == folder / "run":
+            events.append("last page" if is_final else "page")
+        return ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LivePage, "refresh", refresh)
+        run_two_rounds(tiny_vlm_path, examples, folder / "run", write_recipe(folder, "dpo"), evaluate)
+    return folder, events
+
+
+def test_each_round_starts_from_the_best_policy_of_the_last(whole_run):
+    run = whole_run[0] / "run"
+    second = yaml.safe_load((run / "round_2/dpo/config.yaml").read_text())
+    assert second["adapter_path"] == str(run / "round_1/dpo/policy") and second["load_best_model_at_end"]
+    assert second["dataset_name"] == str(run / "round_2/pairs.jsonl") and second["lora_r"] == 4
+    sampled_by = json.loads((run / "round_2/.answers.jsonl.inputs.json").read_text())["inputs"]["policy"]["path"]
+    assert sampled_by == str(run / "round_1/dpo/policy")
+    first, last = ((run / f"round_{number}/dpo/policy" / WEIGHTS).read_bytes() for number in (1, 2))
+    assert (run / "policy" / WEIGHTS).read_bytes() == last != first
+    metrics = read_jsonl(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert 0 < metrics[0]["eval/utility"] < metrics[1]["eval/utility"]
+
+
+def test_the_page_is_refreshed_after_each_round_and_listed_in_the_last_lines(whole_run, tmp_path):
+    """Each round measures its policy at steps 0 and 1."""
+    assert whole_run[1] == ["policy", "policy", "page", "policy", "policy", "page", "last page"]
+    (tmp_path / "report.html").touch()
+    assert f"{tmp_path}/report.html" in closing_text("feedback", feedback_config("m", tmp_path))
 
 
 def test_a_worse_policy_is_not_gone_on_from(tiny_vlm_path, examples, tmp_path, recipe):
@@ -72,62 +112,79 @@ def test_a_worse_policy_is_not_gone_on_from(tiny_vlm_path, examples, tmp_path, r
     falling = Utility()
     config = rounds_config(tiny_vlm_path, tmp_path / "run", recipe("dpo"), greater_is_better=False)
     save_start_adapter(tiny_vlm_path, tmp_path / "start")
-    policy = feedback(dataclasses.replace(config, adapter_path=str(tmp_path / "start")), examples[:3], None, falling)
-    assert (policy / "adapter_model.safetensors").read_bytes() == (tmp_path / "start" / "adapter_model.safetensors").read_bytes()
+    policy = feedback(dataclasses.replace(config, adapter_path=str(tmp_path / "start")), examples[:2], None, falling)
+    assert (policy / WEIGHTS).read_bytes() == (tmp_path / "start" / WEIGHTS).read_bytes()
 
 
-def test_a_round_may_train_a_reward_model_and_then_the_policy(tiny_vlm_path, examples, tmp_path, recipe):
+def test_the_command_goes_on_from_the_policy_that_held_out_scenes_choose(tiny_vlm_path, tmp_path, recipe, capsys):
+    scenes.export_dataset(str(tmp_path / "scenes"), num_rows=2)
+    run = tmp_path / "run"
+    command = ["feedback", "--model", tiny_vlm_path, "--data", str(tmp_path / "scenes/prompts.jsonl"), "--out", str(run)]
+    labels = ["--num_generations", "3", "--response_length", "60", "--no-balance_lengths", "--lexicon_file", LEXICON]
+    rounds = ["--algorithm", "dpo", "--num_rounds", "2", "--dpo_config", recipe("dpo")]
+    chosen_by = ["--eval_benchmarks", "scenes", "--eval_limit", "1", "--metric_for_best_model", "scenes/utility"]
+    assert main([*command, *labels, *rounds, *chosen_by]) == 0
+    for row in read_jsonl(run / "metrics.jsonl"):
+        folder = run / f"round_{row['step']}" / "dpo"
+        measured = {e["step"]: e["metrics"]["utility"]["value"] for e in read_jsonl(folder / "eval.jsonl")}
+        assert sorted(measured) == [0, 1] and row["eval/scenes/utility"] == max(measured.values())
+    assert (run / "policy" / WEIGHTS).read_bytes() == (folder / "policy" / WEIGHTS).read_bytes()
+    assert f"--adapter_path {run}/policy" in capsys.readouterr().out
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+
+KILLS = [
+    (ResumableWriter, "append", 2),  # among the first round's answers
+    (ResumableWriter, "append", 4),  # among its verdicts: a batch of answers, `finish`, a batch of verdicts
+    (stage, "write_round", 2),
+    (stage, "dpo", 2),
+    (Run, "finish", 2),  # the second round's dpo has finished
+]
+"""Each is counted from where the one before left the run."""
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run):
+    whole = whole_run[0]
+    arguments = tiny_vlm_path, examples, tmp_path / "run", str(whole / "dpo.yaml")
+    for kill in KILLS:
+        with killed_at(*kill):
+            run_two_rounds(*arguments)
+    run_two_rounds(*arguments)
+    names = [f"round_{number}/{file}" for number in (1, 2) for file in ROUND_FILES]
+    policies = [f"{name}/{WEIGHTS}" for name in ("policy", "round_1/dpo/policy", "round_2/dpo/policy")]
+    for path in (*policies, *names):
+        assert (tmp_path / "run" / path).read_bytes() == (whole / "run" / path).read_bytes(), path
+    without_time = [[{**row, "time": 0} for row in read_jsonl(p / "run/metrics.jsonl")] for p in (tmp_path, whole)]
+    assert without_time[0] == without_time[1]
+
+
+def test_a_killed_round_of_ppo_learns_from_human_pairs_as_one_that_was_not(tiny_vlm_path, tmp_path, recipe):
+    for name in ("scenes", "people"):
+        scenes.export_dataset(str(tmp_path / name), num_rows=2)
     ppo = recipe(
         "ppo", num_generations=2, response_length=10, num_mini_batches=1, min_probe_detection_rate=0, allow_worse_judge=True
     )
-    config = feedback_config(tiny_vlm_path, tmp_path / "run", algorithm="ppo", reward_config=recipe("reward"), ppo_config=ppo)
-    policy = feedback(config, examples[:3])
-    assert (policy / "adapter_model.safetensors").is_file() and (tmp_path / "run/round_1/reward/reward.json").is_file()
-    saved = yaml.safe_load((tmp_path / "run/round_1/ppo/config.yaml").read_text())
-    assert saved["reward_model_path"] == str(tmp_path / "run/round_1/reward") and saved["response_length"] == 60
+    config = feedback_config(
+        tiny_vlm_path, tmp_path / "run", dataset_name=str(tmp_path / "scenes/prompts.jsonl"), algorithm="ppo",
+        reward_config=recipe("reward"), ppo_config=ppo, human_dataset_name=str(tmp_path / "people/pairs.jsonl"), human_weight=2.0,
+    )  # fmt: skip
+    for call in (1, 2):  # the reward model is trained; the reward model is there, and the policy is trained
+        with killed_at(Run, "finish", call):
+            feedback(config)
+    policy = feedback(config)
+    whole = feedback(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
+    for path in (WEIGHTS, "../round_1/train.jsonl", "../round_1/labels.json", "../round_1/reward/adapter_model.safetensors"):
+        assert (policy / path).read_bytes() == (whole / path).read_bytes(), path
 
-
-def trained_weights(vlm):
-    """Prefer a policy that has moved from where it started, whatever was killed before."""
-    weights = [p for name, p in vlm.model.named_parameters() if "lora_B" in name]
-    return {"utility": sum(float(p.detach().abs().sum()) for p in weights)}
-
-
-def run_two_rounds(model, rows, output_dir, recipe_path):
-    feedback(rounds_config(model, output_dir, recipe_path, batch_size=1), rows[:2], true_utility, trained_weights)
-
-
-@pytest.fixture(scope="module")
-def whole_run(tiny_vlm_path, examples, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run_two_rounds(tiny_vlm_path, examples, folder / "run", write_recipe(folder, "dpo"))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "call"),
-    [
-        (ResumableWriter, "append", 2),  # among the first round's answers
-        (ResumableWriter, "append", 5),  # among its verdicts: two batches of answers, and `finish`
-        (stage, "write_round", 2),
-        (stage, "dpo", 2),
-        (Run, "finish", 3),  # the two of dpo, and its own
-    ],
-)
-def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run, owner, name, call):
-    arguments = tiny_vlm_path, examples, tmp_path / "run", str(whole_run / "dpo.yaml")
-    with killed_at(owner, name, call):
-        run_two_rounds(*arguments)
-    run_two_rounds(*arguments)
-    names = [f"round_{number}/{file}" for number in (1, 2) for file in ROUND_FILES]
-    for path in ("policy/adapter_model.safetensors", *names):
-        assert (tmp_path / "run" / path).read_bytes() == (whole_run / "run" / path).read_bytes(), path
-    policies = [
-        (tmp_path / "run" / name / "policy/adapter_model.safetensors").read_bytes() for name in ("round_1/dpo", "round_2/dpo")
-    ]
-    assert policies[0] != policies[1]
-    without_time = [[{**row, "time": 0} for row in read_jsonl(p / "run/metrics.jsonl")] for p in (tmp_path, whole_run)]
-    assert without_time[0] == without_time[1]
+    folder = tmp_path / "run" / "round_1"
+    learnt = read_preferences(str(folder / "train.jsonl"), image_folder=str(tmp_path / "scenes"))
+    assert len(learnt) == len(read_jsonl(folder / "pairs.jsonl")) + 4
+    assert json.loads((folder / "labels.json").read_text())["human_pairs"] == 4
+    saved = {name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("reward", "ppo")}
+    assert saved["reward"]["dataset_name"] == str(folder / "train.jsonl")
+    assert saved["ppo"]["reward_model_path"] == str(folder / "reward") and saved["ppo"]["response_length"] == 60
+    assert dpo_config(config, folder, None).dataset_name == str(folder / "train.jsonl")
 
 
 # ---- labels of people ----------------------------------------------------------------------------
@@ -146,19 +203,3 @@ def test_a_fraction_of_a_weight_draws_other_human_pairs_in_each_round(pairs, tmp
     assert all(18 <= len(lines) <= 42 for lines in rounds)  # 30 of 60 are expected
     ties = [dataclasses.replace(pair, ranks=(1, 1)) for pair in pairs]
     assert not human_lines(config, ties, 1)
-
-
-def test_human_pairs_are_learnt_beside_the_rounds_own(tiny_vlm_path, tmp_path, recipe):
-    for name in ("scenes", "people"):
-        scenes.export_dataset(str(tmp_path / name), num_rows=4)
-    config = feedback_config(
-        tiny_vlm_path, tmp_path / "run", dataset_name=str(tmp_path / "scenes/prompts.jsonl"), algorithm="dpo",
-        dpo_config=recipe("dpo"), human_dataset_name=str(tmp_path / "people/pairs.jsonl"), human_weight=2.0,
-    )  # fmt: skip
-    feedback(config)
-    own = read_jsonl(tmp_path / "run" / "round_1" / "pairs.jsonl")
-    learnt = read_preferences(str(tmp_path / "run" / "round_1" / "train.jsonl"), image_folder=str(tmp_path / "scenes"))
-    assert len(learnt) == len(own) + 8
-    assert json.loads((tmp_path / "run" / "round_1" / "labels.json").read_text())["human_pairs"] == 8
-    saved = yaml.safe_load((tmp_path / "run/round_1/dpo/config.yaml").read_text())
-    assert saved["dataset_name"].endswith("round_1/train.jsonl")

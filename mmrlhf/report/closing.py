@@ -95,6 +95,7 @@ def _feedback(config: Any) -> Closing:
         last / "scores.jsonl": "supported and contradicted claims, precision, coverage and utility of every answer",
         last / "labels.json": "counts, biases and, where there is truth, agreement",
         run / "policy": f"the best policy of the last round, a LoRA adapter on {config.model_name_or_path}",
+        run / "report.html": "every round's metrics as curves; it opens offline",
         run / "metrics.jsonl": "every round's metrics",
     }
     if config.algorithm != "none":
