@@ -36,9 +36,21 @@ class VLLMEngine:
     """The `LoRARequest` of the version, None for the base."""
 
     @classmethod
-    def start(cls, vlm: VLM, name: str, *, max_length: int, lora_rank: int, gpu_memory_utilization: float) -> VLLMEngine:
-        """Load the base once more, into vLLM. Raises InputError if vLLM is not installed, and
-        EngineError if it cannot start."""
+    def start(
+        cls,
+        vlm: VLM,
+        name: str,
+        *,
+        max_length: int,
+        lora_rank: int,
+        gpu_memory_utilization: float,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> VLLMEngine:
+        """Load the base once more, into vLLM, with the trainer's pixel limits.
+
+        Raises InputError if vLLM is not installed, and EngineError if it cannot start.
+        """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         is_cpu = vlm.device.type == "cpu"
@@ -55,6 +67,10 @@ class VLLMEngine:
         options: dict[str, Any] = {"enable_mm_embeds": True} if has_features else {}
         if has_features and model_type not in vllm_features.NEEDS_TOWER:
             options["limit_mm_per_prompt"] = {"image": 0}  # the tower is not loaded
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        limits = {limit: pixels for limit, pixels in limits.items() if pixels is not None}
+        if limits and hasattr(vlm.processor.image_processor, "merge_size"):  # Qwen-VL, whose limits vLLM takes
+            options["mm_processor_kwargs"] = limits
         try:
             llm = LLM(
                 model=vlm.name,

@@ -4,6 +4,7 @@
 """
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,6 +16,8 @@ from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.vllm_local import VLLMEngine
 from mmrlhf.engine.vllm_requests import EngineError
 from mmrlhf.records import InputError
+from mmrlhf.training.ppo.engine import _start
+from tests.helpers.stages import ppo_config
 
 
 class FakeLLM:
@@ -67,6 +70,21 @@ def test_it_starts_without_the_tower_of_a_family_that_needs_none(engine, vlm, mo
     monkeypatch.setattr(vllm_features, "FEATURE_LAYOUTS", {})
     assert "enable_mm_embeds" not in VLLMEngine.start(vlm, "p", **settings).llm.options
     assert "note: vLLM encodes pictures again, because it takes no features of llava" in capsys.readouterr().out
+
+
+def test_it_gets_the_pixel_limits_of_the_trainer(engine, vlm, monkeypatch):
+    """Without them, vLLM would make other tokens of a large picture than the trainer."""
+    lora = {"layers.0.q_proj.lora_A.weight": torch.zeros(4, 32)}
+    roles = SimpleNamespace(vlm=vlm, policy=SimpleNamespace(state_dict=lambda: lora))
+
+    def options(**limits):
+        return _start(ppo_config("m", None, Path("run"), rollout_engine="vllm", **limits), None, roles).llm.options
+
+    assert "mm_processor_kwargs" not in options(max_pixels=7840)  # LLaVA's pictures have one size
+    monkeypatch.setattr(vlm.processor.image_processor, "merge_size", 2, raising=False)  # as Qwen-VL's
+    assert options(min_pixels=784, max_pixels=7840)["mm_processor_kwargs"] == {"min_pixels": 784, "max_pixels": 7840}
+    assert options(max_pixels=7840)["mm_processor_kwargs"] == {"max_pixels": 7840}
+    assert "mm_processor_kwargs" not in options()
 
 
 def test_a_version_has_a_new_name_and_id_and_the_old_one_is_removed(engine, vlm, examples, tmp_path):

@@ -33,7 +33,7 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
     if config.has_own_engine:
         yield LocalEngine(roles.policy)
         return
-    if roles.vlm.encoder.lora_layers:
+    if roles.vlm.encoder.lora_layers:  # of adapter_path or of a reward model; check_settings refuses the settings
         raise InputError(
             f"rollout_engine {config.rollout_engine}: vLLM applies adapters to the language model only, and one of this run is "
             "in the projector or the vision tower: use rollout_engine local"
@@ -61,6 +61,8 @@ def _start(config: PPOConfig, accelerator: Accelerator, roles: PPORoles) -> Roll
         max_length=config.max_length,
         lora_rank=max(p.shape[0] for k, p in roles.policy.state_dict().items() if "lora_A" in k),
         gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
     )
 
 
