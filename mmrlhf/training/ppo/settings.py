@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.config.unread import refuse_unread
+from mmrlhf.models.lora_layers import PROJECTOR, VISION_TOWER
 from mmrlhf.records import InputError
 
 CRITIC_SETTINGS = ("critic_sees_facts", "critic_learning_rate", "vf_coef", "cliprange_value", "cliprange_value_unit")
@@ -125,7 +126,13 @@ def _check_engine(config: PPOConfig) -> None:
     if engine == "vllm" and config.dtype == "nf4":
         raise InputError(
             "dtype nf4: vLLM in this process would hold the base in bfloat16, too, and sample from those weights: use "
-            "rollout_engine local, or servers"
+            "rollout_engine local, or servers with --quantization bitsandbytes (docs/engines.md)"
+        )
+    targets = {word.strip() for word in config.lora_target_modules.split(",")}
+    if not config.has_own_engine and (words := sorted(targets & {PROJECTOR, VISION_TOWER})):
+        raise InputError(
+            f"lora_target_modules names {', '.join(words)}, and vLLM (rollout_engine {engine}) applies adapters to the language "
+            "model only: leave out what is not in it, or use rollout_engine local"
         )
     if engine != "vllm":
         refuse_unread(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")

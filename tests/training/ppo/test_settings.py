@@ -66,7 +66,18 @@ ADAPTIVE = {"kl_controller": "adaptive", "target_kl": 2.0}
             {"rollout_engine": "vllm", "vllm_importance_sampling_correction": False, "vllm_importance_sampling_cap": 3.0},
             "vllm_importance_sampling_cap needs vllm_importance_sampling_correction, which is false",
         ),
-        ({"rollout_engine": "vllm", "dtype": "nf4"}, "dtype nf4: vLLM in this process would hold the base in bfloat16, too"),
+        (
+            {"rollout_engine": "vllm", "dtype": "nf4"},
+            "dtype nf4: vLLM in this process would .* or servers with --quantization bitsandbytes",
+        ),
+        (
+            {"rollout_engine": "vllm", "lora_target_modules": "all-linear, projector"},
+            r"lora_target_modules names projector, and vLLM \(rollout_engine vllm\) applies adapters to the language model only",
+        ),
+        (
+            {"rollout_engine": "http://a:1", "lora_target_modules": "q_proj,vision_tower,projector"},
+            "lora_target_modules names projector, vision_tower, and vLLM",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_their_reason(tmp_path, settings, message):
@@ -83,6 +94,8 @@ def test_contradictions_are_refused_with_their_reason(tmp_path, settings, messag
         {**RLOO, "normalize_advantages": True, "kl_penalty": "loss", "kl_estimator": "k2"},
         {**GRPO, "scale_rewards": "batch", "kl_penalty": "reward", "kl_estimator": "k1"},
         {"epsilon_high": 0.1, "delta": 1.11, "cliprange": 0.3},
+        {"lora_target_modules": "all-linear,projector,vision_tower"},
+        {"rollout_engine": "http://a:1", "lora_target_modules": "q_proj,v_proj", "dtype": "nf4"},
         {**ADAPTIVE, "kl_horizon": 1000, "importance_sampling_level": "sequence", "loss_type": "dr_grpo"},
     ],
 )
