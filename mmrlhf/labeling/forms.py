@@ -11,6 +11,7 @@ Ranks are in the order of the task's answers, not in display order.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -124,9 +125,10 @@ def words_of(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def claims_of(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
+@functools.lru_cache(maxsize=256)  # an open task is viewed and saved, and often by several annotators
+def claims_of(text: str, lexicon: Lexicon | None = None) -> tuple[Claim, ...]:
     """Return the claims of an answer that an annotator may judge."""
-    return extract_claims(text, lexicon)[:MAX_CLAIMS]
+    return tuple(extract_claims(text, lexicon)[:MAX_CLAIMS])
 
 
 def claim_field(claim: Claim) -> str:

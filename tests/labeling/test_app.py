@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from mmrlhf.claims import extract_claims
 from mmrlhf.labeling.app import create_app
 from mmrlhf.labeling.forms import claim_field, claims_of
 from mmrlhf.labeling.guard import MAX_BODY_BYTES, MAX_SIGNED_OUT_BYTES
@@ -165,6 +166,18 @@ VALUES += [
 def test_wild_forms_never_fail(form, person_of_all_modes):
     assert person_of_all_modes.send(**form).status_code in (200, 400)
     person_of_all_modes.look()
+
+
+def test_claims_are_extracted_once_for_views_saves_and_undos(make_store, make_app, monkeypatch):
+    extracted = []
+    monkeypatch.setattr("mmrlhf.labeling.forms.extract_claims", lambda *given: extracted.append(given) or extract_claims(*given))
+    store = make_store([{"answers": ["A red cup that no other test has."], "mode": "claims"}])
+    person = Person(make_app(store))
+    person.look()
+    field = re.search(r'name="(claim-\w+)"', person.page)[1]
+    person.label(**{field: "true"})
+    person.undo()
+    assert f'name="{field}"' in person.page and len(extracted) == 1
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
