@@ -65,6 +65,7 @@ class Adapters:
         self.vlm = vlm
         self.peft_model: PeftModel | None = None
         self._lora_layers: list[BaseTunerLayer] = []
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
 
     def target_pattern(self, target_modules: str = ALL_LINEAR) -> str:
         """Return a regular expression for the layers that `lora_target_modules` names.
@@ -86,14 +87,16 @@ class Adapters:
             self.peft_model = get_peft_model(self.vlm.model, config, adapter_name=name)
         else:
             self.peft_model.add_adapter(name, config)
-        for parameter in self.parameters(name).values():
-            parameter.requires_grad_(True)
         self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
         decoder_modules = set(self.vlm.model.base_model.get_decoder().modules())
         self.vlm.encoder.lora_layers = [layer for layer in self._lora_layers if layer not in decoder_modules]
         if self.vlm.model.dtype != torch.float32:
             for layer in self._lora_layers:
                 _compute_in_input_precision(layer, name)
+        # Every update asks for them; a walk through all modules takes as long as a small forward.
+        self._parameters[name] = {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
+        for parameter in self._parameters[name].values():
+            parameter.requires_grad_(True)
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
         """Load a saved adapter with all of its settings.
@@ -127,7 +130,7 @@ class Adapters:
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Return an adapter's parameters by their names in `vlm.model`."""
-        return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
+        return self._parameters[name]
 
     def count_weights(self, name: str) -> dict[str, int]:
         """Return the number of an adapter's weights by part of the model."""
