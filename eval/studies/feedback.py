@@ -236,6 +236,7 @@ def labels_table(cells: Cells) -> str:
                 shares("pairs", "prompts_with_pair_share"),
                 shares("biases", "length", "labelled_where_untied", "value"),
                 shares("biases", "length", "true_where_untied", "value"),
+                shares("biases", "length", "labelled_at_equal_truth", "value"),
                 shares("biases", "length", "bias"),
                 shares("biases", "position", "labelled", "value"),
                 str(len(results)),
@@ -243,7 +244,7 @@ def labels_table(cells: Cells) -> str:
         )
     header = (
         "verifier", "agreement on kept pairs %", "on all comparisons %", "prompts with a pair %", "longer labelled better %",
-        "longer truly better %", "length bias", "first labelled better %", "seeds",
+        "longer truly better %", "verbosity: longer of two equally good %", "length bias", "first labelled better %", "seeds",
     )  # fmt: skip
     return markdown_table(header, rows)
 

@@ -54,10 +54,13 @@ def test_report_has_agreement_ratios_to_sft_and_paired_differences(study, tmp_pa
         "agreement": {"pairs": {"clear": share(0.9)}, "comparisons": {"clear": share(0.8)}},
         "pairs": {"prompts_with_pair_share": 0.5},
         "biases": {
-            "length": {"labelled_where_untied": share(0.6), "true_where_untied": share(0.5), "bias": 0.1},
+            "length": {
+                "labelled_where_untied": share(0.6), "true_where_untied": share(0.5), "labelled_at_equal_truth": share(0.7),
+                "bias": 0.1,
+            },
             "position": {"labelled": share(0.5)},
         },
-    }
+    }  # fmt: skip
     write_atomic(tmp_path / "cells" / "labels-0-facts.json", json.dumps(labels))
     for name, habit, coverage in (("sft-none", 0.9, 0.7), ("rounds3-facts", 0.3, 0.69), ("round1-facts", 0.6, 0.68)):
         for seed in (0, 1):
@@ -65,7 +68,7 @@ def test_report_has_agreement_ratios_to_sft_and_paired_differences(study, tmp_pa
             write_atomic(tmp_path / "cells" / f"rounds-{seed}-{name}.json", json.dumps(cell))
     study.report(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert "| facts | 90.0 | 80.0 | 50.0 | 60.0 | 50.0 | 10.0 | 50.0 | 1 |" in lines
+    assert "| facts | 90.0 | 80.0 | 50.0 | 60.0 | 50.0 | 70.0 | 10.0 | 50.0 | 1 |" in lines
     assert any(line.startswith("| rounds3 facts | 0.30 ± 0.00 | 33.3 ± 0.0 | 69.0 ± 0.0 | -1.0 ± 0.0") for line in lines)
     assert "three rounds minus one, facts, cooccurrence_errors: -0.300 ± 0.000 over 2 seeds" in lines
     last = json.loads(lines[-1])
