@@ -2,8 +2,7 @@
 
 This is InstructGPT's third step (Ouyang et al. 2022) with the clipped objective of Schulman et al.
 2017. The roles share one base model: `policy` and `value` are trained adapters, `reward` is a
-      frozen adapter, and the reference is the base without an adapter. Policy and critic see the
-      image
+frozen adapter, and the reference is the base without an adapter. Policy and critic see the image
 and the prompt. The reward model also reads the facts, and with `critic_sees_facts` so does the
 critic: a baseline may know more than the policy without adding bias (Pinto et al. 2018). The reward
 is a weighted sum of reward functions, and the ledger records each function's value for every
