@@ -36,10 +36,14 @@ Ask = Callable[[Example], str]
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model that answers. `weights` is a hash of its weights, "" outside this process."""
+    """A model that answers.
+
+    `identity` is a hash of its weights, for a server its address and model, "" for a file, whose
+    answers are compared.
+    """
 
     ask: Ask
-    weights: str = ""
+    identity: str = ""
 
 
 MAX_VOIDS = 3
@@ -200,24 +204,26 @@ def open_models(
             if contestant.is_kept:
                 models[contestant.name] = LiveModel(_ask_file(contestant.source, kept[contestant.name]))
             elif is_url(contestant.source):
-                models[contestant.name] = LiveModel(_ask_server(contestant, config))
+                models[contestant.name] = _server(contestant, config)
             else:
                 models[contestant.name] = stack.enter_context(_policy(contestant, config, config.seed + number))
         yield models
 
 
-def check_same_weights(store: Store, models: Mapping[str, LiveModel]) -> None:
-    """Record the weights of models; raise InputError for a name that had other weights before.
+def check_same_models(store: Store, models: Mapping[str, LiveModel]) -> None:
+    """Record what models are; raise InputError for a name that had other weights, or another server
+    or model of one, before.
 
     Votes are counted by name, and must not be about two models.
     """
     for name, model in models.items():
-        if not model.weights:
+        if not model.identity:
             continue
         known = store.setting(f"weights of {name}")
-        if known and known != model.weights:
-            raise changed_model(name, "has other weights")
-        store.set_setting(f"weights of {name}", model.weights)
+        if known and known != model.identity:
+            is_server = is_url(model.identity)
+            raise changed_model(name, f"is {model.identity}, another server or model" if is_server else "has other weights")
+        store.set_setting(f"weights of {name}", model.identity)
 
 
 def _ask_file(source: str, answers: Answers) -> Ask:
@@ -230,7 +236,7 @@ def _ask_file(source: str, answers: Answers) -> Ask:
     return ask
 
 
-def _ask_server(contestant: Contestant, config: ArenaConfig) -> Ask:
+def _server(contestant: Contestant, config: ArenaConfig) -> LiveModel:
     url, _, model = contestant.source.partition("#")
     endpoint = resolve_model_name(Endpoint(url, model, timeout=config.answer_timeout, max_retries=0, concurrency=1))
     params = {"temperature": config.temperature, "max_tokens": config.response_length}
@@ -243,7 +249,7 @@ def _ask_server(contestant: Contestant, config: ArenaConfig) -> Ask:
             raise NoAnswerError(reply.reason or reply.status)
         return reply.text
 
-    return ask
+    return LiveModel(ask, f"{endpoint.display_url}#{endpoint.model}")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mmrlhf.arena.kept_answers import (
     read_categories,
 )
 from mmrlhf.arena.ledger import Ledger, Pair
-from mmrlhf.arena.live import Producer, check_same_weights, open_models
+from mmrlhf.arena.live import Producer, check_same_models, open_models
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig, LabelConfig, PairsConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.files import lock
@@ -72,7 +72,7 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
         if contestants and not is_live:
             print(f"{output}: {ledger.add_pairs(store, *kept)} new pairs")
         if is_live:
-            check_same_weights(store, models)
+            check_same_models(store, models)
             producer = Producer(store, ledger, questions, {name: model.ask for name, model in models.items()}, config)
             stack.callback(producer.close)
             producer.wait_for_a_pair()

@@ -72,6 +72,11 @@ def test_votes_outlive_kills_and_become_a_leaderboard(models, tmp_path, capsys):
     assert "(18 votes on 6 questions by 1 person)" in printed and "one won every vote against the others (12)" in printed
     assert main(["arena", "export", str(votes), "--to", "rankings", "--output_file", str(tmp_path / "pairs.jsonl")]) == 0
     assert (tmp_path / "pairs.jsonl").read_text().count("\n") == 18
+    for anonymous in ([], ["--anonymous"]):
+        labels = tmp_path / f"labels{len(anonymous)}.jsonl"
+        assert main(["arena", "export", str(votes), "--to", "labels", "--output_file", str(labels), *anonymous]) == 0
+        text = labels.read_text()
+        assert text.count("\n") == 18 and ("heron" in text) == (not anonymous)
 
 
 def test_a_killed_judge_asks_nothing_twice(models, tmp_path):

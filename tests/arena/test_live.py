@@ -16,13 +16,16 @@ from mmrlhf.arena.live import MissingRowError, NoAnswerError, Producer
 from mmrlhf.arena.page import report_arena
 from mmrlhf.arena.serve import serving_arena
 from mmrlhf.arena.votes import read_ballots
-from mmrlhf.config import ArenaConfig, SFTConfig
+from mmrlhf.config import ArenaConfig, DPOConfig, SFTConfig
 from mmrlhf.config.loader import save_config
+from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.store import Store
+from mmrlhf.models.export import save_policy
 from mmrlhf.records import InputError
 from tests.arena.conftest import Voter, kept, voter_at
 from tests.arena.test_voting import app_of
 from tests.helpers.fake_server import chat_completion, scripted_server
+from tests.helpers.stages import save_start_adapter
 
 
 @pytest.fixture
@@ -166,6 +169,11 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
                     else:
                         time.sleep(0.2)
                         voter.page = client.get("/").text
+        for changed in (f"{one.url}#stub", f"{two.url}#other"):
+            other = replace(config, models=f"alpha={one.url},beta={changed},gamma={questions[1]}")
+            sentence = f"beta is {changed}, another server or model than in output_file, whose votes are counted by name"
+            with pytest.raises(InputError, match=re.escape(sentence)), serving_arena(other):
+                pass
     store, ledger = Store(tmp_path / "votes.db"), Ledger(tmp_path / "votes.db")
     assert all(void.failed == "beta" and "I refuse" in void.reason for void in ledger.voids())
     assert len(ledger.voids()) >= 1
@@ -184,6 +192,23 @@ def test_rows_that_a_file_lacks_are_left_out(produce):
 
     store, ledger, _ = produce({"file": of_half, "a": answering("a")}, ahead=12)
     wait_until(lambda: len(store.task_entries()) == 6)
+    assert ledger.voids() == []
+
+
+def test_a_full_disk_loses_no_pair(produce, monkeypatch, capsys):
+    """The first two pairs cannot be written; they are answered again once there is room."""
+    add_pairs, failures = Ledger.add_pairs, iter(range(2))
+
+    def full_at_first(ledger, *rest):
+        if next(failures, None) is not None:
+            raise StorageError("votes.db could not be written (database or disk is full)")
+        return add_pairs(ledger, *rest)
+
+    monkeypatch.setattr(Ledger, "add_pairs", full_at_first)
+    monkeypatch.setattr("mmrlhf.arena.live.LONGEST_PAUSE", 0.01)
+    store, ledger, _ = produce({"a": answering("a"), "b": answering("b")}, ahead=12)
+    wait_until(lambda: len(store.task_entries()) == 12)
+    assert capsys.readouterr().err.count("error: votes.db could not be written (database or disk is full): make room") == 2
     assert ledger.voids() == []
 
 
@@ -221,6 +246,26 @@ def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
     with serving_arena(config) as running:
         task = running.store.task(1)
     assert set(task.models) == {"one", "two"} and len(set(task.answers)) == 2 and all(task.answers)
+
+
+def test_an_adapter_answers_live_and_another_one_needs_another_name(questions, tiny_vlm_path, tmp_path):
+    """Without its adapter, the run would answer as its base does, and no pair would be shown."""
+    run = tmp_path / "dpo"
+    adapters = save_start_adapter(tiny_vlm_path, run / "policy")
+    save_config(DPOConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(run)), run / "config.yaml")
+    (run / "finished.json").write_text("{}")
+    config = ArenaConfig(
+        output_file=str(tmp_path / "votes.db"), models=f"base={tiny_vlm_path},{run}", dataset_name=questions[1],
+        temperature=0.0, response_length=8, ahead=1, port=0,
+    )  # fmt: skip
+    with serving_arena(config) as running:
+        assert set(running.store.task(1).models) == {"base", "dpo"}
+    with torch.no_grad():
+        next(iter(adapters.parameters("start").values())).add_(0.01)
+    shutil.rmtree(run / "policy")
+    save_policy(adapters, "start", run / "policy")
+    with pytest.raises(InputError, match=r"^dpo has other weights than in output_file"), serving_arena(config):
+        pass
 
 
 def test_a_run_answers_with_its_own_pixel_limits(questions, tiny_vlm_path, tmp_path):
