@@ -6,14 +6,29 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mmrlhf.arena.ratings import ELO_PER_UNIT, Ratings, Vote, joined, rate
 from mmrlhf.arena.votes import Ballots, Scores
+from mmrlhf.metrics.calibration import proportion
 from mmrlhf.metrics.intervals import Interval, SufficientStats, with_intervals
 
 MAX_CATEGORIES = 12
+
+
+@dataclass(frozen=True)
+class OrderEffect:
+    """What a judge's verdicts owe to the order of the answers.
+
+    changed: the share of pairs whose verdict is another one in the other order. first_favoured: of
+    these, the share in which the answer that is shown first fares better; without position bias,
+    0.5. Each is as of `proportion`, with its 95% interval over questions.
+    """
+
+    changed: Mapping[str, Any]
+    first_favoured: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Board:
     categories: Mapping[str, Ratings]
     num_unusable: int = 0
     """Number of pairs without a usable reply of a judge."""
+    order_effect: OrderEffect | None = None
+    """None for people, each of whom sees one order."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +77,20 @@ def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
         names = sorted(name for name, _ in counts.most_common(MAX_CATEGORIES))
         categories = {name: rate([vote for vote in votes if vote.category == name], seed=seed) for name in names}
         plain, controlled = rate(votes, seed=seed), rate(votes, control_style=True, seed=seed)
-        boards.append(Board(title, votes, plain, controlled, categories, num_unusable))
+        effect = order_effect(ballots, title) if scores is not ballots.people else None
+        boards.append(Board(title, votes, plain, controlled, categories, num_unusable, effect))
     return boards
+
+
+def order_effect(ballots: Ballots, judge: str) -> OrderEffect:
+    """Return what the verdicts of a judge owe to the order of the answers."""
+    verdicts = ballots.verdicts[judge]
+    questions = [ballots.pairs[digest][0].question for digest in verdicts]
+    is_changed = np.array([one != other for one, other in verdicts.values()], dtype=bool)
+    # A changed verdict favours one place. The first answer is shown first, then second.
+    favours_first = [one == "first" or other == "second" for one, other in verdicts.values() if one != other]
+    changed_questions = [question for question, changed in zip(questions, is_changed, strict=True) if changed]
+    return OrderEffect(proportion(is_changed, questions), proportion(np.array(favours_first, dtype=bool), changed_questions))
 
 
 # ---- sentences -----------------------------------------------------------------------------------

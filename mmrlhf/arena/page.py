@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from mmrlhf.arena.leaderboard import (
     Board,
     JudgeAgreement,
+    OrderEffect,
     difference_sentences,
     headline,
     judge_agreements,
@@ -25,7 +27,6 @@ from mmrlhf.arena.ratings import ELO_PER_UNIT, NUM_RESAMPLES, Ratings, score_tab
 from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
-from mmrlhf.metrics.intervals import Interval
 from mmrlhf.records import InputError
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, style_context, to_inline_svg
@@ -56,6 +57,8 @@ def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -
             *dict.fromkeys((*board.plain.notes, *board.controlled.notes)),
         ):
             print(printable(sentence))
+        if board.order_effect is not None:
+            print(printable(order_sentence(board.order_effect)))
     for agreement in agreements:
         print(printable(agreement_sentence(agreement)))
     if voids:
@@ -118,6 +121,7 @@ def _section(board: Board, number: int) -> dict[str, Any]:
         "controlled_sentences": difference_sentences(board.controlled) if board.controlled.style else [],
         "notes": [*dict.fromkeys((*ratings.notes, *board.controlled.notes))],
         "unusable": board.num_unusable,
+        "order": order_sentence(board.order_effect) if board.order_effect is not None else "",
         "rows": [_cells(board, i) for i in range(len(ratings.models))],
         "plot": forest_plot(board, f"arena-{number}"),
         "models": ratings.models,
@@ -125,7 +129,7 @@ def _section(board: Board, number: int) -> dict[str, Any]:
         "win_rates": win_rates,
         "differences": differences,
         "categories": [
-            (name, len([v for v in board.votes if v.category == name]), [_rating_of(board.categories[name], model) for model in ratings.models])
+            (name, len([v for v in board.votes if v.category == name]), [_rating_with_rank(board.categories[name], model) for model in ratings.models])
             for name in board.categories
         ],
         "category_notes": [
@@ -157,6 +161,17 @@ def _rating_of(ratings: Ratings, model: str) -> tuple[str, str]:
     return points(ratings.value_M[i]), _span(ratings.low_M[i], ratings.high_M[i])
 
 
+def _rating_with_rank(ratings: Ratings, model: str) -> tuple[str, str]:
+    """Return a model's rating, and its interval with the rank that the real differences allow."""
+    rating, interval = _rating_of(ratings, model)
+    return (rating, f"{interval}, rank {_rank(ratings, ratings.models.index(model))}") if rating else ("", "")
+
+
+def _rank(ratings: Ratings, i: int) -> str:
+    best, worst = ratings.ranks(i)
+    return f"{best}" if best == worst else f"{best} to {worst}"
+
+
 def _span(low: float, high: float) -> str:
     return f"{points(low)} to {points(high)}"
 
@@ -164,10 +179,9 @@ def _span(low: float, high: float) -> str:
 def _cells(board: Board, i: int) -> list[tuple[str, str]]:
     """Return a model's cells: a text, and a smaller one."""
     model = board.plain.models[i]
-    best, worst = board.plain.ranks(i)
     return [
         (model, ""),
-        (f"{best}" if best == worst else f"{best} to {worst}", ""),
+        (_rank(board.plain, i), ""),
         _rating_of(board.plain, model),
         _rating_of(board.controlled, model) if board.controlled.style else ("", ""),
         (f"{board.plain.num_votes[model]:,}", ""),
@@ -196,7 +210,16 @@ def agreement_sentence(agreement: JudgeAgreement) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _share(interval: Interval) -> str:
+def order_sentence(effect: OrderEffect) -> str:
+    """Return how often a judge's verdict changes with the order, and which place it favours."""
+    changed, first = effect.changed, effect.first_favoured
+    text = f"The verdict changes with the order of the answers on {_share(changed)} of {changed['n']} pairs, which count as ties"
+    if first["n"]:
+        text += f"; {_share(first)} of these {first['n']} favour the answer shown first (without position bias, 50%)"
+    return f"{text}."
+
+
+def _share(interval: Mapping[str, Any]) -> str:
     return f"{interval['value']:.0%} ({interval['low']:.0%} to {interval['high']:.0%})"
 
 

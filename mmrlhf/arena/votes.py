@@ -16,6 +16,9 @@ from mmrlhf.labeling.tasks import Task
 Scores = dict[str, list[tuple[str, float]]]
 """By a task's digest, who judged it, and the score of its first answer: 1, 0.5 for a tie, or 0."""
 
+AGREED = {("first", "first"): 1.0, ("second", "second"): 0.0}
+"""Scores of a judge's verdicts in both orders; all others are ties."""
+
 
 @dataclass(frozen=True)
 class Ballots:
@@ -28,6 +31,9 @@ class Ballots:
     judges: Mapping[str, Scores]
     num_unusable: Mapping[str, int]
     """By judge, tasks that lack a usable reply."""
+    verdicts: Mapping[str, Mapping[str, tuple[str, str]]]
+    """By judge and a task's digest, the verdicts with the task's first answer shown first, and
+    second, each in the task's own order: first, second or tie."""
 
     def votes(self, scores: Scores) -> list[Vote]:
         """Return scores as votes on models. A task that several pairs of models share gives a vote
@@ -52,8 +58,11 @@ def read_ballots(store: Store, ledger: Ledger) -> Ballots:
             pairs[digest] = [pair_of(task, "")]
     tasks = {digest: task for digest, task in tasks.items() if digest in pairs}
     people = _people(read_labels(store), tasks)
-    judges, num_unusable = _judges(ledger.judgments(), tasks)
-    return Ballots(tasks, pairs, people, judges, num_unusable)
+    verdicts, num_unusable = _judges(ledger.judgments(), tasks)
+    judges = {
+        judge: {digest: [(judge, AGREED.get(both, 0.5))] for digest, both in judged.items()} for judge, judged in verdicts.items()
+    }
+    return Ballots(tasks, pairs, people, judges, num_unusable, verdicts)
 
 
 def pairwise_tasks(store: Store) -> dict[str, Task]:
@@ -72,22 +81,23 @@ def _people(labels: Labels, tasks: Mapping[str, Task]) -> Scores:
     return dict(scores)
 
 
-def _judges(judgments: Sequence[Judgment], tasks: Mapping[str, Task]) -> tuple[dict[str, Scores], dict[str, int]]:
-    """Return the scores of each judge. If a judge chooses different answers in the two orders, the
-    score is a tie."""
+def _judges(
+    judgments: Sequence[Judgment], tasks: Mapping[str, Task]
+) -> tuple[dict[str, dict[str, tuple[str, str]]], dict[str, int]]:
+    """Return each judge's verdicts in both orders, and the number of tasks that lack one."""
     templates: dict[str, set[str]] = defaultdict(set)
     for judgment in judgments:
         templates[judgment.judge].add(judgment.template)
-    verdicts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    replies: dict[tuple[str, str], list[str]] = defaultdict(list)  # that of the turned order is the second
     for judgment in judgments:
         prompt = f", prompt {judgment.template[:8]}" if len(templates[judgment.judge]) > 1 else ""
         if judgment.digest in tasks:
-            verdicts[judgment.judge + prompt, judgment.digest].append(judgment.verdict)
-    scores: dict[str, Scores] = {judge: {} for judge, _ in verdicts}
-    num_unusable = dict.fromkeys(scores, 0)
-    for (judge, digest), both in verdicts.items():
+            replies[judgment.judge + prompt, judgment.digest].append(judgment.verdict)
+    verdicts: dict[str, dict[str, tuple[str, str]]] = {judge: {} for judge, _ in replies}
+    num_unusable = dict.fromkeys(verdicts, 0)
+    for (judge, digest), both in replies.items():
         if len(both) != 2 or "" in both:
             num_unusable[judge] += 1
         else:
-            scores[judge][digest] = [(judge, {("first", "first"): 1.0, ("second", "second"): 0.0}.get((both[0], both[1]), 0.5))]
-    return scores, num_unusable
+            verdicts[judge][digest] = (both[0], both[1])
+    return verdicts, num_unusable

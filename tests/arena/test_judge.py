@@ -6,13 +6,15 @@ import pytest
 
 from mmrlhf.arena.export import export_arena
 from mmrlhf.arena.judge import TEMPLATE, judge_pairs, prompt_of, read_verdict
-from mmrlhf.arena.leaderboard import judge_agreements
-from mmrlhf.arena.page import report_arena
+from mmrlhf.arena.leaderboard import judge_agreements, order_effect
+from mmrlhf.arena.ledger import Ledger, Pair
+from mmrlhf.arena.page import order_sentence, report_arena
 from mmrlhf.arena.serve import judge_arena
-from mmrlhf.arena.votes import read_ballots
+from mmrlhf.arena.votes import Ballots, read_ballots
 from mmrlhf.config import ArenaJudgeConfig
 from mmrlhf.datasets import read_preferences
 from mmrlhf.evaluation.openai_client import Reply
+from mmrlhf.labeling.database import StorageError
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.records import InputError, Message
 from tests.arena.conftest import kept, voter_at
@@ -89,12 +91,38 @@ def test_both_orders_are_asked_and_the_true_order_comes_out(arena, tmp_path, cap
         export_arena(str(store.path), "trl", str(tmp_path / "pairs.jsonl"), judge="stab")
 
 
-def test_a_judge_that_likes_one_place_gives_ties(arena):
+def test_a_judge_that_likes_one_place_gives_ties_and_the_report_says_so(arena, tmp_path, capsys):
     store, ledger = arena
     with scripted_server(judging(lambda first, second: "A")) as server:
         judge_pairs(store, ledger, config_of(store, server))
     scores = read_ballots(store, ledger).judges["stub"]
     assert len(scores) == 30 and {score for judged in scores.values() for _, score in judged} == {0.5}
+    report_arena(str(store.path), str(tmp_path / "arena.html"))
+    for text in (capsys.readouterr().out, (tmp_path / "arena.html").read_text()):
+        assert re.search(r"changes with the order of the answers on 100% \(\d+% to 100%\) of 30 pairs, which count as ties", text)
+        assert re.search(r"; 100% \(\d+% to 100%\) of these 30 favour the answer shown first", text)
+
+
+def test_changes_with_the_order_favour_the_first_or_the_second_place():
+    """Three of five pairs change, and the first place gains in two of them."""
+    verdicts = [("first", "first"), ("tie", "tie"), ("first", "second"), ("tie", "second"), ("second", "tie")]
+    pairs = {str(i): [Pair(str(i), f"q{i}", "", "a", "b")] for i in range(5)}
+    effect = order_effect(Ballots({}, pairs, {}, {}, {}, {"j": {str(i): both for i, both in enumerate(verdicts)}}), "j")
+    assert (effect.changed["value"], effect.changed["n"]) == (3 / 5, 5)
+    assert (effect.first_favoured["value"], effect.first_favoured["n"]) == (2 / 3, 3)
+    assert effect.first_favoured["low"] < 0.5 < effect.first_favoured["high"]  # three changes show no bias
+    assert "on 60% (" in order_sentence(effect) and "; 67% (" in order_sentence(effect)
+
+
+def test_a_full_disk_stops_the_judge_with_a_sentence(arena, monkeypatch):
+    def full(*_):
+        raise StorageError("votes.db could not be written (database or disk is full)")
+
+    monkeypatch.setattr(Ledger, "add_judgment", full)
+    with scripted_server(judging(better)) as server:
+        config = config_of(arena[0], server, limit=1)
+        with pytest.raises(InputError, match=r"disk is full\): make room, or give another --output_file"):
+            judge_arena(config)
 
 
 def test_failures_are_no_votes_and_are_asked_again(arena, capsys):

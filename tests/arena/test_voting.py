@@ -149,15 +149,28 @@ def test_the_page_says_what_is_real_and_opens_offline(arena, tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "http" not in re.sub(r"http://www.w3.org/\S+", "", page)
 
 
+def page_of_votes(votes):
+    """Return the page of votes by people."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ballots, "votes", lambda *_: votes)
+        return arena_page("votes.db", make_boards(Ballots({}, {}, {}, {}, {}, {})), [], [])
+
+
+def test_ranks_in_a_category_are_those_of_its_real_differences():
+    """In one category, a wins 20 of 20 votes, in the other one 10."""
+    sure = [Vote("a", "b", 1.0, f"x{i}", category="sure") for i in range(20)]
+    undecided = [Vote("a", "b", float(i % 2), f"y{i}", category="undecided") for i in range(20)]
+    page = page_of_votes(sure + undecided)
+    rows = {name: re.search(f'<th scope="row">{name}</th>(.*?)</tr>', page)[1] for name in ("sure", "undecided")}
+    assert re.findall("rank ([^<]+)<", rows["sure"]) == ["1", "2"]
+    assert re.findall("rank ([^<]+)<", rows["undecided"]) == ["1 to 2", "1 to 2"]
+
+
 def test_the_page_says_how_many_categories_it_leaves_out():
     """Category c0 has one vote, c1 two, and so on: of 14, the first two are left out."""
 
     def page_of(numbers):
-        votes = [Vote("a", "b", float(i % 2), f"{n} {i}", category=f"c{n}") for n in numbers for i in range(n + 1)]
-        ballots = Ballots({}, {}, {}, {}, {})
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Ballots, "votes", lambda *_: votes)
-            return arena_page("votes.db", make_boards(ballots), [], [])
+        return page_of_votes([Vote("a", "b", float(i % 2), f"{n} {i}", category=f"c{n}") for n in numbers for i in range(n + 1)])
 
     note = "These are the 12 categories with the most votes; 2 more categories, with 3 votes together, are left out."
     page = page_of(range(14))
