@@ -3,8 +3,10 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from mmrlhf.config import GenerateConfig, RewardConfig, SFTConfig
 from mmrlhf.files.jsonl import read_jsonl
@@ -55,6 +57,16 @@ def test_dropping_rows_trains_as_on_a_file_without_them(tiny_vlm_path, folder, t
     assert "2 of 8 rows are too long (line 3, line 6;" in capsys.readouterr().out.replace("\n", " ")
     sft(sft_config(tiny_vlm_path, clean, tmp_path / "clean"))
     assert losses(tmp_path / "run") == losses(tmp_path / "clean")
+
+
+def test_nothing_is_left_if_all_rows_are_too_long_to_keep(examples):
+    """Each row has 12 tokens of 10: `drop` cannot leave all of them out."""
+    lengths = SimpleNamespace(shrunk_images=set())
+    config = sft_config("model", "x", "out", overlong="drop", max_length=10)
+    with pytest.raises(InputError, match=r"^x: 2 of 2 rows are too long \(row .*has 12 .*the limit is 10\): raise max_length$"):
+        row_checks.usable_indices(
+            examples[:2], config, "x", lambda row: [row_checks.Length(12, 10)], lengths, Console(quiet=True)
+        )
 
 
 def test_a_resumed_run_checks_nothing_again_and_keeps_its_rows(tiny_vlm_path, folder, tmp_path, monkeypatch):
