@@ -166,17 +166,18 @@ def test_ranks_in_a_category_are_those_of_its_real_differences():
     assert re.findall("rank ([^<]+)<", rows["undecided"]) == ["1 to 2", "1 to 2"]
 
 
-def test_the_page_says_how_many_categories_it_leaves_out():
-    """Category c0 has one vote, c1 two, and so on: of 14, the first two are left out."""
+def test_the_page_says_how_many_categories_it_leaves_out(monkeypatch):
+    """Category c0 has one vote, c1 two, and so on: of 5, the first two are left out."""
+    monkeypatch.setattr("mmrlhf.arena.leaderboard.MAX_CATEGORIES", 3)
 
     def page_of(numbers):
         return page_of_votes([Vote("a", "b", float(i % 2), f"{n} {i}", category=f"c{n}") for n in numbers for i in range(n + 1)])
 
-    note = "These are the 12 categories with the most votes; 2 more categories, with 3 votes together, are left out."
-    page = page_of(range(14))
+    note = "These are the 3 categories with the most votes; 2 more categories, with 3 votes together, are left out."
+    page = page_of(range(5))
     assert note in page and ">c2<" in page and ">c1<" not in page
-    assert "; 1 more category, with 1 vote, is left out." in page_of((0, *range(2, 14)))
-    assert "left out" not in page_of(range(2, 14))
+    assert "; 1 more category, with 1 vote, is left out." in page_of((0, *range(2, 5)))
+    assert "left out" not in page_of(range(2, 5))
 
 
 def test_serve_adds_pairs_once_and_continues(write_answers, tmp_path, capsys):
