@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
+from mmrlhf import scenes
+from mmrlhf.datasets import read_examples
 from mmrlhf.files.bundled import folder
+from tests.helpers.fake_vllm import fake_vllm
 from tests.helpers.tiny_models import build_checkpoint
 
 SPEED_DIR = folder("eval") / "speed"
@@ -18,12 +21,12 @@ def run_script(monkeypatch, capsys):
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        sys.modules.pop(name, None)
         __import__(name).main()
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step", "serve_load", "vision_adapters"):
+    for name in ("async_steps", "dpo_trl", "encode", "gpu_smoke", "growth", "host_memory", "phases", "pope", "rl_step", "serve_load",
+                 "vision_adapters"):  # fmt: skip
         sys.modules.pop(name, None)
 
 
@@ -75,6 +78,37 @@ def test_serve_load_runs_at_toy_size(run_script, tiny_vlm_path):
     results = run_script("serve_load", tiny_vlm_path, "--clients", 2, "--seconds", 0.5, "--tokens", 4)
     assert results["answers"] >= 2 and results["lost"] == 0 and 0 < results["tokens_per_answer"] <= 4
     assert 0 < results["median_s"] <= results["p99_s"]
+
+
+def test_host_memory_runs_at_toy_size(run_script):
+    results = run_script("host_memory", "--images", 10, "--answers", 2)
+    assert len(results["images_mib"]) == len(results["answers_mib"]) == 10 and results["answers_mib"][-1] > 100
+    assert sum(results["cache_mib"].values()) <= results["budget_mib"] == 51.2
+
+
+def test_async_steps_runs_at_toy_size(run_script, tiny_vlm_path, tmp_path, monkeypatch):
+    async_steps = __import__("async_steps")
+    monkeypatch.setattr(async_steps, "NUM_SCENES", 4)
+    scenes.export_dataset(str(tmp_path), 4)
+    with fake_vllm(tiny_vlm_path, list(read_examples(str(tmp_path / "prompts.jsonl")))) as fake:
+        results = run_script(
+            "async_steps", fake.url, "--steps", 2, "--seeds", 1, "--prompts", 2, "--generations", 2, "--out", tmp_path
+        )
+    assert results["speed-up"] == pytest.approx(results["seconds"]["0"] / results["seconds"]["1"], abs=1e-3)
+    assert [len(rewards) for rewards in results["reward"].values()] == [2, 2]
+    assert json.loads((tmp_path / "async_steps.json").read_text()) == results and (tmp_path / "async_steps.png").is_file()
+
+
+def test_growth_runs_at_toy_size(run_script, tmp_path, monkeypatch):
+    build_checkpoint("llava", tmp_path / "model")
+    growth = __import__("growth")
+    monkeypatch.setattr(growth, "DEFAULT_SIZES", {"prompts": 1, "generations": 2, "tokens": 2, "pictures": 1, "size": 56})
+    assert growth.median_seconds(str(tmp_path / "model"), "off", words=8, pictures=0) > 0
+    # With 10 seconds, 2 more for each answer: a second answer costs 2 / 12 of the first.
+    monkeypatch.setattr(growth, "median_seconds", lambda _, __, **sizes: 10 + 2 * sizes.get("generations", 8))
+    results = run_script("growth", "model", "--out", tmp_path)
+    assert results["one_more_answer_over_the_first"] == round(2 / 12, 3)
+    assert list(results["seconds"]["generations"]["naive"]) == ["2", "4", "8"] and (tmp_path / "growth.png").is_file()
 
 
 def test_phases_runs_at_toy_size(run_script, tmp_path):

@@ -1,6 +1,7 @@
 """Bundled recipes, samples and benchmarks are found by name and loaded by path."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -90,3 +91,11 @@ def test_find_accepts_a_path_that_is_no_regular_file(repository):
     (repository / "folder.py").mkdir()
     with pytest.raises(InputError, match=r"folder\.py does not exist"):
         bundled.find("eval", str(repository / "folder.py"))
+
+
+def test_shell_scripts_beside_the_recipes_parse():
+    scripts = sorted(bundled.folder("configs").rglob("*.sh"))
+    assert [script.name for script in scripts] == ["slurm.sh"]
+    for script in scripts:
+        checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+        assert checked.returncode == 0 and not checked.stderr, checked.stderr
