@@ -29,7 +29,7 @@ def main() -> None:
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, logit_bias={job["banned"]: -100.0})
     prompt = {"prompt_token_ids": job["token_ids"], "multi_modal_data": {"image": Image.open(job["image"])}}
     results = []
-    for adapter in (None, job["adapter"]):
+    for adapter in job["adapters"]:
         request = LoRARequest("policy", 1, adapter) if adapter else None
         (output,) = llm.generate([prompt], params, lora_request=request, use_tqdm=False)
         answer = output.outputs[0]
