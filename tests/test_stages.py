@@ -141,7 +141,8 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
-    draws that its two occurrences get on one. In float32, ten steps agree up to rounding.
+    draws that its two occurrences get on one. `grpo` was stopped on two, and resumed on two and on
+    one. In float32, ten steps of ppo agree up to rounding.
     """
     out = _run_forked(tiny_vlm_path, tmp_path / "out", "exact", "traces")
     stages = ("sft", "reward", "dpo", "ppo")
@@ -149,15 +150,24 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     assert [row.get("skipped_steps", 0) for row in one["grpo"]][-1] == 1
     assert any(row.get("dynamic_sampling/replaced") for row in one["grpo"])
     _assert_same_metrics(one, _logged(out / "two", *stages, "grpo"), rel=1e-9, abs=1e-12)
+    _assert_same_metrics(one, _logged(out / "moved", "grpo"), rel=1e-9, abs=1e-12)
+    evaluated = read_jsonl(out / "one" / "grpo" / "eval.jsonl")
+    assert sorted({row["step"] for row in evaluated}) == [0, 3, 5]
+    finished = {run: json.loads((out / run / "grpo" / "finished.json").read_text()) for run in ("one", "two", "moved")}
+    for run, result in finished.items():
+        assert read_jsonl(out / run / "grpo" / "eval.jsonl") == evaluated, run
+        assert result["best"]["step"] == finished["one"]["best"]["step"] > 0, run
+    # The processes of a step sample for a different number of tokens.
+    assert any(first != second for first, second in _longest_answers(out / "one" / "ppo"))
     _assert_same_metrics(one, _logged(out / "shards", *stages), rel=1e-9, abs=1e-12)
     trace = _logged(out / "one32", *stages)
-    assert [rows[-1]["step"] for rows in trace.values()] == [10, 10, 10, 10]
+    assert {stage: rows[-1]["step"] for stage, rows in trace.items()} == {"sft": 4, "reward": 4, "dpo": 4, "ppo": 10}
     # A KL and a margin are small differences of log-probs of ten nats and more.
     _assert_same_metrics(trace, _logged(out / "two32", *stages), rel=1e-5, abs=5e-6)
 
 
 def test_two_processes_write_the_files_of_one_and_neither_outlives_the_other(tiny_vlm_path, tmp_path):
-    """Each process samples its share of a batch; at the end of the data one has a row less.
+    """Each process samples its share of a batch; at the end of the data one of them has no row.
 
     If one is killed, the other stops with a sentence, whatever it was computing.
     """
@@ -187,20 +197,29 @@ def _logged(run, *stages):
     return {stage: read_jsonl(run / stage / "metrics.jsonl") for stage in stages}
 
 
+def _longest_answers(run):
+    """Return, for each step, the words of the longest answer of each of two processes.
+
+    A step has four rows with two answers each, and every other row belongs to the same process.
+    """
+    words = [len(row["answer"].split()) for row in read_jsonl(run / "ledger.jsonl")]
+    return [
+        [max(words[start + i] for i in (first, first + 1, first + 4, first + 5)) for first in (0, 2)]
+        for start in range(0, len(words), 8)
+    ]
+
+
 def _assert_same_metrics(logged, other_logged, **tolerance):
     """Compare all metrics but times and memory.
 
-    With a folder of features, as in `grpo`, an image is encoded once by all processes together.
+    With a folder of features, as in `grpo`, an image is encoded once by all processes together; the
+    count begins again when the run is resumed after step 3.
     """
     for stage, other_rows in other_logged.items():
         for row, other_row in zip(logged[stage], other_rows, strict=True):
-            compared = [
-                name
-                for name in row.keys() | other_row.keys()
-                if name not in ("time", "eps", *(() if stage == "grpo" else ("image_encodes",)))
-                and not name.startswith("memory/")
-            ]
-            for name in compared:
+            counts_encodes = stage == "grpo" and row["step"] <= 3
+            left_out = ("time", "eps", "memory/", *(() if counts_encodes else ("image_encodes",)))
+            for name in (name for name in row.keys() | other_row.keys() if not name.startswith(left_out)):
                 assert row[name] == pytest.approx(other_row[name], **tolerance), (stage, row["step"], name)
 
 
