@@ -43,10 +43,9 @@ from mmrlhf.models.loading import load
 from mmrlhf.scenes import export_dataset
 
 BASE = str(folder("data") / "tiny_vlm")
-COMMON = (
-    "--model_name_or_path {base} --output_dir {run} --seed {seed} --learning_rate 1e-3 --per_device_train_batch_size 4 "
-    "--max_steps 6 --save_steps 2 --logging_steps 3"
-)
+COMMON = "--model_name_or_path {base} --output_dir {run} --seed {seed}"
+TRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 2, "logging_steps": 3}
+"""Settings of all training: flags, and those of feedback's rounds in its recipe `dpo.yaml`."""
 STAGES = {
     "sft": "--dataset_name {data}/sft.jsonl --tuning full",
     "reward": (
@@ -63,6 +62,11 @@ STAGES = {
     "rft": (
         "--dataset_name {data}/prompts.jsonl --reward_terms hallucination=1 --lora_r 4 --num_generations 2 --response_length 24 "
         "--num_rounds 2"
+    ),
+    "feedback": (
+        "--dataset_name {data}/prompts.jsonl --num_generations 3 --response_length 32 --batch_size 8 --num_rounds 2 --algorithm dpo "
+        "--dpo_config {recipe} --no-balance_lengths --eval_benchmarks scenes --eval_limit 4 --eval_steps 3 "
+        "--metric_for_best_model scenes/claim_f1"
     ),
 }
 """Flags of each stage. ppo comes after reward, whose untouched run is its reward model."""
@@ -251,7 +255,10 @@ def run_alone_once(out: Path, stage: str, seed: int) -> list[Call]:
 def arguments_of(out: Path, stage: str, run: Path, seed: int) -> str:
     """Return the flags of a stage's run in the folder `run`."""
     paths = {"base": BASE, "data": out / "data", "held_out": out / "held_out", "reward": out / f"reward-{seed}-alone", "run": run}
-    return f"{COMMON} {STAGES[stage]}".format(**{k: shlex.quote(str(path)) for k, path in paths.items()}, seed=seed)
+    paths["recipe"] = out / "dpo.yaml"
+    training = "" if stage == "feedback" else "".join(f" --{name} {value}" for name, value in TRAINING.items())
+    flags = f"{COMMON}{training} {STAGES[stage]}"
+    return flags.format(**{k: shlex.quote(str(path)) for k, path in paths.items()}, seed=seed)
 
 
 def main() -> None:
@@ -269,6 +276,7 @@ def main() -> None:
     for place in itertools.chain(*MOMENTS.values()):
         import_module(place.partition(":")[0])
     (args.out / "logs").mkdir(parents=True, exist_ok=True)
+    (args.out / "dpo.yaml").write_text("".join(f"{name}: {value}\n" for name, value in {**TRAINING, "lora_r": 4}.items()))
     for name, num_rows, seed in (("data", 24, 0), ("held_out", 6, 1)):
         if not (args.out / name / "prompts.jsonl").exists():
             export_dataset(str(args.out / name), num_rows, seed)
