@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from mmrlhf.config import ServeConfig
-from mmrlhf.config.loader import read_yaml
+from mmrlhf.config.loader import read_yaml, stage_of
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.files import stop_signals
 from mmrlhf.files.stop_signals import Stopped
@@ -29,7 +29,6 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_is_adapter, check_same_base
 from mmrlhf.records import InputError
-from mmrlhf.report.runs import stage_of
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.serving.batches import BatchQueue

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
-from mmrlhf.config.loader import read_yaml
+from mmrlhf.config.loader import read_yaml, stage_of
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
 from mmrlhf.files.hub_names import is_hub_id
@@ -23,7 +23,6 @@ from mmrlhf.files.rows import is_finite_number
 from mmrlhf.metrics.calibration import proportion
 from mmrlhf.metrics.intervals import newcombe
 from mmrlhf.metrics.youden import ALL_KINDS
-from mmrlhf.report.runs import stage_of
 from mmrlhf.training.run_inputs import RESUMABLE_CHANGES
 
 STAGE_CONFIGS: Mapping[str, type] = {

@@ -349,3 +349,11 @@ for _kind, (_pattern, _first) in _VALUES.items():
     for _yaml in (_Loader, _Dumper):
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+
+
+def stage_of(settings: Mapping[str, Any]) -> str:
+    """Return the command to which settings belong: each has a setting that all later ones lack."""
+    own_settings = {
+        "feedback": "false_claim_penalty", "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
+    }  # fmt: skip
+    return next((stage for stage, name in own_settings.items() if name in settings), "sft")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit
-from scipy.stats import mannwhitneyu
 
 from mmrlhf.metrics.intervals import Z_95, SufficientStats, wilson, with_intervals
 
@@ -117,6 +116,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     num_true, num_false = int(labels.sum()), int((~labels).sum())
     if not num_true or not num_false:
         return float("nan"), float("nan"), float("nan")
+    from scipy.stats import mannwhitneyu  # takes a second to load
+
     auc = float(mannwhitneyu(scores[labels], scores[~labels]).statistic) / (num_true * num_false)
     effective_size = (num_true + num_false) / 2 - 1
 

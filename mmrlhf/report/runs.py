@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.config.loader import read_yaml
+from mmrlhf.config.loader import read_yaml, stage_of
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.over_kl import over_kl_plot
@@ -135,14 +135,6 @@ def read_run(path: Path, name: str) -> TrainingRun:
         eval_keys.setdefault(f"eval/{row.get('benchmark')}/{row.get('headline')}", str(row.get("direction")))
     samples, warnings = _read_samples(path), list(_iter_rows(path / "warnings.jsonl"))
     return TrainingRun(name, path, stage, settings, finished, best, eval_keys, metrics, samples, warnings)
-
-
-def stage_of(settings: Mapping[str, Any]) -> str:
-    """Return the command to which settings belong: each has a setting that all later ones lack."""
-    own_settings = {
-        "feedback": "false_claim_penalty", "rft": "num_rounds", "reward-eval": "probes", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type",
-    }  # fmt: skip
-    return next((stage for stage, name in own_settings.items() if name in settings), "sft")
 
 
 def _best_of(path: Path) -> Mapping[str, Any]:

@@ -19,7 +19,6 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import changed_names, content_inputs, describe_change, package_versions
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.records import InputError
-from mmrlhf.report.runs import stage_of
 from mmrlhf.training import checkpoint_files
 
 RESUMABLE_CHANGES = (
@@ -134,8 +133,10 @@ class RunInputs:
 
     def _compare_settings(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
         """Raise InputError if settings or inputs differ. Where contents are known, paths may."""
-        if stage_of(saved) != stage_of(requested):
-            raise InputError(f"{self.folder} holds a run of {stage_of(saved)}: give another --output_dir, or remove this one")
+        if loader.stage_of(saved) != loader.stage_of(requested):
+            raise InputError(
+                f"{self.folder} holds a run of {loader.stage_of(saved)}: give another --output_dir, or remove this one"
+            )
         if "async_steps" in requested:
             saved = {"async_steps": 0, **saved}  # which runs of version 0.3.0 lack
         saved_inputs = self._saved or {}

@@ -11,7 +11,6 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import InputError
 from mmrlhf.verifiers.base import Verifier, load_calibration
 from mmrlhf.verifiers.cascade import cached, facts_verifier
-from mmrlhf.verifiers.clip import load_clip
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
 VerifierBuilder = Callable[[VerifyingConfig, Adapters, Lexicon], Verifier]
@@ -27,6 +26,8 @@ def build_clip_verifier(config: VerifyingConfig, adapters: Adapters, lexicon: Le
     """Return the open_clip verifier. Raises InputError without --clip_model or a calibration."""
     if config.clip_model is None:
         raise InputError("the verifier clip needs an open_clip model: give --clip_model, or use facts or vlm")
+    from mmrlhf.verifiers.clip import load_clip  # open_clip takes a second to load
+
     clip_verifier = load_clip(config.clip_model, lexicon, config.clip_calibration, adapters.vlm.device)
     if not clip_verifier.calibration.coefficients:
         raise InputError(

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from scipy.stats import rankdata
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
@@ -99,6 +98,8 @@ def rank_correlation(first_N: Tensor, second_N: Tensor) -> float:
     Numbers are ties if they are equal to TIE_DECIMALS places of the largest: a model's outputs for
     equal answers differ by rounding, which would otherwise decide ranks.
     """
+    from scipy.stats import rankdata  # takes a second to load
+
     ranks = torch.stack([torch.from_numpy(rankdata(_rounded(values).cpu().numpy())) for values in (first_N, second_N)])
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1)
