@@ -20,14 +20,17 @@ def crash(monkeypatch):
 
 
 def test_killed_and_resumed_runs_are_identical(tmp_path):
-    """Two kills, in an update and while saving. The study forks, so it has a process of its own."""
-    command = [sys.executable, "eval/studies/crash.py", "--kills", "2", "--stages", "sft", "--out", str(tmp_path)]
+    """One kill in an update of each of two stages, of which dpo also evaluates along the way.
+
+    The study forks, so it has a process of its own.
+    """
+    command = [sys.executable, "eval/studies/crash.py", "--kills", "1", "--stages", "sft,dpo", "--out", str(tmp_path)]
     process = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
     )
     assert process.returncode == 0, process.stderr[-2000:]
-    assert json.loads(process.stdout.splitlines()[-1]) == {"kills": 2, "identical": 2, "stages": {"sft": 2}}
-    assert "| sft | update | 1 | 1 |\n| sft | saving | 1 | 1 |" in process.stdout
+    assert json.loads(process.stdout.splitlines()[-1]) == {"kills": 1, "identical": 1, "stages": {"sft": 1, "dpo": 1}}
+    assert "| sft | update | 1 | 1 |\n| dpo | update | 1 | 1 |" in process.stdout
 
 
 def write_run(folder: Path, weights: bytes = b"w", steps: tuple[int, ...] = (1, 2), loss: float = 0.5) -> Path:
