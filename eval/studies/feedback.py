@@ -61,7 +61,7 @@ from mmrlhf.demo import data
 from mmrlhf.demo.measure import selection_metrics
 from mmrlhf.feedback import TrueUtility, feedback
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.records import CLAIM_KINDS, Example
+from mmrlhf.records import Example
 from mmrlhf.training.feedback.labels import read_sampled, read_verdicts
 
 VERIFIERS = ("facts", "facts_costs", "vlm", "clip")
@@ -69,8 +69,9 @@ ROUNDS = {"rounds3": (3, 1), "round1": (1, 3)}
 """Rounds of each way to learn, and how many times --prompts each of them samples from."""
 ROUND_ARMS = ("facts", "facts_costs")
 HABIT, COVERAGE = "cooccurrence_errors", "coverage"
-LISTED_OBJECTS = {"object": 1, "attribute": 1, "count": 1, "relation": 2, "action": 2}
-"""Facts that must be listed for a claim of this kind to be decided."""
+COUNTED_KINDS = ("object", "attribute", "count")
+"""Kinds of claims that one listed object decides. Relations are left out: coarse places and other
+objects of the same name leave many true ones unknown, however many objects are listed."""
 
 
 def true_utility(experiment: Experiment) -> TrueUtility:
@@ -86,10 +87,10 @@ def true_utility(experiment: Experiment) -> TrueUtility:
 def unknown_costs(round_folder: Path, recall: float) -> str | None:
     """Return the estimated share of false claims among unknown ones, as unknown_claim_costs.
 
-    A true claim is supported with probability r if r is the share of facts that are listed (r * r
-    for two objects). So S supported claims come with S (1 - r) / r true unknown ones, and the other
-    unknown ones are false. Repeated and hedged claims, and denials, are left out. A kind that the
-    facts never support costs nothing, as nothing follows about it.
+    A true claim is supported with probability r, the share of objects that are listed. So S
+    supported claims come with S (1 - r) / r true unknown ones, and the other unknown ones are
+    false. Repeated and hedged claims, and denials, are left out. Nothing follows about kinds other
+    than COUNTED_KINDS, or about one that the facts never support: they cost nothing.
     """
     supported, unknown = Counter[str](), Counter[str]()
     pairs = zip(read_sampled(round_folder / "answers.jsonl"), read_verdicts(round_folder / "verdicts.jsonl"), strict=True)
@@ -98,10 +99,9 @@ def unknown_costs(round_folder: Path, recall: float) -> str | None:
             supported[claim.kind] += value == "supported"
             unknown[claim.kind] += value == "unknown"
     costs = {}
-    for kind in CLAIM_KINDS:
-        listed = recall ** LISTED_OBJECTS[kind]
+    for kind in COUNTED_KINDS:
         if unknown[kind] and supported[kind]:
-            costs[kind] = min(1.0, max(0.0, 1 - supported[kind] * (1 - listed) / listed / unknown[kind]))
+            costs[kind] = min(1.0, max(0.0, 1 - supported[kind] * (1 - recall) / recall / unknown[kind]))
     return ", ".join(f"{kind}={cost:.3f}" for kind, cost in costs.items() if cost > 0.0005) or None
 
 
