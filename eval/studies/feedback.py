@@ -12,7 +12,7 @@ own yes/no review, `clip` an open_clip model (--clip, a folder with {seed} in it
 clip_verifier.py makes them).
 
 `rounds`: three rounds of feedback and dpo on --prompts prompts, and one round on three times as
-many, each with the facts verifier without and with costs. Policies are chosen on the selection
+many, each with `facts`, `facts_costs` and `clip`. Policies are chosen on the selection
 scenes and measured greedily on held-out ones. Seeds are worlds: data, SFT, samples. Each cell is a
 file, and a killed run continues.
 
