@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-real test-browser test-engine lint clean
+.PHONY: demo test test-slow test-real test-browser test-engine lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
@@ -14,6 +14,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# Training on several processes, kills, servers, packages.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 # Published tokenizers and chat templates, fetched once into the user's cache folder.
 test-real: $(INSTALLED)

@@ -67,7 +67,7 @@ def test_ppo_metrics_do_not_depend_on_engine_settings(tiny_vlm_path, examples, r
     }
     figures = {}
     for name, settings in settings_by_name.items():
-        ppo(ppo_config(tiny_vlm_path, reward_dir, tmp_path / name, **settings), examples)
+        ppo(ppo_config(tiny_vlm_path, reward_dir, tmp_path / name, max_steps=2, **settings), examples)
         rows = read_jsonl(tmp_path / name / "metrics.jsonl")[1:]
         figures[name] = [
             [r[k] for k in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "grad_norm")] for r in rows

@@ -280,6 +280,7 @@ print("closed")
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_servers_still_sample(tiny_vlm_path, examples, tmp_path, vllm_fake):
     vllm_fake.gate = threading.Event()  # no answer before the test ends
     try:
@@ -310,6 +311,7 @@ def two_processes_config(model, output_dir, url, prompts_per_process):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_servers_and_stop_together(tiny_vlm_path, examples, tmp_path, vllm_fake):
     (tmp_path / "run.py").write_text(TWO_PROCESSES_SCRIPT)
     vllm_fake.is_gone_after = 10  # in the third step, of four prompts each

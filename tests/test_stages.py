@@ -137,6 +137,7 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
 
 
+@pytest.mark.slow
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
@@ -166,6 +167,7 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     _assert_same_metrics(trace, _logged(out / "two32", *stages), rel=1e-5, abs=5e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one_and_neither_outlives_the_other(tiny_vlm_path, tmp_path):
     """Each process samples its share of a batch; at the end of the data one of them has no row.
 

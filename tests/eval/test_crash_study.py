@@ -19,6 +19,7 @@ def crash(monkeypatch):
     return crash
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_runs_are_identical(tmp_path):
     """One kill in an update of each of two stages, of which dpo also evaluates along the way.
 

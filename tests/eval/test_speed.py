@@ -74,6 +74,7 @@ def test_encode_runs_at_toy_size(run_script, tmp_path):
     assert results["images_per_s"] > 0 and results["second_epoch"] > 1
 
 
+@pytest.mark.slow
 def test_serve_load_runs_at_toy_size(run_script, tiny_vlm_path):
     results = run_script("serve_load", tiny_vlm_path, "--clients", 2, "--seconds", 0.5, "--tokens", 4)
     assert results["answers"] >= 2 and results["lost"] == 0 and 0 < results["tokens_per_answer"] <= 4

@@ -198,6 +198,7 @@ def test_local_judge_runs_in_process(evaluate_judged, tiny_vlm_path, tmp_path):
     assert len(rows) == 2 and {r["status"] for r in rows} <= {"ok", "empty"}
 
 
+@pytest.mark.slow
 def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_path, tmp_path):
     data = tmp_path / "policy"
     data.mkdir()

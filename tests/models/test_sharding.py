@@ -68,6 +68,7 @@ def gradients_after(vlm, num_passes: int) -> list[torch.Tensor]:
     return [start, *(parameter.grad for parameter in role.parameters())]
 
 
+@pytest.mark.slow
 def test_processes_with_different_passes_get_the_gradients_of_a_whole_base(tiny_vlm_path, tmp_path):
     """Process 1 runs more passes than process 0, which helps; then it dies, and 0 says so."""
     (tmp_path / "script.py").write_text(SCRIPT)
