@@ -23,7 +23,7 @@ method needs them; of a process that was killed only what came after), as mean a
 over seeds. Answers are greedy but for the rows that say otherwise, on held-out scenes and on three
 shifts: ood_1 has unseen pairings, ood_2 more objects, ood_3 stripes and noise.
 
-Every trained method has one setting with three values or more (`STRENGTHS`), tried on one seed
+Every trained method has one setting with three values (`STRENGTHS`). They are tried on one seed
 that is not reported, by u on the selection split, and the best is used on all others. The same
 command also compares generalisation and diversity of SFT, DPO, PPO and best-of-n (Kirk et al.
 2024), and how well an adaptive KL holds its target. Seeds are worlds, each cell is a file, and a
@@ -124,7 +124,7 @@ def prepare_worlds(args: argparse.Namespace, sizes: Sizes) -> list[int]:
 def tune(args: argparse.Namespace, sizes: Sizes, methods: Sequence[str]) -> dict[tuple[str, int], float]:
     """Return the value of each trained method's setting, by method and number of labels.
 
-    Each is chosen on the tuning seed, among its values of `STRENGTHS`; some have more than others.
+    Each is chosen on the tuning seed, among the three values of `STRENGTHS`.
     """
     tasks = [
         Task("tune", args.tuning_seed, method, labels, value)

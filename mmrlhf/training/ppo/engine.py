@@ -33,7 +33,7 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
     if config.has_own_engine:
         yield LocalEngine(roles.policy)
         return
-    if roles.vlm.encoder.lora_layers:  # of adapter_path or of a reward model; check_settings refuses the settings
+    if roles.vlm.encoder.lora_layers:  # check_settings refuses those of lora_target_modules
         raise InputError(
             f"rollout_engine {config.rollout_engine}: vLLM applies adapters to the language model only, and one of this run is "
             "in the projector or the vision tower: use rollout_engine local"

@@ -132,7 +132,7 @@ def _check_engine(config: PPOConfig) -> None:
     if not config.has_own_engine and (words := sorted(targets & {PROJECTOR, VISION_TOWER})):
         raise InputError(
             f"lora_target_modules names {', '.join(words)}, and vLLM (rollout_engine {engine}) applies adapters to the language "
-            "model only: leave out what is not in it, or use rollout_engine local"
+            f"model only: leave out {' and '.join(words)}, or use rollout_engine local"
         )
     if engine != "vllm":
         refuse_unread(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
