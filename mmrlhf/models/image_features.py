@@ -280,26 +280,32 @@ class FeatureCache:
 
         Of the processes that share the folder, one encodes an image; the others wait and read it.
         """
-        features_by_key: dict[str, ImageFeatures] = {}
+        if self.disk is None or not self.disk.writable:
+            return self._encode(keys, encode)
+        claims, features_by_key = self.disk.claims, dict[str, ImageFeatures]()
+        remaining = list(keys)
+        while remaining:
+            claimed = claims.claim(remaining)
+            try:
+                # Another process may have written some of them since they were missed.
+                written = {key: features for key in claimed if (features := self.get(key)) is not None}
+                claims.release(written)
+                features_by_key |= written
+                features_by_key |= self._encode([k for k in remaining if k in claimed and k not in written], encode)
+            finally:
+                claims.release(claimed)
+            remaining = [key for key in remaining if key not in claimed]
+            if remaining and not claims.wait(remaining[0]):
+                return features_by_key | self._encode(remaining, encode)
+        return features_by_key
 
-        def read_or_encode(some_keys: Iterable[str]) -> None:
-            unread = list(some_keys)
-            if self.disk is not None:  # another process may have written some of them since they were missed
-                features_by_key.update((key, features) for key in unread if (features := self.get(key)) is not None)
-                unread = [key for key in unread if key not in features_by_key]
-            for key, features in encode(unread) if unread else ():
-                self.put(key, features)
-                features_by_key[key] = features
-
-        if self.disk is None:
-            read_or_encode(keys)
-            return features_by_key
-        with self.disk.claims.claim(keys) as claimed:
-            read_or_encode(key for key in keys if key in claimed)
-        claimed_by_others = [key for key in keys if key not in claimed]
-        for key in claimed_by_others:
-            self.disk.claims.wait(key)
-        read_or_encode(claimed_by_others)  # encodes what a process that stopped has not written
+    def _encode(self, keys: Sequence[str], encode: Encode) -> dict[str, ImageFeatures]:
+        features_by_key = {}
+        for key, features in encode(keys) if keys else ():
+            self.put(key, features)
+            features_by_key[key] = features
+            if self.disk is not None:
+                self.disk.claims.release([key])  # whoever waits for this image need not wait for the others
         return features_by_key
 
     def put(self, key: str, features: ImageFeatures) -> None:

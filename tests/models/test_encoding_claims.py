@@ -18,9 +18,8 @@ import sys
 from pathlib import Path
 from mmrlhf.models.encoding_claims import EncodingClaims
 
-with EncodingClaims(Path(sys.argv[1])).claim(sys.argv[2:]) as claimed:
-    print(*sorted(claimed), flush=True)
-    sys.stdin.readline()
+print(*sorted(EncodingClaims(Path(sys.argv[1])).claim(sys.argv[2:])), flush=True)
+sys.stdin.readline()
 """
 
 
@@ -49,19 +48,39 @@ def recorder(encoded: list[str]) -> Callable[[Sequence[str]], Iterator[tuple[str
 def test_claims_of_another_process_last_until_it_dies(tmp_path):
     claims = EncodingClaims(tmp_path)
     with another_process(tmp_path, ["a", "b"]) as process:
-        with claims.claim(["a", "b", "c"]) as claimed:
-            assert claimed == {"c"}
+        assert claims.claim(["a", "b", "c"]) == {"c"}
         process.kill()
         process.wait()
-        with claims.claim(["a", "b", "c"]) as claimed:
-            assert claimed == {"a", "b", "c"}
-
-
-def test_claims_end_with_the_block_even_if_it_raises(tmp_path):
-    with pytest.raises(ZeroDivisionError), EncodingClaims(tmp_path).claim(["a"]):
-        _ = 1 / 0
-    with another_process(tmp_path, ["a"]):
+        assert claims.claim(["a", "b", "c"]) == {"a", "b", "c"}
+    claims.release(["a", "c"])
+    with another_process(tmp_path, ["a", "c"]):
         pass
+
+
+def test_images_are_released_one_by_one_and_after_an_error(tmp_path):
+    """Who needs the first image of a batch need not wait for the last."""
+    keys = [make_key(number) for number in range(3)]
+    cache = FeatureCache(CPU, folder=str(tmp_path))
+
+    def encode(missing: Sequence[str]) -> Iterator[tuple[str, ImageFeatures]]:
+        yield missing[0], make_features(1)
+        with another_process(tmp_path, keys[:1]):
+            pass
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cache.encode_missing(keys, encode)
+    with another_process(tmp_path, keys):
+        pass
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mmrlhf.models.encoding_claims.NOTE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("mmrlhf.models.encoding_claims.WAIT_SECONDS", 0.2)
+    encoded: list[str] = []
+    with another_process(tmp_path, [make_key(1)]):
+        FeatureCache(CPU, folder=str(tmp_path)).encode_missing([make_key(1)], recorder(encoded))
+    assert encoded == [make_key(1)] and capsys.readouterr().out.count("waiting for another process") == 1
 
 
 @pytest.mark.parametrize("other_writes", [True, False])
@@ -79,7 +98,9 @@ def test_image_that_another_process_encodes_is_waited_for(tmp_path, other_writes
     with another_process(tmp_path, [first]) as process:
         thread = threading.Thread(target=lambda: results.append(cache.encode_missing([first, second], encode)))
         thread.start()
-        assert own_image_is_encoded.wait(60) and encoded == [second] and not results
+        assert own_image_is_encoded.wait(60) and encoded == [second]
+        thread.join(0.3)
+        assert thread.is_alive()
         if other_writes:
             FeatureCache(CPU, folder=str(tmp_path)).put(first, make_features(7))
         process.kill()
@@ -99,6 +120,8 @@ def test_image_written_since_it_was_missed_is_not_encoded(tmp_path):
 
 
 def test_folder_that_cannot_be_written_does_not_stop_encoding(tmp_path):
-    (tmp_path / "file").write_text("")
-    with EncodingClaims(tmp_path / "file" / "folder").claim(["a"]) as claimed:
-        assert claimed == {"a"}
+    cache, encoded = FeatureCache(CPU, folder=str(tmp_path / "folder")), []
+    (tmp_path / "folder").write_text("")  # a file in its place
+    for number in (1, 2):
+        cache.encode_missing([make_key(number)], recorder(encoded))
+    assert encoded == [make_key(1), make_key(2)]
