@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of async_steps.json and async_steps.png")
     args = parser.parse_args()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     curves: dict[int, list[list[float]]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as out:

@@ -69,7 +69,7 @@ class VLLMEngine:
             options["limit_mm_per_prompt"] = {"image": 0}  # the tower is not loaded
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         limits = {limit: pixels for limit, pixels in limits.items() if pixels is not None}
-        if limits and hasattr(vlm.processor.image_processor, "merge_size"):  # Qwen-VL, whose limits vLLM takes
+        if limits and model_type.startswith("qwen"):  # vLLM takes these two names for Qwen-VL
             options["mm_processor_kwargs"] = limits
         try:
             llm = LLM(
