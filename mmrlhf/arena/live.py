@@ -210,20 +210,30 @@ def open_models(
         yield models
 
 
-def check_same_models(store: Store, models: Mapping[str, LiveModel]) -> None:
-    """Record what models are; raise InputError for a name that had other weights, or another server
-    or model of one, before.
+def check_same_models(store: Store, ledger: Ledger, models: Mapping[str, LiveModel]) -> None:
+    """Record what models are; raise InputError for a name that has pairs and used to refer to other
+    weights, or to another server or model.
 
     Votes are counted by name, and must not be about two models.
     """
+    # A name without pairs is free: a wrong address, whose models never answered, can be corrected.
+    answered = {name for pairs in ledger.pairs().values() for pair in pairs for name in (pair.lower, pair.upper)}
     for name, model in models.items():
         if not model.identity:
             continue
         known = store.setting(f"weights of {name}")
-        if known and known != model.identity:
-            is_server = is_url(model.identity)
-            raise changed_model(name, f"is {model.identity}, another server or model" if is_server else "has other weights")
+        if known and known != model.identity and name in answered:
+            raise changed_model(name, _change(known, model.identity))
         store.set_setting(f"weights of {name}", model.identity)
+
+
+def _change(known: str, identity: str) -> str:
+    """Return how a model differs from the one known by its name."""
+    was_server, is_server = is_url(known), is_url(identity)
+    if not was_server and not is_server:
+        return "has other weights"
+    model = identity if is_server else "a model in this process"
+    return f"is {model}, another {'server or model' if was_server and is_server else 'source'}"
 
 
 def _ask_file(source: str, answers: Answers) -> Ask:
@@ -249,7 +259,7 @@ def _server(contestant: Contestant, config: ArenaConfig) -> LiveModel:
             raise NoAnswerError(reply.reason or reply.status)
         return reply.text
 
-    return LiveModel(ask, f"{endpoint.display_url}#{endpoint.model}")
+    return LiveModel(ask, f"{endpoint.display_url.rstrip('/')}#{endpoint.model}")
 
 
 @contextlib.contextmanager

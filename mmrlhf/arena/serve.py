@@ -72,7 +72,7 @@ def serving_arena(config: ArenaConfig) -> Iterator[RunningServer]:
         if contestants and not is_live:
             print(f"{output}: {ledger.add_pairs(store, *kept)} new pairs")
         if is_live:
-            check_same_models(store, models)
+            check_same_models(store, ledger, models)
             producer = Producer(store, ledger, questions, {name: model.ask for name, model in models.items()}, config)
             stack.callback(producer.close)
             producer.wait_for_a_pair()

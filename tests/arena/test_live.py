@@ -12,7 +12,7 @@ import torch
 
 from mmrlhf.arena.kept_answers import read_answers
 from mmrlhf.arena.ledger import Ledger
-from mmrlhf.arena.live import MissingRowError, NoAnswerError, Producer
+from mmrlhf.arena.live import LiveModel, MissingRowError, NoAnswerError, Producer, check_same_models
 from mmrlhf.arena.page import report_arena
 from mmrlhf.arena.serve import serving_arena
 from mmrlhf.arena.votes import read_ballots
@@ -169,6 +169,8 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
                     else:
                         time.sleep(0.2)
                         voter.page = client.get("/").text
+        with serving_arena(replace(config, models=f"alpha={one.url}/,beta={two.url}/#stub")):
+            pass  # a slash at the end changes nothing
         for changed in (f"{one.url}#stub", f"{two.url}#other"):
             other = replace(config, models=f"alpha={one.url},beta={changed},gamma={questions[1]}")
             sentence = f"beta is {changed}, another server or model than in output_file, whose votes are counted by name"
@@ -182,6 +184,34 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
     assert {pair.category for pairs in ledger.pairs().values() for pair in pairs} <= {"count", "colour"}
     report_arena(str(store.path))
     assert "Void votes, because a model gave no answer: beta" in capsys.readouterr().out
+
+
+def test_a_wrong_address_can_be_corrected_before_there_are_pairs(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrlhf.arena.live.FIRST_PAUSE", 0.01)
+    config = ArenaConfig(output_file=str(tmp_path / "votes.db"), dataset_name=questions[1], ahead=1, port=0)
+    with scripted_server(lambda request: (200, chat_completion("I see."), {})) as server:
+        models = [f"a={url}#stub,b={questions[1]}" for url in ("http://127.0.0.1:1/v1", server.url)]
+        with pytest.raises(InputError, match="a gave no answer"), serving_arena(replace(config, models=models[0])):
+            pass
+        with serving_arena(replace(config, models=models[1])) as running:
+            assert set(running.store.task(1).models) == {"a", "b"}
+        with pytest.raises(InputError, match="another server or model"), serving_arena(replace(config, models=models[0])):
+            pass  # the name has a pair now
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ("f00d", "beef", "one has other weights than in output_file"),
+        ("f00d", "http://a/v1#m", "one is http://a/v1#m, another source than in output_file"),
+        ("http://a/v1#m", "f00d", "one is a model in this process, another source than in output_file"),
+    ],
+)
+def test_a_changed_model_is_told_apart_by_its_kind(write_answers, make_arena, before, after, change):
+    store, ledger = make_arena(*(write_answers(name, kept(name, 1)) for name in ("one", "two")))
+    check_same_models(store, ledger, {"one": LiveModel(fails, before)})
+    with pytest.raises(InputError, match=f"^{re.escape(change)}, whose votes are counted by name"):
+        check_same_models(store, ledger, {"one": LiveModel(fails, after)})
 
 
 def test_rows_that_a_file_lacks_are_left_out(produce):
