@@ -54,6 +54,7 @@ from mmrlhf.sft import sft
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
 from mmrlhf.training.rft.scored_answers import (
+    NOT_FINITE,
     ScoredAnswer,
     count_unscored_batches,
     read_answers,
@@ -110,9 +111,11 @@ def rft(
         gc.collect()
         torch.cuda.empty_cache()
         sampled = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
-        for problem in dict.fromkeys(answer.unusable for answer in sampled if not answer.is_scored):
-            run.warn(number, "skipped_batch", f"{problem}: the answers of its batch are left out")
         answers = [answer for answer in sampled if answer.is_scored]
+        num_unscored = len(sampled) - len(answers)
+        if num_unscored:
+            rows = f"{folder.name}/answers.jsonl has their rows"
+            run.warn(number, "skipped_batch", f"{num_unscored} answers are left out, {NOT_FINITE}: {rows}")
         samples = [answer.sample for answer in answers]
         answers = with_breakdowns(answers, aggregation([answer.breakdown for answer in answers], samples))
 
@@ -120,7 +123,7 @@ def rft(
         candidates = [Candidate(answer.sample.answer, answer.breakdown.total, answer.unusable) for answer in answers]
         selection = select(config, candidates)
         metrics = round_metrics(config, answers, selection)
-        if num_unscored := len(sampled) - len(answers):
+        if num_unscored:
             selection.left_out[NOT_FINITE] = num_unscored
             metrics["rft/not_finite"] = float(num_unscored)
         run.print(describe_round(number, metrics, selection))
@@ -175,7 +178,6 @@ def _sft_dir(run_dir: Path, number: int) -> Path:
 
 FAILURE_FILE = "failed_term.json"
 """A file of the run's directory: the input on which a reward function failed."""
-NOT_FINITE = "of a batch with something not finite"
 ANSWER_SETTINGS = {
     *(field.name for shared in (RewardTermsConfig, RolloutConfig, FactsConfig, PixelConfig) for field in dataclasses.fields(shared)),
     *("dataset_name", "top_p", "top_k", "max_length", "overlong", "dtype", "seed"),
@@ -207,7 +209,7 @@ def _sample(
         inputs["policy"] = {"path": policy, "sha256": content_digest(policy)}
         batch_answers = batch_size * config.num_generations
         writer = ResumableWriter(path, inputs, batch_answers, "output_dir")
-        in_a_row = count_unscored_batches(path, writer.num_done, batch_answers)
+        in_a_row = count_unscored_batches(writer.partial_path, writer.num_done, batch_answers)
         state = [writer.is_finished, writer.num_done // config.num_generations, in_a_row]
     is_finished, num_done, in_a_row = broadcast_object_list(state)
     if is_finished:
@@ -228,7 +230,7 @@ def _sample(
     rows = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks)
     prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
 
-    engine = LocalEngine(Role(adapters, adapter))
+    engine, failure_file = LocalEngine(Role(adapters, adapter)), run.path / FAILURE_FILE
     with run.progress(len(rows), num_done, f"round {number}: sample") as progress_bar:
         for start in range(num_done, len(rows), batch_size):
             batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
@@ -238,19 +240,21 @@ def _sample(
             try:
                 with together(Attempt(number, ())):
                     if local:
-                        answers = _sample_batch(config, vlm, engine, rewards, examples, local, number, run.path / FAILURE_FILE)
+                        answers = _sample_batch(config, vlm, engine, rewards, examples, local, number, failure_file)
             except NotFiniteError as error:  # on all processes
-                problem = str(error)
+                # Another process, or a later batch, may overwrite the file that the message names.
+                problem = str(error).replace(f", which is saved in {failure_file}: correct the function", "")
             answers = sorted(gather_object(answers), key=lambda answer: answer.row)
             in_a_row = in_a_row + 1 if problem else 0
             if in_a_row == min(MAX_IN_A_ROW, -(-len(rows) // batch_size)):
                 raise InputError(
-                    f"round {number}: {in_a_row} batches in a row are not finite, the last because {problem}. Remove {path.parent} "
-                    "and go on with a corrected reward function and --allow_change reward_terms, or start over with a lower "
-                    "learning_rate or without that row"
+                    f"round {number}: {in_a_row} batches in a row are not finite, the last because {problem}. "
+                    f"If a reward function is the cause, correct it, remove {path.parent} and repeat the command with "
+                    "--allow_change reward_terms; otherwise start over with a lower learning_rate or without that row"
                 )
             if problem:
-                answers = without_rewards([row for row, _ in batch], examples, config.num_generations, problem)
+                run.print(f"note: the answers of a batch are left out: {problem}")
+                answers = without_rewards([row for row, _ in batch], examples, config.num_generations)
             if writer is not None:
                 run.begin()
                 writer.append([json_line(answer.to_dict()) for answer in answers])

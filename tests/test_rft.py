@@ -23,7 +23,7 @@ from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
 from mmrlhf.training.monitor import ZERO_CLAIM_KEY
 from mmrlhf.training.rft.metrics import round_metrics
-from mmrlhf.training.rft.scored_answers import ScoredAnswer
+from mmrlhf.training.rft.scored_answers import NOT_FINITE, ScoredAnswer
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import why_unusable
 from tests.helpers.runs import killed_at
@@ -154,7 +154,7 @@ def longer_but_nan(bad_ids):
     return {"longer": lambda samples: [math.nan if sample.id in bad_ids else float(len(sample.answer)) for sample in samples]}
 
 
-def test_a_batch_that_is_not_finite_is_left_out_also_after_a_kill(tiny_vlm_path, examples, tmp_path):
+def test_a_batch_that_is_not_finite_is_left_out_also_after_a_kill(tiny_vlm_path, examples, tmp_path, capsys):
     """The second of three batches is; the killed run has written it before it is killed."""
     rows, runs = examples[:3], {}
     for name, call in (("whole", 0), ("killed", 3)):
@@ -164,33 +164,42 @@ def test_a_batch_that_is_not_finite_is_left_out_also_after_a_kill(tiny_vlm_path,
                 rft(config, rows, longer_but_nan({rows[1].id}))
         rft(config, rows, longer_but_nan({rows[1].id}))
         files = ("metrics.jsonl", "warnings.jsonl", "ledger.jsonl", "round_1/answers.jsonl", "round_1/sft.jsonl")
-        texts = {file: (tmp_path / name / file).read_text().replace(f"/{name}/", "/run/") for file in files}
+        texts = {file: (tmp_path / name / file).read_text() for file in files}
         runs[name] = {file: re.sub('"time": [^,}]+', "", text) for file, text in texts.items()}
     assert runs["whole"] == runs["killed"]
     warning, = (row for row in read_jsonl(tmp_path / "whole" / "warnings.jsonl") if row["name"] == "skipped_batch")  # fmt: skip
-    assert f"reward function longer returned nan on an answer to row {rows[1].id}, which is saved in" in warning["warning"]
+    assert warning["warning"] == f"3 answers are left out, {NOT_FINITE}: round_1/answers.jsonl has their rows"
+    note = f"note: the answers of a batch are left out: reward function longer returned nan on an answer to row {rows[1].id}\n"
+    assert capsys.readouterr().out.count(note) == 2  # once in each run
     metrics, = read_jsonl(tmp_path / "whole" / "metrics.jsonl")  # fmt: skip
     assert (metrics["rft/not_finite"], metrics["rft/sampled"]) == (3, 6)
     answers = read_jsonl(tmp_path / "whole" / "round_1" / "answers.jsonl")
     assert [(row["row"], bool(row["values"])) for row in answers[::3]] == [(0, True), (1, False), (2, True)]
+    assert {row["unusable"] for row in answers if not row["values"]} == {NOT_FINITE}  # on any number of processes
     ledger = read_jsonl(tmp_path / "whole" / "ledger.jsonl")
     assert metrics["rft/mean_score"] == pytest.approx(fmean(row["total"] for row in ledger)) and len(ledger) == 6
 
 
 def test_three_batches_in_a_row_that_are_not_finite_stop_the_run(tiny_vlm_path, examples, tmp_path):
-    """They are counted over a kill, and a corrected reward function then goes on."""
-    rows, sentence = examples[:4], r"round 1: 3 batches in a row are not finite, the last because reward function longer returned"
-    config = rft_config(tiny_vlm_path, tmp_path, num_rounds=1, per_device_train_batch_size=1)
-    bad = longer_but_nan({row.id for row in rows[1:]})
+    """The count survives a kill, and a corrected reward function then goes on, if allowed to."""
+    rows, file, run_dir = examples[:4], tmp_path / "own.py", tmp_path / "run"
+    lengths = "def longer(samples):\n    return [{}float(len(s.answer)) for s in samples]\n"
+    file.write_text(lengths.format(f"float('nan') if s.id != {rows[0].id!r} else "))
+    settings = {"num_rounds": 1, "per_device_train_batch_size": 1, "reward_terms": f"{file}:longer=1"}
+    config = rft_config(tiny_vlm_path, run_dir, **settings)
     with killed_at(ResumableWriter, "append", 3):  # a good batch and a bad one are written
-        rft(config, rows, bad)
+        rft(config, rows)
+    cause = f"the last because reward function {file}:longer returned nan on an answer to row {rows[3].id}. If"
     for _ in range(2):  # repeating the command changes nothing
-        with pytest.raises(InputError, match=rf"{sentence} nan on an answer to row {rows[3].id}.* Remove {tmp_path}/round_1 and"):
-            rft(config, rows, bad)
-    shutil.rmtree(tmp_path / "round_1")
+        with pytest.raises(InputError, match=rf"3 batches in a row are not finite, {cause} .* remove {run_dir}/round_1 and"):
+            rft(config, rows)
+    file.write_text(lengths.format(""))
+    shutil.rmtree(run_dir / "round_1")
+    with pytest.raises(InputError, match=f"{file}.*--allow_change reward_terms"):
+        rft(config, rows)
     with killed_at(stage, "sft", 1):
-        run_rft(config, rows)
-    assert all(row["values"] for row in read_jsonl(tmp_path / "round_1" / "answers.jsonl"))
+        rft(dataclasses.replace(config, allow_change="reward_terms"), rows)
+    assert all(row["values"] for row in read_jsonl(run_dir / "round_1" / "answers.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class ResumableWriter:
 
     A second hidden file records the inputs of the lines, also after `finish`. `num_done` is the
     number of lines kept from an earlier, killed run. `is_finished`: whether `path` is complete and
-    made from the same inputs; then nothing is left to do.
+    made from the same inputs; then nothing is left to do. `partial_path`: the hidden file of lines.
 
     inputs: everything that the lines depend on, by name (`files.inputs.inputs_of`).
     group_size: how many lines belong together; an incomplete group of a killed run is dropped.
@@ -34,25 +34,25 @@ class ResumableWriter:
         refuse_output_file(path, setting, files)
         self.path, self._setting = path, setting
         self._inputs = json.loads(json.dumps(inputs, default=str))
-        self._partial_path = path.with_name(f".{path.name}.part")
+        self.partial_path = path.with_name(f".{path.name}.part")
         self._inputs_path = path.with_name(f".{path.name}.inputs.json")
         self._lock_path = path.with_name(f".{path.name}.lock")
         saved = self._read_inputs()
         output_signature = _file_signature(path)
         is_known = output_signature is not None and saved.get("output") == output_signature
-        if is_known or (saved and self._partial_path.exists()):
-            self._refuse_other_inputs(saved["inputs"], path if is_known else self._partial_path)
+        if is_known or (saved and self.partial_path.exists()):
+            self._refuse_other_inputs(saved["inputs"], path if is_known else self.partial_path)
         self.is_finished = is_known
         complete_lines: list[bytes] = []
         if not self.is_finished:
             lock.acquire(self._lock_path, path, setting)
-            if self._partial_path.exists() and saved:
-                complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1]
+            if self.partial_path.exists() and saved:
+                complete_lines = self.partial_path.read_bytes().split(b"\n")[:-1]
             elif not saved:  # the inputs of the lines are unknown
-                self._partial_path.unlink(missing_ok=True)
+                self.partial_path.unlink(missing_ok=True)
         self.num_done = len(complete_lines) // group_size * group_size
         self._valid_bytes = sum(len(line) + 1 for line in complete_lines[: self.num_done])
-        self._needs_truncation = self._partial_path.exists()
+        self._needs_truncation = self.partial_path.exists()
         self._started = False
 
     def _read_inputs(self) -> dict[str, Any]:
@@ -79,17 +79,17 @@ class ResumableWriter:
         lock.check(self._lock_path, self.path, self._setting)
         if not self._started:
             if not self._needs_truncation:
-                self._partial_path.unlink(missing_ok=True)
+                self.partial_path.unlink(missing_ok=True)
             self._write_inputs(None)
             self._started = True
         if self._needs_truncation:  # a killed run may have left part of a line or group
-            os.truncate(self._partial_path, self._valid_bytes)
+            os.truncate(self.partial_path, self._valid_bytes)
             self._needs_truncation = False
         content = "".join(lines).encode()
-        with self._partial_path.open("ab") as file:
+        with self.partial_path.open("ab") as file:
             if file.tell() != self._valid_bytes:
                 raise InputError(
-                    f"{self._partial_path} was removed or changed while this command was writing to it, so it stops: "
+                    f"{self.partial_path} was removed or changed while this command was writing to it, so it stops: "
                     f"run it again, or give another --{self._setting}"
                 )
             file.write(content)
@@ -98,10 +98,10 @@ class ResumableWriter:
     def finish(self) -> None:
         """Rename the complete file to `path`."""
         self.append([])
-        with self._partial_path.open("rb") as file:
+        with self.partial_path.open("rb") as file:
             os.fsync(file.fileno())
-        self._write_inputs(_file_signature(self._partial_path))  # renaming keeps size and time
-        os.replace(self._partial_path, self.path)
+        self._write_inputs(_file_signature(self.partial_path))  # renaming keeps size and time
+        os.replace(self.partial_path, self.path)
         lock.release(self._lock_path)
 
     def print_finished(self) -> None:

@@ -13,6 +13,10 @@ from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
 
+NOT_FINITE = "from a batch with non-finite values"
+"""Why an answer without rewards is left out. It names neither row nor reward function: which of
+several is found first depends on the number of processes, and the file does not."""
+
 
 @dataclass(frozen=True)
 class ScoredAnswer:
@@ -30,7 +34,7 @@ class ScoredAnswer:
 
     @property
     def is_scored(self) -> bool:
-        """Return whether the answer has rewards; if not, `unusable` says what was not finite."""
+        """Return whether the answer has rewards, as its batch was finite."""
         return bool(self.breakdown.values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,23 +53,23 @@ class ScoredAnswer:
         }
 
 
-def without_rewards(rows: Sequence[int], examples: Sequence[Example], num_generations: int, problem: str) -> list[ScoredAnswer]:
+def without_rewards(rows: Sequence[int], examples: Sequence[Example], num_generations: int) -> list[ScoredAnswer]:
     """Return what stands for the answers to some rows if a number of their batch is not finite.
 
     They keep their places in the file, so that a killed run continues at the right batch.
     """
     nothing = RewardBreakdown({}, {}, {}, {})
     samples = [(row, Sample(examples[row].id, (), (), "", finished=False)) for row in rows for _ in range(num_generations)]
-    return [ScoredAnswer(row, sample, nothing, None, problem) for row, sample in samples]
+    return [ScoredAnswer(row, sample, nothing, None, NOT_FINITE) for row, sample in samples]
 
 
 def count_unscored_batches(path: Path, num_answers: int, batch_answers: int) -> int:
     """Return how many batches in a row at the end of a killed run's answers have no rewards.
 
-    `path` is the file that the run was writing with a ResumableWriter, `num_answers` its answers in
-    complete batches of `batch_answers`.
+    `path` is the hidden file of the run's ResumableWriter, `num_answers` its answers in complete
+    batches of `batch_answers`.
     """
-    rows = read_jsonl(path.with_name(f".{path.name}.part"))[:num_answers:batch_answers] if num_answers else []
+    rows = read_jsonl(path)[:num_answers:batch_answers] if num_answers else []
     return len(list(itertools.takewhile(lambda row: not row["values"], reversed(rows))))
 
 
