@@ -38,6 +38,7 @@ def export_labels(
     output = Path(output_file)
     with contextlib.closing(Store(labels_file)) as store:
         labels = read_labels(store, is_anonymous=is_anonymous, without=without)
+        facts_root = _folder_of_paths(store.image_paths("facts"))
     if target_format not in OWN_FORMATS:
         check_target(target_format, output, [labels_file])
         records = list(preferences(labels))
@@ -49,7 +50,17 @@ def export_labels(
     if output.suffix != ".jsonl":
         raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
     refuse_output_file(output, inputs=[labels_file])
-    rows = list({"labels": _label_rows, "claims": claim_rows, "facts": _facts_rows, "flags": _flag_rows}[target_format](labels))
+    image_root = None
+    if target_format == "labels":
+        image_root = common_folder(image for label in labels.labels for image in label.task.images)
+        rows = list(_label_rows(labels, image_root))
+    elif target_format == "facts":
+        # Of all tasks of facts, so that an image's name depends neither on who labelled nor on
+        # tasks of other modes.
+        image_root = facts_root
+        rows = list(_facts_rows(labels, image_root))
+    else:
+        rows = list(claim_rows(labels) if target_format == "claims" else _flag_rows(labels))
     if not rows and target_format == "flags":
         raise InputError(f"{labels_file} has no flags and no skips: there is nothing to look at")
     if not rows:
@@ -58,24 +69,21 @@ def export_labels(
         write_atomic(output, "".join(map(json_line, rows)))
     except OSError as error:
         raise InputError(f"output_file {output} cannot be written ({error.strerror}): free some space or name another") from None
-    note = ""
-    if target_format == "labels" and (image_root := _root_of(labels)) is not None:
-        note = f"; image paths start from {image_root} (--image_folder {image_root})"
+    note = "" if image_root is None else f"; image paths start from {image_root} (--image_folder {image_root})"
     print(f"{output}: {len(rows)} rows as {target_format}{note}")
 
 
 def common_folder(images: Iterable[ImageSource]) -> str | None:
     """Return the folder to which image paths are relative, None if no image has a path."""
-    folders = {os.path.dirname(image.path) for image in images if image.path is not None}
+    return _folder_of_paths(image.path for image in images if image.path is not None)
+
+
+def _folder_of_paths(paths: Iterable[str]) -> str | None:
+    folders = {os.path.dirname(path) for path in paths}
     return os.path.commonpath(folders) if folders else None
 
 
-def _root_of(labels: Labels) -> str | None:
-    return common_folder(image for label in labels.labels for image in label.task.images)
-
-
-def _label_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
-    image_root = _root_of(labels)
+def _label_rows(labels: Labels, image_root: str | None) -> Iterable[Mapping[str, Any]]:
     for label in labels.labels:
         task = label.task
         yield {
@@ -106,8 +114,7 @@ def _flag_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
         }
 
 
-def _facts_rows(labels: Labels) -> Iterable[Mapping[str, Any]]:
-    image_root = _root_of(labels)
+def _facts_rows(labels: Labels, image_root: str | None) -> Iterable[Mapping[str, Any]]:
     for task, facts in typed_facts(labels):
         name = _name_of(task.images[0], image_root) if len(task.images) == 1 else ""
         yield {"id": task.name, **({"image": name} if name else {}), "facts": facts_field(facts)}

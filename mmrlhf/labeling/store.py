@@ -196,6 +196,14 @@ class Store:
         rows = self._database.read("SELECT path, data, name FROM images WHERE sha256 = ?", (sha256,))
         return ImageSource(rows[0][0], rows[0][1], expected_sha256=sha256, recorded_name=rows[0][2]) if rows else None
 
+    def image_paths(self, mode: str) -> list[str]:
+        """Return the paths of the images in the tasks of a mode, except gold questions."""
+        query = (
+            "SELECT DISTINCT images.path FROM tasks, json_each(tasks.content, '$.images') AS key "
+            "JOIN images ON images.sha256 = key.value WHERE mode = ? AND NOT is_gold AND images.path IS NOT NULL"
+        )
+        return [path for (path,) in self._database.read(query, (mode,))]
+
     # ---- annotators and events -----------------------------------------------------------------
 
     def annotators(self) -> dict[int, str]:

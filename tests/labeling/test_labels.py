@@ -11,7 +11,7 @@ from mmrlhf.labeling.assignments import Shown
 from mmrlhf.labeling.export import export_labels
 from mmrlhf.labeling.forms import apply_corrections, claim_field, claims_of, parse_label
 from mmrlhf.labeling.results import preferences, read_labels, typed_facts
-from mmrlhf.labeling.tasks import Task
+from mmrlhf.labeling.tasks import Task, read_tasks
 from mmrlhf.labeling.typed_facts import facts_from_sentence
 from mmrlhf.records import InputError, Message
 from mmrlhf.verifiers import verify_against_facts
@@ -261,6 +261,26 @@ def test_facts_name_images_by_folder_and_file(make_store, tmp_path):
     export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"))
     facts = read_facts(tmp_path / "facts.jsonl")
     assert {name: fact.text for name, (_, fact) in facts.items()} == {"train/a.png": "dog", "test/a.png": "cat"}
+
+
+def test_facts_keep_the_names_of_their_rows_whatever_else_is_labelled(make_store, write_rows, tmp_path, capsys):
+    """Neither pairs and gold questions in another folder nor `without` change the names."""
+    for name, colour in (("coco/a", "red"), ("coco/new/b", "blue"), ("vg/c", "green"), ("gold/d", "white")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6), colour).save(tmp_path / f"{name}.png")
+    rows = [{"id": name, "answers": [], "images": [f"coco/{name}.png"]} for name in ("new/b", "a")]
+    store = make_store(
+        rows, gold=[{"id": "d", "mode": "facts", "images": ["gold/d.png"], "facts": [{"kind": "object", "text": "cup"}]}]
+    )
+    elsewhere = write_rows(pairs(1)[0] | {"images": ["vg/c.png"]}, name="elsewhere.jsonl")
+    store.add_tasks(read_tasks([elsewhere], None, None, "train"))
+    typed = {"facts": [{"kind": "object", "text": "cup"}], "complete": True}
+    label_all(store, {"a": [typed, typed, first()], "b": [typed]})
+    for without, names in (((), ["new/b.png", "a.png"]), (("a",), ["new/b.png"])):
+        export_labels(str(store.path), "facts", str(tmp_path / "facts.jsonl"), without=without)
+        assert list(read_facts(tmp_path / "facts.jsonl")) == names
+        folder = tmp_path / "coco"
+        assert f"rows as facts; image paths start from {folder} (--image_folder {folder})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
