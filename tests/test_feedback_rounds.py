@@ -121,13 +121,18 @@ def test_the_command_goes_on_from_the_policy_that_held_out_scenes_choose(tiny_vl
     run = tmp_path / "run"
     command = ["feedback", "--model", tiny_vlm_path, "--data", str(tmp_path / "scenes/prompts.jsonl"), "--out", str(run)]
     labels = ["--num_generations", "3", "--response_length", "60", "--no-balance_lengths", "--lexicon_file", LEXICON]
-    rounds = ["--algorithm", "dpo", "--num_rounds", "2", "--dpo_config", recipe("dpo")]
-    chosen_by = ["--eval_benchmarks", "scenes", "--eval_limit", "1", "--metric_for_best_model", "scenes/utility"]
-    assert main([*command, *labels, *rounds, *chosen_by]) == 0
+    rounds = ["--algorithm", "dpo", "--num_rounds", "2", "--dpo_config", recipe("dpo", learning_rate=0.02)]
+    chosen_by = ["--eval_benchmarks", "scenes", "--eval_limit", "1", "--metric_for_best_model", "scenes/mean_length"]
+    assert main([*command, *labels, *rounds, *chosen_by, "--greater_is_better", "true"]) == 0
+    num_decided = 0
     for row in read_jsonl(run / "metrics.jsonl"):
         folder = run / f"round_{row['step']}" / "dpo"
-        measured = {e["step"]: e["metrics"]["utility"]["value"] for e in read_jsonl(folder / "eval.jsonl")}
-        assert sorted(measured) == [0, 1] and row["eval/scenes/utility"] == max(measured.values())
+        measured = {e["step"]: e["metrics"]["mean_length"]["value"] for e in read_jsonl(folder / "eval.jsonl")}
+        assert sorted(measured) == [0, 1] and row["eval/scenes/mean_length"] == max(measured.values())
+        finished = json.loads((folder / "finished.json").read_text())
+        assert finished["policy_step"] == max(measured, key=measured.__getitem__)  # the first of equal ones
+        num_decided += measured[0] != measured[1]
+    assert num_decided > 0  # else any choice would pass
     assert (run / "policy" / WEIGHTS).read_bytes() == (folder / "policy" / WEIGHTS).read_bytes()
     assert f"--adapter_path {run}/policy" in capsys.readouterr().out
 
