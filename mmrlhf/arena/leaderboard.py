@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.arena.ratings import ELO_PER_UNIT, Ratings, Vote, joined, rate
-from mmrlhf.arena.votes import Ballots, Scores
+from mmrlhf.arena.votes import Ballots
 from mmrlhf.metrics.calibration import proportion
 from mmrlhf.metrics.intervals import Interval, SufficientStats, with_intervals
 
@@ -67,9 +67,7 @@ class JudgeAgreement:
 def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
     """Return a board of people and one for each judge, leaving out those without votes."""
     boards = []
-    sources: list[tuple[str, Scores, int]] = [("people", ballots.people, 0)]
-    sources += [(judge, scores, ballots.num_unusable[judge]) for judge, scores in ballots.judges.items()]
-    for title, scores, num_unusable in sources:
+    for title, scores in [("people", ballots.people), *ballots.judges.items()]:
         votes = ballots.votes(scores)
         if not votes:
             continue
@@ -77,8 +75,8 @@ def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
         names = sorted(name for name, _ in counts.most_common(MAX_CATEGORIES))
         categories = {name: rate([vote for vote in votes if vote.category == name], seed=seed) for name in names}
         plain, controlled = rate(votes, seed=seed), rate(votes, control_style=True, seed=seed)
-        effect = order_effect(ballots, title) if scores is not ballots.people else None
-        boards.append(Board(title, votes, plain, controlled, categories, num_unusable, effect))
+        effect = order_effect(ballots, title) if title in ballots.verdicts else None
+        boards.append(Board(title, votes, plain, controlled, categories, ballots.num_unusable.get(title, 0), effect))
     return boards
 
 

@@ -213,10 +213,14 @@ def agreement_sentence(agreement: JudgeAgreement) -> str:
 def order_sentence(effect: OrderEffect) -> str:
     """Return how often a judge's verdict changes with the order, and which place it favours."""
     changed, first = effect.changed, effect.first_favoured
-    text = f"The verdict changes with the order of the answers on {_share(changed)} of {changed['n']} pairs, which count as ties"
-    if first["n"]:
-        text += f"; {_share(first)} of these {first['n']} favour the answer shown first (without position bias, 50%)"
-    return f"{text}."
+    pairs, changes = changed["n"], first["n"]
+    text = f"Swapping the answers changes the verdict on {_share(changed)} of {pairs:,} {'pair' if pairs == 1 else 'pairs'}"
+    if not changes:
+        return f"{text}."
+    return (
+        f"{text}; {'this one counts as a tie' if changes == 1 else 'these count as ties'}. In {_share(first)} of the {changes:,}, "
+        "the change favours the answer shown first (50% without position bias)."
+    )
 
 
 def _share(interval: Mapping[str, Any]) -> str:

@@ -22,18 +22,25 @@ AGREED = {("first", "first"): 1.0, ("second", "second"): 0.0}
 
 @dataclass(frozen=True)
 class Ballots:
-    """All judgments of voters: tasks by digest, the pairs of models in each, and the scores by
-    people and by each judge."""
+    """All judgments of voters: tasks by digest, the pairs of models in each, the scores by people,
+    and the verdicts of each judge."""
 
     tasks: Mapping[str, Task]
     pairs: Mapping[str, Sequence[Pair]]
     people: Scores
-    judges: Mapping[str, Scores]
     num_unusable: Mapping[str, int]
     """By judge, tasks that lack a usable reply."""
     verdicts: Mapping[str, Mapping[str, tuple[str, str]]]
     """By judge and a task's digest, the verdicts with the task's first answer shown first, and
     second, each in the task's own order: first, second or tie."""
+
+    @property
+    def judges(self) -> dict[str, Scores]:
+        """The scores by each judge."""
+        return {
+            judge: {digest: [(judge, AGREED.get(both, 0.5))] for digest, both in judged.items()}
+            for judge, judged in self.verdicts.items()
+        }
 
     def votes(self, scores: Scores) -> list[Vote]:
         """Return scores as votes on models. A task that several pairs of models share gives a vote
@@ -59,10 +66,7 @@ def read_ballots(store: Store, ledger: Ledger) -> Ballots:
     tasks = {digest: task for digest, task in tasks.items() if digest in pairs}
     people = _people(read_labels(store), tasks)
     verdicts, num_unusable = _judges(ledger.judgments(), tasks)
-    judges = {
-        judge: {digest: [(judge, AGREED.get(both, 0.5))] for digest, both in judged.items()} for judge, judged in verdicts.items()
-    }
-    return Ballots(tasks, pairs, people, judges, num_unusable, verdicts)
+    return Ballots(tasks, pairs, people, num_unusable, verdicts)
 
 
 def pairwise_tasks(store: Store) -> dict[str, Task]:

@@ -1,5 +1,6 @@
 """A judge in place of people: both orders, failures, resuming, agreement with people."""
 
+import dataclasses
 import re
 
 import pytest
@@ -99,19 +100,24 @@ def test_a_judge_that_likes_one_place_gives_ties_and_the_report_says_so(arena, t
     assert len(scores) == 30 and {score for judged in scores.values() for _, score in judged} == {0.5}
     report_arena(str(store.path), str(tmp_path / "arena.html"))
     for text in (capsys.readouterr().out, (tmp_path / "arena.html").read_text()):
-        assert re.search(r"changes with the order of the answers on 100% \(\d+% to 100%\) of 30 pairs, which count as ties", text)
-        assert re.search(r"; 100% \(\d+% to 100%\) of these 30 favour the answer shown first", text)
+        assert re.search(r"Swapping the answers changes the verdict on 100% \(\d+% to 100%\) of 30 pairs; these count", text)
+        assert re.search(r"In 100% \(\d+% to 100%\) of the 30, the change favours the answer shown first", text)
 
 
 def test_changes_with_the_order_favour_the_first_or_the_second_place():
     """Three of five pairs change, and the first place gains in two of them."""
     verdicts = [("first", "first"), ("tie", "tie"), ("first", "second"), ("tie", "second"), ("second", "tie")]
     pairs = {str(i): [Pair(str(i), f"q{i}", "", "a", "b")] for i in range(5)}
-    effect = order_effect(Ballots({}, pairs, {}, {}, {}, {"j": {str(i): both for i, both in enumerate(verdicts)}}), "j")
+    effect = order_effect(Ballots({}, pairs, {}, {}, {"j": {str(i): both for i, both in enumerate(verdicts)}}), "j")
     assert (effect.changed["value"], effect.changed["n"]) == (3 / 5, 5)
     assert (effect.first_favoured["value"], effect.first_favoured["n"]) == (2 / 3, 3)
     assert effect.first_favoured["low"] < 0.5 < effect.first_favoured["high"]  # three changes show no bias
-    assert "on 60% (" in order_sentence(effect) and "; 67% (" in order_sentence(effect)
+    sentence = order_sentence(effect)
+    assert re.search(r"on 60% \(.*\) of 5 pairs; these count as ties\. In 67% \(.*\) of the 3, the change favours", sentence)
+    one = dataclasses.replace(effect, changed=effect.changed | {"n": 1}, first_favoured=effect.first_favoured | {"n": 1})
+    assert re.search(r"of 1 pair; this one counts as a tie\. In .* of the 1, the change", order_sentence(one))
+    none = dataclasses.replace(effect, first_favoured=effect.first_favoured | {"n": 0})
+    assert order_sentence(none).endswith("of 5 pairs.")
 
 
 def test_a_full_disk_stops_the_judge_with_a_sentence(arena, monkeypatch):

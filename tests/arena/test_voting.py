@@ -153,7 +153,7 @@ def page_of_votes(votes):
     """Return the page of votes by people."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ballots, "votes", lambda *_: votes)
-        return arena_page("votes.db", make_boards(Ballots({}, {}, {}, {}, {}, {})), [], [])
+        return arena_page("votes.db", make_boards(Ballots({}, {}, {}, {}, {})), [], [])
 
 
 def test_ranks_in_a_category_are_those_of_its_real_differences():
@@ -163,6 +163,7 @@ def test_ranks_in_a_category_are_those_of_its_real_differences():
     page = page_of_votes(sure + undecided)
     rows = {name: re.search(f'<th scope="row">{name}</th>(.*?)</tr>', page)[1] for name in ("sure", "undecided")}
     assert re.findall("rank ([^<]+)<", rows["sure"]) == ["1", "2"]
+    assert page.count("with 12 categories of equal models") == 1
     assert re.findall("rank ([^<]+)<", rows["undecided"]) == ["1 to 2", "1 to 2"]
 
 
