@@ -78,7 +78,8 @@ def run_label_report(command: Command, argv: list[str]) -> None:
 def _add_without(parser: Parser) -> None:
     parser.add_argument(
         "--without",
+        action="extend",
         metavar="NAME[,NAME]",
         type=lambda value: [name.strip() for name in value.split(",")],
-        help="pseudonyms of annotators to leave out, such as those who fail gold questions",
+        help="pseudonyms of annotators to leave out, such as those who fail gold questions; may be repeated",
     )

@@ -42,6 +42,8 @@ def export_labels(
     if target_format not in OWN_FORMATS:
         check_target(target_format, output, [labels_file])
         records = list(preferences(labels))
+        if not records and without:
+            raise InputError(_nothing_left(labels_file, "labels that compare answers", without))
         if not records:
             raise InputError(f"{labels_file} has no labels that compare answers: label pairs, rankings or claims first")
         image_root = common_folder(image for record in records for image in record.images)
@@ -50,6 +52,7 @@ def export_labels(
     if output.suffix != ".jsonl":
         raise InputError(f"output_file {output} must end in .jsonl: {target_format} are written as JSON lines")
     refuse_output_file(output, inputs=[labels_file])
+    rows: list[Mapping[str, Any]]
     image_root = None
     if target_format == "labels":
         image_root = common_folder(image for label in labels.labels for image in label.task.images)
@@ -61,6 +64,9 @@ def export_labels(
         rows = list(_facts_rows(labels, image_root))
     else:
         rows = list(claim_rows(labels) if target_format == "claims" else _flag_rows(labels))
+    if not rows and without:
+        what = "flags and no skips" if target_format == "flags" else target_format
+        raise InputError(_nothing_left(labels_file, what, without))
     if not rows and target_format == "flags":
         raise InputError(f"{labels_file} has no flags and no skips: there is nothing to look at")
     if not rows:
@@ -71,6 +77,10 @@ def export_labels(
         raise InputError(f"output_file {output} cannot be written ({error.strerror}): free some space or name another") from None
     note = "" if image_root is None else f"; image paths start from {image_root} (--image_folder {image_root})"
     print(f"{output}: {len(rows)} rows as {target_format}{note}")
+
+
+def _nothing_left(labels_file: str, what: str, without: Collection[str]) -> str:
+    return f"{labels_file} has no {what} without {', '.join(without)}: leave out fewer annotators (--without)"
 
 
 def common_folder(images: Iterable[ImageSource]) -> str | None:

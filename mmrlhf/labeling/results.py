@@ -11,6 +11,7 @@ from typing import Any
 
 from mmrlhf.config.loader import suggestion
 from mmrlhf.labeling.assignments import ANSWERS
+from mmrlhf.labeling.sessions import pseudonym
 from mmrlhf.labeling.store import Event, Store
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.records import Fact, InputError, Preference
@@ -85,13 +86,13 @@ def read_labels(store: Store, *, is_anonymous: bool = False, without: Collection
     return Labels(labels, others, {id_: name for id_, name in names.items() if id_ not in excluded}, tasks)
 
 
-def _annotators_named(pseudonyms: Collection[str], names: Mapping[int, str], store: Store) -> set[int]:
-    """Return the annotators with these pseudonyms, whose case does not matter, as at signing in."""
+def _annotators_named(given: Collection[str], names: Mapping[int, str], store: Store) -> set[int]:
+    """Return the annotators with these pseudonyms, which may be written as for signing in."""
     ids = {name: id_ for id_, name in names.items()}
-    for pseudonym in pseudonyms:
-        if pseudonym.casefold() not in ids:
-            raise InputError(f"{store.path} has no annotator {pseudonym}: {suggestion(pseudonym, ids)}")
-    return {ids[pseudonym.casefold()] for pseudonym in pseudonyms}
+    for name in given:
+        if pseudonym(name) not in ids:
+            raise InputError(f"{store.path} has no annotator {name}: {suggestion(name, ids)}")
+    return {ids[pseudonym(name)] for name in given}
 
 
 # ---- preferences ---------------------------------------------------------------------------------

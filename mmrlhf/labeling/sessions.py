@@ -53,10 +53,10 @@ class Sessions:
         """
         if not self.is_access_token(token):
             raise InputError("this is not the token of this server: use the link that you were sent")
-        name = unicodedata.normalize("NFKC", " ".join(name.split()))
+        name = _tidy(name)
         if not NAME.fullmatch(name):
             raise InputError("choose a name of 1 to 40 letters, digits, spaces, dots or hyphens")
-        found = self._store.find_annotator(name.casefold())
+        found = self._store.find_annotator(pseudonym(name))
         if found is not None:
             if not hmac.compare_digest(code.strip().lower().encode(), found[1].encode()):
                 raise InputError(f"{name} is taken: give the code of {name} to come back, or choose another name")
@@ -66,7 +66,7 @@ class Sessions:
         if not has_consented:
             raise InputError("to take part, tick the box that says that your labels may be stored")
         try:
-            annotator = self._store.add_annotator(name.casefold(), _new_code(), time.time(), self.consent)
+            annotator = self._store.add_annotator(pseudonym(name), _new_code(), time.time(), self.consent)
         except DuplicateError:  # somebody took the name in this moment
             raise InputError(f"{name} is taken: choose another name") from None
         self._consents[annotator] = self.consent
@@ -124,6 +124,15 @@ class Sessions:
 
     def _sign(self, purpose: str, annotator: int) -> str:
         return hmac.new(self._secret, f"{purpose} {annotator}".encode(), hashlib.sha256).hexdigest()
+
+
+def pseudonym(name: str) -> str:
+    """Return a name as the store has it, the same for other case, spaces and forms of letters."""
+    return _tidy(name).casefold()
+
+
+def _tidy(name: str) -> str:
+    return unicodedata.normalize("NFKC", " ".join(name.split()))
 
 
 def consent_key(line: str) -> str:

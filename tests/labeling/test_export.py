@@ -9,6 +9,7 @@ from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.labeling.export import export_labels
 from mmrlhf.labeling.lead_report import report_labels
 from mmrlhf.labeling.results import preferences, read_labels
+from mmrlhf.labeling.sessions import Sessions
 from mmrlhf.records import InputError
 from tests.labeling.conftest import TIE, Clock, assign, first, label_all, pairs, second
 
@@ -119,6 +120,38 @@ def test_annotators_are_left_out(make_store, tmp_path, capsys):
         assert main(["label", command[0], str(store.path), *command[1:], "--without", "herron"]) == 2
         assert "labels.db has no annotator herron: did you mean heron?" in capsys.readouterr().err
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_without_may_be_repeated(make_store, tmp_path):
+    store = make_store(pairs(1))
+    label_all(store, {name: [first()] for name in ("robin", "heron", "wren")})
+    left = export_rows(store, tmp_path / "left.jsonl", "--to", "labels", "--without", "robin", "--without", "heron")
+    assert [row["annotator"] for row in left] == ["wren"]
+
+
+def test_names_to_leave_out_are_written_as_for_signing_in(make_store, tmp_path):
+    store = make_store(pairs(1))
+    names = ("Grey  Heron", "caf\u00e9", "wren")
+    sessions = Sessions(store, None, "yes")
+    work = assign(store, overlap=3)
+    for name in names:
+        annotator = sessions.join(name, "", "", has_consented=True)
+        work.submit(annotator, work.current(annotator), "label", first())
+    without = "grey   HERON,cafe\u0301"  # an accent of its own, as macOS writes it
+    (row,) = export_rows(store, tmp_path / "left.jsonl", "--to", "labels", "--without", without)
+    assert row["annotator"] == "wren"
+
+
+@pytest.mark.parametrize(
+    ("target", "nothing"),
+    [("trl", "labels that compare answers"), ("labels", "labels"), ("claims", "claims"), ("flags", "flags and no skips")],
+)
+def test_leaving_out_everybody_says_so(make_store, tmp_path, target, nothing):
+    store = make_store(pairs(3))
+    label_and_flag(store)
+    with pytest.raises(InputError, match=f"has no {nothing} without robin, heron, wren: leave out fewer annotators"):
+        export_labels(str(store.path), target, str(tmp_path / "o.jsonl"), without=["robin", "heron", "wren"])
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 @pytest.mark.parametrize(
