@@ -6,9 +6,9 @@ The server is `mmrlhf label serve` in a process of its own, the annotators are t
 without pauses between labels. Of ten actions of theirs, one is a skip and one an undo, which are
 counted apart. `save` is the time from sending a label until it is acknowledged, `round_trip` until
 the next task's page has come too, in milliseconds. With `--kills`, the server is then killed
-(SIGKILL) at random moments while annotators work, and started again: every acknowledged label, skip
-and undo must be in the file, and no annotator may have two labels of a task. The last line is one
-JSON object.
+(SIGKILL) at random moments while annotators work, and started again: every annotator must go on
+after the last kill, every acknowledged label, skip and undo must be in the file, and no annotator
+may have two labels of a task. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -34,6 +35,9 @@ from PIL import Image
 
 from mmrlhf.labeling.results import read_labels
 from mmrlhf.labeling.store import Store
+
+GO_ON_SECONDS = 60
+"""How long annotators may take for an action after the last kill."""
 
 
 def write_tasks(folder: Path, num_tasks: int) -> Path:
@@ -101,43 +105,54 @@ class Annotator:
         self._num_actions = 0
         self._page = ""
 
+    @property
+    def num_acknowledged(self) -> int:
+        return len(self.acknowledged) + len(self.acknowledged_undos)
+
     def join(self) -> None:
-        line = dict(re.findall(r'name="(consent_line)" value="([^"]+)"', self._client.get("/").text))
-        self._page = self._client.post("/join", data={**line, "name": self.name, "consent": "yes"}).text
+        self._look()
+        line = dict(re.findall(r'name="(consent_line)" value="([^"]+)"', self._page))
+        reply = self._client.post("/join", data={**line, "name": self.name, "consent": "yes"})
+        self._page = reply.raise_for_status().text
 
     def act(self) -> bool:
         """Do the next action; return whether there was a task."""
         if not self._page:
-            self._page = self._client.get("/").text
+            self._look()
         fields = dict(re.findall(r'name="(form_key|token|answer)" value="([^"]+)"', self._page))
         if "token" not in fields:
             return False
         self._num_actions += 1
         kind = {5: "skip", 0: "undo"}.get(self._num_actions % 10, "label")
-        if kind == "undo" and "answer" in fields:
-            reply = self._send("undo", "/undo", {"form_key": fields["form_key"], "answer": fields["answer"]})
+        kind = "label" if kind == "undo" and "answer" not in fields else kind
+        start = time.perf_counter()
+        # What is acknowledged is noted before the next page, during which the server may be killed.
+        if kind == "undo":
+            reply = self._send(kind, "/undo", {"form_key": fields["form_key"], "answer": fields["answer"]})
             if not reply["note"]:  # else it was taken back before a crash, without our knowing
                 self.acknowledged_undos.append(int(fields["answer"]))
-            return True
-        kind = "label" if kind == "undo" else kind
-        label = {"choice": random.choice(("left", "right", "tie")), "strength": "2"} if kind == "label" else {}
-        form = {"form_key": fields["form_key"], "token": fields["token"], "kind": kind, "seconds": "1"}
-        self._send(kind, "/answer", form | label)
-        self.acknowledged.append((fields["token"], kind))
+        else:
+            label = {"choice": random.choice(("left", "right", "tie")), "strength": "2"} if kind == "label" else {}
+            form = {"form_key": fields["form_key"], "token": fields["token"], "kind": kind, "seconds": "1"}
+            self._send(kind, "/answer", form | label)
+            self.acknowledged.append((fields["token"], kind))
+        self._look()
+        if kind == "label":
+            self.round_trip_ms.append(1000 * (time.perf_counter() - start))
         return True
 
     def _send(self, kind: str, path: str, form: dict[str, str]) -> dict[str, str]:
-        """Send a form, get the next page, and return the reply."""
+        """Send a form, and return the reply."""
         start = time.perf_counter()
         reply = self._client.post(path, data=form, headers={"Accept": "application/json"})
         reply.raise_for_status()
-        saved = time.perf_counter()
-        self.save_ms[kind].append(1000 * (saved - start))
-        self._page = ""
-        self._page = self._client.get("/").text
-        if kind == "label":
-            self.round_trip_ms.append(1000 * (time.perf_counter() - start))
+        self.save_ms[kind].append(1000 * (time.perf_counter() - start))
         return reply.json()
+
+    def _look(self) -> None:
+        """Get the next task's page."""
+        self._page = ""
+        self._page = self._client.get("/").raise_for_status().text
 
     def work(self, num_labels: int) -> None:
         while len(self.round_trip_ms) < num_labels and self.act():
@@ -149,7 +164,7 @@ class Annotator:
             try:
                 if not self.act():
                     return
-            except httpx.HTTPError:
+            except httpx.TransportError:  # not a refusal, which ends the work
                 self._page = ""
                 time.sleep(0.02)
 
@@ -182,19 +197,31 @@ def measure(annotators: list[Annotator], num_labels: int) -> dict[str, float | N
 
 
 def crash(server: ServerProcess, annotators: list[Annotator], num_kills: int, seed: int) -> None:
-    """Kill the server at random moments while annotators work."""
+    """Kill the server at random moments while annotators work, who go on after the last start.
+
+    Raises RuntimeError if somebody does not.
+    """
     rng, stop = random.Random(seed), threading.Event()
-    threads = [threading.Thread(target=annotator.work_through_crashes, args=(stop,)) for annotator in annotators]
-    for thread in threads:
-        thread.start()
-    for kill in range(num_kills):
-        time.sleep(rng.uniform(0.05, 0.6))
-        server.stop(signal.SIGKILL)
-        server.start()
-        print(f"\rkilled {kill + 1} times", end="", file=sys.stderr, flush=True)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(annotators)) as pool:
+        ends = [pool.submit(annotator.work_through_crashes, stop) for annotator in annotators]
+        try:
+            for kill in range(num_kills):
+                time.sleep(rng.uniform(0.05, 0.6))
+                server.stop(signal.SIGKILL)
+                server.start()
+                print(f"\rkilled {kill + 1} times", end="", file=sys.stderr, flush=True)
+            counts = [annotator.num_acknowledged for annotator in annotators]
+            deadline = time.monotonic() + GO_ON_SECONDS
+            while any(annotator.num_acknowledged == count for annotator, count in zip(annotators, counts, strict=True)):
+                if time.monotonic() > deadline or any(end.done() for end in ends):
+                    break
+                time.sleep(0.02)
+        finally:
+            stop.set()
+    for end in ends:
+        end.result()  # raises what ended an annotator's work
+    if any(annotator.num_acknowledged == count for annotator, count in zip(annotators, counts, strict=True)):
+        raise RuntimeError("an annotator did nothing after the last kill: give more --tasks, or look at the server")
     print(file=sys.stderr)
 
 
@@ -234,10 +261,12 @@ def main() -> None:
         server.start()
         result: dict[str, float | None] = {"start_s": time.perf_counter() - start}
         annotators = [Annotator(server.url, f"annotator {number}") for number in range(args.annotators)]
-        result |= measure(annotators, args.labels)
-        if args.kills:
-            crash(server, annotators, args.kills, args.seed)
-        server.stop()
+        try:
+            result |= measure(annotators, args.labels)
+            if args.kills:
+                crash(server, annotators, args.kills, args.seed)
+        finally:
+            server.stop()
         result |= count_losses(labels, annotators) | {"kills": args.kills}
     print(json.dumps(result))
 

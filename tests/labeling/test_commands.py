@@ -45,6 +45,7 @@ class Server:
         return self.process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_it_ends_well_and_leaves_one_file(write_rows, tmp_path):
     server = Server(write_rows(*pairs(2)), "--output_file", tmp_path / "labels.db")
     httpx.get(server.url).raise_for_status()

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import threading
 
+import httpx2 as httpx
 import pytest
 
 from mmrlhf.files.bundled import folder
@@ -18,6 +20,7 @@ def script(monkeypatch):
     del sys.modules["label_server"]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_that_was_acknowledged(script, monkeypatch, capsys):
     sizes = {"tasks": 200, "annotators": 2, "labels": 9, "kills": 1}
     monkeypatch.setattr(sys, "argv", ["label_server", *(f"--{name}={size}" for name, size in sizes.items())])
@@ -25,9 +28,48 @@ def test_a_kill_loses_nothing_that_was_acknowledged(script, monkeypatch, capsys)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["lost"], result["lost_undos"], result["doubled"], result["kills"]) == (0, 0, 0, 1)
     assert (result["labels"], result["skips"], result["undos"]) == (18, 2, 2)
-    assert result["acknowledged"] >= 18 and result["acknowledged_undos"] >= 2  # more around the kills
+    # Each annotator did something after the kill, besides the labels, skips and undos above.
+    assert sum(result[f"acknowledged{kind}"] for kind in ("", "_skips", "_undos")) >= 18 + 2 + 2 + 2
     # At the kill, each annotator may have one label on its way.
     assert 0 <= result["in_file"] - result["acknowledged"] <= 2
+
+
+def test_what_was_acknowledged_is_noted_before_the_next_page(script):
+    """Else a kill during that request would hide a lost label."""
+
+    def answer(request):
+        if request.method == "POST":
+            return httpx.Response(200, json={"note": ""})
+        if not heron.num_acknowledged:
+            return httpx.Response(200, text='name="form_key" value="key" name="token" value="task" name="answer" value="7"')
+        raise httpx.ConnectError("killed")
+
+    for num_before, noted in ((0, ([("task", "label")], [])), (9, ([], [7]))):  # the tenth action is an undo
+        heron = script.Annotator("http://127.0.0.1:1", "heron")
+        heron._client, heron._num_actions = (
+            httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer)),
+            num_before,
+        )
+        with pytest.raises(httpx.ConnectError):
+            heron.act()
+        assert (heron.acknowledged, heron.acknowledged_undos) == noted
+
+
+def test_a_refusal_ends_the_work(script):
+    """Only a server that is away is waited for."""
+    heron = script.Annotator("http://127.0.0.1:1", "heron")
+    refused = httpx.MockTransport(lambda request: httpx.Response(403))
+    heron._client = httpx.Client(base_url="http://server", transport=refused)
+    with pytest.raises(httpx.HTTPStatusError):
+        heron.work_through_crashes(threading.Event())
+
+
+def test_annotators_who_stop_before_the_last_kill_are_noticed(script):
+    heron = script.Annotator("http://127.0.0.1:1", "heron")
+    no_task = httpx.MockTransport(lambda request: httpx.Response(200, text="Nothing is left"))
+    heron._client = httpx.Client(base_url="http://server", transport=no_task)
+    with pytest.raises(RuntimeError, match="did nothing after the last kill"):
+        script.crash(script.ServerProcess("tasks", "labels"), [heron], 0, seed=0)
 
 
 def test_what_is_not_in_the_file_is_lost(script, make_store):
