@@ -81,7 +81,7 @@ def test_it_gets_the_pixel_limits_of_the_trainer(engine, vlm, monkeypatch):
         return _start(ppo_config("m", None, Path("run"), rollout_engine="vllm", **limits), None, roles).llm.options
 
     assert "mm_processor_kwargs" not in options(max_pixels=7840)  # LLaVA's pictures have one size
-    monkeypatch.setattr(vlm.processor.image_processor, "merge_size", 2, raising=False)  # as Qwen-VL's
+    monkeypatch.setattr(vlm.model.config, "model_type", "qwen2_5_vl")
     assert options(min_pixels=784, max_pixels=7840)["mm_processor_kwargs"] == {"min_pixels": 784, "max_pixels": 7840}
     assert options(max_pixels=7840)["mm_processor_kwargs"] == {"max_pixels": 7840}
     assert "mm_processor_kwargs" not in options()
