@@ -108,7 +108,8 @@ def hangs(question):
     ("ask", "reason"),
     [(fails, "CUDA out of memory"), (hangs, "no answer in 0.2 s"), (lambda question: " ", "an empty answer")],
 )
-def test_a_model_that_is_slow_dies_or_says_nothing_makes_void_votes(produce, ask, reason, capsys):
+def test_a_model_that_is_slow_dies_or_says_nothing_makes_void_votes(produce, ask, reason, capsys, monkeypatch):
+    monkeypatch.setattr("mmrlhf.arena.live.FIRST_PAUSE", 0.01)
     store, ledger, producer = produce({"good": answering("good"), "bad": ask}, answer_timeout=0.2)
     wait_until(lambda: len(ledger.voids()) >= 1)
     void = ledger.voids()[0]
@@ -319,7 +320,8 @@ def test_a_run_answers_with_its_own_pixel_limits(questions, tiny_vlm_path, tmp_p
         ({"models": "a=no/such/model,b=no/such/model", "guidelines_file": "none.txt"}, "guidelines_file none.txt"),
     ],
 )
-def test_models_that_cannot_be_used_are_named(questions, tmp_path, settings, message):
+def test_models_that_cannot_be_used_are_named(questions, tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr("mmrlhf.arena.live.FIRST_PAUSE", 0.01)
     config = {"output_file": str(tmp_path / "votes.db"), "dataset_name": questions[1], "port": 0} | settings
     with pytest.raises(InputError, match=re.escape(message)), serving_arena(ArenaConfig(**config)):
         pass
