@@ -161,9 +161,9 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
             import httpx2
 
             with httpx2.Client(base_url=running.url, follow_redirects=True, timeout=20) as client:
-                voter = Voter(client)
+                voter, ledger = Voter(client), Ledger(tmp_path / "votes.db")
                 voted = 0
-                while voted < 6:
+                while voted < 6 or not any("beta" in (p.lower, p.upper) for pairs in ledger.pairs().values() for p in pairs):
                     if len(voter.answers) == 2:
                         assert not re.search("alpha|beta|gamma", voter.page)
                         voted += voter.vote("left").status_code == 200
@@ -181,7 +181,7 @@ def test_servers_answer_live_and_a_refusal_is_void(questions, tmp_path, capsys):
     assert all(void.failed == "beta" and "I refuse" in void.reason for void in ledger.voids())
     assert len(ledger.voids()) >= 1
     ballots = read_ballots(store, ledger)
-    assert len(ballots.votes(ballots.people)) == 6
+    assert len(ballots.votes(ballots.people)) == voted
     assert {pair.category for pairs in ledger.pairs().values() for pair in pairs} <= {"count", "colour"}
     report_arena(str(store.path))
     assert "Void votes, because a model gave no answer: beta" in capsys.readouterr().out
