@@ -9,9 +9,8 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
 
-# A process per core with one thread each: tiny models gain nothing from more threads. And one more, as tests also wait.
-WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + (os.cpu_count() or 1)))')
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# A process per core with one thread each: tiny models gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test: $(INSTALLED)
 	$(PYTEST)
