@@ -39,6 +39,7 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_reward_rows, check_rewards
 from mmrlhf.rewards.credit import span_rewards
+from mmrlhf.rewards.ledger import FAILURE_FILE
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training.memory import estimate_memory
 from mmrlhf.training.monitor import REWARD
@@ -59,7 +60,7 @@ from mmrlhf.training.ppo.metrics import (
 from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
 from mmrlhf.training.ppo.roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
-from mmrlhf.training.ppo.rollout import FAILURE_FILE, Rollout, collect_rollout, start_rollout
+from mmrlhf.training.ppo.rollout import Rollout, collect_rollout, start_rollout
 from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from mmrlhf.training.ppo.state import PPOState, build_optimizer
 from mmrlhf.training.ppo.update import update_roles

@@ -26,7 +26,7 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import build_models
 from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
 from mmrlhf.rewards.functions import REWARD_FUNCTIONS
-from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.ledger import FAILURE_FILE, parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import add_sft_role
 from mmrlhf.sft import compute_gradients as sft_gradients
@@ -38,7 +38,7 @@ from mmrlhf.training.optim import GRADIENT_PROBLEM
 from mmrlhf.training.ppo.policy_losses import Aggregation
 from mmrlhf.training.ppo.ptx import PTXBatch
 from mmrlhf.training.ppo.roles import PPORoles, load_roles
-from mmrlhf.training.ppo.rollout import FAILURE_FILE, restore_batch, sample_and_score
+from mmrlhf.training.ppo.rollout import restore_batch, sample_and_score
 from mmrlhf.training.ppo.update import compute_gradients as ppo_gradients
 from mmrlhf.training.ppo.update import total_loss
 from mmrlhf.training.replay_file import SavedStep, read_step

@@ -47,7 +47,7 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.build import Rewards, build_rewards, check_reward_rows, check_rewards
 from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
-from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
+from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, parse_reward_spec, saved_in, score_samples
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
@@ -176,8 +176,6 @@ def _sft_dir(run_dir: Path, number: int) -> Path:
 
 # ---- 1. sample -----------------------------------------------------------------------------------
 
-FAILURE_FILE = "failed_term.json"
-"""A file of the run's directory: the input on which a reward function failed."""
 ANSWER_SETTINGS = {
     *(field.name for shared in (RewardTermsConfig, RolloutConfig, FactsConfig, PixelConfig) for field in dataclasses.fields(shared)),
     *("dataset_name", "top_p", "top_k", "max_length", "overlong", "dtype", "seed"),
@@ -243,7 +241,7 @@ def _sample(
                         answers = _sample_batch(config, vlm, engine, rewards, examples, local, number, failure_file)
             except NotFiniteError as error:  # on all processes
                 # Another process, or a later batch, may overwrite the file that the message names.
-                problem = str(error).replace(f", which is saved in {failure_file}: correct the function", "")
+                problem = str(error).replace(saved_in(failure_file), "")
             answers = sorted(gather_object(answers), key=lambda answer: answer.row)
             in_a_row = in_a_row + 1 if problem else 0
             if in_a_row == min(MAX_IN_A_ROW, -(-len(rows) // batch_size)):

@@ -300,12 +300,13 @@ class FeatureCache:
         return features_by_key
 
     def _encode(self, keys: Sequence[str], encode: Encode) -> dict[str, ImageFeatures]:
+        """Encode images, store them, and release each at once for processes that wait for it."""
         features_by_key = {}
         for key, features in encode(keys) if keys else ():
             self.put(key, features)
             features_by_key[key] = features
             if self.disk is not None:
-                self.disk.claims.release([key])  # whoever waits for this image need not wait for the others
+                self.disk.claims.release([key])
         return features_by_key
 
     def put(self, key: str, features: ImageFeatures) -> None:

@@ -36,6 +36,8 @@ from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
 
 RENAMED_REWARDS = {"clip": "verifier_score"}
 """Old name of a reward function -> new name, which the error for the old name suggests."""
+FAILURE_FILE = "failed_term.json"
+"""A file of the run's directory: the input on which a reward function failed."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,10 @@ def _raise_reward_error(
     }
     write_atomic(failure_file, json_line(record))
     location = f"on an answer to row {sample.id}" if sample.id else "on an answer"
-    raise error_class(
-        f"reward function {weighted_reward.name} {problem} {location}, which is saved in {failure_file}: correct the function"
-    ) from error
+    text = f"reward function {weighted_reward.name} {problem} {location}{saved_in(failure_file)}"
+    raise error_class(text) from error
+
+
+def saved_in(failure_file: Path) -> str:
+    """Return the end of an error's message, true until the next failure overwrites the file."""
+    return f", which is saved in {failure_file}: correct the function"

@@ -39,9 +39,6 @@ from mmrlhf.training.ppo.roles import PPORoles, critic_prompts_with_facts
 from mmrlhf.training.sampled_answers import build_samples
 from mmrlhf.training.skipped_steps import Attempt, together
 
-FAILURE_FILE = "failed_term.json"
-"""A file of the run's directory: the input on which a reward function failed."""
-
 
 @dataclass(frozen=True)
 class Rollout:
