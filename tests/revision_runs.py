@@ -31,14 +31,12 @@ from safetensors.torch import save_file
 from mmrlhf import scenes
 from mmrlhf.claims import extract_claims
 from mmrlhf.cli import main
-from mmrlhf.datasets import FORMATS, read_examples
+from mmrlhf.datasets import FORMATS
 from mmrlhf.engine import naive
 from mmrlhf.engine.prefill import prefill
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.records import Fact
-from mmrlhf.rewards.best_of_n import best_of_n
-from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from tests.helpers import fake_data, tiny_clip
@@ -178,10 +176,8 @@ def run_score(out: Path) -> None:
     run("reward-eval", **model, dataset_name=out / "scenes/pairs.jsonl", output_dir=out / "reward_bench")
     run("reward-eval", reward_model_path=out / "reward_after", dataset_name=SAMPLES / "rankings.jsonl",
         facts_file=SAMPLES / "facts.jsonl", output_dir=out / "reward_bench_rankings")  # fmt: skip
-    reward_model = load_reward_model(str(out / "reward"))
-    rows = read_examples(str(out / "scenes/prompts.jsonl"))[:3]
-    best = best_of_n(reward_model.role.vlm, reward_model, rows, 3, batch_size=3, response_length=16, seed=0)
-    write_json(out / "score/best_of_n.json", [[example.id, text] for example, text in best])
+    run("generate", model_name_or_path=BASE_MODEL, **model, dataset_name=out / "scenes/prompts.jsonl", num_generations=3,
+        output_file=out / "score/best_of_n.jsonl", temperature=1.0, response_length=16, seed=0)  # fmt: skip
 
 
 def run_calibrate(out: Path) -> None:

@@ -28,7 +28,7 @@ from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Fact
 from mmrlhf.report.progress import progress
-from mmrlhf.rewards.best_of_n import best_of_n
+from mmrlhf.rewards.best_of_n import best_answers
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import RewardModel
 
@@ -45,11 +45,12 @@ SELECTED_BY = "utility"
 """The metric that chooses the best policy of a run: the one by which the demo's annotators rank."""
 POLICIES = ("ppo_plain", "ppo_fact")
 BEST_OF_N = {"best_of_n": "plain", "best_of_n_facts": "fact"}
-"""The reward model that ranks the samples, the same ones for both. The second reads facts about the
-scene, which are not available when a model is used."""
+"""The reward model that ranks the SFT model's candidates, the same ones for both. The second reads
+facts about the scene, which are not available when a model is used."""
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
+ANSWERS_PER_BATCH = 400
 
 
 def score_scenes(examples: Iterable[Example], answers_by_id: Mapping[str, list[str]], seed: int) -> dict[str, Any]:
@@ -99,23 +100,31 @@ class TrainedModels:
 def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_dir: Path) -> AnswersByModel:
     """Answer every split with every model, and held-out prompts also at temperature 1.
 
-    Best-of-n, which takes longest, describes the first held-out scenes only. Answers are written to
-    one file per model and split, and read from it if it exists.
+    Best-of-n, which takes longest, describes the first held-out scenes only. Its candidates are
+    sampled once, and ranked by each reward model. Answers are written to one file per model and
+    split, and read from it if it exists.
     """
     rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
     rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
+    rows["candidates"] = LazyRows(lambda: _descriptions(rows["held_out"])[: data_config.best_of_n_scenes])
     model_names = ("sft", *SFT_TEMPERATURES, *models.policy_paths, *BEST_OF_N, "clean_sft")
-    tasks = [(name, str(split)) for name in model_names for split in SPLITS if split == "held_out" or name not in BEST_OF_N]
+    tasks = [("sft", "candidates")]
+    tasks += [(name, str(split)) for name in model_names for split in SPLITS if split == "held_out" or name not in BEST_OF_N]
     tasks += [(name, "sampled") for name in ("sft", *models.policy_paths)]
     answers: AnswersByModel = {}
     with progress(len(tasks), "evaluation") as progress_bar:
         for model_name, split in tasks:
             path = answers_dir / f"{model_name}-{split}.jsonl"
             if not path.exists():
-                generated = _generate(data_config, models, model_name, split, rows[split])
+                if model_name in BEST_OF_N:
+                    reward_model = models.reward_model(BEST_OF_N[model_name])
+                    generated = _choose_best(reward_model, rows["candidates"], answers["sft"]["candidates"])
+                else:
+                    generated = _generate(data_config, models, model_name, split, rows[split])
                 write_atomic(path, "".join(json_line({"id": e.id, "answers": texts}) for e, texts in generated))
             answers.setdefault(model_name, {})[split] = {row["id"]: row["answers"] for row in read_jsonl(path)}
             progress_bar.advance()
+    del answers["sft"]["candidates"]
     return answers
 
 
@@ -132,32 +141,27 @@ def _generate(
     data_config: ScenesConfig, models: TrainedModels, model_name: str, split: str, rows: Sequence[Example]
 ) -> Iterator[tuple[Example, list[str]]]:
     """Yield each row with one model's answers."""
+    samples = {"sampled": NUM_SAMPLES, "candidates": data_config.best_of_n}
+    num_generations = samples.get(split, 1)
+    temperature = 1.0 if split in samples else SFT_TEMPERATURES.get(model_name, 0.0)
+    params = SamplingParams(RESPONSE_LENGTH, temperature, seed=data_config.seed)
+    batch_size = max(1, ANSWERS_PER_BATCH // num_generations)
     if model_name == "clean_sft":
-        yield from generate_batches(models.clean_sft, rows, GREEDY, batch_size=100)
+        yield from generate_batches(models.clean_sft, rows, params, batch_size=batch_size, num_generations=num_generations)
         return
-    if model_name in BEST_OF_N:
-        described = _descriptions(rows[: 2 * data_config.best_of_n_scenes])[: data_config.best_of_n_scenes]
-        best_answers = best_of_n(
-            models.adapters.vlm,
-            models.reward_model(BEST_OF_N[model_name]),
-            described,
-            data_config.best_of_n,
-            batch_size=25,
-            response_length=RESPONSE_LENGTH,
-            seed=data_config.seed,
-        )
-        yield from ((example, [text]) for example, text in best_answers)
-        return
-    is_sampled = split == "sampled"
-    temperature = 1.0 if is_sampled else SFT_TEMPERATURES.get(model_name, 0.0)
     with models.adapters.use(model_name if model_name in models.policy_paths else None):
-        yield from generate_batches(
-            models.adapters.vlm,
-            rows,
-            SamplingParams(RESPONSE_LENGTH, temperature, seed=data_config.seed),
-            batch_size=100,
-            num_generations=NUM_SAMPLES if is_sampled else 1,
-        )
+        yield from generate_batches(models.adapters.vlm, rows, params, batch_size=batch_size, num_generations=num_generations)
+
+
+def _choose_best(
+    reward_model: RewardModel, rows: Sequence[Example], candidates: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Example, list[str]]]:
+    """Yield each row with the candidate that the reward model scores highest."""
+    batch_size = 25
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        for example, (text, _) in zip(batch, best_answers(reward_model, batch, [candidates[e.id] for e in batch]), strict=True):
+            yield example, [text]
 
 
 # ---- summary -------------------------------------------------------------------------------------

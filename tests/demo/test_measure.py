@@ -1,7 +1,6 @@
 """The demo's measurements on a handful of made-up answers: no model is loaded."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +9,12 @@ from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import measure
 from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Fact
 
 CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4, best_of_n_scenes=5)
+SAMPLES = {"sampled": measure.NUM_SAMPLES, "candidates": CONFIG.best_of_n}
 NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, {})
 
 
@@ -25,21 +27,20 @@ def answers_dir(tmp_path):
     models = ("sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "clean_sft")
     tasks = [(model, split) for model in models for split in measure.SPLITS]
     tasks += [("best_of_n", "held_out"), ("best_of_n_facts", "held_out")]
-    tasks += [(model, "sampled") for model in ("sft", "ppo_plain", "ppo_fact")]
+    tasks += [(model, "sampled") for model in ("sft", "ppo_plain", "ppo_fact")] + [("sft", "candidates")]
     for model, split in tasks:
         lines = []
-        num_scenes = 4 if split != "held_out" else 5 if model in measure.BEST_OF_N else 6
-        for example in benchmark.prompts("held_out" if split == "sampled" else split, num_scenes):
+        num_scenes = 5 if split == "candidates" or model in measure.BEST_OF_N else 6 if split == "held_out" else 4
+        for example in benchmark.prompts("held_out" if split in SAMPLES else split, num_scenes):
             if example.meta["kind"] == "yes_no":
-                if split == "sampled" or model in measure.BEST_OF_N:
+                if split in SAMPLES or model in measure.BEST_OF_N:
                     continue
                 answers = [example.meta["truth"].capitalize() + "."]
             else:
                 scene = scenes.generate_scene(example.meta["split"], example.meta["index"], 0)
                 num_faults = 3 if model == "sft" and example.meta["index"] % 2 else 0
                 rng = np.random.default_rng(example.meta["index"])
-                num_answers = measure.NUM_SAMPLES if split == "sampled" else 1
-                answers = [scenes.caption(scene, rng, num_faults=num_faults) for _ in range(num_answers)]
+                answers = [scenes.caption(scene, rng, num_faults=num_faults) for _ in range(SAMPLES.get(split, 1))]
             lines.append(json.dumps({"id": example.id, "answers": answers}) + "\n")
         (directory / f"{model}-{split}.jsonl").write_text("".join(lines))
     return directory
@@ -82,22 +83,34 @@ def test_generate_answers_samples_with_the_models_that_are_needed(answers_dir, v
     assert len(answers) == 4 + 2 and all(len(texts) == 1 for texts in answers.values())
 
 
-def test_best_of_n_ranks_the_same_samples_by_either_reward_model(answers_dir, vlm, monkeypatch):
+def test_best_of_n_ranks_the_same_candidates_by_either_reward_model(answers_dir, monkeypatch):
     ranked = {}
 
-    def choose(vlm, reward_model, rows, n, **settings):
-        ranked[reward_model] = ([row.id for row in rows], settings)
-        yield from ((row, "A ring.") for row in rows)
+    def best_answers(reward_model, rows, candidates):
+        ranked[reward_model] = {row.id: texts for row, texts in zip(rows, candidates, strict=True)}
+        return [(texts[-1], 1.0) for texts in candidates]
 
-    monkeypatch.setattr(measure, "best_of_n", choose)
+    monkeypatch.setattr(measure, "best_answers", best_answers)
     monkeypatch.setattr(measure, "load_reward_model", lambda path, adapters, adapter_name: path)
     models = measure.TrainedModels("none", "none", {}, {"plain": "p", "fact": "f"})
-    vars(models).update(adapters=SimpleNamespace(vlm=vlm))
+    vars(models).update(adapters=None)
     for name in measure.BEST_OF_N:
         (answers_dir / f"{name}-held_out.jsonl").unlink()
     answers = measure.generate_answers(CONFIG, models, answers_dir)
-    assert ranked["p"] == ranked["f"] and ranked["p"][0] == [f"held_out-00000{i}-describe" for i in range(5)]
-    assert list(answers["best_of_n"]["held_out"]) == ranked["p"][0]
+    candidates = {row["id"]: row["answers"] for row in read_jsonl(answers_dir / "sft-candidates.jsonl")}
+    assert ranked["p"] == ranked["f"] == candidates
+    assert answers["best_of_n"]["held_out"] == {row_id: texts[-1:] for row_id, texts in ranked["p"].items()}
+
+
+def test_candidates_are_sampled_once_and_each_differs(answers_dir, vlm):
+    (answers_dir / "sft-candidates.jsonl").unlink()
+    models = measure.TrainedModels("none", "none", {}, {})
+    vars(models).update(adapters=Adapters(vlm))
+    answers = measure.generate_answers(CONFIG, models, answers_dir)
+    rows = read_jsonl(answers_dir / "sft-candidates.jsonl")
+    assert [row["id"] for row in rows] == [f"held_out-00000{i}-describe" for i in range(5)]
+    assert all(len(set(row["answers"])) > 1 and len(row["answers"]) == CONFIG.best_of_n for row in rows)
+    assert "candidates" not in answers["sft"]
 
 
 def test_both_reward_models_fit_on_one_base(tiny_vlm_path, reward_dir):

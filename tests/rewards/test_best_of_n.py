@@ -1,9 +1,7 @@
-"""Best-of-n picks the answer with the highest score, among answers sampled for its own prompt."""
-
-from types import SimpleNamespace
+"""Best-of-n picks the answer with the highest score among those to its own prompt."""
 
 from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.rewards.best_of_n import best_of_n
+from mmrlhf.rewards.best_of_n import best_answers
 
 
 class LengthReward:
@@ -18,26 +16,21 @@ class LengthReward:
         return [[float(len(answer)) for answer in group.answers] for group in groups]
 
 
-def test_best_of_n_yields_the_highest_scored_answer_per_example(vlm, examples):
+def test_best_answers_returns_the_highest_scored_answer_per_example(vlm, examples):
     reward_model = LengthReward(vlm)
-    chosen = list(best_of_n(vlm, reward_model, examples[:3], 4, batch_size=2, response_length=12, seed=0))
-    assert [example.id for example, _ in chosen] == [example.id for example in examples[:3]]
-    for (example, answer), group in zip(chosen, reward_model.groups, strict=True):
+    answers = [["A red star.", "A star.", "A large red star."], ["Two rings.", "A moon.", "A ring."]]
+    assert best_answers(reward_model, examples[:2], answers) == [("A large red star.", 17.0), ("Two rings.", 10.0)]
+    for example, group in zip(examples, reward_model.groups, strict=False):
         assert (group.id, group.facts, group.prompt) == (example.id, example.facts, example.prompt)
-        assert len(group.answers) == 4 and answer == max(group.answers, key=len)
-    assert any(len(set(group.answers)) > 1 for group in reward_model.groups)
 
 
-def test_best_of_n_of_one_is_the_sample(vlm, examples):
-    reward_model = LengthReward(vlm)
-    ((_, answer),) = best_of_n(vlm, reward_model, examples[:1], 1, batch_size=2, response_length=8, seed=0)
-    assert reward_model.groups[0].answers == (answer,)
+def test_best_answers_takes_the_first_of_equal_scores(vlm, examples):
+    assert best_answers(LengthReward(vlm), examples[:1], [["A cat.", "A dog."]]) == [("A cat.", 6.0)]
 
 
-def test_best_of_n_scores_answers_without_their_control_tokens(vlm, examples, monkeypatch):
+def test_best_answers_are_scored_without_their_control_tokens(vlm, examples):
     """A policy may spell the end of its turn; the answer is kept as it is."""
     texts = ["A star.</s>", "A red star</s> and more."]
-    monkeypatch.setattr("mmrlhf.rewards.best_of_n.sample_completions", lambda *_: SimpleNamespace(texts=texts))
     reward_model = LengthReward(vlm)
-    ((_, answer),) = best_of_n(vlm, reward_model, examples[:1], 2, batch_size=2, response_length=8, seed=0)
+    ((answer, _),) = best_answers(reward_model, examples[:1], [texts])
     assert answer == texts[1] and reward_model.groups[0].answers == ("A star.< /s>", "A red star< /s> and more.")
