@@ -8,7 +8,8 @@ base again (STaR, Zelikman et al. 2022). It is the baseline that RL has to beat:
 critic and no ratios, and learns nothing from bad answers.
 
 A round is a folder of the run: `answers.jsonl` has every sampled answer with its rewards,
-`sft.jsonl` the kept ones, and `sft/` is a run of sft. All of them resume after a kill.
+`sft.jsonl` the kept ones, and `sft/` is a run of sft, which also evaluates along the way. All of
+them resume after a kill.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.evaluation.policy_eval import PolicyEvaluation
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
@@ -39,19 +41,21 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
-from mmrlhf.models.policy import check_adapter_setting, check_same_base, check_tuning
+from mmrlhf.models.policy import check_adapter_setting, check_same_base
 from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
+from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.build import Rewards, build_rewards, check_reward_rows, check_rewards
 from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
 from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, parse_reward_spec, saved_in, score_samples
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
-from mmrlhf.sft import sft
-from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD, Monitor, parse_stop_on_warning
+from mmrlhf.sft import check_recipe, sft
+from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD
+from mmrlhf.training.rft.evaluations import best_round, first_evaluation, last_evaluation
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
 from mmrlhf.training.rft.scored_answers import (
     NOT_FINITE,
@@ -83,25 +87,27 @@ def rft(
     if config.compares_terms_in_groups:
         reason = "compares answers to different prompts, and multi_objective_aggregation normalize_then_sum makes them relative"
         refuse_unread(config, ("min_score", "top_share"), reason)
-    check_tuning(config.tuning, config.dtype)
+    check_recipe(_sft_config(config, _sft_dir(Path(config.output_dir), 1), config.model_name_or_path, continues=False))
     check_adapter_setting(config.adapter_path, config.tuning)
-    monitor = Monitor(REWARD, parse_stop_on_warning(config.stop_on_warning, _possible_warnings(config)))
+    evaluation = PolicyEvaluation(config, proxy=REWARD, warnings=_possible_warnings(config))  # each round's sft makes them
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
     examples, _ = open_rows(config, run, examples, read_examples)
+    evaluation.claim(run, examples)
     if run.is_finished:
         run.print_finished(model_dir)
         return model_dir
     check_reward_rows(config, examples)
     aggregation, weights = build_aggregation(config, list), parse_reward_spec(config.reward_terms)
+    evaluation.plan(examples, config.num_rounds)
     first_round = 1
     if resumed := run.resume():
         first_round, state = resumed[0] + 1, resumed[2]
         aggregation.load_state(state["rewards"])
-        monitor.load_state(state.get("monitor", {}))
+        evaluation.restore(resumed[0], {}, state)
 
-    for number in range(first_round, config.num_rounds + 1):
+    for number in range(first_round, evaluation.num_steps + 1):
         folder = run.path / f"round_{number}"
         policy = config.model_name_or_path if number == 1 else str(_sft_dir(run.path, number - 1) / "model")
 
@@ -137,10 +143,13 @@ def rft(
         accelerator.wait_for_everyone()
 
         # 4. Fine-tune
-        continues = number > 1 and config.start_from == "last"
-        sft(_sft_config(config, folder, policy if continues else config.model_name_or_path, continues))
+        continues, sft_dir = number > 1 and config.start_from == "last", _sft_dir(run.path, number)
+        sft(_sft_config(config, sft_dir, policy if continues else config.model_name_or_path, continues))
 
         # 5. Log and save
+        if number == 1 and (measured := evaluation.record(run, 0, first_evaluation(sft_dir))):
+            run.log(0, measured)
+        metrics |= evaluation.record(run, number, last_evaluation(sft_dir))
         run.log(number, metrics)
         claims = None if answers[0].claims is None else [answer.claims or [] for answer in answers]
         totals = [candidate.score for candidate in candidates]
@@ -150,18 +159,37 @@ def rft(
             kept_samples, kept_ledger = [answer.sample for answer in kept], [ledger[i] for i in selection.kept]
             kept_totals = [answer.breakdown.total for answer in kept]
             run.log_samples(number, sample_rows(run, kept_samples, kept_totals, kept_ledger, config.num_sample_generations))
-        is_last = number == config.num_rounds
-        stop = monitor.after_step(run, accelerator, number, metrics, is_logging_step=True, is_last=is_last)
-        run.save_checkpoint(number, {}, {"rewards": aggregation.state(), "monitor": monitor.state()})
+        stop = evaluation.after_step(run, accelerator, number, metrics, is_logging_step=True)
+        run.save_checkpoint(number, {}, {"rewards": aggregation.state(), "monitor": evaluation.monitor.state()})
         if stop:
             raise InputError(stop)
+        if number == evaluation.num_steps:
+            break
 
     if accelerator.is_main_process:
+        chosen, best = _result(config, run, evaluation)
         if not model_dir.exists():
-            (_sft_dir(run.path, config.num_rounds) / "model").rename(model_dir)
-        run.finish({"steps": config.num_rounds})
+            (_sft_dir(run.path, chosen) / "model").rename(model_dir)
+        run.finish({"steps": evaluation.num_steps, **best})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def _result(config: RFTConfig, run: Run, evaluation: PolicyEvaluation) -> tuple[int, dict[str, Any]]:
+    """Return the round whose model is the result, and the entries of finished.json about it.
+
+    It is the last round or, with `load_best_model_at_end`, the best one.
+    """
+    last = evaluation.num_steps
+    if not config.load_best_model_at_end or evaluation.best is None:
+        return last, {}
+    stopped = {"stopped": evaluation.monitor.ended} if evaluation.monitor.ended else {}
+    found = best_round([_sft_dir(run.path, number) for number in range(1, last + 1)], evaluation.best)
+    if found is None:
+        return last, {"policy_step": last} | stopped
+    number, best = found
+    run.print(f"{best['metric']} was best after round {best['step']} of {last}, {format_number(best['value'])}: the result")
+    return number, {"best": best, "policy_step": best["step"]} | stopped
 
 
 def _possible_warnings(config: RFTConfig) -> tuple[str, ...]:
@@ -321,7 +349,7 @@ def _image_root(config: RFTConfig) -> str | None:
     return row_context(config.dataset_name, config.image_folder).image_folder
 
 
-def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) -> SFTConfig:
+def _sft_config(config: RFTConfig, sft_dir: Path, model: str, continues: bool) -> SFTConfig:
     """Return the settings of a round's sft: those that it shares with the run, on the kept rows."""
     names = [field.name for field in dataclasses.fields(SFTConfig)]
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
@@ -329,12 +357,12 @@ def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) ->
     own = {
         "model_name_or_path": model,
         "adapter_path": None if continues else config.adapter_path,
-        "dataset_name": str(folder / "sft.jsonl"),
+        "dataset_name": str(sft_dir.parent / "sft.jsonl"),
         "dataset_train_split": "train",
         "image_folder": _image_root(config),
         "facts_file": None,
         "allow_change": ",".join(allowed) or None,
-        "output_dir": str(folder / "sft"),
+        "output_dir": str(sft_dir),
         "stop_on_warning": None,
         "train_on": "last",  # the earlier turns are the prompt
         "overlong": "drop",

@@ -52,7 +52,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. Raises
     InputError if settings or data cannot be used.
     """
-    _check_config(config)
+    check_recipe(config)
     evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
@@ -144,8 +144,8 @@ def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
     return Role(adapters, None)
 
 
-def _check_config(config: SFTConfig) -> None:
-    """Raise InputError for settings that contradict each other."""
+def check_recipe(config: SFTConfig) -> None:
+    """Raise InputError, before anything is loaded, for settings that contradict each other."""
     check_tuning(config.tuning, config.dtype)
     refuse_unread(config, ("facts_file",), POLICIES_SEE_NO_FACTS)
     if config.tuning == "full" and config.metric_for_best_model and not config.load_best_model_at_end:

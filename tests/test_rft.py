@@ -1,6 +1,7 @@
 """Rejection-sampling fine-tuning: it learns what it keeps, round by round, and resumes exactly."""
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -21,7 +22,9 @@ from mmrlhf.rewards.selection import Selection
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
+from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import ZERO_CLAIM_KEY
+from mmrlhf.training.rft.evaluations import best_round
 from mmrlhf.training.rft.metrics import round_metrics
 from mmrlhf.training.rft.scored_answers import NOT_FINITE, ScoredAnswer
 from mmrlhf.training.run import Run
@@ -94,10 +97,19 @@ def run_that_falls_silent(config, rows):
         run_rft(config, rows)
 
 
+BY_LENGTH = {
+    "eval_benchmarks": "scenes",
+    "eval_limit": 1,
+    "metric_for_best_model": "scenes/mean_length",
+    "greater_is_better": True,
+}
+WATCHED = {**BY_LENGTH, "load_best_model_at_end": True, "length_bounds": "auto"}
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    run_that_falls_silent(rft_config(tiny_vlm_path, folder, length_bounds="auto"), examples[:3])
+    run_that_falls_silent(rft_config(tiny_vlm_path, folder, **WATCHED), examples[:3])
     assert "zero_claim_rate" in {row["name"] for row in read_jsonl(folder / "warnings.jsonl")}
     return folder
 
@@ -112,7 +124,7 @@ def whole_run(tiny_vlm_path, examples, tmp_path_factory):
     ],
 )
 def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run, owner, name, call):
-    config = rft_config(tiny_vlm_path, tmp_path, length_bounds="auto")
+    config = rft_config(tiny_vlm_path, tmp_path, **WATCHED)
     with killed_at(owner, name, call):
         run_that_falls_silent(config, examples[:3])
     run_that_falls_silent(config, examples[:3])
@@ -122,21 +134,51 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path
         "round_2/answers.jsonl",
         "round_2/sft.jsonl",
         "ledger.jsonl",
+        "eval.jsonl",
         "warnings.jsonl",
+        "finished.json",
     ):
         assert (tmp_path / path).read_bytes() == (whole_run / path).read_bytes(), path
     without_time = [[{**row, "time": 0} for row in read_jsonl(path / "metrics.jsonl")] for path in (tmp_path, whole_run)]
     assert without_time[0] == without_time[1]
 
 
+def test_a_round_reports_the_evaluation_of_its_model_and_the_best_round_is_the_result(whole_run):
+    rows, metrics = read_jsonl(whole_run / "eval.jsonl"), read_jsonl(whole_run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in metrics] == [0, 1, 2]
+    lengths = [row["eval/scenes/mean_length"] for row in metrics]
+    assert lengths == [row["metrics"]["mean_length"]["value"] for row in rows]
+    for number in (1, 2):  # by default before the first step and after the last
+        of_sft = read_jsonl(whole_run / f"round_{number}" / "sft" / "eval.jsonl")
+        best, before = max(of_sft, key=lambda row: row["metrics"]["mean_length"]["value"]), of_sft[0]
+        assert [row["step"] for row in of_sft] == [0, 1] and best["metrics"] == rows[number]["metrics"]
+        assert before["metrics"] == rows[number - 1]["metrics"]  # a round starts from the last one's model
+    best = json.loads((whole_run / "finished.json").read_text())["best"]
+    assert best["value"] == max(lengths) and best["step"] == lengths.index(max(lengths))
+    without_model = [number for number in (1, 2) if not (whole_run / f"round_{number}" / "sft" / "model").exists()]
+    assert without_model == [max(1, best["step"])]  # its model was moved
+
+
+def test_the_first_of_equally_good_rounds_is_the_best(tmp_path):
+    folders = [tmp_path / str(number) for number in range(1, 5)]
+    values = [("f1", 0.5, 0), ("f1", 0.7, 2), ("f1", 0.7, 0), ("other", 0.9, 1)]
+    for folder, (metric, value, step) in zip(folders, values, strict=True):
+        folder.mkdir()
+        best = {"metric": metric, "value": value, "step": step}
+        (folder / "finished.json").write_text(json.dumps({"steps": 2, "best": best}))
+    assert best_round(folders, BestModel("f1", True)) == (2, {"metric": "f1", "value": 0.7, "step": 2})
+    assert best_round(folders, BestModel("f1", False)) == (1, {"metric": "f1", "value": 0.5, "step": 0})
+    assert best_round(folders, BestModel("f2", True)) is None
+
+
 def test_other_settings_are_refused_and_a_finished_run_is_left_alone(tiny_vlm_path, examples, whole_run, tmp_path, capsys):
     copy = shutil.copytree(whole_run, tmp_path / "copy")
     with pytest.raises(InputError, match="other settings, temperature"):
-        run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto", temperature=0.5), examples[:3])
+        run_rft(rft_config(tiny_vlm_path, copy, **WATCHED, temperature=0.5), examples[:3])
     with pytest.raises(InputError, match="other inputs, rows"):
-        run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto"), examples[:2])
+        run_rft(rft_config(tiny_vlm_path, copy, **WATCHED), examples[:2])
     capsys.readouterr()
-    assert run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto"), examples[:3]) == copy / "model"
+    assert run_rft(rft_config(tiny_vlm_path, copy, **WATCHED), examples[:3]) == copy / "model"
     assert "is finished, nothing to do" in capsys.readouterr().out
 
 
@@ -211,6 +253,9 @@ def test_three_batches_in_a_row_that_are_not_finite_stop_the_run(tiny_vlm_path, 
         ({"stop_on_warning": "zero_claim_rate"}, "it needs the claims of answers: add monitor_verifiers"),
         ({"tuning": "full", "dtype": "bfloat16"}, "tuning full needs dtype float32"),
         ({"response_length": 4096}, "leaves no room for a prompt"),
+        ({"eval_steps": 5}, "eval_steps is about benchmarks, and there are none"),
+        ({"tuning": "full", **BY_LENGTH}, "add load_best_model_at_end true"),
+        ({**BY_LENGTH, "metric_for_best_model": "rewards/longer/mean"}, "what is optimised must not choose"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_path, examples, settings, message):

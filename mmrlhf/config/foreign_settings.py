@@ -26,7 +26,7 @@ NO_SUCH_LOSS = (
 _SFT_TERM = "`mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft and loss_weights 1,ALPHA"
 _LEARNT_TOKENS = "only answers are learnt, never prompts or padding: train_on all or last says which turns"
 EVALUATION = (
-    "sft, dpo and ppo evaluate along the way and choose a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model), and so "
+    "sft, dpo, ppo and rft evaluate along the way and choose a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model), and so "
     "does reward (eval_dataset_name); measure the finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
 )
 SAVING = "the newest save_total_limit checkpoints are kept, every save_steps steps"

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmrlhf.config.base import Count, NonNegative, NonNegativeInt, Positive, RolloutConfig, settings
+from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.rewards import RewardTermsConfig
-from mmrlhf.config.training import TrainConfig
 
 
 @settings
-class RFTConfig(RewardTermsConfig, RolloutConfig, TrainConfig):
+class RFTConfig(RewardTermsConfig, RolloutConfig, PolicyEvalConfig):
     """Fine-tune a model on the best of its own answers, in rounds of sampling, scoring and sft."""
 
     num_rounds: Count = 1
@@ -43,5 +43,8 @@ class RFTConfig(RewardTermsConfig, RolloutConfig, TrainConfig):
     """Passes over a round's kept answers; ignored if max_steps is set."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Steps of fine-tuning in a round; -1: until num_train_epochs are complete, 0: none."""
+    load_best_model_at_end: bool = False
+    """End each round with its best policy, from which the next one samples, and the run with the
+    best of all rounds."""
     num_sample_generations: NonNegativeInt = 4
     """Answers printed and saved in each round."""

@@ -169,11 +169,23 @@ class PolicyEvaluation:
         if not accelerator.is_main_process:
             return {}
         shown = [f"{item.name}/{item.headline}" for item in self.benchmarks] + list(metrics)[:NUM_SHOWN_METRICS]
-        for row in rows:
-            defined = {name: leaf["value"] for name, leaf in row["metrics"].items() if leaf is not None}
-            metrics |= {f"{row['benchmark']}/{name}": value for name, value in defined.items()}
+        self._choose(run, step, metrics | _values(rows), policy, shown)
+        return self.record(run, step, rows, metrics)
+
+    def record(
+        self,
+        run: Run,
+        step: int,
+        rows: Sequence[Mapping[str, Any]],
+        of_function: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, float]:
+        """Log rows of eval.jsonl and watch their main metrics; return all metrics as `eval/NAME`.
+
+        `of_function` are the metrics of the evaluation function. Rows may be from another run, such
+        as the one in which a round of rft is trained.
+        """
+        metrics = {**of_function, **_values(rows)}
         run.log_evaluations(step, rows)
-        self._choose(run, step, metrics, policy, shown)
         self.monitor.add_evaluation(step, self._held_out(rows, metrics))
         return {f"eval/{name}": value for name, value in metrics.items()}
 
@@ -303,6 +315,13 @@ def _refuse_rewarded_clip(config: PolicyEvalConfig, benchmarks: Sequence[PolicyB
                 f"eval_benchmarks {item.name} verifies claims by {model}, as the reward {rewarded} does: what is optimised must not "
                 "evaluate; give the benchmark another clip_model, or --allow_monitoring_reward_verifiers true"
             )
+
+
+def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the defined metrics of rows of eval.jsonl, as BENCHMARK/METRIC."""
+    return {
+        f"{row['benchmark']}/{name}": leaf["value"] for row in rows for name, leaf in row["metrics"].items() if leaf is not None
+    }
 
 
 def _as_example(row: Example | Preference) -> Example:

@@ -75,8 +75,9 @@ def _ppo(config: Any) -> Closing:
 
 def _rft(config: Any) -> Closing:
     run, last = Path(config.output_dir), Path(config.output_dir) / f"round_{config.num_rounds}"
+    model, _ = _best(config, "model", f"the model after round {config.num_rounds}")
     written = {
-        run / "model": f"the model after round {config.num_rounds}, a checkpoint of transformers",
+        run / "model": f"{model.replace('at step', 'after round')}, a checkpoint of transformers",
         last / "sft.jsonl": "the answers that the last round learnt, rows of sft with their scores",
         last / "answers.jsonl": "all answers of the last round, with their rewards",
         **_logs(config),

@@ -53,6 +53,8 @@ FIXED_SETTINGS = {
     ),
 }  # fmt: skip
 """Settings that cannot change during a run, and why. Others may with `--allow_change`."""
+LATER_SETTINGS = {"async_steps": 0, "load_best_model_at_end": False, "mask_truncated_completions": False}
+"""Settings that runs of version 0.3.0 may lack, with the values that describe those runs."""
 GLOBAL_BATCH = ("num_processes", "per_device_train_batch_size")
 """They may change together if their product, the rows of a step, stays the same."""
 
@@ -137,8 +139,7 @@ class RunInputs:
             raise InputError(
                 f"{self.folder} holds a run of {loader.stage_of(saved)}: give another --output_dir, or remove this one"
             )
-        if "async_steps" in requested:
-            saved = {"async_steps": 0, **saved}  # which runs of version 0.3.0 lack
+        saved = {**{name: value for name, value in LATER_SETTINGS.items() if name in requested}, **saved}
         saved_inputs = self._saved or {}
         known = {name for name in self.current if name in saved_inputs}
         if "images" in saved_inputs:
