@@ -274,14 +274,17 @@ def test_train_reward_model_refuses_contradictions_before_it_loads(settings, mes
         train_reward_model(reward_config("no such model", tmp_path / "r", **settings), [])
 
 
-def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, pairs, untrained_dir, tmp_path):
+def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, pairs, untrained_dir, tmp_path, capsys):
     model = load_reward_model(str(untrained_dir))
     rates = {
         name: {"all": {"j": j, "tpr": j, "fpr": 0.0, "n_false": 9, "n_true": 9}} for name, j in (("before", 0.75), ("after", 0.5))
     }
     groups = [AnswerGroup(p.images, p.prompt, p.answers, p.facts, p.id) for p in pairs[:2]]
-    for name, high in (("worse", -0.01), ("unclear", 0.01)):
-        model.j = {**rates, "change": {"value": -0.25, "low": -0.4, "high": high}}
+    on_answers, on_injected = "claims of answers", "injected claims"
+    for name, measured_on, high in (
+        ("worse", on_answers, -0.01), ("unclear", on_answers, 0.01), ("worse_on_injected", on_injected, -0.01),
+    ):  # fmt: skip
+        model.j = {"measured_on": measured_on, **rates, "change": {"value": -0.25, "low": -0.4, "high": high}}
         save_reward_model(model, tmp_path / name, groups)
     config = ppo_config(tiny_vlm_path, tmp_path / "worse", tmp_path / "ppo", max_steps=0, allow_worse_judge=False)
     with pytest.raises(
@@ -289,4 +292,11 @@ def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, p
     ):
         ppo(config, examples)
     ppo(dataclasses.replace(config, allow_worse_judge=True), examples)
-    ppo(dataclasses.replace(config, reward_model_path=str(tmp_path / "unclear"), output_dir=str(tmp_path / "other")), examples)
+    note = "tells injected false claims from true ones worse than before its training (J 0.50, before 0.75)"
+    for name in ("unclear", "worse_on_injected"):
+        capsys.readouterr()
+        ppo(
+            dataclasses.replace(config, reward_model_path=str(tmp_path / name), output_dir=str(tmp_path / f"ppo_{name}")),
+            examples,
+        )
+        assert (note in capsys.readouterr().out) == (name == "worse_on_injected")

@@ -35,6 +35,8 @@ NOTHING_TO_INJECT = (
     "enough; `mmrlhf data facts` reads COCO files and scene graphs)"
 )
 """Why there are no probes."""
+INJECTED_CLAIMS = "injected claims"
+"""What a reward model's J was measured on, if not on the claims of answers."""
 _PREPOSITION = re.compile(r"\s(?:at|in|on|of|with|near|by|behind|beside|under|above|below)\s", re.IGNORECASE)
 Templates = dict[ProbeKind, str]
 PROBE_TEMPLATES: Templates = {

@@ -17,7 +17,7 @@ from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, RowsOfClaims, j_change, youden_j
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises, with_removals
-from mmrlhf.rewards.probes import NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
+from mmrlhf.rewards.probes import INJECTED_CLAIMS, NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
 
@@ -121,7 +121,7 @@ class Reference:
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed
         if change := j_change(outcomes_before, outcomes, self.rows_of_claims):
-            measured_on = "claims of answers" if self.removals else "injected claims"
+            measured_on = "claims of answers" if self.removals else INJECTED_CLAIMS
             j = {"before": youden_j(outcomes_before), "after": youden_j(outcomes), "change": change}
             model.j = {"measured_on": measured_on, **j}
 
@@ -180,7 +180,8 @@ def j_sentence(j: Mapping[str, Any]) -> str:
     before, after, change = j["before"], j["after"], j["change"]
     kinds = ", ".join(f"{kind} {before[kind]['j']:.2f} and {after[kind]['j']:.2f}" for kind in after if kind != ALL_KINDS)
     kinds = kinds or "not enough claims"
-    verdict = " (ppo refuses a reward model that training made worse)" if change["high"] < 0 else ""
+    is_refused = change["high"] < 0 and j["measured_on"] != INJECTED_CLAIMS
+    verdict = " (ppo refuses a reward model that training made worse)" if is_refused else ""
     return (
         f"J (share of false claims that lower the score, minus that of true claims) on {j['measured_on']}: "
         f"{before[ALL_KINDS]['j']:.2f} before training, {after[ALL_KINDS]['j']:.2f} after, change {change['value']:+.2f} "
