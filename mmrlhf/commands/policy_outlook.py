@@ -30,7 +30,7 @@ over fewer is too narrow: of rewards that know nothing, simulated, 7% have a slo
 interval excludes 0 with 20 prompts, 9% with 10 and 11% with 5."""
 WITH_FACTS, WITHOUT_FACTS, OTHER_FACTS = "with facts", "without facts", "with another image's facts"
 COLOURS = {WITH_FACTS: "#12a08f", WITHOUT_FACTS: "#6b7280", OTHER_FACTS: "#c2a83e"}
-GOES, STAYS, GROWS, UNCLEAR = "goes", "stays", "grows", "not measured"
+FALLS, UNCLEAR, RISES, NOT_MEASURED = "falls", "unclear", "rises", "not measured"
 
 # ---- answers -------------------------------------------------------------------------------------
 
@@ -123,20 +123,20 @@ def forecast(
     kinds = [kind for kind in CLAIM_KINDS if any(kind in by_kind for by_kind in slopes.values())]
     result: dict[str, dict[str, Any]] = {}
     for kind in kinds:
-        fates = {name: _fate(by_kind.get(kind)) for name, by_kind in slopes.items()}
-        go_in_both = all(fates.get(name) == GOES for name in (WITH_FACTS, WITHOUT_FACTS))
+        trends = {name: _trend(by_kind.get(kind)) for name, by_kind in slopes.items()}
+        falls_in_both = all(trends.get(name) == FALLS for name in (WITH_FACTS, WITHOUT_FACTS))
         compared = (with_and_without or {}).get(kind, {})
-        speed_ratio = compared.get("ratio") if go_in_both else None
-        result[kind] = {"fate": fates, "speed_ratio": speed_ratio, "difference": compared.get("difference")}
+        speed_ratio = compared.get("ratio") if falls_in_both else None
+        result[kind] = {"trend": trends, "speed_ratio": speed_ratio, "difference": compared.get("difference")}
     return result
 
 
-def _fate(slopes: Mapping[str, Any] | None) -> str:
+def _trend(slopes: Mapping[str, Any] | None) -> str:
     if slopes is None or slopes["num_prompts"] < MIN_PROMPTS or slopes["false"] is None:
-        return UNCLEAR
+        return NOT_MEASURED
     if slopes["false"]["high"] < 0:
-        return GOES
-    return GROWS if slopes["false"]["low"] > 0 else STAYS
+        return FALLS
+    return RISES if slopes["false"]["low"] > 0 else UNCLEAR
 
 
 def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
@@ -163,20 +163,22 @@ def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
             "truth, or no second answer of known truth to their prompt."
         )
     main = WITH_FACTS if WITH_FACTS in outlook["slopes"] else WITHOUT_FACTS
-    phrases_by_fate: dict[str, list[str]] = {GOES: [], STAYS: [], GROWS: [], UNCLEAR: []}
+    phrases_by_trend: dict[str, list[str]] = {FALLS: [], UNCLEAR: [], RISES: [], NOT_MEASURED: []}
     for kind, entry in outlook["forecast"].items():
-        fate, slopes = entry["fate"][main], outlook["slopes"][main].get(kind)
-        phrases_by_fate[fate].append(_few_phrase(kind, slopes) if fate == UNCLEAR else _kind_phrase(kind, slopes, entry, main))
-    for fate, verb in (
-        (GOES, "will go"),
-        (STAYS, "are not shown to change (the interval of the slope includes 0)"),
-        (GROWS, "will grow"),
+        trend, slopes = entry["trend"][main], outlook["slopes"][main].get(kind)
+        phrases_by_trend[trend].append(
+            _few_phrase(kind, slopes) if trend == NOT_MEASURED else _kind_phrase(kind, slopes, entry, main)
+        )
+    for trend, verb in (
+        (FALLS, "will become rarer"),
+        (UNCLEAR, "are not shown to change (the interval of the slope includes 0)"),
+        (RISES, "will become more frequent"),
     ):
-        if phrases_by_fate[fate]:
-            sentences.append(f"Trained against this reward {main}, false claims {verb}: {'; '.join(phrases_by_fate[fate])}.")
-    if phrases_by_fate[UNCLEAR]:
+        if phrases_by_trend[trend]:
+            sentences.append(f"Trained against this reward {main}, false claims {verb}: {'; '.join(phrases_by_trend[trend])}.")
+    if phrases_by_trend[NOT_MEASURED]:
         sentences.append(
-            f"Not measured, with false claims in fewer than {MIN_PROMPTS} prompts: {'; '.join(phrases_by_fate[UNCLEAR])}."
+            f"Not measured, with false claims in fewer than {MIN_PROMPTS} prompts: {'; '.join(phrases_by_trend[NOT_MEASURED])}."
         )
     sentences += _coverage_sentences(outlook["slopes"][main])
     if main == WITH_FACTS:
@@ -205,13 +207,15 @@ def _spread_sentence(spread: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _kind_phrase(kind: str, slopes: Mapping[str, Any], entry: Mapping[str, Any], main: str) -> str:
     phrase = f"{kind} (slope {format_value(slopes['false'], ', {} to {}')}"
-    fate_without = entry["fate"].get(WITHOUT_FACTS)
+    trend_without = entry["trend"].get(WITHOUT_FACTS)
     if main == WITH_FACTS:
         if entry["speed_ratio"] is not None:
             ratio, low, high = (f"{entry['speed_ratio'][key]:.1f}" for key in ("value", "low", "high"))
             phrase += f"; {ratio} times as fast as without facts, {low} to {high}"
-        elif fate_without != entry["fate"][main] and fate_without != UNCLEAR:
-            without = {GOES: "they go", STAYS: "not shown to change", GROWS: "they grow"}[fate_without or STAYS]
+        elif trend_without != entry["trend"][main] and trend_without != NOT_MEASURED:
+            without = {FALLS: "they become rarer", UNCLEAR: "not shown to change", RISES: "they become more frequent"}[
+                trend_without or UNCLEAR
+            ]
             phrase += f"; without facts {without}"
     return f"{phrase})"
 
@@ -246,14 +250,14 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
     lost: list[str] = []
     is_measured = False
     for kind, entry in outlook["forecast"].items():
-        with_facts, without, difference = entry["fate"][WITH_FACTS], entry["fate"][WITHOUT_FACTS], entry["difference"]
-        if UNCLEAR in (with_facts, without) or difference is None:
+        with_facts, without, difference = entry["trend"][WITH_FACTS], entry["trend"][WITHOUT_FACTS], entry["difference"]
+        if NOT_MEASURED in (with_facts, without) or difference is None:
             continue
         is_measured = True
         if difference["low"] > 0:
             lost.append(kind)
         elif difference["high"] < 0:
-            (held if with_facts != GOES else faster if without == GOES else gained).append(kind)
+            (held if with_facts != FALLS else faster if without == FALLS else gained).append(kind)
     sentences = []
     if gained:
         sentences.append(f"Facts will change the policy: only with them do false claims go that are about {_and(gained)}.")
@@ -272,7 +276,7 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
     elif not sentences:
         sentences.append("Facts are not shown to change what the policy learns from this reward.")
     own, other = outlook["slopes"][WITH_FACTS].get(ALL_KINDS), outlook.get("own_minus_other_facts")
-    if own and _fate(own) == GOES and other and other["high"] >= 0:
+    if own and _trend(own) == FALLS and other and other["high"] >= 0:
         sentences.append(
             f"The slope over all kinds, {own['false']['value']:.2f}, is not shown to be steeper than with another image's facts (difference "
             f"{format_value(other, ', {} to {}')}): the reward may hardly read what the facts say."

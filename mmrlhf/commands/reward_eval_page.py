@@ -115,7 +115,7 @@ def print_table(result: dict[str, Any]) -> None:
         console.print(table)
     if rows := detection_rows(result):
         title = _policy_title(result["policy"])
-        caption = "slope of false claims per answer along the root of KL: below 0 they go"
+        caption = "slope of false claims per answer along the root of KL: below 0 they become rarer"
         detection = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         for number, name in enumerate(DETECTION_COLUMNS[:-2]):
             detection.add_column(name, justify="left" if number < 2 else "right")

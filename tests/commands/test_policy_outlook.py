@@ -69,11 +69,11 @@ def test_forecast_follows_from_slopes():
         "without facts": {"object": slope(-0.3), "count": slope(-0.5), "attribute": slope(0.05), "relation": slope(-0.9, num=4)},
     }
     entries = forecast(slopes, compared(dict.fromkeys(slopes["with facts"], interval(-0.3))))
-    assert entries["object"]["fate"] == {"with facts": "goes", "without facts": "goes"}
+    assert entries["object"]["trend"] == {"with facts": "falls", "without facts": "falls"}
     assert entries["object"]["speed_ratio"] == interval(2.0, 0.5)
-    assert entries["count"]["fate"] == {"with facts": "stays", "without facts": "goes"}
-    assert entries["attribute"]["fate"] == {"with facts": "grows", "without facts": "stays"}
-    assert entries["relation"]["fate"] == {"with facts": "not measured", "without facts": "not measured"}
+    assert entries["count"]["trend"] == {"with facts": "unclear", "without facts": "falls"}
+    assert entries["attribute"]["trend"] == {"with facts": "rises", "without facts": "unclear"}
+    assert entries["relation"]["trend"] == {"with facts": "not measured", "without facts": "not measured"}
     assert entries["count"]["speed_ratio"] is None
 
 
@@ -86,11 +86,11 @@ def test_sentences_say_what_goes_stays_and_grows():
     assert sentences == [
         "Within a prompt's answers the reward has a standard deviation of 1 with facts, 40% of its variance explained by true "
         "and false claims; 0.5 without facts, 10% of its variance explained by true and false claims.",
-        "Trained against this reward with facts, false claims will go: object (slope -0.60, -0.70 to -0.50; 2.0 times as fast as "
+        "Trained against this reward with facts, false claims will become rarer: object (slope -0.60, -0.70 to -0.50; 2.0 times as fast as "
         "without facts, 1.5 to 2.5).",
         "Trained against this reward with facts, false claims are not shown to change (the interval of the slope includes 0): "
-        "count (slope 0.05, -0.05 to 0.15; without facts they go).",
-        "Trained against this reward with facts, false claims will grow: attribute (slope 0.30, 0.20 to 0.40; without facts not "
+        "count (slope 0.05, -0.05 to 0.15; without facts they become rarer).",
+        "Trained against this reward with facts, false claims will become more frequent: attribute (slope 0.30, 0.20 to 0.40; without facts not "
         "shown to change).",
         "Not measured, with false claims in fewer than 20 prompts: relation (4).",
         "True claims about attributes will become fewer, too: watch coverage, or add it to the reward.",
@@ -132,7 +132,7 @@ def test_whether_facts_matter_is_not_measured_on_few_false_claims():
         assert sentences[-1] == (
             "Whether facts change what the policy learns is not measured: no kind has false claims in enough prompts."
         )
-    assert "goes" in forecast({"with facts": {"object": slope(-0.6, num=20)}})["object"]["fate"].values()
+    assert "falls" in forecast({"with facts": {"object": slope(-0.6, num=20)}})["object"]["trend"].values()
 
 
 def test_kinds_without_false_claims_have_no_picture():
