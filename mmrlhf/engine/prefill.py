@@ -332,9 +332,12 @@ def max_logp_gap(vlm: VLM, prompt: Prompt) -> float:
 def max_logp_difference(reference: Tensor, actual: Tensor) -> float:
     """Return the largest difference between log-probs, leaving out pairs below MIN_COMPARED_LOGP.
 
-    It is NaN if any log-prob is.
+    The likeliest tokens are always compared: a flat distribution over more than e^10 tokens has
+    none above that limit. The difference is NaN if any log-prob is.
     """
-    is_compared = ~(torch.maximum(reference, actual) <= MIN_COMPARED_LOGP)  # true for NaN
+    likelier = torch.maximum(reference, actual)
+    lowest_compared = likelier.amax(-1, keepdim=True).clamp(max=MIN_COMPARED_LOGP)
+    is_compared = ~(likelier < lowest_compared)  # true for NaN
     return float((reference - actual)[is_compared].abs().max())
 
 

@@ -121,6 +121,15 @@ def test_max_logp_difference_ignores_unlikely_tokens_but_not_nan():
     assert math.isnan(max_logp_difference(reference, torch.tensor([-0.5, torch.nan, -torch.inf, -11.0])))
 
 
+def test_max_logp_difference_compares_the_likeliest_tokens_of_a_flat_distribution():
+    """The log-probs of 32,000 equally likely tokens are -10.37, and e^-10 is 1 in 22,026."""
+    flat = torch.full((2, 32_000), -math.log(32_000))
+    assert max_logp_difference(flat, flat) == 0
+    other = flat.clone()
+    other[1, 7] -= 0.5
+    assert max_logp_difference(flat, other) == 0.5
+
+
 def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, capsys):
     def fail(model):
         raise NotImplementedError("no such cache")
