@@ -357,8 +357,7 @@ class VLM:
         tokens reach the head, in chunks of MAX_LOGITS or MAX_LOGITS_GPU. With several chunks,
         backward recomputes each chunk's logits, so the batch's logits never all exist at once.
         """
-        is_token_NT = mask_NT.bool()
-        is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(is_token_NT)
+        is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(token_ids_NT)
         max_logits = MAX_LOGITS_GPU if self.device.type == "cuda" else MAX_LOGITS
         chunk_size = max(1, max_logits // self.model.get_output_embeddings().weight.shape[0])
         eos_ids = torch.tensor(self.eos, device=token_ids_NT.device)
@@ -370,9 +369,11 @@ class VLM:
                 logits = logits.index_add(-1, eos_ids, end_penalty)
             return -torch.nn.functional.cross_entropy(logits, token_ids, reduction="none")
 
-        # Masking flattens [N, T] to the n real tokens; masked_scatter restores the same order.
-        hidden_chunks = hidden_NTD[is_token_NT].split(chunk_size)
-        id_chunks, early_chunks = (t[is_token_NT].split(chunk_size) for t in (token_ids_NT, is_early_NT))
+        # The n real tokens of the flattened [N, T]. Selecting by index waits for the GPU once; a mask
+        # would wait in each selection.
+        real = mask_NT.flatten().nonzero().squeeze(1)
+        hidden_chunks = hidden_NTD.flatten(0, 1).index_select(0, real).split(chunk_size)
+        id_chunks, early_chunks = (t.flatten().index_select(0, real).split(chunk_size) for t in (token_ids_NT, is_early_NT))
         should_recompute = torch.is_grad_enabled() and len(hidden_chunks) > 1
         logps = []
         for chunk in zip(hidden_chunks, id_chunks, early_chunks, strict=True):
@@ -380,5 +381,5 @@ class VLM:
                 logps.append(checkpoint(chunk_logps, *chunk, use_reentrant=False, preserve_rng_state=False))
             else:
                 logps.append(chunk_logps(*chunk))
-        zeros = torch.zeros(token_ids_NT.shape, dtype=torch.float32, device=token_ids_NT.device)
-        return zeros.masked_scatter(is_token_NT, torch.cat(logps)) if bool(is_token_NT.any()) else zeros
+        zeros = torch.zeros(token_ids_NT.numel(), dtype=torch.float32, device=token_ids_NT.device)
+        return zeros.index_copy(0, real, torch.cat(logps)).view_as(token_ids_NT)
