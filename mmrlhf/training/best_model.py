@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.atomic import atomic_folder, write_atomic
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.export import save_policy
 from mmrlhf.report.progress import format_number
@@ -71,14 +70,11 @@ class BestModel:
         current = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
         policy.load_state_dict(self.tensors)
         try:
-            temporary_dir = folder.with_name(f".{folder.name}.{os.getpid()}")
-            shutil.rmtree(temporary_dir, ignore_errors=True)
-            save_policy(policy.adapters, str(policy.adapter), temporary_dir, final_directory=folder)
+            with atomic_folder(folder) as temporary_dir:
+                save_policy(policy.adapters, str(policy.adapter), temporary_dir, final_directory=folder)
+                write_atomic(temporary_dir / "best.json", json.dumps(self.result()) + "\n")
         finally:
             policy.load_state_dict(current)
-        write_atomic(temporary_dir / "best.json", json.dumps(self.result()) + "\n")
-        self.discard(folder)
-        temporary_dir.rename(folder)
         self._saved_step = self.step
 
     def discard(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmrlhf.training import best_model
 from mmrlhf.training.best_model import BestModel
 
 
@@ -36,3 +37,23 @@ def test_only_weights_chosen_by_the_same_metric_are_restored(metric, greater_is_
     restored = BestModel(metric, greater_is_better)
     restored.restore(*saved.checkpoint())
     assert restored.step == step and (step is None or restored.value == 2.3)
+
+
+def test_a_full_disk_leaves_the_last_best_policy_and_nothing_else(tmp_path, monkeypatch):
+    loaded = []
+    policy = SimpleNamespace(adapters=None, adapter="policy", load_state_dict=loaded.append, **vars(weights(7)))
+
+    def save_policy(adapters, name, directory, final_directory):
+        (directory / "adapter").write_text(str(loaded[-1]["w"].item()))
+        if best.step == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(best_model, "save_policy", save_policy)
+    best = BestModel("f1", greater_is_better=True)
+    best.update(1, 0.1, weights(1))
+    best.save(policy, tmp_path / "best")
+    best.update(2, 0.2, weights(2))
+    with pytest.raises(OSError, match="No space"):
+        best.save(policy, tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best/adapter").read_text() == "1.0" and loaded[-1]["w"].item() == 7
