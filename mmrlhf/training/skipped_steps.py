@@ -1,8 +1,9 @@
 """Skip a training step with non-finite numbers: save it for replay, count it, or stop.
 
 One bad row or one overflow should not end a week of training, nor go unnoticed. The weights stay
-unchanged, which is safe: AdamW divides each gradient by its own size, so a step with finite
-gradients moves a weight by a few learning rates at most, and cannot make it infinite.
+unchanged (in ppo, the updates before the failing minibatch are kept), which is safe: AdamW divides
+each gradient by its own size, so a step with finite gradients moves a weight by a few learning
+rates at most, and cannot make it infinite.
 """
 
 from __future__ import annotations
@@ -166,11 +167,12 @@ def _step_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def together(attempt: Attempt) -> Iterator[None]:
+def together(attempt: Attempt | None = None) -> Iterator[None]:
     """Raise an InputError of one process on all of them, so that none waits.
 
     The most serious error of all processes is raised: a NotFiniteError, which only skips the step,
-    if there is no other. The block must not exchange anything between processes.
+    if there is no other. `attempt` learns whether this process is its cause. The block must not
+    exchange anything between processes.
     """
     own = None
     try:
@@ -178,8 +180,10 @@ def together(attempt: Attempt) -> Iterator[None]:
     except LostProcessError:
         raise  # nothing can be exchanged any more
     except InputError as error:
-        attempt.is_cause = isinstance(error, NotFiniteError)
-        gravity = 0 if attempt.is_cause else 2 if isinstance(error, EngineError) else 1
+        is_not_finite = isinstance(error, NotFiniteError)
+        if attempt is not None:
+            attempt.is_cause = is_not_finite
+        gravity = 0 if is_not_finite else 2 if isinstance(error, EngineError) else 1
         own = (gravity, str(error))  # not the exception, which may take other arguments
     problems = [other for other in gather_object([own]) if other is not None]
     if problems:
