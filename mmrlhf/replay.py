@@ -188,21 +188,22 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
     num_prompts = len(saved.batch["mask_NT"]) // config.num_generations
     rows, ptx_rows = list(saved.rows[:num_prompts]), list(saved.rows[num_prompts:])
     batch = restore_batch(config, roles, rows, saved.batch, saved.numbers)  # type: ignore[arg-type]
+    num_tokens = torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device)
     aggregate = Aggregation(
         config.loss_type,
-        num_tokens=torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device),
+        num_tokens=torch.tensor(saved.numbers.get("num_policy_tokens", float(num_tokens)), device=vlm.device),
         num_answers=int(saved.numbers.get("num_answers", 1)),
         max_tokens=config.response_length,
     )
     ptx = None
     if ptx_rows:
-        num_tokens = torch.tensor(saved.numbers.get("num_ptx_tokens", 1.0), device=vlm.device)
-        ptx = PTXBatch(ptx_rows, build_sft_batch(vlm, ptx_rows, config.max_length, "all"), num_tokens)  # type: ignore[arg-type]
+        num_ptx_tokens = torch.tensor(saved.numbers.get("num_ptx_tokens", 1.0), device=vlm.device)
+        ptx = PTXBatch(ptx_rows, build_sft_batch(vlm, ptx_rows, config.max_length, "all"), num_ptx_tokens)  # type: ignore[arg-type]
 
     def compute() -> float:
         minibatch = batch.select(saved.batch["minibatch"].tolist())
         optimizer = _optimizer(roles.trained)
-        return total_loss(ppo_gradients(config, accelerator, optimizer, roles, minibatch, aggregate, ptx))
+        return total_loss(ppo_gradients(config, accelerator, optimizer, roles, minibatch, aggregate, num_tokens, ptx))
 
     return Step(roles.changing, compute)
 

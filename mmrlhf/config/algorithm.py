@@ -38,6 +38,10 @@ class AlgorithmConfig:
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """Average of the policy's loss: over all tokens (`dapo`), each answer's mean over its tokens
     (`grpo`), or each answer's sum over its tokens divided by response_length (`dr_grpo`)."""
+    mask_truncated_completions: bool = False
+    """Leave answers that are cut off at response_length out of the policy's loss and its counts of
+    tokens (DAPO's overlong filtering). Advantages still compare all answers, and the critic learns
+    from all of them, so that both know what is likely to be cut off."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Which ratio of new to old probability is clipped: each `token`'s, or that of the `sequence`,
     the geometric mean over an answer (GSPO)."""

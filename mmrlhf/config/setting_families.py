@@ -60,7 +60,7 @@ SETTING_FAMILIES = {
     r"(clip_ratio|epsilon|eps|cliprange)_(high|low|c)$|dual_clip": "cliprange and epsilon_high are the clip ranges below and above 1, and delta is the dual clip",
     r"loss_agg|token_level_loss|loss_reduction": "loss_type says what the policy's loss is a mean of: tokens (dapo), answers (grpo), or a constant (dr_grpo)",
     r"dynamic_sampl|filter_groups": "dynamic_sampling replaces prompts whose answers all score alike (ppo)",
-    r"mask_truncated|overlong_filter": "answers cut off at response_length are trained on like any other: give missing_eos of reward_terms a weight",
+    r"mask_truncated|overlong_filter": "mask_truncated_completions leaves answers cut off at response_length out of the policy's loss (ppo)",
     r"kl_(target|horizon|ctl)|adaptive_kl|ppo_target": KL,
     r"kl_(loss_)?type|kl_estimator": "kl_estimator is k1, k2 or k3",
     r"entropy": ENTROPY,

@@ -41,6 +41,11 @@ class FakeConfigWithBatch(FakeConfigWithData):
 
 
 @dataclass(frozen=True)
+class FakeConfigWithLaterSetting(FakeConfig):
+    load_best_model_at_end: bool = False
+
+
+@dataclass(frozen=True)
 class FakeConfigWithTerms(FakeConfig):
     reward_terms: str = ""
 
@@ -291,6 +296,13 @@ def test_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys):
     go_on(open_run_on(data, tmp_path / "run"))
     assert "(no inputs.json): only settings are compared" in capsys.readouterr().out
     assert "images" in json.loads((tmp_path / "run" / "inputs.json").read_text())["inputs"]
+
+
+def test_run_of_a_version_without_a_setting_goes_on_with_its_default_alone(tmp_path):
+    open_run(tmp_path).begin()
+    with pytest.raises(InputError, match=r"load_best_model_at_end \(was False, now True\)"):
+        Run(str(tmp_path), FakeConfigWithLaterSetting(load_best_model_at_end=True))
+    Run(str(tmp_path), FakeConfigWithLaterSetting())
 
 
 def test_run_says_other_versions_when_it_resumes(tmp_path, monkeypatch, capsys):

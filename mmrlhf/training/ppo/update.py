@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.scoring import hidden_states, logps, values
@@ -72,29 +73,40 @@ def update_minibatch(
     `has_sampled`: whether the current policy sampled the answers, so that sampling and scoring must
     agree. Raises NotFiniteError, on all processes, before it changes anything.
     """
-    num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
+    own_counts = torch.stack([minibatch.mask_NT.sum(), policy_mask(config, minibatch).sum()])
+    num_tokens, num_policy_tokens = accelerator.reduce(own_counts, "sum")
     if not num_tokens:
         raise NotFiniteError("the answers have no tokens, so that means over them are not defined")
     aggregate = policy_losses.Aggregation(
         config.loss_type,
-        num_tokens=num_tokens,
+        num_tokens=num_policy_tokens.clamp(min=1),  # if all answers are cut off, the loss is 0
         num_answers=num_prompts * config.num_generations,
         max_tokens=config.response_length,
     )
-    sums = roles.vlm.budget.retry_on_oom(compute_gradients, config, accelerator, optimizer, roles, minibatch, aggregate, ptx)
+    sums = roles.vlm.budget.retry_on_oom(
+        compute_gradients, config, accelerator, optimizer, roles, minibatch, aggregate, num_tokens, ptx
+    )
     attempt.numbers |= {
         "loss": total_loss(sums),
-        "num_tokens": float(aggregate.num_tokens),
+        "num_tokens": float(num_tokens),
+        "num_policy_tokens": float(aggregate.num_tokens),
         "num_answers": aggregate.num_answers,
         "num_ptx_tokens": float(ptx.num_tokens) if ptx is not None else 0.0,
     }
     update = sum_over_processes(sums)
     check_loss(total_loss(update))
-    if has_sampled and config.dtype == "float32":
+    if has_sampled and num_policy_tokens and config.dtype == "float32":
         check_first_ratio(update["val/ratio"])
     parameters = [p for role in roles.trained for p in role.parameters()]
     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
     return update
+
+
+def policy_mask(config: PPOConfig, batch: PPOBatch) -> Tensor:
+    """Return 1.0 on the tokens of which the policy's loss is a mean, 0.0 on others [N, T]."""
+    if config.mask_truncated_completions:
+        return batch.mask_NT * batch.completions.finished_N[:, None]
+    return batch.mask_NT
 
 
 def total_loss(metrics: Mapping[str, float]) -> float:
@@ -109,21 +121,24 @@ def compute_gradients(
     roles: PPORoles,
     minibatch: PPOBatch,
     aggregate: policy_losses.Aggregation,
+    num_tokens: Tensor,
     ptx: PTXBatch | None,
 ) -> dict[str, float]:
     """Compute a minibatch's gradients, a micro-batch of answers at a time; return metric sums.
 
-    `aggregate` has the minibatch's counts over all processes. Safe to rerun when out of memory: it
-    starts by clearing the gradients. Each `backward` here covers the answers' tokens only;
-    `hidden_states` runs the prompts' own once, after their last answer.
+    `aggregate` has the minibatch's counts over all processes, of what the policy learns from;
+    `num_tokens` counts all tokens, for the value loss. Safe to rerun when out of memory: it starts
+    by clearing the gradients. Each `backward` here covers the answers' tokens only; `hidden_states`
+    runs the prompts' own once, after their last answer.
     """
     optimizer.zero_grad(set_to_none=True)
     metric_sums: Counter[str] = Counter()
+    policy_mask_NT = policy_mask(config, minibatch)
     for indices, hidden_NTD in hidden_states(roles.policy, minibatch.completions):
         width = hidden_NTD.shape[1]
         mask_NT, old_NT, ref_NT, advantages_NT = (
             tensor[indices, :width]
-            for tensor in (minibatch.mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
+            for tensor in (policy_mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
         )
         new_NT = logps(roles.policy, minibatch.completions, hidden_NTD, indices)
         weights_NT = None
@@ -149,9 +164,7 @@ def compute_gradients(
                 tensor[indices, :width] for tensor in (minibatch.mask_NT, minibatch.values_NT, minibatch.returns_NT)
             )
             new_NT = values(roles.critic, minibatch.completions, hidden_NTD, indices)
-            loss, metrics = policy_losses.ppo_value(
-                new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, aggregate.num_tokens
-            )
+            loss, metrics = policy_losses.ppo_value(new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, num_tokens)
             accelerator.backward(config.vf_coef * loss)
             metric_sums.update(metrics)
     if ptx is not None:
