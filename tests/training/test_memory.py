@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from mmrlhf.cli import main
 from mmrlhf.commands.plan import print_memory_estimate
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, loader
+from mmrlhf.dpo import check_recipe
 from mmrlhf.files.bundled import folder
+from mmrlhf.reward_model import check_config as check_reward_config
 from mmrlhf.training.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
+from mmrlhf.training.ppo.settings import check_settings
 from tests.helpers.tiny_models import build_checkpoint
 
 CONFIGS = folder("configs")
@@ -30,7 +33,9 @@ QWEN = {
 """Sizes of Qwen2.5-VL by recipe: width, MLP width, layers, heads, KV heads, vocabulary, MLP width
 of the vision tower, and weights."""
 RECIPES = sorted((name, path.stem) for name in MODELS for path in (CONFIGS / name).glob("*.yaml"))
-STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
+STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ddpo": DPOConfig, "ppo": PPOConfig, "grpo": PPOConfig}
+CHECKS = {RewardConfig: check_reward_config, DPOConfig: check_recipe, PPOConfig: check_settings}
+"""What a stage itself refuses in its settings, before it loads anything."""
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +280,8 @@ def test_recipe_loads_and_its_model_can_be_planned(name, stage):
     cls = STAGES[stage]
     dummies = {n: "-" for n, f in loader.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
     config = loader.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    if check := CHECKS.get(cls):
+        check(config)
     estimate = estimated_bytes(config, model)
     decoder = model.base_model.get_decoder()
     linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
