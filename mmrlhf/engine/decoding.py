@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from mmrlhf.engine.prefill import Prefix
 from mmrlhf.models import kv_cache
@@ -35,7 +36,10 @@ class DecodeStep:
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
         self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
         self.prompt_mask_SL = prefix.mask_PL[prompt_index_S].bool()
-        self.cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_S, max_new_tokens)
+        self.cache = self._new_cache()
+
+    def _new_cache(self) -> Cache:
+        return kv_cache.preallocated_cache(self.prefix.kv, self.prefix.cache_template, self.prompt_index_S, self.max_new_tokens)
 
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
         """Run these tokens and return their hidden states [S, G, D].
@@ -79,12 +83,13 @@ class CudaGraphDecodeStep(DecodeStep):
     is_captured = True
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
-        self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
-        self.prompt_mask_SL = prefix.mask_PL[prompt_index_S].bool()
-        self.cache = kv_cache.static_cache(prefix.kv, prompt_index_S, max_new_tokens)
+        super().__init__(prefix, prompt_index_S, max_new_tokens)
         # A graph reads and writes fixed addresses: every step copies its inputs into these tensors.
         self._static_inputs: tuple[Tensor, ...] = ()
         self._replay: Callable[[], Tensor] | None = None
+
+    def _new_cache(self) -> Cache:
+        return kv_cache.static_cache(self.prefix.kv, self.prompt_index_S, self.max_new_tokens)
 
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
         num_new_tokens, num_columns = token_ids_SG.shape[1], visible_SGC.shape[2]

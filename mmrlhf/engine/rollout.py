@@ -82,7 +82,7 @@ class LocalEngine:
 
     def __init__(self, policy: Role):
         self.policy = policy
-        self.policy_version = 0
+        self.policy_version = -1
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
         """Record the version; the weights are shared. Raises ValueError if given an adapter."""

@@ -321,7 +321,7 @@ class DecodeState:
         return float(self.unfinished[active].float().mean()) if (t + 1) % self.check_interval == 0 else 1.0
 
     def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """Do the same as `choose` with the model's unprocessed logits, for `naive.generate`.
+        """Do the same as `step` with the model's unprocessed logits, for `naive.generate`.
 
         Answers that had already finished get an end-of-sequence token, so that `generate` ends.
         """

@@ -50,6 +50,7 @@ def test_local_engine_matches_sample_completions_under_the_adapter(policy, examp
 
 def test_local_engine_records_the_version_and_refuses_an_adapter(policy):
     engine = LocalEngine(policy)
+    assert engine.policy_version == -1  # as with every engine, before it has a policy
     engine.set_policy(7)
     assert engine.policy_version == 7
     with pytest.raises(ValueError, match="shares its weights with the trainer"):
