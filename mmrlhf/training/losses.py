@@ -1,7 +1,7 @@
-"""The loss on target answers: pure functions on tensors.
+"""The loss on target answers: a pure function on tensors.
 
-Shape suffixes: B answers, T tokens of an answer. `mask_BT` is 1 on the tokens of an
-answer and 0 on padding; every mean is over the mask, so wider padding changes nothing.
+Shape suffixes: B answers, T tokens of an answer. `mask_BT` is 1 on the tokens to learn and 0 on
+others, so wider padding changes nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from torch import Tensor
 Metrics = dict[str, float]
 
 
-def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return the mean over the mask; 0 for an empty mask."""
-    return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+def sft(logps_BT: Tensor, mask_BT: Tensor, num_tokens: Tensor | float) -> Tensor:
+    """Return this part's share of the mean negative log-likelihood.
 
-
-def sft(logps_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Metrics]:
-    """Return the negative log-likelihood per answer token."""
-    loss = -masked_mean(logps_BT, mask_BT)
-    return loss, {"loss": loss.item(), "num_tokens": float(mask_BT.sum())}
+    `num_tokens` counts the tokens to learn over all micro-batches and processes.
+    """
+    return -(logps_BT * mask_BT).sum() / num_tokens

@@ -79,8 +79,7 @@ def accumulate_sft_gradients(
     for indices, hidden_NTD in hidden_states(role, batch.completions):
         width = hidden_NTD.shape[1]
         targets_NT, is_learnt_NT = batch.targets_NT[indices, :width], batch.is_learnt_NT[indices, :width]
-        loss, _ = losses.sft(role.vlm.token_logps(hidden_NTD, targets_NT, is_learnt_NT), is_learnt_NT)
-        loss = loss * is_learnt_NT.sum() / num_tokens
+        loss = losses.sft(role.vlm.token_logps(hidden_NTD, targets_NT, is_learnt_NT), is_learnt_NT, num_tokens)
         accelerator.backward(loss if coefficient == 1 else coefficient * loss)
         total_loss += loss.item()
     return total_loss

@@ -9,14 +9,11 @@ from mmrlhf.training import losses
 from mmrlhf.training.ppo import advantages
 
 
-def test_masked_mean_ignores_padding():
-    assert losses.masked_mean(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]])).item() == 2.0
-    assert losses.masked_mean(tensor([[5.0]]), tensor([[0.0]])).item() == 0.0
-
-
-def test_sft_is_mean_negative_logp():
-    loss, metrics = losses.sft(tensor([[-1.0, -3.0, -50.0]]), tensor([[1.0, 1.0, 0.0]]))
-    assert loss.item() == 2.0 and metrics["num_tokens"] == 2
+def test_sft_is_the_mean_negative_logp_and_micro_batches_add_up():
+    logps, mask = tensor([[-1.0, -3.0, -50.0], [-2.0, -4.0, -6.0]]), tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    assert losses.sft(logps[:1], mask[:1], 2).item() == 2.0
+    assert losses.sft(logps, mask, 4).item() == 3.5
+    assert losses.sft(logps[:1], mask[:1], 4).item() + losses.sft(logps[1:], mask[1:], 4).item() == 3.5
 
 
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 1000))
@@ -31,7 +28,7 @@ def test_losses_ignore_wider_padding(length, extra, seed):
 
     scores = tensor([1.0, -2.0])
     for function, given_ in (
-        (lambda x, y, z, w, m: losses.sft(x, m)[0], (a, b, c, d)),
+        (lambda x, y, z, w, m: losses.sft(x, m, 3.0), (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.token_rewards(scores, x, m, 0.1).sum(1), (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.gae(x * m, y, m, 0.9, 0.8)[0][:, :length], (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.masked_whiten(x, m)[:, :length], (a, b, c, d)),

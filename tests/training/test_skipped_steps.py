@@ -99,7 +99,7 @@ def test_a_step_with_an_infinite_gradient_is_skipped_and_replayed(tiny_vlm_path,
         loss = real(*args, **kwargs)
         num_calls[0] += 1
         if num_calls[0] != 1:
-            loss[0].register_hook(lambda gradient: gradient * math.inf)
+            loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
     monkeypatch.setattr(losses, "sft", spoilt)
