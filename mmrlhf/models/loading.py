@@ -131,7 +131,7 @@ def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, 
     if dtype != "nf4":
         return {"dtype": getattr(torch, dtype)}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("dtype nf4 needs bitsandbytes: pip install 'mmrlhf[quantization]'")
+        raise InputError("dtype nf4 needs bitsandbytes, which is not installed: `pip install 'bitsandbytes>=0.46'`")
     # bitsandbytes takes the layers to skip by name; a model without weights has the same names.
     with torch.device("meta"):
         meta_model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))

@@ -272,6 +272,12 @@ def test_stages_run_one_step(family, tmp_path):
     assert abs(metrics["objective/kl"]) < 1e-3 and abs(metrics["val/ratio_first"] - 1) < 1e-3 and metrics["grad_norm"] > 0
 
 
+def test_nf4_without_its_package_says_what_to_install(tiny_vlm_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs bitsandbytes, which is not installed: `pip install 'bitsandbytes>="):
+        load(tiny_vlm_path, "nf4")
+
+
 def test_nf4_base_runs_and_learns(tmp_path):
     """Run bitsandbytes on the CPU; the saved reward model records its precision."""
     pytest.importorskip("bitsandbytes")
