@@ -18,6 +18,7 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.replay import replay
+from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.reward_clip import RewardClip, parse_reward_clip
 from mmrlhf.training.ppo import policy_losses
@@ -27,6 +28,8 @@ from mmrlhf.training.ppo.settings import check_settings
 from mmrlhf.training.replay_file import read_step
 from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config
+
+NORMALIZED = {"multi_objective_aggregation": "normalize_then_sum"}
 
 
 def longer(samples):
@@ -230,20 +233,36 @@ def test_dynamic_sampling_ends_at_its_limit(tiny_vlm_path, examples, tmp_path, c
         train(replace(config, output_dir=str(tmp_path / "all")), examples, dull(set(order)))
 
 
-def test_groups_alike_compares_what_is_trained_on():
-    def breakdowns(*values):
-        return [RewardBreakdown({"a": a, "b": b}, {}, {"a": a, "b": b}, {"a": 1.0, "b": 1.0}) for a, b in values]
+@pytest.mark.parametrize(
+    ("settings", "alike"),
+    [
+        ({}, [True, True, False, False, False]),  # sums 3 3, 2 2, 2 1, 15 18, 0 1
+        ({"reward_clip_range": "-5,5"}, [True, True, False, True, False]),
+        # The second answer has nine tokens, too many to earn more than 0: 3 0, 2 0, 2 0, 15 0, 0 0.
+        ({"length_bounds": "1,8"}, [False, False, False, False, True]),
+        ({"length_bounds": "1,4"}, [True] * 5),  # so is the first, of five tokens
+        ({"length_bounds": "auto"}, [True, True, False, False, False]),  # measured: 5 to 9
+        # Each function has mean 0 and deviation 1, so that opposite ones cancel out.
+        (NORMALIZED, [True, True, False, False, False]),
+        ({**NORMALIZED, "term_statistics": "running"}, [False, True, False, False, False]),
+    ],
+)
+def test_groups_alike_compares_what_is_trained_on(settings, alike):
+    values = [(1, 2), (2, 1), (1, 1), (1, 1), (1, 1), (0, 1), (7, 8), (9, 9), (0, 0), (1, 0)]
+    breakdowns = [RewardBreakdown({"a": a, "b": b}, {}, {"a": a, "b": b}, {"a": 1.0, "b": 1.0}) for a, b in values]
+    samples = [SimpleNamespace(num_tokens=5 + 4 * (i % 2)) for i in range(len(values))]
+    config = config_of("m", "o", **settings)
+    roles = SimpleNamespace(aggregation=build_aggregation(config, list))
+    before = roles.aggregation.state()
+    assert groups_alike(config, roles, SimpleNamespace(breakdowns=breakdowns, samples=samples)) == alike
+    assert roles.aggregation.state() == before  # the answers may still be replaced
 
-    rewards = breakdowns((1, 2), (2, 1), (1, 1), (1, 1), (0, 1), (7, 8), (9, 9), (8, 8))
-    roles = SimpleNamespace(aggregation=SimpleNamespace(reward_clip=None))
-    config = config_of("m", "o")
-    assert groups_alike(config, roles, rewards) == [True, True, False, False]
-    by_term = replace(config, multi_objective_aggregation="normalize_then_sum")
-    assert groups_alike(by_term, roles, rewards) == [False, True, False, False]
-    without_b = RewardBreakdown({"a": 1}, {}, {"a": 1}, {"a": 1.0, "b": 1.0})  # b does not apply
-    assert groups_alike(by_term, roles, [rewards[2], without_b, rewards[4], without_b]) == [True, False]
-    roles.aggregation.reward_clip = RewardClip(-5, 5)
-    assert groups_alike(config, roles, rewards) == [True, True, False, True]
+
+def test_a_function_that_applies_to_one_answer_leaves_a_group_alike():
+    config = config_of("m", "o", **NORMALIZED)
+    roles = SimpleNamespace(aggregation=build_aggregation(config, list))
+    breakdowns = [RewardBreakdown(dict(v), {}, dict(v), {"a": 1.0, "b": 1.0}) for v in ({"a": 1.0, "b": 9.0}, {"a": 1.0})]
+    assert groups_alike(config, roles, SimpleNamespace(breakdowns=breakdowns, samples=[])) == [True]
 
 
 def test_replace_prompts_puts_answers_in_their_place():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrlhf.config import RewardedConfig
@@ -36,6 +37,14 @@ class RewardAggregation:
         if self.reward_clip is not None:
             breakdowns = self.reward_clip(breakdowns)
         return breakdowns
+
+    def preview(self, breakdowns: list[RewardBreakdown], samples: Sequence[Sample]) -> list[RewardBreakdown]:
+        """Return a step's rewards as used in training, without keeping what they measure.
+
+        The step may still replace answers, and statistics count each of a step's answers once.
+        """
+        unchanged = replace(self, normalizer=copy(self.normalizer), length_bounds=copy(self.length_bounds))
+        return unchanged(breakdowns, samples)
 
     def state(self) -> dict[str, Any]:
         """Return the statistics so far, as JSON."""

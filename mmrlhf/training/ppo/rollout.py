@@ -227,31 +227,20 @@ def _sampling_params(config: PPOConfig, step: int) -> SamplingParams:
     return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens, seed=seed)
 
 
-def groups_alike(config: PPOConfig, roles: PPORoles, breakdowns: Sequence[RewardBreakdown]) -> list[bool]:
+def groups_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout) -> list[bool]:
     """Return, for each prompt, whether all of its answers have the same reward.
 
-    With normalize_then_sum, every function must give the same, and otherwise their sum, clipped as
-    it is for training; length bounds do not count.
+    It is the reward that is trained on: normalised, bounded by length and clipped, as configured,
+    and in the precision of training. Call it on all processes.
     """
-    rewards: list[dict[str, float]]
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        rewards = [breakdown.values for breakdown in breakdowns]
-    else:
-        clip = roles.aggregation.reward_clip
-        rewards = [{"total": breakdown.total if clip is None else clip.clip(breakdown.total)} for breakdown in breakdowns]
-    size = config.num_generations
-    return [_are_alike(rewards[start : start + size]) for start in range(0, len(rewards), size)]
-
-
-def _are_alike(rewards: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether each reward function gives one value to all answers to which it applies."""
-    names = {name for values in rewards for name in values}
-    return all(len({values[name] for values in rewards if name in values}) == 1 for name in names)
+    totals = [breakdown.total for breakdown in roles.aggregation.preview(rollout.breakdowns, rollout.samples)]
+    totals_PG = torch.tensor(totals).view(-1, config.num_generations)
+    return (totals_PG == totals_PG[:, :1]).all(1).tolist()
 
 
 def _slots_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout, num_processes: int, rank: int) -> list[int]:
     """Return the numbers, among a step's prompts, of those whose answers score alike."""
-    alike = groups_alike(config, roles, rollout.breakdowns)
+    alike = groups_alike(config, roles, rollout)
     return sorted(gather_object([i * num_processes + rank for i, is_alike in enumerate(alike) if is_alike]))
 
 
