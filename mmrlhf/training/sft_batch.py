@@ -75,11 +75,11 @@ def accumulate_sft_gradients(
     `num_tokens` is the step's count of learnt tokens over all processes. The loss that is returned
     is not multiplied by `coefficient`; its gradients are.
     """
-    total_loss = 0.0
+    total_loss = torch.zeros((), device=role.vlm.device)
     for indices, hidden_NTD in hidden_states(role, batch.completions):
         width = hidden_NTD.shape[1]
         targets_NT, is_learnt_NT = batch.targets_NT[indices, :width], batch.is_learnt_NT[indices, :width]
         loss = losses.sft(role.vlm.token_logps(hidden_NTD, targets_NT, is_learnt_NT), is_learnt_NT, num_tokens)
         accelerator.backward(loss if coefficient == 1 else coefficient * loss)
-        total_loss += loss.item()
-    return total_loss
+        total_loss += loss.detach()
+    return total_loss.item()

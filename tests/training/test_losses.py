@@ -34,3 +34,10 @@ def test_losses_ignore_wider_padding(length, extra, seed):
         (lambda x, y, z, w, m: advantages.masked_whiten(x, m)[:, :length], (a, b, c, d)),
     ):
         assert torch.allclose(function(*given_, mask), function(*map(wide, given_), wide(mask)), atol=1e-6)
+
+
+def test_metrics_of_micro_batches_add_up():
+    sums = {}
+    losses.add_metrics(sums, {"loss": tensor(1.0), "kl": tensor(0.5)})
+    losses.add_metrics(sums, {"loss": tensor(2.0), "kl": tensor(-0.25)})
+    assert losses.read_metrics(sums) == {"loss": 3.0, "kl": 0.25} and losses.read_metrics({}) == {}

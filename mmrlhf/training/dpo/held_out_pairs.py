@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Preference
 from mmrlhf.training.dpo.batch import PreferenceBatch, build_batch
 from mmrlhf.training.dpo.step import Counts, mean_metrics, preference_loss
+from mmrlhf.training.losses import Metrics, add_metrics, read_metrics
 from mmrlhf.training.monitor import HeldOut
 
 ROWS_PER_BATCH = 64
@@ -30,30 +30,35 @@ CHOOSING_METRICS = {"loss": False, "rewards/accuracies": True, "rewards/margins"
 class HeldOutPairs:
     """The held-out rows of a run, as an evaluation's function.
 
-    `policy` and `reference` are set once the model is loaded. The reference's log-probs are
-    computed at the first call and kept. Image pairs are left out. Batches are built anew at each
-    call, one at a time, because they hold the features of their images.
+    Call `prepare` once the model is loaded. The reference's log-probs are computed at the first
+    measurement and kept. Batches are built anew at each one, one at a time, because they hold the
+    features of their images. `config` has no image pairs, which are for rows that are trained on.
     """
 
     config: DPOConfig
-    rows: Sequence[Preference]
-    policy: Role | None = None
-    reference: Role | None = None
+    rows: Sequence[Preference] = ()
+    _policy: Role | None = None
+    _reference: Role | None = None
     _ref_logps: list[Tensor] = field(default_factory=list)
     _counts: Counts = field(default=Counts(0.0, 0.0, 0.0, 0.0))
 
+    def prepare(self, policy: Role, reference: Role, rows: Sequence[Preference]) -> None:
+        """Set the roles to compare and the rows that they can read."""
+        self._policy, self._reference, self.rows = policy, reference, rows
+
     def __call__(self, vlm: VLM) -> dict[str, float]:
         """Return the metrics of a step on all rows."""
-        assert self.policy is not None
+        assert self._policy is not None
         if not self._ref_logps:
             self._measure_reference(vlm)
-        sums = Counter[str]()
+        sums: Metrics = {}
         with torch.no_grad():
             for batch, ref_logps_N in zip(self._batches(vlm), self._ref_logps, strict=True):
-                logps_NT = in_micro_batches(token_logps, self.policy, batch.completions)
+                logps_NT = in_micro_batches(token_logps, self._policy, batch.completions)
                 all_rows = range(len(batch.answers_per_row))
-                sums.update(preference_loss(self._config, batch, all_rows, logps_NT, ref_logps_N, self._counts)[1])
-        return mean_metrics(sums, self._counts)
+                _, metrics = preference_loss(self.config, batch, all_rows, logps_NT, ref_logps_N, self._counts)
+                add_metrics(sums, metrics)
+        return mean_metrics(read_metrics(sums), self._counts)
 
     def watch(self, metrics: Mapping[str, float]) -> dict[str, HeldOut]:
         """Return loss and accuracy (with its 95% interval), which warn if they get worse."""
@@ -64,21 +69,17 @@ class HeldOutPairs:
             "rewards/accuracies": HeldOut(accuracy, *interval, CHOOSING_METRICS["rewards/accuracies"]),
         }
 
-    @property
-    def _config(self) -> DPOConfig:
-        return replace(self.config, image_pairs="none")
-
     def _batches(self, vlm: VLM) -> Iterator[PreferenceBatch]:
         for start in range(0, len(self.rows), ROWS_PER_BATCH):
             rows = self.rows[start : start + ROWS_PER_BATCH]
-            yield build_batch(self._config, vlm, rows, [None] * len(rows))
+            yield build_batch(self.config, vlm, rows, [None] * len(rows))
 
     def _measure_reference(self, vlm: VLM) -> None:
         """Compute the reference's log-probs, and count rows and tokens."""
-        assert self.reference is not None
+        assert self._reference is not None
         best_tokens = tokens = 0.0
         for batch in self._batches(vlm):
-            self._ref_logps.append(batch.weighted_logps(self.reference))
+            self._ref_logps.append(batch.weighted_logps(self._reference))
             tokens_N = batch.completions.mask_NT.sum(1)
             best_tokens += float(tokens_N[batch.is_best_N].sum())
             tokens += float(tokens_N.sum())

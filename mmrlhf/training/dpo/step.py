@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from mmrlhf.engine.scoring import grouped_hidden_states, token_logps
 from mmrlhf.models.adapters import Role
 from mmrlhf.training.dpo import losses
 from mmrlhf.training.dpo.batch import PreferenceBatch
+from mmrlhf.training.losses import Metrics, add_metrics, read_metrics
 
 EQUAL_GAP = 1e-4
 """Difference of two answers' log-ratios, in nats, up to which it may be rounding: neither answer is
@@ -34,7 +34,7 @@ class Counts:
 
 def preference_loss(
     config: DPOConfig, batch: PreferenceBatch, rows: Sequence[int], logps_NT: Tensor, ref_logps_N: Tensor, counts: Counts
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Metrics]:
     """Return the loss of some of a batch's rows, divided by global counts, and sums of metrics.
 
     `logps_NT` holds the policy's log-probs of the tokens of these rows' answers; those of other
@@ -78,7 +78,7 @@ def preference_loss(
         if config.image_pairs != "none":
             metrics["image_pairs/accuracies"] = (image_ratios.gap_C > EQUAL_GAP).sum()
             metrics["image_pairs/margins"] = config.beta * image_ratios.gap_C.sum()
-    return loss, {name: float(value.detach()) for name, value in metrics.items()}
+    return loss, {name: value.detach() for name, value in metrics.items()}
 
 
 def mean_metrics(sums: Mapping[str, float], counts: Counts) -> dict[str, float]:
@@ -105,7 +105,7 @@ def compute_gradients(
     out of memory: it starts by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
-    metric_sums: Counter[str] = Counter()
+    metric_sums: Metrics = {}
     for rows, indices, hidden_NTD in grouped_hidden_states(policy, batch.completions, batch.prompts_per_row):
         width = hidden_NTD.shape[1]
         zeros_NT = torch.zeros_like(batch.token_weights_NT)
@@ -113,8 +113,8 @@ def compute_gradients(
         logps_NT = zeros_NT.index_put((indices[:, None], torch.arange(width, device=indices.device)), selected_NT)
         loss, metrics = preference_loss(config, batch, rows, logps_NT, ref_logps_N, counts)
         accelerator.backward(loss)
-        metric_sums.update(metrics)
-    return dict(metric_sums)
+        add_metrics(metric_sums, metrics)
+    return read_metrics(metric_sums)
 
 
 def count(accelerator: Accelerator, batch: PreferenceBatch) -> Counts:

@@ -140,11 +140,11 @@ def ppo_policy(
     with torch.no_grad():
         is_clipped_BT = clipped_BT > unclipped_BT
 
-        def mean(values_BT: Tensor) -> float:
-            return (values_BT * mask_BT).sum().item() / float(aggregate.num_tokens)
+        def mean(values_BT: Tensor) -> Tensor:
+            return (values_BT * mask_BT).sum() / aggregate.num_tokens
 
         metrics = {
-            "loss/policy_avg": loss.item(),
+            "loss/policy_avg": loss.detach(),
             "policy/approxkl_avg": mean(0.5 * log_ratio_BT**2),
             "policy/clipfrac_avg": mean(is_clipped_BT),
             "clip_ratio/low_mean": mean(is_clipped_BT & (ratio_BT < lowest)),
@@ -169,6 +169,6 @@ def ppo_value(
     unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
     loss = 0.5 * (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
     return loss, {
-        "loss/value_avg": loss.item(),
-        "val/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum().item() / float(num_tokens),
+        "loss/value_avg": loss.detach(),
+        "val/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum() / num_tokens,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +12,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.engine.scoring import hidden_states, logps, values
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.processes import sum_over_processes
+from mmrlhf.training.losses import Metrics, add_metrics, read_metrics
 from mmrlhf.training.optim import check_loss, optimizer_step, random_minibatches
 from mmrlhf.training.ppo import policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_first_ratio
@@ -132,7 +132,7 @@ def compute_gradients(
     runs the prompts' own once, after their last answer.
     """
     optimizer.zero_grad(set_to_none=True)
-    metric_sums: Counter[str] = Counter()
+    metric_sums: Metrics = {}
     policy_mask_NT = policy_mask(config, minibatch)
     for indices, hidden_NTD in hidden_states(roles.policy, minibatch.completions):
         width = hidden_NTD.shape[1]
@@ -154,9 +154,9 @@ def compute_gradients(
         )  # fmt: skip
         if config.kl_in_loss:
             kl_loss = aggregate(policy_losses.kl(config.penalized_kl, new_NT, ref_NT), mask_NT)
-            loss, metrics["loss/kl_avg"] = loss + minibatch.kl_coef * kl_loss, kl_loss.item()
+            loss, metrics["loss/kl_avg"] = loss + minibatch.kl_coef * kl_loss, kl_loss.detach()
         accelerator.backward(loss)
-        metric_sums.update(metrics)
+        add_metrics(metric_sums, metrics)
     if roles.critic is not None:
         for indices, hidden_NTD in hidden_states(roles.critic, minibatch.critic_completions):
             width = hidden_NTD.shape[1]
@@ -166,8 +166,8 @@ def compute_gradients(
             new_NT = values(roles.critic, minibatch.completions, hidden_NTD, indices)
             loss, metrics = policy_losses.ppo_value(new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, num_tokens)
             accelerator.backward(config.vf_coef * loss)
-            metric_sums.update(metrics)
+            add_metrics(metric_sums, metrics)
+    sums = read_metrics(metric_sums)
     if ptx is not None:
-        ptx_loss = accumulate_sft_gradients(accelerator, roles.policy, ptx.batch, ptx.num_tokens, config.ptx_coef)
-        metric_sums.update({"loss/ptx_avg": ptx_loss})
-    return dict(metric_sums)
+        sums["loss/ptx_avg"] = accumulate_sft_gradients(accelerator, roles.policy, ptx.batch, ptx.num_tokens, config.ptx_coef)
+    return sums
