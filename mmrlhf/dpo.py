@@ -78,7 +78,7 @@ def dpo(
     if held_out is None and config.eval_dataset_name:
         held_out_split = split_of(config.eval_dataset_name, config.dataset_train_split)
         held_out = read_preferences(config.eval_dataset_name, held_out_split, config.image_folder, answer_images=True)
-    pairs = HeldOutPairs(config, held_out) if held_out else None
+    pairs = HeldOutPairs(replace(config, image_pairs="none")) if held_out else None
     evaluation = _evaluation(config, pairs, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
@@ -99,11 +99,10 @@ def dpo(
     adapters = Adapters(vlm)
     add_trained_adapter(adapters, "policy", config)
     policy, reference = Role(adapters, "policy"), add_reference(adapters, config)
-    if pairs is not None:
+    if pairs is not None and held_out:
         name = config.eval_dataset_name or "the held-out rows"
-        without_image_pairs = replace(config, image_pairs="none")  # which held-out rows do without
-        pairs.rows = _usable_rows(without_image_pairs, vlm, _without_ties(config, pairs.rows, run, name), run, None, name)
-        pairs.policy, pairs.reference = policy, reference
+        untied_held_out = _without_ties(config, held_out, run, name)
+        pairs.prepare(policy, reference, _usable_rows(pairs.config, vlm, untied_held_out, run, None, name))
 
     # 2. Train, and save
     num_steps = total_steps(config, len(rows), accelerator.num_processes)
@@ -228,7 +227,7 @@ def _check_config(config: DPOConfig) -> None:
 def check_recipe(config: DPOConfig, eval_function: EvalFunction | None = None) -> None:
     """Raise InputError, before anything is loaded, for settings that `dpo` refuses."""
     _check_config(config)
-    _evaluation(config, HeldOutPairs(config, ()) if config.eval_dataset_name else None, eval_function)
+    _evaluation(config, HeldOutPairs(config) if config.eval_dataset_name else None, eval_function)
 
 
 def _evaluation(config: DPOConfig, pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> PolicyEvaluation:

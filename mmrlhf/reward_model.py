@@ -115,10 +115,10 @@ def train_reward_model(
     reference = reference_rows(config, preferences, held_out)
 
     # 2. Train
-    steps_to_take = total_steps(config, len(preferences), accelerator.num_processes)
-    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role], steps_to_take)
-    num_steps, best, outcomes_before = _train(
-        config, accelerator, run, model, untrained, lengths, preferences, reference, skipped_steps
+    num_steps = total_steps(config, len(preferences), accelerator.num_processes)
+    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role], num_steps)
+    last_step, best, outcomes_before = _train(
+        config, accelerator, run, model, untrained, lengths, preferences, reference, skipped_steps, num_steps
     )
 
     # 3. Normalise, calibrate and probe, then save
@@ -128,7 +128,7 @@ def train_reward_model(
         model.role.load_state_dict(best.tensors)
         run.print(f"kept the weights of step {best.step}, the best measured: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
-        _calibrate_and_save(model, run, reference, outcomes_before, num_steps, config, skipped_steps)
+        _calibrate_and_save(model, run, reference, outcomes_before, last_step, config, skipped_steps)
     accelerator.wait_for_everyone()
     return run.path
 
@@ -143,17 +143,17 @@ def _train(
     preferences: Sequence[Preference],
     reference: Reference,
     skipped_steps: SkippedSteps,
+    num_steps: int,
 ) -> tuple[int, BestModel, Outcomes]:
-    """Take the remaining steps.
+    """Take the remaining of `num_steps` steps.
 
-    Return the last step, the best weights, and the outcomes on `reference` before training.
+    Return the last one taken, the best weights, and the outcomes on `reference` before training.
     """
     role, vlm, start_step = model.role, model.role.vlm, 0
     trained_parameters = [p for p in role.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained_parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    num_steps = total_steps(config, len(preferences), accelerator.num_processes)
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
     monitor = reward_monitor(config)
 
@@ -328,7 +328,7 @@ def _calibrate_and_save(
     run: Run,
     reference: Reference,
     outcomes_before: Outcomes,
-    num_steps: int,
+    last_step: int,
     config: RewardConfig,
     skipped_steps: SkippedSteps,
 ) -> None:
@@ -341,7 +341,7 @@ def _calibrate_and_save(
     reference.probe(model, outcomes_before)
     checkpoint.save_reward_model(model, run.path, reference.groups)
     result = {
-        "steps": num_steps,
+        "steps": last_step,
         **skipped_steps.metrics(),
         "accuracy": model.accuracy,
         "temperature": model.temperature,

@@ -66,9 +66,11 @@ def test_held_out_metrics_do_not_depend_on_batches(vlm, tiny_vlm_path, pairs, tm
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.02
-    whole = held_out_pairs.HeldOutPairs(config, pairs, policy, reference)(vlm)
+    at_once, in_parts = (held_out_pairs.HeldOutPairs(config) for _ in range(2))
+    for measure in (at_once, in_parts):
+        measure.prepare(policy, reference, pairs)
+    whole = at_once(vlm)
     monkeypatch.setattr(held_out_pairs, "ROWS_PER_BATCH", 5)
-    in_parts = held_out_pairs.HeldOutPairs(config, pairs, policy, reference)
     assert in_parts(vlm) == pytest.approx(whole, rel=1e-4) and in_parts(vlm) == pytest.approx(whole, rel=1e-4)
     assert abs(whole["rewards/margins"]) > 1e-3
 
