@@ -14,7 +14,6 @@ after a kill.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import shutil
@@ -30,22 +29,18 @@ from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.dpo import check_recipe as check_dpo_recipe
 from mmrlhf.dpo import dpo
-from mmrlhf.engine.rollout import LocalEngine, numbered_ids, prompts_from_examples
-from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.evaluation.claim_judge import ClaimJudge
 from mmrlhf.evaluation.openai_client import Endpoint
 from mmrlhf.evaluation.policy_eval import EvalFunction
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
-from mmrlhf.files.jsonl import json_line
-from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
-from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
+from mmrlhf.models.processes import Accelerator, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.ppo import check_recipe as check_ppo_recipe
 from mmrlhf.ppo import ppo
@@ -53,6 +48,8 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import check_config as check_reward_recipe
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.claim_rewards import parse_unknown_costs
+from mmrlhf.rewards.types import Sample
+from mmrlhf.training.answer_batches import NOT_FINITE, warn_of_left_out, write_answers
 from mmrlhf.training.feedback.labels import (
     LabelledAnswer,
     SampledAnswer,
@@ -75,7 +72,8 @@ from mmrlhf.training.feedback.settings import check_rows, check_settings
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
-from mmrlhf.training.sampled_answers import build_samples, why_unusable
+from mmrlhf.training.sampled_answers import why_unusable
+from mmrlhf.training.shared_writer import SharedWriter
 from mmrlhf.verifiers import AnswerClaims, Verifier, verify_against_facts
 from mmrlhf.verifiers.build import VERIFIERS
 from mmrlhf.verifiers.cascade import cascade, facts_verifier
@@ -133,6 +131,7 @@ def feedback(
 
         # 3. Choose pairs, and write them with the dropped comparisons and the reasons
         selection = select_pairs(groups, config.min_gap, config.max_pairs_per_prompt, config.balance_lengths, config.seed)
+        warn_of_left_out(run, number, selection.unusable[NOT_FINITE])
         if not selection.kept:
             raise InputError(
                 f"round {number} keeps none of {len(selection.comparisons)} comparisons: {why_nothing_is_kept(selection)}"
@@ -198,17 +197,17 @@ def _sample(
 ) -> None:
     """Write the answers of the policy to all prompts to `path`; the answers to one share a prefill.
 
-    A killed call resumes after the last whole prompt. Raises InputError if the file contains
-    answers made from other inputs.
+    A killed call resumes after the last whole batch. Raises InputError like `write_answers`, and if
+    the file contains answers made from other inputs.
     """
-    writer, state = None, [False, 0]
-    if accelerator.is_main_process:
-        inputs = _inputs(config, SAMPLING_SETTINGS)
-        inputs["policy"] = {"path": policy, "sha256": content_digest(policy) if policy else None}
-        writer = ResumableWriter(path, inputs, config.num_generations, "output_dir")
-        state = [writer.is_finished, writer.num_done // config.num_generations]
-    is_finished, num_done = broadcast_object_list(state)
-    if is_finished:
+
+    def inputs() -> dict[str, Any]:
+        sampled_by = {"path": policy, "sha256": content_digest(policy) if policy else None}
+        return _inputs(config, SAMPLING_SETTINGS) | {"policy": sampled_by}
+
+    batch_size = config.batch_size * accelerator.num_processes
+    writer = SharedWriter(run, path, inputs, batch_size * config.num_generations)
+    if writer.is_finished:
         return
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     adapters = Adapters(vlm)
@@ -223,40 +222,26 @@ def _sample(
 
     kept_checks = KeptChecks(run.path / "rows.json", run.add_file)
     rows = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks)
-    prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
-    params = SamplingParams(
-        config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens,
-        seed=step_seed(config.seed, number),
+
+    def to_answers(answer_rows: Sequence[int], samples: Sequence[Sample]) -> list[SampledAnswer]:
+        return [
+            SampledAnswer(
+                row,
+                index % config.num_generations,
+                sample.answer,
+                sample.num_tokens,
+                why_unusable(sample, vlm.escape_control_tokens),
+            )
+            for index, (row, sample) in enumerate(zip(answer_rows, samples, strict=True))
+        ]
+
+    policy_role = Role(adapters, "policy" if policy is not None else None)
+    write_answers(
+        config, run, accelerator, writer, policy_role, examples, rows, number, batch_size,
+        to_answers=to_answers,
+        left_out=lambda row, index: SampledAnswer(row, index, "", 0, NOT_FINITE),
+        advice="Start over with dtype float32, with a lower learning_rate in the recipe, or without that row",
     )  # fmt: skip
-    engine = LocalEngine(Role(adapters, "policy" if policy is not None else None))
-    batch_size = config.batch_size * accelerator.num_processes
-    with run.progress(len(rows), num_done, f"round {number}: sample") as progress_bar:
-        for start in range(num_done, len(rows), batch_size):
-            batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
-            answers: list[SampledAnswer] = []
-            if local := batch[accelerator.process_index :: accelerator.num_processes]:
-                local_examples = [examples[row] for row, _ in local]
-                max_prompt_length = config.max_length - config.response_length
-                prompts = prompts_from_examples(vlm, local_examples, max_prompt_length, [prompt_id for _, prompt_id in local])
-                completions = engine.sample(prompts, config.num_generations, params)
-                samples = build_samples(local_examples, completions, config.num_generations, config.response_length)
-                answers = [
-                    SampledAnswer(
-                        local[index // config.num_generations][0],
-                        index % config.num_generations,
-                        sample.answer,
-                        sample.num_tokens,
-                        why_unusable(sample, vlm.escape_control_tokens),
-                    )
-                    for index, sample in enumerate(samples)
-                ]
-            answers = sorted(gather_object(answers), key=lambda answer: (answer.row, answer.number))
-            if writer is not None:
-                run.begin()
-                writer.append([json_line(dataclasses.asdict(answer)) for answer in answers])
-            progress_bar.advance(len(batch))
-    if writer is not None:
-        writer.finish()
 
 
 def _verify(
@@ -267,20 +252,19 @@ def _verify(
     A killed call resumes after the last whole answer. Raises InputError like the verifiers.
     """
     answers = read_sampled(folder / "answers.jsonl")
-    writer, state = None, [False, 0]
-    if accelerator.is_main_process:
-        path = folder / "answers.jsonl"
-        inputs = _inputs(config, VERIFIER_SETTINGS) | {"answers": {"path": str(path), "sha256": content_digest(str(path))}}
-        writer = ResumableWriter(folder / "verdicts.jsonl", inputs, setting="output_dir")
-        state = [writer.is_finished, writer.num_done]
-    is_finished, num_done = broadcast_object_list(state)
-    if is_finished:
+
+    def inputs() -> dict[str, Any]:
+        path = str(folder / "answers.jsonl")
+        return _inputs(config, VERIFIER_SETTINGS) | {"answers": {"path": path, "sha256": content_digest(path)}}
+
+    writer = SharedWriter(run, folder / "verdicts.jsonl", inputs)
+    if writer.is_finished:
         return
     lexicon = load_lexicon(config.lexicon_file)
     verify = _build_verifier(config, accelerator, run.path)
     batch_size = config.batch_size * config.num_generations * accelerator.num_processes
-    with run.progress(len(answers), num_done, f"round {number}: verify") as progress_bar:
-        for start in range(num_done, len(answers), batch_size):
+    with run.progress(len(answers), writer.num_done, f"round {number}: verify") as progress_bar:
+        for start in range(writer.num_done, len(answers), batch_size):
             batch = list(range(start, min(start + batch_size, len(answers))))
             local = batch[accelerator.process_index :: accelerator.num_processes]
             claims = [
@@ -292,12 +276,9 @@ def _verify(
                 for i in local
             ]
             verdicts = dict(gather_object(list(zip(local, verify(claims), strict=True))))
-            if writer is not None:
-                run.begin()
-                writer.append([json_line(verdicts_row(answers[i], verdicts[i])) for i in batch])
+            writer.append([verdicts_row(answers[i], verdicts[i]) for i in batch])
             progress_bar.advance(len(batch))
-    if writer is not None:
-        writer.finish()
+    writer.finish()
 
 
 def _build_verifier(config: FeedbackConfig, accelerator: Accelerator, run_dir: Path) -> Verifier:

@@ -26,15 +26,11 @@ import torch
 from mmrlhf.config import FactsConfig, PixelConfig, RewardTermsConfig, RFTConfig, RolloutConfig, SFTConfig
 from mmrlhf.config.unread import refuse_unread
 from mmrlhf.datasets import Records, read_examples
-from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
-from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.evaluation.policy_eval import PolicyEvaluation
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
-from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
@@ -42,34 +38,27 @@ from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
-from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.aggregation import build_aggregation
-from mmrlhf.rewards.build import Rewards, build_rewards, check_reward_rows, check_rewards
+from mmrlhf.rewards.build import build_rewards, check_reward_rows, check_rewards
 from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
 from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, parse_reward_spec, saved_in, score_samples
 from mmrlhf.rewards.selection import Candidate, select
-from mmrlhf.rewards.types import RewardFunction
+from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import check_recipe, sft
+from mmrlhf.training.answer_batches import NOT_FINITE, warn_of_left_out, write_answers
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD
 from mmrlhf.training.rft.evaluations import best_round, first_evaluation, last_evaluation
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
-from mmrlhf.training.rft.scored_answers import (
-    NOT_FINITE,
-    ScoredAnswer,
-    count_unscored_batches,
-    read_answers,
-    with_breakdowns,
-    without_rewards,
-)
+from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, with_breakdowns, without_rewards
 from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
-from mmrlhf.training.run_rows import open_rows
-from mmrlhf.training.sampled_answers import build_samples, sample_rows, why_unusable
-from mmrlhf.training.skipped_steps import MAX_IN_A_ROW, Attempt, together
+from mmrlhf.training.run_rows import image_root, open_rows
+from mmrlhf.training.sampled_answers import sample_rows, why_unusable
+from mmrlhf.training.shared_writer import SharedWriter
 
 
 @writes("output_dir")
@@ -119,9 +108,7 @@ def rft(
         sampled = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
         answers = [answer for answer in sampled if answer.is_scored]
         num_unscored = len(sampled) - len(answers)
-        if num_unscored:
-            rows = f"{folder.name}/answers.jsonl has their rows"
-            run.warn(number, "skipped_batch", f"{num_unscored} answers are left out, {NOT_FINITE}: {rows}")
+        warn_of_left_out(run, number, num_unscored)
         samples = [answer.sample for answer in answers]
         answers = with_breakdowns(answers, aggregation([answer.breakdown for answer in answers], samples))
 
@@ -224,21 +211,18 @@ def _sample(
     """Write the answers of the model `policy` to all prompts, with their rewards, to `path`.
 
     A killed call resumes after the last complete batch, so every answer is scored together with the
-    same others. A batch in which something is not finite is left out (`without_rewards`). Raises
-    InputError at the third such batch in a row, or if a shorter round has no other, and if the file
-    contains answers made from other inputs.
+    same others. If a reward function fails, the run stops, and FAILURE_FILE records the failed
+    input. Raises InputError like `write_answers`, and if the file contains answers made from other
+    inputs.
     """
+
+    def inputs() -> dict[str, Any]:
+        own = {k: v for k, v in inputs_of(config).items() if k in ANSWER_SETTINGS or k.startswith("reward function file")}
+        return own | {"policy": {"path": policy, "sha256": content_digest(policy)}}
+
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    writer, state = None, [False, 0, 0]
-    if accelerator.is_main_process:
-        inputs = {k: v for k, v in inputs_of(config).items() if k in ANSWER_SETTINGS or k.startswith("reward function file")}
-        inputs["policy"] = {"path": policy, "sha256": content_digest(policy)}
-        batch_answers = batch_size * config.num_generations
-        writer = ResumableWriter(path, inputs, batch_answers, "output_dir")
-        in_a_row = count_unscored_batches(writer.partial_path, writer.num_done, batch_answers)
-        state = [writer.is_finished, writer.num_done // config.num_generations, in_a_row]
-    is_finished, num_done, in_a_row = broadcast_object_list(state)
-    if is_finished:
+    writer = SharedWriter(run, path, inputs, batch_size * config.num_generations)
+    if writer.is_finished:
         return
     vlm = load(policy, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     adapters, adapter = Adapters(vlm), None
@@ -254,78 +238,31 @@ def _sample(
     lengths, kept_checks = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "rows.json", run.add_file)
     lengths_of = rewarded_lengths(config, vlm, lengths, rewards.reward_models)
     rows = usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks)
-    prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
 
-    engine, failure_file = LocalEngine(Role(adapters, adapter)), run.path / FAILURE_FILE
-    with run.progress(len(rows), num_done, f"round {number}: sample") as progress_bar:
-        for start in range(num_done, len(rows), batch_size):
-            batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
-            local = batch[accelerator.process_index :: accelerator.num_processes]
-            answers: list[ScoredAnswer] = []
-            problem = ""
-            try:
-                with together(Attempt(number, ())):
-                    if local:
-                        answers = _sample_batch(config, vlm, engine, rewards, examples, local, number, failure_file)
-            except NotFiniteError as error:  # on all processes
-                # Another process, or a later batch, may overwrite the file that the message names.
-                problem = str(error).replace(saved_in(failure_file), "")
-            answers = sorted(gather_object(answers), key=lambda answer: answer.row)
-            in_a_row = in_a_row + 1 if problem else 0
-            if in_a_row == min(MAX_IN_A_ROW, -(-len(rows) // batch_size)):
-                raise InputError(
-                    f"round {number}: {in_a_row} batches in a row are not finite, the last because {problem}. "
-                    f"If a reward function is the cause, correct it, remove {path.parent} and repeat the command with "
-                    "--allow_change reward_terms; otherwise start over with a lower learning_rate or without that row"
-                )
-            if problem:
-                run.print(f"note: the answers of a batch are left out: {problem}")
-                answers = without_rewards([row for row, _ in batch], examples, config.num_generations)
-            if writer is not None:
-                run.begin()
-                writer.append([json_line(answer.to_dict()) for answer in answers])
-            progress_bar.advance(len(batch))
-    engine.close()
-    if writer is not None:
-        writer.finish()
+    failure_file = run.path / FAILURE_FILE
 
+    def score(answer_rows: Sequence[int], samples: Sequence[Sample]) -> list[ScoredAnswer]:
+        try:
+            breakdowns = score_samples(rewards.weighted_rewards, samples, failure_file)
+        except NotFiniteError as error:
+            # Another process, or a later batch, may overwrite the file that the message names.
+            raise NotFiniteError(str(error).replace(saved_in(failure_file), "")) from None
+        scorer = rewards.claim_scorer
+        claims: list[Any] = [None] * len(samples)
+        if scorer is not None and scorer.verifier_names:
+            claims = scorer.ledger_rows(samples)
+        return [
+            ScoredAnswer(row, sample, breakdown, answer_claims, why_unusable(sample, vlm.escape_control_tokens))
+            for row, sample, breakdown, answer_claims in zip(answer_rows, samples, breakdowns, claims, strict=True)
+        ]
 
-def _sample_batch(
-    config: RFTConfig,
-    vlm: VLM,
-    engine: RolloutEngine,
-    rewards: Rewards,
-    examples: Sequence[Example],
-    batch: Sequence[tuple[int, str]],
-    number: int,
-    failure_file: Path,
-) -> list[ScoredAnswer]:
-    """Sample and score answers to some prompts, given as indices of rows with ids for the noise.
-
-    If a reward function fails, the run stops, and `failure_file` records the failed input.
-    """
-    batch_rows = [examples[row] for row, _ in batch]
-    max_prompt_length = config.max_length - config.response_length
-    prompts = prompts_from_examples(vlm, batch_rows, max_prompt_length, [prompt_id for _, prompt_id in batch])
-    params = SamplingParams(
-        config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens,
-        seed=step_seed(config.seed, number),
+    write_answers(
+        config, run, accelerator, writer, Role(adapters, adapter), examples, rows, number, batch_size,
+        to_answers=score,
+        left_out=lambda row, _: without_rewards(row, examples[row].id),
+        advice=f"If a reward function is the cause, correct it, remove {path.parent} and repeat the command with "
+        "--allow_change reward_terms; otherwise start over with a lower learning_rate or without that row",
     )  # fmt: skip
-    engine.wake()
-    engine.set_policy(number)
-    completions = engine.sample(prompts, config.num_generations, params)
-    engine.free()
-    samples = build_samples(batch_rows, completions, config.num_generations, config.response_length)
-    breakdowns = score_samples(rewards.weighted_rewards, samples, failure_file)
-    scorer = rewards.claim_scorer
-    claims: list[Any] = [None] * len(samples)
-    if scorer is not None and scorer.verifier_names:
-        claims = scorer.ledger_rows(samples)
-    row_of_answer = [row for row, _ in batch for _ in range(config.num_generations)]
-    return [
-        ScoredAnswer(row, sample, breakdown, answer_claims, why_unusable(sample, vlm.escape_control_tokens))
-        for row, sample, breakdown, answer_claims in zip(row_of_answer, samples, breakdowns, claims, strict=True)
-    ]
 
 
 # ---- 3. write, 4. fine-tune ----------------------------------------------------------------------
@@ -339,14 +276,9 @@ def _sft_lines(config: RFTConfig, kept: Sequence[ScoredAnswer], examples: Sequen
         images = example.images
         if not isinstance(examples, Records):  # their paths may start anywhere
             images = tuple(replace(image, path=None, data=image.read()) for image in images)
-        row = EXAMPLE_FORMATS["sft"].to_row(example, [image_value(image, _image_root(config), False) for image in images])
+        row = EXAMPLE_FORMATS["sft"].to_row(example, [image_value(image, image_root(config), False) for image in images])
         lines.append(json_line({**row, "score": answer.breakdown.total, "terms": answer.breakdown.terms}))
     return lines
-
-
-def _image_root(config: RFTConfig) -> str | None:
-    """Return the folder to which image paths are relative, in prompts and written files."""
-    return row_context(config.dataset_name, config.image_folder).image_folder
 
 
 def _sft_config(config: RFTConfig, sft_dir: Path, model: str, continues: bool) -> SFTConfig:
@@ -359,7 +291,7 @@ def _sft_config(config: RFTConfig, sft_dir: Path, model: str, continues: bool) -
         "adapter_path": None if continues else config.adapter_path,
         "dataset_name": str(sft_dir.parent / "sft.jsonl"),
         "dataset_train_split": "train",
-        "image_folder": _image_root(config),
+        "image_folder": image_root(config),
         "facts_file": None,
         "allow_change": ",".join(allowed) or None,
         "output_dir": str(sft_dir),

@@ -11,11 +11,16 @@ from mmrlhf import feedback as stage
 from mmrlhf import scenes
 from mmrlhf.cli import main
 from mmrlhf.datasets import read_preferences
+from mmrlhf.engine.rollout import sample_completions
 from mmrlhf.feedback import feedback
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.models.finite import NotFiniteError
+from mmrlhf.records import InputError
 from mmrlhf.report.closing import closing_text
 from mmrlhf.report.live_page import LivePage
+from mmrlhf.training import answer_batches
+from mmrlhf.training.answer_batches import NOT_FINITE
 from mmrlhf.training.feedback.recipes import dpo_config
 from mmrlhf.training.feedback.round_files import human_lines
 from mmrlhf.training.run import Run
@@ -190,6 +195,45 @@ def test_a_killed_round_of_ppo_learns_from_human_pairs_as_one_that_was_not(tiny_
     assert saved["reward"]["dataset_name"] == str(folder / "train.jsonl")
     assert saved["ppo"]["reward_model_path"] == str(folder / "reward") and saved["ppo"]["response_length"] == 60
     assert dpo_config(config, folder, None).dataset_name == str(folder / "train.jsonl")
+
+
+def spoil_logits(monkeypatch, bad_ids):
+    """Let a batch with one of these prompts find logits that are not finite."""
+
+    def sampled(vlm, prompts, *args):
+        if bad := [prompt.id for prompt in prompts if prompt.id in bad_ids]:
+            raise NotFiniteError(f"{bad[0]} gives NaN")
+        return sample_completions(vlm, prompts, *args)
+
+    monkeypatch.setattr(answer_batches, "sample_completions", sampled)
+
+
+def test_a_batch_that_is_not_finite_is_left_out_also_after_a_kill(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
+    """The second of three batches is; the killed run has written it before it is killed."""
+    spoil_logits(monkeypatch, {examples[1].id})
+    for name in ("whole", "killed"):
+        config = feedback_config(tiny_vlm_path, tmp_path / name, batch_size=1)
+        if name == "killed":
+            with killed_at(ResumableWriter, "append", 3):
+                feedback(config, examples[:3])
+        feedback(config, examples[:3])
+    files = ("warnings.jsonl", *(f"round_1/{file}" for file in ROUND_FILES))
+    whole, killed = ([(tmp_path / name / file).read_bytes() for file in files] for name in ("whole", "killed"))
+    assert whole == killed and capsys.readouterr().out.count(f"left out: {examples[1].id} gives NaN") == 2
+    warning, = read_jsonl(tmp_path / "whole/warnings.jsonl")  # fmt: skip
+    assert warning["warning"] == f"4 answers are left out, {NOT_FINITE}: round_1/answers.jsonl has their rows"
+    answers = read_jsonl(tmp_path / "whole/round_1/answers.jsonl")
+    assert [row["row"] for row in answers if row["unusable"] == NOT_FINITE] == [1] * 4 and len(answers) == 12
+    assert json.loads((tmp_path / "whole/round_1/labels.json").read_text())["answers"]["unusable"][NOT_FINITE] == 4
+
+
+def test_a_round_without_a_finite_batch_stops(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    spoil_logits(monkeypatch, {example.id for example in examples[:2]})
+    stopped = f"round 1: 2 batches in a row are not finite, the last because {examples[1].id} gives NaN. Start over with dtype"
+    for _ in range(2):  # the second call knows the batch that the first one left out
+        with pytest.raises(InputError, match=stopped):
+            feedback(feedback_config(tiny_vlm_path, tmp_path, batch_size=1), examples[:2])
+    assert not (tmp_path / "round_1/answers.jsonl").exists()
 
 
 # ---- labels of people ----------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from mmrlhf.rewards.selection import Selection
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
+from mmrlhf.training.answer_batches import NOT_FINITE
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import ZERO_CLAIM_KEY
 from mmrlhf.training.rft.evaluations import best_round
 from mmrlhf.training.rft.metrics import round_metrics
-from mmrlhf.training.rft.scored_answers import NOT_FINITE, ScoredAnswer
+from mmrlhf.training.rft.scored_answers import ScoredAnswer
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import why_unusable
 from tests.helpers.runs import killed_at

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from mmrlhf.config import FeedbackConfig, TrainConfig
 from mmrlhf.datasets import Records
+from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.facts import read_facts
 from mmrlhf.records import Example, Preference
 from mmrlhf.training.row_checks import KeptChecks
@@ -30,3 +31,8 @@ def open_rows(
         rows = read(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(rows)
     return rows, kept
+
+
+def image_root(config: TrainConfig | FeedbackConfig) -> str | None:
+    """Return the folder to which image paths are relative, in prompts and written files."""
+    return row_context(config.dataset_name, config.image_folder).image_folder

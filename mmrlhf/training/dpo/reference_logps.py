@@ -7,10 +7,10 @@ other rows, another base, or other settings that affect the numbers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,12 +18,13 @@ from torch import Tensor
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.files.inputs import content_digest, rows_digest
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.files.resumable import ResumableWriter, discard
+from mmrlhf.files.resumable import discard
 from mmrlhf.models.adapters import Role
-from mmrlhf.models.processes import broadcast_object_list, gather_object
+from mmrlhf.models.processes import gather_object
 from mmrlhf.records import InputError, Preference
 from mmrlhf.training.dpo.batch import PreferenceBatch
 from mmrlhf.training.run import Run
+from mmrlhf.training.shared_writer import SharedWriter
 
 FILE = "reference_logps.jsonl"
 ROWS_PER_BATCH = 64
@@ -52,34 +53,30 @@ def precompute(
     """
     if not indices:
         return {}
-    path, writer, state = run.path / FILE, None, [False, 0]
-    if accelerator.is_main_process:
-        if run.changed_settings & DECIDING_SETTINGS:
-            discard(path)
-        run.begin()
-        inputs = {
+
+    def inputs() -> dict[str, Any]:
+        return {
             "base": reference.vlm.fingerprint,
             "adapter": content_digest(config.adapter_path) if config.adapter_path else None,
             "rows": rows_digest(rows, images_only=False),
             "num_rows": len(indices),
             **{name: getattr(config, name) for name in SETTINGS},
         }
-        writer = ResumableWriter(path, inputs, ROWS_PER_BATCH, "output_dir")
-        state = [writer.is_finished, writer.num_done]
-    is_finished, num_done = broadcast_object_list(state)
-    if not is_finished:
-        with run.progress(len(indices), num_done, "reference") as progress_bar:
-            for start in range(num_done, len(indices), ROWS_PER_BATCH):
+
+    path = run.path / FILE
+    if accelerator.is_main_process and run.changed_settings & DECIDING_SETTINGS:
+        discard(path)
+    writer = SharedWriter(run, path, inputs, ROWS_PER_BATCH)
+    if not writer.is_finished:
+        with run.progress(len(indices), writer.num_done, "reference") as progress_bar:
+            for start in range(writer.num_done, len(indices), ROWS_PER_BATCH):
                 batch_indices = indices[start : start + ROWS_PER_BATCH]
                 local_indices = batch_indices[accelerator.process_index :: accelerator.num_processes]
                 local_logps = _row_logps(reference, build([rows[i] for i in local_indices])) if local_indices else []
                 logps = dict(gather_object(list(zip(local_indices, local_logps, strict=True))))
-                if writer is not None:
-                    lines = [{"row": i, "id": rows[i].id, "logps": logps[i]} for i in batch_indices]
-                    writer.append([json.dumps(line) + "\n" for line in lines])
+                writer.append([{"row": i, "id": rows[i].id, "logps": logps[i]} for i in batch_indices])
                 progress_bar.advance(len(batch_indices))
-        if writer is not None:
-            writer.finish()
+        writer.finish()
     accelerator.wait_for_everyone()
     return _read(path, indices)
 

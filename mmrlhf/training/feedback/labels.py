@@ -37,6 +37,10 @@ class SampledAnswer:
     def num_words(self) -> int:
         return len(self.answer.split())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row of a file, which `read_sampled` reads."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True)
 class LabelledAnswer:
@@ -127,7 +131,7 @@ def _is_covered(verdict: Verdict) -> bool:
 
 
 def read_sampled(path: Path) -> list[SampledAnswer]:
-    """Read answers, written with `dataclasses.asdict`, with those to one prompt adjacent."""
+    """Read answers, written by `SampledAnswer.to_dict`, with those to one prompt adjacent."""
     return [SampledAnswer(**row) for row in read_jsonl(path)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, SelectionConfig
 from mmrlhf.config.loader import Config, load_config
 from mmrlhf.files import bundled
-from mmrlhf.training.feedback.round_files import image_root
+from mmrlhf.training.run_rows import image_root
 
 SHARED_SETTINGS = (
     "model_name_or_path", "max_length", "min_pixels", "max_pixels", "dtype", "seed", "save_total_limit", "lexicon_file",

@@ -16,7 +16,6 @@ import numpy as np
 from mmrlhf.claims import load_lexicon
 from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets import Records, to_pairs
-from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.write import FORMATS
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line
@@ -27,13 +26,9 @@ from mmrlhf.training.feedback.labels import LabelledAnswer
 from mmrlhf.training.feedback.page import write_round_page
 from mmrlhf.training.feedback.pairs import Comparison, PairSelection
 from mmrlhf.training.run import Run
+from mmrlhf.training.run_rows import image_root
 
 VERDICTS = ("supported", "contradicted", "unknown")
-
-
-def image_root(config: FeedbackConfig) -> str | None:
-    """Return the folder to which image paths are relative, in prompts and written files."""
-    return row_context(config.dataset_name, config.image_folder).image_folder
 
 
 def pair_of(comparison: Comparison, examples: Sequence[Example], number: int) -> Preference:

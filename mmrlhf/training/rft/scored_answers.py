@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,7 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
-
-NOT_FINITE = "from a batch with non-finite values"
-"""Why an answer without rewards is left out. It names neither row nor reward function: which of
-several is found first depends on the number of processes, and the file does not."""
+from mmrlhf.training.answer_batches import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class ScoredAnswer:
     """An answer, its rewards, its claims, and why it cannot be used for training ("" if it can).
 
     `row` is the index of its prompt in the dataset. An answer of a batch in which something was not
-    finite is empty and has no rewards (`without_rewards`).
+    finite is empty and has no rewards (`without_rewards`, `training.answer_batches`).
     """
 
     row: int
@@ -53,24 +49,10 @@ class ScoredAnswer:
         }
 
 
-def without_rewards(rows: Sequence[int], examples: Sequence[Example], num_generations: int) -> list[ScoredAnswer]:
-    """Return what stands for the answers to some rows if a number of their batch is not finite.
-
-    They keep their places in the file, so that a killed run continues at the right batch.
-    """
-    nothing = RewardBreakdown({}, {}, {}, {})
-    samples = [(row, Sample(examples[row].id, (), (), "", finished=False)) for row in rows for _ in range(num_generations)]
-    return [ScoredAnswer(row, sample, nothing, None, NOT_FINITE) for row, sample in samples]
-
-
-def count_unscored_batches(path: Path, num_answers: int, batch_answers: int) -> int:
-    """Return how many batches in a row at the end of a killed run's answers have no rewards.
-
-    `path` is the hidden file of the run's ResumableWriter, `num_answers` its answers in complete
-    batches of `batch_answers`.
-    """
-    rows = read_jsonl(path)[:num_answers:batch_answers] if num_answers else []
-    return len(list(itertools.takewhile(lambda row: not row["values"], reversed(rows))))
+def without_rewards(row: int, row_id: str) -> ScoredAnswer:
+    """Return what stands for an answer to a row if a number of its batch is not finite."""
+    sample = Sample(row_id, (), (), "", finished=False)
+    return ScoredAnswer(row, sample, RewardBreakdown({}, {}, {}, {}), None, NOT_FINITE)
 
 
 def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int) -> list[ScoredAnswer]:
