@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from mmrlhf.claims import extract_claims, load_lexicon
-from mmrlhf.commands.claim_truth import facts_of_row
 from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.dpo import check_recipe as check_dpo_recipe
@@ -32,7 +31,7 @@ from mmrlhf.dpo import dpo
 from mmrlhf.evaluation.claim_judge import ClaimJudge
 from mmrlhf.evaluation.openai_client import Endpoint
 from mmrlhf.evaluation.policy_eval import EvalFunction
-from mmrlhf.facts import read_facts
+from mmrlhf.facts import facts_about, read_facts
 from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.writing import writes
@@ -333,13 +332,13 @@ def _truth_of_file(config: FeedbackConfig, examples: Sequence[Example]) -> TrueU
     if config.truth_file is None:
         return None
     facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
-    if not any(facts_of_row(facts, example) for example in examples):
+    if not any(facts_about(facts, example.id, example.images) for example in examples):
         raise InputError(
             f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: name images or ids as it does"
         )
 
     def true_utility(example: Example, answer: str) -> float | None:
-        if not (true_facts := facts_of_row(facts, example)):
+        if not (true_facts := facts_about(facts, example.id, example.images)):
             return None
         verdicts = verify_against_facts(extract_claims(answer, lexicon), true_facts, lexicon)
         return utility(verdicts, config.false_claim_penalty)

@@ -8,11 +8,11 @@ from typing import Any
 from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.commands.claims import claim_from_json
 from mmrlhf.config import RewardEvalConfig
-from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
-from mmrlhf.files.inputs import content_digest
+from mmrlhf.facts import facts_about, read_facts
+from mmrlhf.files.inputs import has_same_content
 from mmrlhf.files.rows import Row
 from mmrlhf.files.tables import read_rows
-from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError, Verdict
+from mmrlhf.records import CLAIM_KINDS, Fact, InputError, Verdict
 from mmrlhf.rewards.detection import GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import AnswerClaims, verify_against_facts
@@ -75,10 +75,10 @@ def _verdicts_of_facts(
 ) -> GroupVerdicts:
     path = str(config.truth_file)
     truth_file = read_facts(path)
-    true_facts = [facts_of_row(truth_file, group) for group in groups]
+    true_facts = [facts_about(truth_file, group.id, group.images) for group in groups]
     if not any(true_facts):
         raise InputError(f"truth_file {path} has no facts about the images of {config.answers}: name images or ids as it does")
-    same_file = config.facts_file is not None and content_digest(path) == content_digest(config.facts_file)
+    same_file = has_same_content(path, config.facts_file)
     pairs = [(_texts(known), _texts(true)) for known, true in zip((g.facts for g in groups), true_facts, strict=True)]
     if reads_facts and (same_file or all(known == true for known, true in pairs if known or true)):
         raise InputError(
@@ -89,14 +89,6 @@ def _verdicts_of_facts(
         [verify_against_facts(extract_claims(answer, lexicon), facts, lexicon) if facts else None for answer in group.answers]
         for group, facts in zip(groups, true_facts, strict=True)
     ]
-
-
-def facts_of_row(facts: FactsByImage, row: AnswerGroup | Example) -> tuple[Fact, ...]:
-    """Return the facts about a row or its images; none if there are none."""
-    if row.id in facts:
-        return facts[row.id]
-    names = [image.path or image.recorded_name for image in row.images]
-    return tuple(dict.fromkeys(fact for name in names if name for fact in facts_for_image(facts, name)))
 
 
 def _texts(facts: Sequence[Fact]) -> set[tuple[str, str]]:

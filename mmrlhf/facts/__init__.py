@@ -12,6 +12,7 @@ from mmrlhf.facts.annotations import FactsByImage
 from mmrlhf.facts.load import (
     FactsFile,
     ImageMatches,
+    facts_about,
     facts_for_image,
     matching_name,
     read_captions,
@@ -28,6 +29,7 @@ __all__ = [
     "FactsByImage",
     "FactsFile",
     "ImageMatches",
+    "facts_about",
     "facts_for_image",
     "load_facts_template",
     "mark_incomplete",

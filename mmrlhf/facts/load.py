@@ -45,6 +45,17 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
     return () if key is None else facts[key]
 
 
+def facts_about(facts: FactsByImage, row_id: str, images: Sequence[ImageSource]) -> tuple[Fact, ...]:
+    """Return the facts listed under a row's id or, without it, those about its images, each once.
+
+    There may be none.
+    """
+    if row_id in facts:
+        return facts[row_id]
+    names = [image.path or image.recorded_name for image in images]
+    return tuple(dict.fromkeys(fact for name in names if name for fact in facts_for_image(facts, name)))
+
+
 def matching_name(facts: Mapping[str, tuple[Fact, ...]], name: str) -> str | None:
     """Return the name under which facts list an image, None if they do not list it.
 

@@ -91,6 +91,12 @@ def content_digest(name: str) -> str | None:
     return digest.hexdigest()
 
 
+def has_same_content(name: str, other: str | None) -> bool:
+    """Return whether two names stand for the same content; not if one is not on this machine."""
+    digest = content_digest(name)
+    return digest is not None and other is not None and digest == content_digest(other)
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a whole file, read in blocks."""
     with path.open("rb") as file:

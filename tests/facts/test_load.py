@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmrlhf.facts import facts_for_image, read_facts, read_facts_file
-from mmrlhf.records import Fact, InputError
+from mmrlhf.facts import facts_about, facts_for_image, read_facts, read_facts_file
+from mmrlhf.records import Fact, ImageSource, InputError
 
 
 def test_read_facts_reads_llava_rlhf_map(write_facts):
@@ -77,6 +77,16 @@ def test_facts_for_image_falls_back_to_the_longest_end_of_the_path_and_the_id():
     assert facts_for_image(facts, "val/a.jpg") == facts_for_image(facts, "untrain/a.jpg") == cat
     assert facts_for_image(facts, "val/b.jpg") == cow
     assert facts_for_image(facts, "train/c.jpg") == facts_for_image(facts, "d.jpg") == ()
+
+
+def test_facts_about_a_row_are_those_under_its_id_or_else_of_its_images_each_once():
+    dog, cat = (Fact("object", noun) for noun in ("dog", "cat"))
+    images = tuple(ImageSource(path=path) for path in ("x/a.jpg", "x/b.jpg"))
+    facts = {"a.jpg": (dog,), "b.jpg": (cat, dog), "row 1": (cat,), "row 2": ()}
+    assert facts_about(facts, "row 1", images) == (cat,)
+    assert facts_about(facts, "row 2", images) == ()  # known to have none
+    assert facts_about(facts, "row 3", images) == (dog, cat)
+    assert facts_about(facts, "row 3", ()) == ()
 
 
 def test_a_file_name_stands_for_one_image(write_facts):

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 import pytest
 
 from mmrlhf.files import inputs
-from mmrlhf.files.inputs import content_digest, content_inputs, differences, image_digest, inputs_of, rows_digest
+from mmrlhf.files.inputs import (
+    content_digest,
+    content_inputs,
+    differences,
+    has_same_content,
+    image_digest,
+    inputs_of,
+    rows_digest,
+)
 from mmrlhf.records import Example, Fact, ImageSource, Message
 
 
@@ -32,6 +40,8 @@ def test_content_digest_follows_content_and_not_the_path(tmp_path):
     first, copy, other = (write(tmp_path / name, text) for name, text in (("a", "x"), ("b", "x"), ("c", "y")))
     assert content_digest(str(first)) == content_digest(str(copy)) != content_digest(str(other))
     assert content_digest(str(tmp_path / "missing")) is None
+    assert has_same_content(str(first), str(copy)) and not has_same_content(str(first), str(other))
+    assert not has_same_content(str(first), None) and not has_same_content(*[str(tmp_path / "missing")] * 2)
 
 
 def test_content_digest_of_a_checkpoint_covers_what_decides_its_outputs(tmp_path):

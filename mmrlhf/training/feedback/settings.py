@@ -8,7 +8,7 @@ from pathlib import Path
 from mmrlhf.config import FeedbackConfig
 from mmrlhf.datasets import have_facts
 from mmrlhf.engine.rollout import check_answer_lengths
-from mmrlhf.files.inputs import content_digest
+from mmrlhf.files.inputs import has_same_content
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.claim_rewards import parse_unknown_costs
 from mmrlhf.verifiers.build import VERIFIERS, validate_verifier
@@ -52,7 +52,7 @@ def _check_verifier(config: FeedbackConfig) -> None:
     if "clip" in names and config.clip_model is None:
         raise InputError("the verifier clip needs an open_clip model: give --clip_model, or use facts, vlm or judge")
     facts_file = (config.facts_file or config.dataset_name) if "facts" in names else None
-    if config.truth_file and facts_file and content_digest(config.truth_file) == (content_digest(facts_file) or ""):
+    if config.truth_file and has_same_content(config.truth_file, facts_file):
         raise InputError(
             f"truth_file {config.truth_file} has the facts that the verifier reads, and it agrees with those, true or not: "
             "give facts kept apart (more complete, or by another annotator)"

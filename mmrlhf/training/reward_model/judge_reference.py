@@ -11,11 +11,11 @@ import torch
 
 from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.config import RewardConfig
-from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
-from mmrlhf.files.inputs import content_digest
+from mmrlhf.facts import facts_about, read_facts
+from mmrlhf.files.inputs import has_same_content
 from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, RowsOfClaims, j_change, youden_j
-from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises, with_removals
 from mmrlhf.rewards.probes import INJECTED_CLAIMS, NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
@@ -136,16 +136,17 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
     probes = make_probes(probed_rows, seed=config.seed)
     if config.truth_file is None:
         return Reference(rows, bool(held_out), probes)
-    if config.facts == "given" and config.facts_file and content_digest(config.truth_file) == content_digest(config.facts_file):
+    if config.facts == "given" and has_same_content(config.truth_file, config.facts_file):
         raise InputError(
             f"truth_file {config.truth_file} has the facts that the reward model reads, with which it agrees, true or not: give "
             "facts kept apart, or leave it out"
         )
     facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
     groups = [to_answer_group(row) for row in probed_rows]
+    true_facts = [facts_about(facts, group.id, group.images) for group in groups]
     verdicts = [
-        [verify_against_facts(extract_claims(answer, lexicon), _true_facts(facts, group), lexicon) for answer in group.answers]
-        for group in groups
+        [verify_against_facts(extract_claims(answer, lexicon), known, lexicon) for answer in group.answers]
+        for group, known in zip(groups, true_facts, strict=True)
     ]
     return Reference(rows, bool(held_out), probes, removals(groups, verdicts))
 
@@ -153,12 +154,6 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
 def _probed_rows(rows: Sequence[Preference]) -> list[Preference]:
     """Return the first rows, without those whose answers show images: claims are text."""
     return [row for row in (rows[i] for i in range(min(len(rows), NUM_PROBE_ROWS))) if not row.answer_images]
-
-
-def _true_facts(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
-    """Return the facts about a row, by its id, or about its images."""
-    names = [image.path or image.recorded_name for image in group.images]
-    return facts.get(group.id) or tuple(fact for name in names if name for fact in facts_for_image(facts, name))
 
 
 def to_answer_group(preference: Preference) -> AnswerGroup:
