@@ -35,7 +35,7 @@ from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
-from mmrlhf.models.processes import Accelerator
+from mmrlhf.models.processes import Accelerator, sum_over_processes
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Preference
@@ -188,7 +188,7 @@ def _train(
                     compute_gradients, config, accelerator, optimizer, model, untrained, local_rows, batch_size
                 )
                 attempt.numbers = {"loss": sums["loss"], "batch_size": batch_size}
-                metrics = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
+                metrics = sum_over_processes(sums)
                 check_loss(metrics["loss"])
                 grad_norm = optimizer_step(accelerator, optimizer, trained_parameters, config.max_grad_norm)
             if attempt.is_skipped:

@@ -13,12 +13,13 @@ from mmrlhf.commands.export import export
 from mmrlhf.config import ExportConfig
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
-from mmrlhf.reward_model import train_reward_model
+from mmrlhf.reward_model import build_models, train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
-from mmrlhf.training.reward_model.step import preference_loss
+from mmrlhf.training.reward_model.step import compute_gradients, preference_loss
 from tests.helpers.runs import stopped_after
 from tests.helpers.stages import ppo_config, reward_config
 
@@ -30,6 +31,18 @@ def test_train_reward_model_does_not_depend_on_micro_batches(tiny_vlm_path, exam
         train_reward_model(config, pairs)
         losses.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+def test_metrics_of_processes_add_up_to_means_over_all_rows(vlm, tiny_vlm_path, pairs, tmp_path):
+    config = reward_config(tiny_vlm_path, tmp_path)
+    model, untrained = build_models(config, vlm)
+    optimizer = torch.optim.SGD(model.role.parameters())
+    whole, *shares = (
+        compute_gradients(config, Accelerator(), optimizer, model, untrained, rows, batch_size=3)
+        for rows in (pairs[:3], pairs[:2], pairs[2:3])
+    )
+    assert whole["ranked"] == pytest.approx(1)
+    assert {name: sum(share[name] for share in shares) for name in whole} == pytest.approx(whole, rel=1e-4, abs=1e-6)
 
 
 def test_train_reward_model_learns_and_scores_standalone(tiny_vlm_path, pairs, reward_dir):

@@ -90,9 +90,10 @@ def compute_gradients(
     rows: Sequence[Preference],
     batch_size: int,
 ) -> dict[str, float]:
-    """Compute the gradients of this process's rows, a few groups at a time; return mean metrics.
+    """Compute the gradients of this process's rows, a few groups at a time; return its metrics.
 
-    The answers of a row share one forward and one backward pass of their prompt. With
+    Added up over all processes, the metrics are means over their `batch_size` rows. The answers of
+    a row share one forward and one backward pass of their prompt. With
     `untrained_score_coefficient`, scores far from those of `untrained` are penalised. Safe to rerun
     when out of memory: it starts by clearing the gradients.
     """
@@ -107,5 +108,5 @@ def compute_gradients(
         untrained_N = torch.cat([untrained_scores[i] for i in row_indices]) if untrained_scores else None
         loss, metrics = preference_loss(config, [rows[i] for i in row_indices], raw_scores_N, untrained_N)
         accelerator.backward(loss / batch_size)
-        metric_sums.update({k: v / len(rows) for k, v in metrics.items()})
+        metric_sums.update({k: v / batch_size for k, v in metrics.items()})
     return dict(metric_sums)
