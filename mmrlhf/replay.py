@@ -26,7 +26,8 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import build_models
 from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
 from mmrlhf.rewards.functions import REWARD_FUNCTIONS
-from mmrlhf.rewards.ledger import FAILURE_FILE, parse_reward_spec
+from mmrlhf.rewards.ledger import FAILURE_FILE
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import add_sft_role
 from mmrlhf.sft import compute_gradients as sft_gradients

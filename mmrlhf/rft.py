@@ -45,8 +45,8 @@ from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.build import build_rewards, check_reward_rows, check_rewards
 from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
-from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, parse_reward_spec, saved_in, score_samples
-from mmrlhf.rewards.selection import Candidate, select
+from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, saved_in, score_samples
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import check_recipe, sft
 from mmrlhf.training.answer_batches import NOT_FINITE, warn_of_left_out, write_answers
@@ -54,6 +54,7 @@ from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD
 from mmrlhf.training.rft.evaluations import best_round, first_evaluation, last_evaluation
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
 from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, with_breakdowns, without_rewards
+from mmrlhf.training.rft.selection import Candidate, select
 from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import image_root, open_rows

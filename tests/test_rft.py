@@ -18,7 +18,6 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.records import ImageSource, InputError, Message
 from mmrlhf.rewards.ledger import RewardBreakdown
-from mmrlhf.rewards.selection import Selection
 from mmrlhf.rewards.types import Sample
 from mmrlhf.rft import rft
 from mmrlhf.scenes import export_dataset
@@ -28,6 +27,7 @@ from mmrlhf.training.monitor import ZERO_CLAIM_KEY
 from mmrlhf.training.rft.evaluations import best_round
 from mmrlhf.training.rft.metrics import round_metrics
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
+from mmrlhf.training.rft.selection import Selection
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import why_unusable
 from tests.helpers.runs import killed_at

@@ -32,10 +32,11 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.detection import GroupVerdicts, ScoreGroups, detection_rates, removals, score_rises, with_removals
 from mmrlhf.rewards.first_slopes import first_slopes
-from mmrlhf.rewards.ledger import resolve_rewards, score_samples
+from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
+from mmrlhf.rewards.reward_terms import resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from mmrlhf.verifiers.cascade import facts_verifier
 
 FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]

@@ -17,8 +17,8 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import CLAIM_REWARDS, hallucination, parse_unknown_costs, verifier_for
 from mmrlhf.rewards.detection import ScoreGroups
 from mmrlhf.rewards.fact_rm import reward_model_paths
-from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.verifiers import verify_against_facts
 
 

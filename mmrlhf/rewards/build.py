@@ -14,10 +14,10 @@ from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer, check_unknown_costs, claim_reward_verifiers
 from mmrlhf.rewards.fact_rm import load_reward_models, reward_model_paths
-from mmrlhf.rewards.ledger import WeightedReward, parse_reward_spec, resolve_rewards
 from mmrlhf.rewards.length_bounds import parse_length_bounds
 from mmrlhf.rewards.reward_clip import parse_reward_clip
 from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm
+from mmrlhf.rewards.reward_terms import WeightedReward, parse_reward_spec, resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
 
 

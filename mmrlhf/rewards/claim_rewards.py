@@ -23,7 +23,7 @@ from mmrlhf.config import RewardedConfig
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Claim, InputError, Verdict
 from mmrlhf.rewards.false_rates import without_consequences
-from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
 from mmrlhf.verifiers import AnswerClaims, Verifier
 from mmrlhf.verifiers.build import VERIFIERS, validate_verifier

@@ -9,9 +9,9 @@ from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import InputError
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.probes import INJECTED_CLAIMS, NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 
 
 def reward_model_paths(config: RewardedConfig | RewardEvalConfig) -> list[str]:

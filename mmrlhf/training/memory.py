@@ -33,7 +33,7 @@ from mmrlhf.models.lora_layers import LANGUAGE_MODEL, VISION_TOWER, layers_by_pa
 from mmrlhf.models.vlm import MAX_LOGITS_GPU
 from mmrlhf.records import InputError
 from mmrlhf.rewards.fact_rm import reward_model_paths
-from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.text.printable import first_line
 
 PROMPT_TOKENS = 128

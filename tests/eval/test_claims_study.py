@@ -10,7 +10,7 @@ import pytest
 from mmrlhf.config import PPOConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
-from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.training.ppo.settings import check_settings
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"

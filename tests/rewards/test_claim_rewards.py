@@ -19,7 +19,8 @@ from mmrlhf.rewards.claim_rewards import (
     parse_unknown_costs,
     verifier_score,
 )
-from mmrlhf.rewards.ledger import resolve_rewards, score_samples
+from mmrlhf.rewards.ledger import score_samples
+from mmrlhf.rewards.reward_terms import resolve_rewards
 from mmrlhf.rewards.types import Sample
 from mmrlhf.training.ppo import advantages
 from mmrlhf.verifiers.base import PlattScaling, save_calibration

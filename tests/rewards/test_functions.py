@@ -7,7 +7,8 @@ from mmrlhf.config.loader import load_config
 from mmrlhf.files.bundled import find
 from mmrlhf.records import Message
 from mmrlhf.rewards.functions import answer_format, correctness, is_correct, length, missing_eos, question_mark, repetition
-from mmrlhf.rewards.ledger import resolve_rewards, score_samples
+from mmrlhf.rewards.ledger import score_samples
+from mmrlhf.rewards.reward_terms import resolve_rewards
 from mmrlhf.rewards.types import Sample
 
 

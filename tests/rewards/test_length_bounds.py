@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrlhf.records import InputError
-from mmrlhf.rewards.ledger import RewardBreakdown, ledger_rows, parse_reward_spec
+from mmrlhf.rewards.ledger import RewardBreakdown, ledger_rows
 from mmrlhf.rewards.length_bounds import LengthBounds, excess_rewards, measure_bounds, parse_length_bounds
+from mmrlhf.rewards.reward_terms import parse_reward_spec
 from tests.rewards.test_ledger import make_sample
 
 

@@ -22,8 +22,8 @@ from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation
 from mmrlhf.rewards.build import build_rewards
 from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.fact_rm import reward_model_paths
-from mmrlhf.rewards.ledger import WeightedReward
 from mmrlhf.rewards.reward_model import RewardModel, prompt_with_facts
+from mmrlhf.rewards.reward_terms import WeightedReward
 from mmrlhf.rewards.types import RewardFunction
 
 

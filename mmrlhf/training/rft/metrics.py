@@ -10,9 +10,9 @@ from mmrlhf.config import RFTConfig
 from mmrlhf.rewards.claim_rewards import counts_claims
 from mmrlhf.rewards.ledger import mean_values
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics
-from mmrlhf.rewards.selection import Candidate, Selection
 from mmrlhf.training.monitor import CLIPPED_KEY, ZERO_STD_KEY
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
+from mmrlhf.training.rft.selection import Candidate, Selection
 from mmrlhf.verifiers import AnswerClaims
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrlhf.config import RFTConfig
-from mmrlhf.rewards.selection import Candidate, select, top_share_edge
+from mmrlhf.training.rft.selection import Candidate, select, top_share_edge
 
 CONFIG = RFTConfig(model_name_or_path="x", dataset_name="x", output_dir="x", num_generations=3, max_kept_per_prompt=None)
 TWO_PROMPTS = [
