@@ -54,7 +54,7 @@ from mmrlhf.training.optim import (
     set_learning_rate,
     total_steps,
 )
-from mmrlhf.training.reward_model.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
+from mmrlhf.training.reward_model.measured_rows import MeasuredRows, j_sentence, rows_to_measure, to_answer_group
 from mmrlhf.training.reward_model.rows import training_rows
 from mmrlhf.training.reward_model.step import check_margins, compute_gradients, preference_loss
 from mmrlhf.training.reward_model.watch import reward_monitor, watch
@@ -96,7 +96,7 @@ def train_reward_model(
     preferences = _select_preferences(config, preferences)
     for rows in (preferences, held_out if held_out and config.eval_steps else ()):
         check_margins(config, rows)
-    reference_rows(config, preferences, held_out).check(config)
+    rows_to_measure(config, preferences, held_out).check(config)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
@@ -112,13 +112,13 @@ def train_reward_model(
     preferences = usable_rows(preferences, config.dataset_name, kept)
     if held_out:
         held_out = usable_rows(held_out, config.eval_dataset_name or "the held-out rows", kept_held_out)
-    reference = reference_rows(config, preferences, held_out)
+    measured_rows = rows_to_measure(config, preferences, held_out)
 
     # 2. Train
     num_steps = total_steps(config, len(preferences), accelerator.num_processes)
     skipped_steps = SkippedSteps(run, "reward", config, accelerator, [model.role], num_steps)
     last_step, best, outcomes_before = _train(
-        config, accelerator, run, model, untrained, lengths, preferences, reference, skipped_steps, num_steps
+        config, accelerator, run, model, untrained, lengths, preferences, measured_rows, skipped_steps, num_steps
     )
 
     # 3. Normalise, calibrate and probe, then save
@@ -128,7 +128,7 @@ def train_reward_model(
         model.role.load_state_dict(best.tensors)
         run.print(f"kept the weights of step {best.step}, the best measured: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
-        _calibrate_and_save(model, run, reference, outcomes_before, last_step, config, skipped_steps)
+        _calibrate_and_save(model, run, measured_rows, outcomes_before, last_step, config, skipped_steps)
     accelerator.wait_for_everyone()
     return run.path
 
@@ -141,13 +141,13 @@ def _train(
     untrained: RewardModel | None,
     lengths: PromptLengths,
     preferences: Sequence[Preference],
-    reference: Reference,
+    measured_rows: MeasuredRows,
     skipped_steps: SkippedSteps,
     num_steps: int,
 ) -> tuple[int, BestModel, Outcomes]:
     """Take the remaining of `num_steps` steps.
 
-    Return the last one taken, the best weights, and the outcomes on `reference` before training.
+    Return the last one taken, the best weights, and the outcomes before training.
     """
     role, vlm, start_step = model.role, model.role.vlm, 0
     trained_parameters = [p for p in role.parameters() if p.requires_grad]
@@ -169,10 +169,10 @@ def _train(
         skipped_steps.restore(state)
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:
-        outcomes_before = reference.outcomes(untrained or model)
+        outcomes_before = measured_rows.outcomes(untrained or model)
         if config.eval_steps:
-            measured, _ = _measure(config, accelerator, model, reference, best, 0)
-            watch(run, monitor, model, reference, 0, measured)
+            measured, _ = _measure(config, accelerator, model, measured_rows, best, 0)
+            watch(run, monitor, model, measured_rows, 0, measured)
 
     # Steps
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
@@ -204,8 +204,8 @@ def _train(
             if is_measured:
                 is_best = False
                 try:
-                    measured, is_best = _measure(config, accelerator, model, reference, best, step)
-                    watch(run, monitor, model, reference, step, measured)
+                    measured, is_best = _measure(config, accelerator, model, measured_rows, best, step)
+                    watch(run, monitor, model, measured_rows, step, measured)
                     metrics = measured | metrics
                 except NotFiniteError as error:  # on all processes, which score the same rows
                     run.warn(step, UNDEFINED, f"this evaluation is left out, and the run goes on: {error}")
@@ -306,17 +306,17 @@ def build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardMod
 
 @torch.no_grad()
 def _measure(
-    config: RewardConfig, accelerator: Accelerator, model: RewardModel, reference: Reference, best: BestModel, step: int
+    config: RewardConfig, accelerator: Accelerator, model: RewardModel, measured_rows: MeasuredRows, best: BestModel, step: int
 ) -> tuple[dict[str, float], bool]:
     """Return loss, accuracy and J on the held-out rows, and whether the weights are the best ones.
 
     Every process measures all rows, and the mean over processes counts.
     """
-    scores = model.score(reference.groups)
+    scores = model.score(measured_rows.groups)
     raw_scores_N = torch.tensor([score for row_scores in scores for score in row_scores])
-    _, sums = preference_loss(replace(config, center_rewards_coefficient=0.0), reference.rows, raw_scores_N)
-    metrics = {"loss": sums["loss"] / len(reference.rows), "accuracy": sums["accuracy"] / (sums["ranked"] or float("nan"))}
-    if j := youden_j(reference.outcomes(model)):
+    _, sums = preference_loss(replace(config, center_rewards_coefficient=0.0), measured_rows.rows, raw_scores_N)
+    metrics = {"loss": sums["loss"] / len(measured_rows.rows), "accuracy": sums["accuracy"] / (sums["ranked"] or float("nan"))}
+    if j := youden_j(measured_rows.outcomes(model)):
         metrics["j"] = j[ALL_KINDS]["j"]
     metrics = {k: accelerator.reduce(torch.tensor(v, device=model.role.vlm.device), "mean").item() for k, v in metrics.items()}
     is_best = config.load_best_model_at_end and best.update(step, metrics[best.metric], model.role)
@@ -326,20 +326,20 @@ def _measure(
 def _calibrate_and_save(
     model: RewardModel,
     run: Run,
-    reference: Reference,
+    measured_rows: MeasuredRows,
     outcomes_before: Outcomes,
     last_step: int,
     config: RewardConfig,
     skipped_steps: SkippedSteps,
 ) -> None:
-    """Set scale, temperature, probe rates and J from the reference rows; save the reward model.
+    """Set scale, temperature, probe rates and J from the measured rows; save the reward model.
 
     Also sets the accuracy, if the rows were held out.
     """
-    with run.progress(len(reference.rows), 0, "calibrate") as progress_bar:
-        margins = reference.calibrate(model, progress_bar.advance)
-    reference.probe(model, outcomes_before)
-    checkpoint.save_reward_model(model, run.path, reference.groups)
+    with run.progress(len(measured_rows.rows), 0, "calibrate") as progress_bar:
+        margins = measured_rows.calibrate(model, progress_bar.advance)
+    measured_rows.probe(model, outcomes_before)
+    checkpoint.save_reward_model(model, run.path, measured_rows.groups)
     result = {
         "steps": last_step,
         **skipped_steps.metrics(),
@@ -347,8 +347,8 @@ def _calibrate_and_save(
         "temperature": model.temperature,
         "probes": model.probes,
         "j": model.j,
-        "right": (margins > 0).astype(float).tolist() if reference.is_held_out else None,
-        "clusters": reference.clusters if reference.is_held_out else None,
+        "right": (margins > 0).astype(float).tolist() if measured_rows.is_held_out else None,
+        "clusters": measured_rows.clusters if measured_rows.is_held_out else None,
     }
     run.finish(result)
     if model.probes:

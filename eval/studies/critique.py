@@ -52,7 +52,7 @@ from mmrlhf.models.loading import load
 from mmrlhf.records import Example, Fact, Message
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 
 WRITERS = ("sft", "base")
 READ = ("none", "annotator", *WRITERS)

@@ -22,7 +22,7 @@ from mmrlhf.commands.reward_metrics import accuracy
 from mmrlhf.demo import data
 from mmrlhf.records import Fact, Preference
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 
 QUALITIES = {
     "all listed": (1.0, 0.0, False),

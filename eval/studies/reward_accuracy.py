@@ -27,7 +27,7 @@ from mmrlhf.records import Message, Preference
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.scenes.captions import OPPOSITE_RELATION, sample_relation
-from mmrlhf.training.reward_model.judge_reference import score_margins, to_answer_group
+from mmrlhf.training.reward_model.measured_rows import score_margins, to_answer_group
 
 INJECTED_CLAIM_RATE = 0.3
 NUM_PROBE_SCENES = 200

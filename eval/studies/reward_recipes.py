@@ -54,7 +54,7 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.claim_rewards import hallucination
 from mmrlhf.rewards.false_rates import false_rates
 from mmrlhf.rewards.reward_model import AnswerGroup
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from mmrlhf.verifiers import verify_against_facts
 
 ARMS: tuple[FactsArm, ...] = ("annotator", "none")

@@ -43,7 +43,7 @@ from mmrlhf.text.printable import first_line
 
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
-SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
+MAX_SCORE_CHANGE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
 """Allowed change of a saved row's score on another device, in standard deviations, by precision."""
 
 
@@ -246,7 +246,7 @@ def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, 
     # The rows fitted when they were saved; a smaller max_length must not reject them now.
     unlimited_model = model.without_limit()
     new_scores = unlimited_model.score([_group_from_json(row) for row in rows])
-    tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
+    tolerance = MAX_SCORE_CHANGE[model.role.vlm.dtype]
     for row, scores in zip(rows, new_scores, strict=True):
         max_difference = max(abs(a - b) for a, b in zip(scores, row["scores"], strict=True))
         if not max_difference <= tolerance:  # `not <=` also catches NaN

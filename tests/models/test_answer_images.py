@@ -23,7 +23,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, by_group, reward_messages
 from mmrlhf.training.dpo.batch import answer_lengths, build_batch
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from mmrlhf.training.row_checks import group_length
 from tests.helpers.family_setup import IMAGE_A, IMAGE_B, IMAGE_C, FamilySetup
 from tests.helpers.runs import stopped_after

@@ -27,7 +27,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.sft import sft
 from mmrlhf.training.memory import estimate_memory
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from tests.helpers.family_setup import FamilySetup, engine_run
 from tests.helpers.runs import stopped_after
 from tests.helpers.stages import dpo_config, ppo_config, reward_config

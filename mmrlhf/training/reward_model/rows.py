@@ -14,7 +14,7 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Fact, Preference
 from mmrlhf.rewards.probes import make_training_pair
 from mmrlhf.rewards.reward_model import RewardModel
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from mmrlhf.training.row_checks import group_length
 
 

@@ -13,7 +13,7 @@ from mmrlhf.models.processes import Accelerator
 from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards.reward_model import RewardModel, by_group
 from mmrlhf.training.reward_model import losses
-from mmrlhf.training.reward_model.judge_reference import to_answer_group
+from mmrlhf.training.reward_model.measured_rows import to_answer_group
 
 
 def preference_loss(

@@ -4,7 +4,7 @@ from mmrlhf.claims import extract_claims
 from mmrlhf.records import Fact, ImageSource, Message, Preference, Verdict
 from mmrlhf.rewards.detection import removals
 from mmrlhf.rewards.probes import make_probes
-from mmrlhf.training.reward_model.judge_reference import Reference, to_answer_group
+from mmrlhf.training.reward_model.measured_rows import MeasuredRows, to_answer_group
 
 
 class ShortAnswersReward:
@@ -28,19 +28,19 @@ def test_claims_are_those_of_their_rows_and_rows_those_of_their_images():
         [[Verdict(c, "contradicted" if c.subject == "dog" else "supported") for c in extract_claims(a)] for a in g.answers]
         for g in groups
     ]
-    reference = Reference(rows, True, (), removals(groups, verdicts))
-    (false_rows, true_rows) = reference.rows_of_claims["object"]
+    measured = MeasuredRows(rows, True, (), removals(groups, verdicts))
+    (false_rows, true_rows) = measured.rows_of_claims["object"]
     assert [image.path for (image,) in false_rows] == ["a.png", "a.png", "b.png"]  # the dog of each row
     assert [image.path for (image,) in true_rows] == ["a.png"] * 4 + ["b.png"] * 2  # the cup in both answers
-    assert [len(part) for part in reference.outcomes(ShortAnswersReward())["object"]] == [3, 6]
+    assert [len(part) for part in measured.outcomes(ShortAnswersReward())["object"]] == [3, 6]
 
 
 def test_injected_claims_have_the_rows_that_they_are_injected_into():
     red, green = Fact("object", "red cup"), Fact("object", "green hat")
     rows = [make_row("1", "a.png", red, Fact("count", "two spoons")), make_row("2", "b.png", green)]
-    reference = Reference(rows, True, make_probes(rows))
-    outcomes = reference.outcomes(ShortAnswersReward())
-    assert {kind: tuple(map(len, parts)) for kind, parts in reference.rows_of_claims.items()} == {
+    measured = MeasuredRows(rows, True, make_probes(rows))
+    outcomes = measured.outcomes(ShortAnswersReward())
+    assert {kind: tuple(map(len, parts)) for kind, parts in measured.rows_of_claims.items()} == {
         kind: tuple(map(len, parts)) for kind, parts in outcomes.items()
     }
-    assert [image.path for (image,) in reference.rows_of_claims["count"][0]] == ["a.png"]
+    assert [image.path for (image,) in measured.rows_of_claims["count"][0]] == ["a.png"]

@@ -23,12 +23,12 @@ from mmrlhf.verifiers import verify_against_facts
 
 NUM_PROBE_ROWS = 100
 """Number of rows whose claims are removed, and into which false claims are injected."""
-NUM_REFERENCE_ROWS = 256
+NUM_MEASURED_ROWS = 256
 """Number of training rows for normalisation and measurements if none are held out."""
 
 
 @dataclass(frozen=True)
-class Reference:
+class MeasuredRows:
     """The held-out rows, or else some training rows.
 
     `probes` are false and true claims, injected into the first of them. `removals` are their
@@ -126,16 +126,18 @@ class Reference:
             model.j = {"measured_on": measured_on, **j}
 
 
-def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held_out: Sequence[Preference] | None) -> Reference:
+def rows_to_measure(
+    config: RewardConfig, preferences: Sequence[Preference], held_out: Sequence[Preference] | None
+) -> MeasuredRows:
     """Return the rows to measure on: all held-out ones, or the first training rows.
 
     Raises InputError if truth_file is not a file of facts, or has the facts that the model reads.
     """
-    rows = held_out or preferences[: min(len(preferences), NUM_REFERENCE_ROWS)]
+    rows = held_out or preferences[: min(len(preferences), NUM_MEASURED_ROWS)]
     probed_rows = _probed_rows(rows)
     probes = make_probes(probed_rows, seed=config.seed)
     if config.truth_file is None:
-        return Reference(rows, bool(held_out), probes)
+        return MeasuredRows(rows, bool(held_out), probes)
     if config.facts == "given" and has_same_content(config.truth_file, config.facts_file):
         raise InputError(
             f"truth_file {config.truth_file} has the facts that the reward model reads, with which it agrees, true or not: give "
@@ -148,7 +150,7 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
         [verify_against_facts(extract_claims(answer, lexicon), known, lexicon) for answer in group.answers]
         for group, known in zip(groups, true_facts, strict=True)
     ]
-    return Reference(rows, bool(held_out), probes, removals(groups, verdicts))
+    return MeasuredRows(rows, bool(held_out), probes, removals(groups, verdicts))
 
 
 def _probed_rows(rows: Sequence[Preference]) -> list[Preference]:
