@@ -154,6 +154,7 @@ KILLS = [
 """Each is counted from where the one before left the run."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, whole_run):
     whole = whole_run[0]
     arguments = tiny_vlm_path, examples, tmp_path / "run", str(whole / "dpo.yaml")
@@ -169,6 +170,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path
     assert without_time[0] == without_time[1]
 
 
+@pytest.mark.slow
 def test_a_killed_round_of_ppo_learns_from_human_pairs_as_one_that_was_not(tiny_vlm_path, tmp_path, recipe):
     for name in ("scenes", "people"):
         scenes.export_dataset(str(tmp_path / name), num_rows=2)

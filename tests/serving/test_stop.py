@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts a server of its own
+
 SERVER = """
 import pathlib, sys, torch
 from mmrlhf import serve
