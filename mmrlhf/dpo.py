@@ -193,8 +193,10 @@ def _train(
             run.log(step + 1, metrics | measured, show=is_logging_step)
             stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
             is_last = step + 1 == evaluation.num_steps
-            if run.is_save_due(step + 1, is_last=is_last) or stop or skipped_steps.may_stop:
-                best_tensors, state = evaluation.checkpoint(run, policy)
+            is_save_due = run.end_step(step + 1, is_last=is_last)
+            if is_save_due or stop or skipped_steps.may_stop:
+                evaluation.save_best(run, policy)
+                best_tensors, state = evaluation.checkpoint()
                 state |= skipped_steps.state() | {"last": _last_metrics(metrics)}
                 run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop:

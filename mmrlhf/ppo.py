@@ -217,8 +217,10 @@ def _train(
             is_last = step + 1 == evaluation.num_steps
 
             # 8. Save
-            if run.is_save_due(step + 1, is_last=is_last) or stop or state.skipped_steps.may_stop:
-                best_tensors, best_state = evaluation.checkpoint(run, policy)
+            is_save_due = run.end_step(step + 1, is_last=is_last)
+            if is_save_due or stop or state.skipped_steps.may_stop:
+                evaluation.save_best(run, policy)
+                best_tensors, best_state = evaluation.checkpoint()
                 run.save_checkpoint(step + 1, state.tensors() | best_tensors, state.numbers() | best_state)
                 if stop:
                     raise InputError(stop)
@@ -239,7 +241,8 @@ def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step
     """Save before a step whose answers are not available, and return why the run stops."""
     if step == 0:
         return InputError(str(error))
-    best_tensors, best_state = evaluation.checkpoint(run, state.roles.policy)
+    evaluation.save_best(run, state.roles.policy)
+    best_tensors, best_state = evaluation.checkpoint()
     try:
         run.save_checkpoint(step, state.tensors() | best_tensors, state.numbers() | best_state)
     except InputError as failure:

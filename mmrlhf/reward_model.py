@@ -215,7 +215,8 @@ def _train(
             run.log(step, metrics, show=is_measured or is_logging_step)
             stop = monitor.after_step(run, accelerator, step, metrics, is_logging_step, is_last=is_last)
             is_last = is_last or bool(monitor.ended)
-            if run.is_save_due(step, is_last=is_last) or stop or skipped_steps.may_stop:
+            is_save_due = run.end_step(step, is_last=is_last)
+            if is_save_due or stop or skipped_steps.may_stop:
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
                 state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state()}

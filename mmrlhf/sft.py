@@ -108,8 +108,10 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
             run.log(step + 1, metrics, show=is_logging_step)
             stop = evaluation.after_step(run, accelerator, step + 1, metrics, is_logging_step)
             is_last = step + 1 == evaluation.num_steps
-            if run.is_save_due(step + 1, is_last=is_last) or stop or skipped_steps.may_stop:
-                best_tensors, state = evaluation.checkpoint(run, role)
+            is_save_due = run.end_step(step + 1, is_last=is_last)
+            if is_save_due or stop or skipped_steps.may_stop:
+                evaluation.save_best(run, role)
+                best_tensors, state = evaluation.checkpoint()
                 tensors = {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}
                 run.save_checkpoint(step + 1, tensors, skipped_steps.state() | state)
                 if stop:

@@ -240,17 +240,15 @@ class PolicyEvaluation:
 
     # ---- checkpoints and the end -----------------------------------------------------------------
 
-    def checkpoint(self, run: Run, policy: Role) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what a checkpoint needs to continue, and update the run's folder `best`."""
-        if not run.main_process:
-            return {}, {}
-        state = {"monitor": self.monitor.state()}
-        if self.best is None:
-            return {}, state
-        if policy.adapter is not None:
+    def save_best(self, run: Run, policy: Role) -> None:
+        """Write the best adapter so far to the run's folder `best`, if it is not there yet."""
+        if run.main_process and self.best is not None and policy.adapter is not None:
             self.best.save(policy, run.path / "best")
-        best_tensors, best_state = self.best.checkpoint()
-        return best_tensors, state | best_state
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint needs to continue; the main process has the best weights."""
+        best_tensors, best_state = ({}, {}) if self.best is None else self.best.checkpoint()
+        return best_tensors, {"monitor": self.monitor.state()} | best_state
 
     def finish(self, run: Run, policy: Role, result: Path) -> dict[str, Any]:
         """Return the entries of finished.json about the best policy, and write it to the folder

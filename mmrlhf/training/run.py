@@ -243,11 +243,13 @@ class Run:
             self.console.print(Text(f"warning: {path} does not load ({error}); trying an older checkpoint", "yellow"))
             return None
 
-    def is_save_due(self, step: int, *, is_last: bool) -> bool:
-        """Return whether to save a checkpoint after `step` steps.
+    def end_step(self, step: int, *, is_last: bool) -> bool:
+        """End a step; return whether a checkpoint is due, after `step` steps.
 
-        It is due every save_steps, after the last step, because what follows may fail or take long,
-        and if a signal asks the command to stop. Call it on every process after every step.
+        Processes agree on whether a signal asks the command to stop, and from here on a signal
+        waits until the next checkpoint. One is due every save_steps, for a signal, and after the
+        last step, because what follows may fail or take long. Call it on every process after every
+        step.
         """
         stop_signals.defer(True)
         pending = stop_signals.pending()

@@ -150,9 +150,9 @@ def test_run_stops_if_its_directory_is_removed(tmp_path, is_replaced):
 def test_signal_waits_for_the_end_of_the_step_and_saves_it(tmp_path, capfd):
     with stop_signals.handled():
         run = open_run(tmp_path, save_steps=2)
-        assert not run.is_save_due(1, is_last=False)
+        assert not run.end_step(1, is_last=False)
         os.kill(os.getpid(), signal.SIGTERM)  # in step 2
-        assert run.is_save_due(2, is_last=False)
+        assert run.end_step(2, is_last=False)
         with pytest.raises(stop_signals.Stopped) as caught:
             run.save_checkpoint(2, {"w": torch.ones(1)}, {"step": 2})
     assert caught.value.exit_code == 143 and open_run(tmp_path).resume()[0] == 2
@@ -167,11 +167,11 @@ def test_signal_stops_at_once_where_nothing_is_unsaved_and_the_second_time(tmp_p
         run = open_run(tmp_path, save_steps=2)
         with pytest.raises(stop_signals.Stopped):
             os.kill(os.getpid(), signal.SIGHUP)  # before the first step
-        assert run.is_save_due(2, is_last=False)
+        assert run.end_step(2, is_last=False)
         run.save_checkpoint(2, {"w": torch.ones(1)}, {})
         with pytest.raises(stop_signals.Stopped):
             os.kill(os.getpid(), signal.SIGHUP)  # in step 3, and a checkpoint has step 2
-        assert not run.is_save_due(3, is_last=False)
+        assert not run.end_step(3, is_last=False)
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(stop_signals.Stopped) as caught:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -183,7 +183,7 @@ def test_signal_while_a_checkpoint_is_written_stops_after_it(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint_files, "save", lambda *rest: (os.kill(os.getpid(), signal.SIGINT), save(*rest)))
     with stop_signals.handled():
         run = open_run(tmp_path, save_steps=1)
-        assert run.is_save_due(1, is_last=True)
+        assert run.end_step(1, is_last=True)
         with pytest.raises(stop_signals.Stopped) as caught:
             run.save_checkpoint(1, {"w": torch.ones(1)}, {})
     assert caught.value.exit_code == 130 and open_run(tmp_path).resume()[0] == 1
@@ -383,7 +383,7 @@ def test_progress_without_terminal_prints_every_tenth(tmp_path, capsys):
 def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
     other = Run(str(tmp_path / "run"), FakeConfig(), main_process=False)
     assert not (tmp_path / "run").exists()
-    assert other.is_save_due(100, is_last=False) and not other.is_save_due(101, is_last=False)
+    assert other.end_step(100, is_last=False) and not other.end_step(101, is_last=False)
     main = open_run(tmp_path / "run")
     main.log(7, {"loss": 1.0})
     main.save_checkpoint(5, {"w": torch.ones(1)}, {"seen": 1})
