@@ -27,10 +27,9 @@ from mmrlhf.datasets import Records, read_preferences, subset
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
-from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import save_policy
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load_base
 from mmrlhf.models.policy import add_reference, add_trained_adapter, check_adapter_setting
 from mmrlhf.models.processes import Accelerator, sum_over_processes
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -93,7 +92,7 @@ def dpo(
 
     # 1. Policy and reference, and the rows that have a better answer
     check_adapter_setting(config.adapter_path, "lora")
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    vlm = load_base(config, accelerator)
     untied = _without_ties(config, preferences, run, config.dataset_name)
     rows = _usable_rows(config, vlm, untied, run, kept, config.dataset_name)
     adapters = Adapters(vlm)

@@ -35,9 +35,8 @@ from mmrlhf.facts import facts_about, read_facts
 from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.writing import writes
-from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load_base
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
 from mmrlhf.models.processes import Accelerator, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -208,7 +207,7 @@ def _sample(
     writer = SharedWriter(run, path, inputs, batch_size * config.num_generations)
     if writer.is_finished:
         return
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    vlm = load_base(config, accelerator)
     adapters = Adapters(vlm)
     if policy is not None:
         check_same_base(Path(policy), vlm)
@@ -286,8 +285,7 @@ def _build_verifier(config: FeedbackConfig, accelerator: Accelerator, run_dir: P
     verifiers = dict[str, Verifier]()
     adapters = None
     if {"clip", "vlm"} & set(names):
-        sharded = sharding.is_wanted(config)
-        adapters = Adapters(load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharded))
+        adapters = Adapters(load_base(config, accelerator))
     for name in names:
         if name == "judge":
             endpoint = Endpoint(str(config.judge), config.judge_model or "", concurrency=config.judge_concurrency)

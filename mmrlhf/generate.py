@@ -70,10 +70,10 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         print(f"note: images are embedded in {config.dataset_name}, and so in the answers: {mib:.1f} MiB")
     num_done = writer.num_done // num_lines
     with ExitStack() as stack:
-        vlm = stack.enter_context(load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config))
+        vlm = stack.enter_context(load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config, config))
         reward_model = None
         if config.reward_model_path is not None:
-            reward_model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
+            reward_model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config, pixels=config)
             print_facts_note(config.reward_model_path, reward_model, examples)
         lengths, console = PromptLengths(vlm, config.max_pixels), Console(highlight=False)
         lengths_of = _lengths_of(config, lengths, reward_model)

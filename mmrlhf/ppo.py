@@ -31,7 +31,7 @@ from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.finite import NotFiniteError
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load_base
 from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
@@ -100,9 +100,8 @@ def ppo(
     check_reward_rows(config, examples)
     check_adapter_setting(config.adapter_path, "lora")
     check_engine(config, accelerator.num_processes)
-    is_sharded = sharding.is_wanted(config)
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=is_sharded)
-    num_shards = accelerator.num_processes if is_sharded else 1
+    vlm = load_base(config, accelerator)
+    num_shards = accelerator.num_processes if sharding.is_sharded(vlm.model) else 1
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint, num_shards))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     examples = _usable_examples(config, roles, examples, run, kept)

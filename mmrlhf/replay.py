@@ -81,7 +81,7 @@ def replay(file: str, model_name_or_path: str | None = None) -> bool:
     except InputError as error:
         raise InputError(f"{file} was written with other settings than this version of mmrlhf has: {error}") from None
     accelerator = Accelerator()
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, config)
     if vlm.fingerprint != saved.base_fingerprint:
         raise InputError(f"{file} is of a run on other weights than {vlm.name} holds: give its base as --model_name_or_path")
     step = build(saved, config, vlm, accelerator)

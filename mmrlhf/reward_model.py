@@ -29,11 +29,10 @@ from mmrlhf.facts import load_facts_template, read_facts
 from mmrlhf.files.tables import split_of
 from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
-from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load_base
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
 from mmrlhf.models.processes import Accelerator, sum_over_processes
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -99,7 +98,7 @@ def train_reward_model(
     rows_to_measure(config, preferences, held_out).check(config)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    vlm = load_base(config, accelerator)
     model, untrained = build_models(config, vlm)
     lengths = PromptLengths(vlm, config.max_pixels)
 

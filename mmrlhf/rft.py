@@ -32,11 +32,10 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.writing import writes
-from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.images import image_value
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load_base
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -225,16 +224,14 @@ def _sample(
     writer = SharedWriter(run, path, inputs, batch_size * config.num_generations)
     if writer.is_finished:
         return
-    vlm = load(policy, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    vlm = load_base(config, accelerator, policy)
     adapters, adapter = Adapters(vlm), None
     if number == 1 and config.adapter_path is not None:
         check_same_base(Path(config.adapter_path), vlm)
         adapters.load(adapter := "policy", Path(config.adapter_path), trainable=False)
     base = None
     if number > 1 and asks_base(config):
-        base = Adapters(
-            load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
-        )
+        base = Adapters(load_base(config, accelerator))
     rewards = build_rewards(config, adapters, accelerator, extra_reward_functions, base)
     lengths, kept_checks = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "rows.json", run.add_file)
     lengths_of = rewarded_lengths(config, vlm, lengths, rewards.reward_models)

@@ -152,16 +152,16 @@ def load_models(config: ServeConfig) -> Models:
         reward_model_path = config.reward_model_path
     if base is None:
         assert reward_model_path is not None
-        return Models(None, load_reward_model(reward_model_path, max_length=config.max_length, engine=config))
+        return Models(None, load_reward_model(reward_model_path, max_length=config.max_length, engine=config, pixels=config))
     if adapter_path is not None:
         check_is_adapter(Path(adapter_path))
-    adapters = Adapters(load(base, config.dtype, engine=config))
+    adapters = Adapters(load(base, config.dtype, engine=config, pixels=config))
     if adapter_path is not None:
         check_same_base(Path(adapter_path), adapters.vlm)
         adapters.load("policy", Path(adapter_path), trainable=False)
     reward_model = None
     if reward_model_path is not None:
-        reward_model = load_reward_model(reward_model_path, adapters, config.max_length, engine=config)
+        reward_model = load_reward_model(reward_model_path, adapters, config.max_length, engine=config, pixels=config)
     return Models(Role(adapters, None if adapter_path is None else "policy"), reward_model)
 
 

@@ -23,7 +23,7 @@ from mmrlhf.files.writing import writes
 from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import merge, save_model, save_policy
-from mmrlhf.models.loading import load
+from mmrlhf.models.loading import load, load_base
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting, check_tuning
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
@@ -65,7 +65,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
 
     # 1. Model and trained parameters
     check_adapter_setting(config.adapter_path, config.tuning)
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+    vlm = load_base(config, accelerator)
     examples = _usable_examples(config, vlm, examples, run, kept)
     role = add_sft_role(config, vlm)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -164,7 +164,7 @@ def _on_whole_base(adapters: Adapters, adapter_dir: Path, config: SFTConfig) -> 
     """
     save_policy(adapters, "sft", adapter_dir)
     dtype = "bfloat16" if adapters.vlm.dtype == "nf4" else adapters.vlm.dtype
-    base = Adapters(load(adapters.vlm.name, dtype, "cpu", config))
+    base = Adapters(load(adapters.vlm.name, dtype, "cpu", config, config))
     base.load("sft", adapter_dir, trainable=False)
     return base
 

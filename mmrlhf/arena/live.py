@@ -273,8 +273,8 @@ def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[
     if base is None:
         raise InputError(f"{contestant.source} is a reward model, which answers nothing: give a policy")
     params = SamplingParams(config.response_length, config.temperature, seed=seed)
-    pixels = with_pixels_of_run(ServeConfig(model_name_or_path=contestant.source))
-    with load_policy(base, adapter_path, config.dtype, pixels) as vlm:
+    settings = with_pixels_of_run(ServeConfig(model_name_or_path=contestant.source))
+    with load_policy(base, adapter_path, config.dtype, settings, settings) as vlm:
 
         def ask(question: Example) -> str:
             ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)

@@ -130,7 +130,7 @@ def _build_verifier(config: CalibrateConfig, lexicon: Lexicon) -> tuple[ScoreFn,
 
         return margins, verifier_info
     assert isinstance(config, CalibrateVLMConfig)
-    vlm = load(config.model_name_or_path, config.dtype, engine=config)
+    vlm = load(config.model_name_or_path, config.dtype, engine=config, pixels=config)
     vlm_verifier = VLMVerifier(Role(Adapters(vlm), None), lexicon, max_length=config.max_length)
     return vlm_verifier.log_odds, {"verifier": "vlm", "model": vlm.name}
 

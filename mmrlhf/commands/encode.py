@@ -22,7 +22,7 @@ def cache_features(config: EncodeConfig) -> dict[str, float]:
     written.
     """
     rows = read_records(config.dataset_name, config.dataset_train_split, config.image_folder, answer_images=True)
-    vlm = load(config.model_name_or_path, config.dtype, engine=config)
+    vlm = load(config.model_name_or_path, config.dtype, engine=config, pixels=config)
     disk, counters = vlm.encoder.cache.disk, vlm.encoder.cache.counters
     assert disk is not None
     start_time, num_done = time.monotonic(), 0

@@ -66,6 +66,7 @@ def load_ensemble(config: RewardEvalConfig) -> Ensemble | None:
                 models[0].role.adapters if models else None,
                 config.max_length,
                 engine=config,
+                pixels=config,
                 adapter_name="reward" if index == 0 else f"reward_{index}",
                 base_model_name_or_path=config.base_model_name_or_path,
             )

@@ -43,6 +43,7 @@ def score(config: ScoreConfig) -> Path:
         config.reward_model_path,
         max_length=config.max_length,
         engine=config,
+        pixels=config,
         base_model_name_or_path=config.base_model_name_or_path,
     )
     print_facts_note(config.reward_model_path, model, rows)

@@ -305,7 +305,7 @@ def _vlm_replies(model_name: str, requests: Sequence[JudgeRequest], config: Eval
     from mmrlhf.engine.sampling import SamplingParams
     from mmrlhf.models.loading import load
 
-    vlm = load(model_name, config.dtype, engine=config)
+    vlm = load(model_name, config.dtype, engine=config, pixels=config)
     # A prompt quotes answers, which may contain control tokens written by a model.
     examples = [
         Example(request.key, request.images, (Message("user", vlm.escape_control_tokens(request.prompt)),))

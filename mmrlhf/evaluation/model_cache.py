@@ -33,7 +33,7 @@ class ModelCache:
             from mmrlhf.models.policy import load_policy
 
             self.close()
-            policy = load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
+            policy = load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config, config)
             self._vlm = self._stack.enter_context(policy)
             self._key = key
         return self._vlm

@@ -338,7 +338,7 @@ def _reward_preferences(benchmark: Benchmark, task: Task, examples: Sequence[Exa
     from mmrlhf.rewards.reward_model import AnswerGroup
 
     model = load_reward_model(
-        str(config.reward_model_path), engine=config, base_model_name_or_path=config.base_model_name_or_path
+        str(config.reward_model_path), engine=config, pixels=config, base_model_name_or_path=config.base_model_name_or_path
     )
     examples_by_id = {example.id: example for example in examples}
     pairs = [pair for pair in benchmark.pairs(task) if pair.id in examples_by_id]

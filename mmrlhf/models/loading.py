@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmrlhf.config import EngineConfig, PixelConfig
+from mmrlhf.config import EngineConfig, FeedbackConfig, PixelConfig, TrainConfig
 from mmrlhf.models import sharding
 from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
@@ -46,25 +46,28 @@ def load(
     dtype: str = "float32",
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
+    pixels: PixelConfig | None = None,
     *,
-    sharded: bool | None = None,
+    sharded: bool = False,
+    in_turns: bool = False,
 ) -> VLM:
     """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
-    The default device is the GPU if there is one. If `sharded` is given, all processes call this,
-    in turns (`models.loading_turns`), and if it is true, each keeps a share of the decoder's layers
-    (`models.sharding`). Raises InputError if the checkpoint is missing, contains no
-    image-text-to-text model, lacks weights or has some that are not finite, or has no chat template
-    that separates prompts from answers.
+    The default device is the GPU if there is one. `pixels` limits the pixels of images. With
+    `in_turns` all processes call this, and read the checkpoint in turns (`models.loading_turns`);
+    if it is also `sharded`, each keeps a share of the decoder's layers (`models.sharding`).
+
+    Raises InputError if the checkpoint is missing, contains no image-text-to-text model, lacks
+    weights or has some that are not finite, or has no chat template that separates prompts from
+    answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    takes_turns = sharded is not None and dtype != "nf4" and PartialState().num_processes > 1
+    takes_turns = in_turns and dtype != "nf4" and PartialState().num_processes > 1
     with loading_turn(name, getattr(torch, dtype)) if takes_turns else contextlib.nullcontext():
         model, processor = _read_checkpoint(name, dtype, device)
-        limits: object = engine  # most configurations of commands are both
-        if isinstance(limits, PixelConfig):
-            limit_pixels(model, processor, limits, name)
+        if pixels is not None:
+            limit_pixels(model, processor, pixels, name)
         base_fingerprint = fingerprint(model.state_dict().items()) if sharded else None
         if sharded:
             sharding.shard(model, device)
@@ -75,6 +78,17 @@ def load(
         vlm.engine.use_cuda_graphs = False  # a graph cannot replay what processes agree on
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm
+
+
+def load_base(config: TrainConfig | FeedbackConfig, accelerator: Accelerator, name: str | None = None) -> VLM:
+    """Load a stage's base, or the model `name` in its place, in all processes of the stage.
+
+    They read it in turns, and share it if the launcher asks for that. Raises InputError like
+    `load`, and for settings that do not fit shards.
+    """
+    name = name or config.model_name_or_path
+    is_sharded = sharding.is_wanted(config)
+    return load(name, config.dtype, accelerator.device, config, config, sharded=is_sharded, in_turns=True)
 
 
 def _read_checkpoint(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, Any]:

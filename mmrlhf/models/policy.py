@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmrlhf.config import EngineConfig, TrainConfig
+from mmrlhf.config import EngineConfig, PixelConfig, TrainConfig
 from mmrlhf.models.adapter_files import require_adapter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
@@ -18,7 +18,11 @@ from mmrlhf.records import InputError
 
 @contextlib.contextmanager
 def load_policy(
-    model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", engine: EngineConfig | None = None
+    model_name_or_path: str,
+    adapter_path: str | None,
+    dtype: str = "float32",
+    engine: EngineConfig | None = None,
+    pixels: PixelConfig | None = None,
 ) -> Iterator[VLM]:
     """Load a model and yield it, with its adapter if one is given.
 
@@ -26,7 +30,7 @@ def load_policy(
     """
     if adapter_path is not None:
         check_is_adapter(Path(adapter_path))
-    vlm = load(model_name_or_path, dtype, engine=engine)
+    vlm = load(model_name_or_path, dtype, engine=engine, pixels=pixels)
     if adapter_path is None:
         yield vlm
         return

@@ -16,7 +16,7 @@ import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmrlhf.config import EngineConfig, RewardConfig
+from mmrlhf.config import EngineConfig, PixelConfig, RewardConfig
 from mmrlhf.datasets import have_facts
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import atomic_folder, write_atomic
@@ -36,6 +36,7 @@ from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.finite import check_finite
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
+from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, PlacedImage, Preference
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
@@ -147,14 +148,18 @@ def load_reward_model(
     max_length: int = 2048,
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
+    pixels: PixelConfig | None = None,
+    *,
     adapter_name: str = "reward",
     base_model_name_or_path: str | None = None,
+    in_turns: bool = False,
 ) -> RewardModel:
     """Load a saved reward model.
 
     If `adapters` has the base and the precision that the reward model was trained with, it is
     loaded there as the adapter `adapter_name`. Otherwise it is loaded on its own copy of its base,
-    from `base_model_name_or_path` if the base has moved.
+    from `base_model_name_or_path` if the base has moved. With `in_turns` all processes call this,
+    and read that base in turns.
 
     Raises InputError if the directory is not a reward model or has changed since it was saved, if
     its base is missing or has changed, or if its reference rows now score differently.
@@ -167,7 +172,8 @@ def load_reward_model(
         _check_metadata(path, metadata)
         is_full_checkpoint = metadata["base"] == "model"
         if adapters is None or not _fits_base(path, metadata, adapters.vlm):
-            adapters = _load_own_base(path, metadata, device, engine, base_model_name_or_path)
+            loading = {"device": device, "engine": engine, "pixels": pixels, "in_turns": in_turns}
+            adapters = _load_own_base(path, metadata, base_model_name_or_path, loading)
         if not is_full_checkpoint:
             adapters.load(adapter_name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
@@ -219,13 +225,16 @@ def _fits_base(path: str, metadata: dict[str, Any], vlm: VLM) -> bool:
     return True
 
 
-def _load_own_base(
-    path: str, metadata: dict[str, Any], device: Any, engine: EngineConfig | None, moved_base: str | None
-) -> Adapters:
-    """Load the base of a reward model. Raises InputError if it is missing or has changed."""
+def _load_own_base(path: str, metadata: dict[str, Any], moved_base: str | None, loading: Mapping[str, Any]) -> Adapters:
+    """Load the base of a reward model; `loading` are further arguments of `models.loading.load`.
+
+    Raises InputError if it is missing or has changed.
+    """
     base = str(Path(path) / "model") if metadata["base"] == "model" else moved_base or metadata["base"]
     try:
-        adapters = Adapters(load_vlm(base, metadata["dtype"], device, engine))
+        adapters = Adapters(load_vlm(base, metadata["dtype"], **loading))
+    except LostProcessError:
+        raise  # another process may have failed on the base, and says so
     except InputError as error:
         hint = ""
         if metadata["base"] != "model" and moved_base is None:
@@ -335,7 +344,7 @@ def load_to_continue(path: str, adapters: Adapters, config: RewardConfig) -> Rol
             f"adapter_path {path} is a reward model on {metadata['base']} in {metadata['dtype']}, and {adapters.vlm.name} in "
             f"{adapters.vlm.dtype} holds other weights: give that model and --dtype {metadata['dtype']}"
         )
-    role = load_reward_model(path, adapters, config.max_length, engine=config).role
+    role = load_reward_model(path, adapters, config.max_length, engine=config, pixels=config).role
     assert role.head is not None
     role.head.requires_grad_(True)
     for parameter in adapters.parameters("reward").values():

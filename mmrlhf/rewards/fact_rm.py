@@ -33,7 +33,9 @@ def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: 
     reward_models = []
     for index, path in enumerate(paths):
         adapter_name = "reward" if index == 0 else f"reward_{index}"
-        reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
+        reward_model = load_reward_model(
+            path, adapters, config.max_length, accelerator.device, config, config, adapter_name=adapter_name, in_turns=True
+        )
         _check_probes(path, reward_model, config.min_probe_detection_rate)
         if not config.allow_worse_judge:
             _check_j(path, reward_model)

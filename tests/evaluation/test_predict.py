@@ -137,9 +137,9 @@ def test_answers_of_other_pixel_limits_are_not_reused(tiny_vlm_path, benchmark_d
 
     limits, policy = [], mmrlhf.models.policy.load_policy
 
-    def load(path, adapter, dtype, config):
-        limits.append((config.min_pixels, config.max_pixels))
-        return policy(path, adapter, dtype, replace(config, min_pixels=None, max_pixels=None))  # LLaVA's have one size
+    def load(path, adapter, dtype, engine, pixels):
+        limits.append((pixels.min_pixels, pixels.max_pixels))
+        return policy(path, adapter, dtype, engine)  # LLaVA's images have one size
 
     monkeypatch.setattr(mmrlhf.models.policy, "load_policy", load)
     config = EvalConfig(
@@ -162,7 +162,7 @@ def test_answers_of_other_pixel_limits_are_not_reused(tiny_vlm_path, benchmark_d
 def test_model_cache_loads_a_model_for_each_pixel_limit(monkeypatch):
     import mmrlhf.models.policy
 
-    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda path, adapter, dtype, config: nullcontext(config.max_pixels))
+    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *args: nullcontext(args[-1].max_pixels))
     config, cache = EvalConfig(model_name_or_path="m", output_dir="out"), ModelCache()
     assert [cache.get_policy(replace(config, max_pixels=n)) for n in (64, 128)] == [64, 128]
 

@@ -26,7 +26,7 @@ def test_load_missing_model_is_one_sentence(tmp_path):
         load(str(tmp_path))
 
 
-def test_several_processes_load_a_base_in_turns_with_and_without_shards(tiny_vlm_path, monkeypatch):
+def test_several_processes_load_a_base_in_turns(tiny_vlm_path, monkeypatch):
     turns = []
 
     def turn(name, dtype):
@@ -34,11 +34,11 @@ def test_several_processes_load_a_base_in_turns_with_and_without_shards(tiny_vlm
         return contextlib.nullcontext()
 
     monkeypatch.setattr(loading, "loading_turn", turn)
-    load(tiny_vlm_path, sharded=False)
+    load(tiny_vlm_path, in_turns=True)
     assert turns == []  # there is one process
     monkeypatch.setattr(loading, "PartialState", lambda: SimpleNamespace(num_processes=2))
     load(tiny_vlm_path)  # one process, for itself
-    load(tiny_vlm_path, "bfloat16", sharded=False)
+    load(tiny_vlm_path, "bfloat16", in_turns=True)
     assert turns == [torch.bfloat16]
 
 

@@ -16,7 +16,7 @@ PROMPT = [Message("user", "What is it?")]
 
 def load_limited(directory, **limits):
     config = EncodeConfig(model_name_or_path="-", dataset_name="-", feature_cache_dir=str(Path(directory) / "features"), **limits)
-    return load(str(directory), engine=config)
+    return load(str(directory), engine=config, pixels=config)
 
 
 @pytest.mark.parametrize(

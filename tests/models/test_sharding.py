@@ -40,7 +40,7 @@ def read_in_turn(*args):
     (Path(sys.argv[2]) / f"{rank}.read").touch()
     return model
 loading._read_checkpoint = read_in_turn
-vlm = load(sys.argv[1], device=accelerator.device, sharded=True)
+vlm = load(sys.argv[1], device=accelerator.device, sharded=True, in_turns=True)
 gradients = gradients_after(vlm, rank + 1)
 assert gather_rows([[0, 2], [1]][rank]) == [0, 1, 2]
 torch.save(gradients, f"{sys.argv[2]}/{rank}.pt")

@@ -1,14 +1,20 @@
 """The saved reward model: once loaded it scores as before, and a damaged one is refused."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmrlhf.models import loading
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.records import InputError
 from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
+from mmrlhf.rewards.fact_rm import load_reward_models
+from tests.helpers.stages import ppo_config
 
 CHANGED = "has a file that changed since it was saved: copy it again, or train it again"
 
@@ -52,6 +58,18 @@ def test_load_reward_model_detects_damage(untrained_reward_model, groups, tmp_pa
     refused("was saved by mmrlhf 0.1, whose format has changed: train it again")
     (tmp_path / "reward.json").write_text("{")
     refused("cannot be loaded")
+
+
+def test_processes_load_a_judge_on_its_own_base_in_turns(untrained_reward_model, groups, tiny_vlm_path, tmp_path, monkeypatch):
+    save_reward_model(untrained_reward_model, tmp_path, groups)
+    policy, turns = Adapters(load(tiny_vlm_path, "bfloat16")), []
+    monkeypatch.setattr(loading, "loading_turn", lambda *base: turns.append(base) or contextlib.nullcontext())
+    monkeypatch.setattr(loading, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    config = ppo_config(tiny_vlm_path, tmp_path, tmp_path / "out")
+    load_reward_models(config, policy, Accelerator())
+    assert turns == [(tiny_vlm_path, torch.float32)]
+    load_reward_model(str(tmp_path), policy)  # one process, for itself
+    assert len(turns) == 1
 
 
 def test_load_reward_model_keeps_its_calibrated_precision(untrained_reward_model, groups, tiny_vlm_path, tmp_path, capsys):
