@@ -203,7 +203,7 @@ def cache_kwargs(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
     the layers of our caches are used all the same.
     """
     is_checkpointed = model.base_model.get_decoder().training and torch.is_grad_enabled()
-    return {_cache_parameter(type(model.base_model)): cache, "use_cache": not is_checkpointed}
+    return {_cache_parameter(model.base_model.__class__): cache, "use_cache": not is_checkpointed}
 
 
 @functools.cache
