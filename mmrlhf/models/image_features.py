@@ -115,15 +115,17 @@ class MemoryTier(Generic[Entry]):
             self.entries.move_to_end(key)
         return self.entries.get(key)
 
-    def put(self, key: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
-        """Store an image's entry; yield the entries that were evicted for it."""
+    def put(self, key: str, entry: Entry) -> list[tuple[str, Entry]]:
+        """Store an image's entry; return the entries that were evicted for it."""
         if key not in self.entries:
             self.entries[key] = entry.to(self.device)
             self.num_bytes += entry.num_bytes
+        evicted = []
         while self.num_bytes > self.max_bytes and len(self.entries) > 1:
-            evicted_key, evicted = self.entries.popitem(last=False)
-            self.num_bytes -= evicted.num_bytes
-            yield evicted_key, evicted
+            oldest_key, oldest = self.entries.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+            evicted.append((oldest_key, oldest))
+        return evicted
 
 
 class DiskTier:

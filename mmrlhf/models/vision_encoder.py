@@ -191,7 +191,7 @@ class Encoder:
             workers = min(MAX_GPU_WORKERS, num_cores())
             for image in map_ahead(workers, lambda item: self._preprocess(*item), list(missing.items())) if missing else ():
                 images[image.key] = image
-                list(self._pixels.put(image.key, image))
+                self._pixels.put(image.key, image)
         return [tuple(images[key] for key, _ in row) for row in keyed_rows]
 
     def _keyed_rows(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[list[tuple[str, ImageSource]]]:
