@@ -36,10 +36,11 @@ from mmrlhf.training.dpo.image_pairs import images_from_tensors
 from mmrlhf.training.dpo.step import Counts
 from mmrlhf.training.dpo.step import compute_gradients as dpo_gradients
 from mmrlhf.training.optim import GRADIENT_PROBLEM
+from mmrlhf.training.ppo.batch import restore_batch
 from mmrlhf.training.ppo.policy_losses import Aggregation
 from mmrlhf.training.ppo.ptx import PTXBatch
 from mmrlhf.training.ppo.roles import PPORoles, load_roles
-from mmrlhf.training.ppo.rollout import restore_batch, sample_and_score
+from mmrlhf.training.ppo.rollout import sample_and_score
 from mmrlhf.training.ppo.update import compute_gradients as ppo_gradients
 from mmrlhf.training.ppo.update import total_loss
 from mmrlhf.training.replay_file import SavedStep, read_step

@@ -18,8 +18,9 @@ from matplotlib.axes import Axes
 from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.commands.reward_metrics import other_facts
 from mmrlhf.metrics.calibration import proportion
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import CLAIM_KINDS, Example, InputError
-from mmrlhf.rewards.detection import ALL_KINDS, GroupVerdicts, Removal, detection_rates, score_rises
+from mmrlhf.rewards.detection import GroupVerdicts, Removal, detection_rates, score_rises
 from mmrlhf.rewards.first_slopes import compare_slopes, explained_variance, first_slopes, measured_answers
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.verifiers import verify_against_facts

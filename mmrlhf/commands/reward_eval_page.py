@@ -24,10 +24,10 @@ from mmrlhf.commands.stats import format_stats_cell, length_figures, summary_sta
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.metrics.calibration import Bin, draw_reliability
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import CLAIM_KINDS, Preference
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import style_context, to_inline_svg
-from mmrlhf.rewards.detection import ALL_KINDS
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 
 

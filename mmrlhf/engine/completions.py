@@ -41,11 +41,6 @@ class SampledCompletions(Completions):
     """The decoded answers, cut before the first stop string."""
     sampling_params: SamplingParams
 
-    @property
-    def finish_reasons(self) -> list[str]:
-        """Why each answer ended, as in vLLM: by itself ("stop") or at `max_tokens` ("length")."""
-        return ["stop" if finished else "length" for finished in self.finished_N.tolist()]
-
 
 def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int]) -> tuple[SampledCompletions, Tensor]:
     """Return the answers to some prompts in their original order, and their row indices [n]."""

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from mmrlhf.metrics.intervals import MIN_CLUSTERS
 
 ALL_KINDS = "all"
+"""The name of the figures over all kinds of claims."""
 Outcomes = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """By kind of claim: whether each false claim lowers the score, and whether each true one does."""
 RowsOfClaims = Mapping[str, tuple[Sequence[Hashable], Sequence[Hashable]]]

@@ -16,12 +16,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.config import RewardedConfig
 from mmrlhf.models.adapters import Adapters
-from mmrlhf.records import Claim, InputError, Verdict
+from mmrlhf.records import CLAIM_KINDS, Claim, InputError, Verdict
 from mmrlhf.rewards.false_rates import without_consequences
 from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
@@ -30,7 +30,6 @@ from mmrlhf.verifiers.build import VERIFIERS, validate_verifier
 from mmrlhf.verifiers.cascade import cascade
 from mmrlhf.verifiers.verbalize import display
 
-CLAIM_KINDS: tuple[str, ...] = get_args(get_type_hints(Claim)["kind"])
 NO_COSTS: Mapping[str, float] = {}
 """Unknown claims cost nothing."""
 

@@ -17,6 +17,7 @@ import numpy as np
 from mmrlhf.claims import Lexicon
 from mmrlhf.claims.removal import remove_claim
 from mmrlhf.metrics.intervals import SufficientStats, with_intervals
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.rewards.reward_model import AnswerGroup
 
@@ -26,8 +27,6 @@ GroupVerdicts = Sequence[Sequence[Sequence[Verdict] | None]]
 """The truth: a verdict on each claim of each group's answers; None for an unjudged answer."""
 SCORE_TOLERANCE = 1e-6
 """Scores closer than this count as equal: one text in two batches need not score the same."""
-ALL_KINDS = "all"
-"""The name of the figures over all kinds of claims."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import CLAIM_KINDS, Verdict
-from mmrlhf.rewards.detection import ALL_KINDS, SCORE_TOLERANCE, GroupVerdicts
+from mmrlhf.rewards.detection import SCORE_TOLERANCE, GroupVerdicts
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 Scores = Sequence[Sequence[float]]

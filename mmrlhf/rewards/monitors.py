@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmrlhf.records import Verdict
 from mmrlhf.rewards.types import Sample
 from mmrlhf.text.answer_parsing import leading_yes_no
 from mmrlhf.verifiers import AnswerClaims
@@ -98,12 +97,14 @@ def claim_hacking_metrics(answer_claims: Sequence[AnswerClaims]) -> dict[str, fl
     }
 
 
-def verdict_rates(verdicts: Sequence[Sequence[Verdict]], verifier_name: str) -> dict[str, float]:
-    """Return the shares of contradicted and unknown claims, and supported claims per answer."""
-    values = [v.value for answer_verdicts in verdicts for v in answer_verdicts]
+def verdict_rates(values: Sequence[str], num_answers: int, verifier_name: str) -> dict[str, float]:
+    """Return the shares of contradicted and unknown claims, and supported claims per answer.
+
+    `values` are those of the verdicts on all claims of the answers.
+    """
     num_claims = max(1, len(values))
     return {
         f"claims/contradicted_rate@{verifier_name}": values.count("contradicted") / num_claims,
         f"claims/unknown_rate@{verifier_name}": values.count("unknown") / num_claims,
-        f"claims/supported@{verifier_name}": values.count("supported") / max(1, len(verdicts)),
+        f"claims/supported@{verifier_name}": values.count("supported") / max(1, num_answers),
     }

@@ -125,7 +125,7 @@ class FakeVLLM:
             is_token = sampled.mask_NT[i].bool()
             ids, logps = sampled.token_ids_NT[i][is_token].tolist(), sampled.logps_NT[i][is_token].tolist()
             content = [{"token_id": t, "logprob": p + self.logp_shift} for t, p in zip(ids, logps, strict=True)]
-            finish_reason = sampled.finish_reasons[i]
+            finish_reason = "stop" if sampled.finished_N[i] else "length"
             choices.append({"index": i, "token_ids": ids, "logprobs": {"content": content}, "finish_reason": finish_reason})
         if self.num_aborted:
             self.num_aborted -= 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmrlhf.records import Claim, Message, Verdict
+from mmrlhf.records import Claim, Message
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, hacking_warnings, verdict_rates
 from mmrlhf.rewards.types import Sample
 from mmrlhf.verifiers import AnswerClaims
@@ -50,10 +50,7 @@ def test_claim_hacking_metrics_match_hand_computation():
 
 
 def test_verdict_rates_match_hand_computation():
-    contradicted, unknown, supported = (
-        Verdict(Claim("object", "dog"), value) for value in ("contradicted", "unknown", "supported")
-    )
-    assert verdict_rates([[contradicted, unknown], [supported, supported]], "clip") == {
+    assert verdict_rates(["contradicted", "unknown", "supported", "supported"], 2, "clip") == {
         "claims/contradicted_rate@clip": 0.25,
         "claims/unknown_rate@clip": 0.25,
         "claims/supported@clip": 1.0,

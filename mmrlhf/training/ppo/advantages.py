@@ -10,7 +10,6 @@ on the tokens of an answer and 0 on padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -123,14 +122,6 @@ def centred(scores_PG: Tensor) -> Tensor:
     return scores_PG - scores_PG.mean(1, keepdim=True)
 
 
-def masked_whiten(values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """Scale to unit variance over the mask and, unless `keep_mean`, shift to zero mean.
-
-    Padding becomes 0.
-    """
-    return _whiten(values_NT, mask_NT, lambda total: total, keep_mean)
-
-
 def rms(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor) -> float:
     """Return the root mean square over the mask, over all processes."""
     values_64, mask_64 = values_NT.double(), mask_NT.double()
@@ -139,17 +130,16 @@ def rms(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor) -> float:
 
 
 def whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """Apply `masked_whiten` with the mean and variance over all processes."""
-    return _whiten(values_NT, mask_NT, lambda total: accelerator.reduce(total, "sum"), keep_mean)
+    """Scale to unit variance over the mask and, unless `keep_mean`, shift to zero mean.
 
-
-def _whiten(values_NT: Tensor, mask_NT: Tensor, sum_over_processes: Callable[[Tensor], Tensor], keep_mean: bool) -> Tensor:
+    Mean and variance are those over all processes. Padding becomes 0.
+    """
     # Sums in float64: in float32 the mean of equal values is not that value, and their difference,
     # a rounding error, would be scaled up. Two passes, because E[x^2] - E[x]^2 cancels as well.
     values_64, mask_64 = values_NT.double(), mask_NT.double()
-    count, total = sum_over_processes(torch.stack([mask_64.sum(), (values_64 * mask_64).sum()]))
+    count, total = accelerator.reduce(torch.stack([mask_64.sum(), (values_64 * mask_64).sum()]), "sum")
     mean = total / count
-    variance = sum_over_processes(((values_64 - mean) ** 2 * mask_64).sum()) / count
+    variance = accelerator.reduce(((values_64 - mean) ** 2 * mask_64).sum(), "sum") / count
     whitened_64 = (values_64 - mean) * torch.rsqrt(variance + 1e-8)
     return ((whitened_64 + mean if keep_mean else whitened_64) * mask_64).to(values_NT.dtype)
 

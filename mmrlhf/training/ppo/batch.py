@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from mmrlhf.config import PPOConfig
 from mmrlhf.engine.completions import SampledCompletions, select_prompts
+from mmrlhf.engine.rollout import prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.models.vlm import Prompt
+from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
+from mmrlhf.training.ppo.roles import PPORoles, critic_prompts_with_facts
+from mmrlhf.training.sampled_answers import build_samples
 
 COMPLETION_TENSORS = ("token_ids_NT", "mask_NT", "logps_NT", "entropy_NT", "finished_N")
 BATCH_TENSORS = ("old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
@@ -73,6 +80,42 @@ class PPOBatch:
             value_clip=self.value_clip,
             **{name: getattr(self, name)[answer_indices] for name in BATCH_TENSORS},
         )
+
+
+def sampling_params(config: PPOConfig, step: int) -> SamplingParams:
+    """Return how the answers of a step are sampled."""
+    seed = step_seed(config.seed, step)
+    return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens, seed=seed)
+
+
+def restore_batch(
+    config: PPOConfig, roles: PPORoles, rows: Sequence[Example], tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
+) -> PPOBatch:
+    """Return a step's batch from its rows and `PPOBatch.tensors`, without texts and rewards."""
+    vlm, num_answers = roles.vlm, len(tensors["mask_NT"])
+    max_prompt_length = config.max_length - config.response_length
+    prompts = prompts_from_examples(vlm, rows, max_prompt_length)
+    on_device = {name: tensor.to(vlm.device) for name, tensor in tensors.items()}
+    completions = SampledCompletions(
+        prompts=prompts,
+        prompt_index_N=torch.arange(len(rows), device=vlm.device).repeat_interleave(config.num_generations),
+        **{name: on_device[name] for name in COMPLETION_TENSORS},
+        texts=[""] * num_answers,
+        sampling_params=sampling_params(config, step=0),
+    )
+    critic_prompts = prompts
+    if config.critic_sees_facts:
+        critic_prompts = critic_prompts_with_facts(vlm, rows, max_prompt_length, roles.reward_models)
+    samples = build_samples(rows, completions, config.num_generations, config.response_length)
+    return PPOBatch(
+        samples=samples,
+        breakdowns=[RewardBreakdown({}, {}, {}, {})] * num_answers,
+        completions=completions,
+        critic_prompts=critic_prompts,
+        **{name: on_device[name] for name in BATCH_TENSORS},
+        kl_coef=numbers["kl_coef"],
+        value_clip=numbers["value_clip"],
+    )
 
 
 MAX_FIRST_KL = {"float32": 1e-3, "bfloat16": 0.2, "nf4": 0.2}

@@ -170,7 +170,8 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
         answers = [replace(answer, images=(), facts=()) for answer in claim_scorer.extract(batch.samples)]
         metrics |= claim_hacking_metrics(gather_object(answers))
         for name in claim_scorer.verifier_names:
-            metrics |= verdict_rates(gather_object(claim_scorer.verdicts(batch.samples, name)), name)
+            verdicts = gather_object(claim_scorer.verdicts(batch.samples, name))
+            metrics |= verdict_rates([v.value for of_answer in verdicts for v in of_answer], len(verdicts), name)
     return metrics
 
 

@@ -11,7 +11,7 @@ Dynamic sampling (Yu et al. 2025, DAPO, section 3.2) replaces such prompts by th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,10 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.completions import SampledCompletions, replace_prompts
 from mmrlhf.engine.rollout import RolloutEngine, prompts_from_examples
-from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.vllm_http import VLLMServers
 from mmrlhf.models.lost_process import LostProcessError
 from mmrlhf.models.processes import gather_object
@@ -32,10 +30,10 @@ from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
 from mmrlhf.rewards.types import Sample
-from mmrlhf.training.ppo.batch import BATCH_TENSORS, COMPLETION_TENSORS, PPOBatch
+from mmrlhf.training.ppo.batch import sampling_params
 from mmrlhf.training.ppo.engine import publish_sampler
 from mmrlhf.training.ppo.prompt_order import NumberedRow, PromptOrder, StepPrompts
-from mmrlhf.training.ppo.roles import PPORoles, critic_prompts_with_facts
+from mmrlhf.training.ppo.roles import PPORoles
 from mmrlhf.training.sampled_answers import build_samples
 from mmrlhf.training.skipped_steps import Attempt, together
 
@@ -93,7 +91,7 @@ def start_rollout(
     numbered = list(StepPrompts(config, accelerator, prompt_order).take_all().values())
     try:
         publish_sampler(config, accelerator, roles, engine, run_dir, step - 1)
-        wait = engine.start_sampling(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
+        wait = engine.start_sampling(_prompts(config, roles, numbered), config.num_generations, sampling_params(config, step))
     except LostProcessError:
         raise  # nothing can be exchanged any more
     except InputError as error:
@@ -167,7 +165,7 @@ def sample_and_score(
     Raises NotFiniteError for logits or rewards that are not finite.
     """
     engine.wake()
-    completions = engine.sample(_prompts(config, roles, numbered), config.num_generations, _sampling_params(config, step))
+    completions = engine.sample(_prompts(config, roles, numbered), config.num_generations, sampling_params(config, step))
     engine.free()
     return _score(config, roles, numbered, completions, failure_file, engine.policy_version)
 
@@ -190,41 +188,6 @@ def _score(
     samples = build_samples(rows, completions, config.num_generations, config.response_length)
     breakdowns = score_samples(roles.weighted_rewards, samples, failure_file)
     return Rollout(rows, completions, samples, breakdowns, policy_version)
-
-
-def restore_batch(
-    config: PPOConfig, roles: PPORoles, rows: Sequence[Example], tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
-) -> PPOBatch:
-    """Return a step's batch from its rows and `PPOBatch.tensors`, without texts and rewards."""
-    vlm, num_answers = roles.vlm, len(tensors["mask_NT"])
-    max_prompt_length = config.max_length - config.response_length
-    prompts = prompts_from_examples(vlm, rows, max_prompt_length)
-    on_device = {name: tensor.to(vlm.device) for name, tensor in tensors.items()}
-    completions = SampledCompletions(
-        prompts=prompts,
-        prompt_index_N=torch.arange(len(rows), device=vlm.device).repeat_interleave(config.num_generations),
-        **{name: on_device[name] for name in COMPLETION_TENSORS},
-        texts=[""] * num_answers,
-        sampling_params=_sampling_params(config, step=0),
-    )
-    critic_prompts = prompts
-    if config.critic_sees_facts:
-        critic_prompts = critic_prompts_with_facts(vlm, rows, max_prompt_length, roles.reward_models)
-    samples = build_samples(rows, completions, config.num_generations, config.response_length)
-    return PPOBatch(
-        samples=samples,
-        breakdowns=[RewardBreakdown({}, {}, {}, {})] * num_answers,
-        completions=completions,
-        critic_prompts=critic_prompts,
-        **{name: on_device[name] for name in BATCH_TENSORS},
-        kl_coef=numbers["kl_coef"],
-        value_clip=numbers["value_clip"],
-    )
-
-
-def _sampling_params(config: PPOConfig, step: int) -> SamplingParams:
-    seed = step_seed(config.seed, step)
-    return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens, seed=seed)
 
 
 def groups_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout) -> list[bool]:

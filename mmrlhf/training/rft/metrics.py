@@ -9,7 +9,7 @@ from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.config import RFTConfig
 from mmrlhf.rewards.claim_rewards import counts_claims
 from mmrlhf.rewards.ledger import mean_values
-from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics
+from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.training.monitor import CLIPPED_KEY, ZERO_STD_KEY
 from mmrlhf.training.rft.scored_answers import ScoredAnswer
 from mmrlhf.training.rft.selection import Candidate, Selection
@@ -80,10 +80,5 @@ def _claim_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer]) -> dict[s
         "hacking/vagueness": fmean(claim.get("hedged", False) for claim in claims) if claims else 0.0,
     }
     for verifier in dict.fromkeys(claim["by"] for claim in claims):
-        verdicts = [claim["verdict"] for claim in claims if claim["by"] == verifier]
-        metrics |= {
-            f"claims/contradicted_rate@{verifier}": verdicts.count("contradicted") / len(verdicts),
-            f"claims/unknown_rate@{verifier}": verdicts.count("unknown") / len(verdicts),
-            f"claims/supported@{verifier}": verdicts.count("supported") / len(answers),
-        }
+        metrics |= verdict_rates([claim["verdict"] for claim in claims if claim["by"] == verifier], len(answers), verifier)
     return metrics

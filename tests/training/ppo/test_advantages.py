@@ -10,6 +10,9 @@ from torch import tensor
 from mmrlhf.config import PPOConfig
 from mmrlhf.training.ppo import advantages
 
+ALONE = Accelerator(cpu=True)
+"""A single process."""
+
 
 def test_token_rewards_put_kl_on_every_token_and_score_on_last():
     kl, mask = tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -66,7 +69,7 @@ def test_estimate_reinforce_plus_plus_is_reward_to_go_over_the_step():
     values = torch.full((2, 2), 7.0)  # nothing reads them
     estimated, _ = advantages.estimate("reinforce_plus_plus", rewards, values, mask, group_size=1, gamma=1.0, lam=0.5)
     assert estimated.tolist() == [[3, 2], [3, 0]]
-    scaled = advantages.scale(Accelerator(cpu=True), "tokens", estimated, rewards, mask)
+    scaled = advantages.scale(ALONE, "tokens", estimated, rewards, mask)
     root = math.sqrt(2)
     assert torch.allclose(scaled, tensor([[1 / root, -2 / root], [1 / root, 0]]))
     halved, _ = advantages.estimate("reinforce_plus_plus", rewards, values, mask, group_size=1, gamma=0.5, lam=0.5)
@@ -84,15 +87,13 @@ def test_estimate_grpo_without_std_is_the_distance_from_the_mean():
 def test_scale_by_the_batch_divides_by_the_deviation_of_all_rewards():
     # Rewards 1, 5, 3, 3: mean 3, squared deviations 8 over 3 degrees of freedom
     rewards, mask = tensor([[1.0], [5.0], [3.0], [3.0]]), torch.ones(4, 1)
-    scaled = advantages.scale(Accelerator(cpu=True), "batch", tensor([[-2.0], [2.0], [0.0], [0.0]]), rewards, mask)
+    scaled = advantages.scale(ALONE, "batch", tensor([[-2.0], [2.0], [0.0], [0.0]]), rewards, mask)
     assert scaled.flatten().tolist() == pytest.approx([-2 / (math.sqrt(8 / 3) + 1e-4), 2 / (math.sqrt(8 / 3) + 1e-4), 0, 0])
-    assert advantages.batch_std(Accelerator(cpu=True), tensor([4.0])) == 0
+    assert advantages.batch_std(ALONE, tensor([4.0])) == 0
 
 
 def test_root_mean_square_is_over_the_tokens_of_answers():
-    assert advantages.rms(Accelerator(cpu=True), tensor([[3.0, 4.0, 99.0]]), tensor([[1.0, 1.0, 0.0]])) == pytest.approx(
-        12.5**0.5
-    )
+    assert advantages.rms(ALONE, tensor([[3.0, 4.0, 99.0]]), tensor([[1.0, 1.0, 0.0]])) == pytest.approx(12.5**0.5)
 
 
 @pytest.mark.parametrize("scaling", ["group", "batch", "answers", "none"])
@@ -110,14 +111,14 @@ def test_equal_rewards_of_a_group_have_no_advantage_whatever_the_other_groups(es
         lam=1.0,
         scale_groups=scaling == "group",
     )
-    scaled = advantages.scale(Accelerator(cpu=True), scaling, estimated, rewards, torch.ones(14, 1))
+    scaled = advantages.scale(ALONE, scaling, estimated, rewards, torch.ones(14, 1))
     assert scaled[:7].eq(0).all() and scaled[7:].ne(0).any()
 
 
-def test_masked_whiten_matches_hand_computation():
-    whitened = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
+def test_whiten_matches_hand_computation():
+    whitened = advantages.whiten(ALONE, tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
     assert whitened.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
-    with_mean = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
+    with_mean = advantages.whiten(ALONE, tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
     assert with_mean.tolist()[0] == pytest.approx([1, 3, 0])
 
 
@@ -125,8 +126,8 @@ def test_masked_whiten_matches_hand_computation():
 def test_equal_scores_have_no_advantage(score):
     scores = torch.full((2, 8), score)
     assert torch.equal(advantages.group_advantages(scores), torch.zeros(2, 8))
-    assert torch.equal(advantages.masked_whiten(scores, torch.ones(2, 8)), torch.zeros(2, 8))
-    assert torch.equal(advantages.masked_whiten(scores, torch.ones(2, 8), keep_mean=True), scores)
+    assert torch.equal(advantages.whiten(ALONE, scores, torch.ones(2, 8)), torch.zeros(2, 8))
+    assert torch.equal(advantages.whiten(ALONE, scores, torch.ones(2, 8), keep_mean=True), scores)
 
 
 def test_group_advantages_do_not_depend_on_a_common_offset():
@@ -149,7 +150,7 @@ def test_sums_of_normalised_rewards_are_whitened_over_the_answers_of_a_batch():
         "grpo", rewards * mask, torch.zeros(4, 3), mask, group_size=2, gamma=1.0, lam=1.0, scale_groups=False
     )
     assert centred[:, 0].tolist() == [2, -2, 1, -1]  # a group's sums are not scaled to each other's size
-    whitened = advantages.scale(Accelerator(cpu=True), "answers", centred, rewards, mask)
+    whitened = advantages.scale(ALONE, "answers", centred, rewards, mask)
     assert (whitened * math.sqrt(2.5)).tolist() == [pytest.approx(row) for row in centred.tolist()]
 
 
