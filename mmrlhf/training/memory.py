@@ -10,7 +10,6 @@ sorting in top-k and top-p.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import resource
 from collections.abc import Mapping
@@ -23,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
-from mmrlhf.models.adapters import absolute_name
+from mmrlhf.config import TrainConfig
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
@@ -32,16 +30,13 @@ from mmrlhf.models.loading_turns import UNREADABLE
 from mmrlhf.models.lora_layers import LANGUAGE_MODEL, VISION_TOWER, layers_by_part, target_layers
 from mmrlhf.models.vlm import MAX_LOGITS_GPU
 from mmrlhf.records import InputError
-from mmrlhf.rewards.fact_rm import reward_model_paths
-from mmrlhf.rewards.reward_terms import parse_reward_spec
 from mmrlhf.text.printable import first_line
+from mmrlhf.training.stage_shape import StageShape, stage_shape
 
 PROMPT_TOKENS = 128
 """Assumed text tokens of a prompt, facts included."""
 DEFAULT_IMAGE_TOKENS = 1024
 """Assumed tokens of an image if the architecture does not give their number."""
-ANSWER_TOKENS = 256
-"""Assumed tokens of an answer in sft and reward."""
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 """Bytes of a 4-bit weight: half a byte, and a float32 scale per block of 64 weights (Dettmers et
 al. 2023, without double quantisation)."""
@@ -109,17 +104,17 @@ def estimate_memory(
     """
     weights = _count_weights(model)
     targets = target_layers(model, config.lora_target_modules, config.model_name_or_path)
-    roles, separate_bases = _roles_and_separate_bases(config, base_fingerprint)
-    lengths = _micro_batch_lengths(config, model)
+    shape = stage_shape(config, base_fingerprint)
+    lengths = _micro_batch_lengths(config, model, shape)
     return [
         *_base_weights(config, model, weights, num_shards),
-        *separate_bases,
-        *_trained_weights(config, model, weights, roles, targets),
-        _image_features(config, model, lengths),
+        *_separate_bases(shape),
+        *_trained_weights(config, model, weights, shape, targets),
+        _image_features(config, model, lengths, shape),
         _keys_and_values(config, model, lengths),
         _activations(config, model, lengths),
         *_vision_activations(config, model, lengths, targets),
-        _logits(config, model, lengths),
+        _logits(model, lengths, shape),
     ]
 
 
@@ -168,19 +163,10 @@ def _base_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCo
     ]
 
 
-def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[dict[str, str | None], list[MemoryItem]]:
-    """Return the adapters on the policy's base, each with the folder that it is loaded from, and
-    the separate bases of reward models."""
-    start = config.adapter_path
-    if isinstance(config, DPOConfig):
-        return {"policy": start, **({"reference": start} if start else {})}, []
-    if not isinstance(config, PPOConfig):
-        return {type(config).__name__.removesuffix("Config").lower(): start}, []
-    has_reward_model = "fact_rm" in parse_reward_spec(config.reward_terms)
-    paths = (reward_model_paths(config) or ["-"]) if has_reward_model else []
-    separate_bases = {path: base for path in paths if (base := _separate_base(path, config, base_fingerprint)) is not None}
+def _separate_bases(shape: StageShape) -> list[MemoryItem]:
+    """Return the bases of reward models that do not share the policy's."""
     items = []
-    for path, (base_name, dtype) in separate_bases.items():
+    for path, (base_name, dtype) in shape.separate_bases.items():
         try:
             weights = _count_weights(build_meta_model(base_name))
         except InputError as error:  # an estimate stops nothing: loading refuses a base that is missing
@@ -188,15 +174,7 @@ def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tup
             continue
         calculation = f"{weights.total:,} x {dtype}: not the policy's base"
         items.append(MemoryItem(f"base of {path}", _whole_base_bytes(weights, dtype), calculation))
-    rewards = [path for path in paths if path not in separate_bases]
-    roles: dict[str, str | None] = {"policy": start}
-    if config.has_critic:
-        roles["value"] = rewards[0] if rewards and rewards[0] == paths[0] else None
-    if config.sync_ref_model or start:
-        roles["reference"] = start
-    if config.async_steps:
-        roles["sampler"] = start
-    return roles | {f"reward_{i}" if i else "reward": path for i, path in enumerate(rewards)}, items
+    return items
 
 
 def _count_adapter_weights(path: str | None, config: TrainConfig, targets: Mapping[str, nn.Linear]) -> int:
@@ -212,20 +190,19 @@ def _trained_weights(
     config: TrainConfig,
     model: PreTrainedModel,
     weights: WeightCounts,
-    roles: Mapping[str, str | None],
+    shape: StageShape,
     targets: Mapping[str, nn.Linear],
 ) -> list[MemoryItem]:
     """Return adapters, and gradients with AdamW's moments (12 bytes per trained float32 weight)."""
-    num_lora = {role: _count_adapter_weights(path, config, targets) for role, path in roles.items()}
+    num_lora = {role: _count_adapter_weights(path, config, targets) for role, path in shape.roles.items()}
     items = []
-    if isinstance(config, SFTConfig | RewardConfig) and config.tuning == "full":
+    if shape.tuning == "full":
         num_trained, trained_part = weights.language_model, "the language model"
     else:
         num_weights = sum(num_lora.values())
-        items.append(MemoryItem("adapters", num_weights * 4, f"{', '.join(roles)}: {num_weights:,} x float32"))
-        trained_roles = [role for role in roles if not role.startswith(("reward", "reference", "sampler"))] or list(roles)
-        num_trained, trained_part = sum(num_lora[role] for role in trained_roles), ", ".join(trained_roles)
-    if isinstance(config, RewardConfig) and config.tuning == "head":
+        items.append(MemoryItem("adapters", num_weights * 4, f"{', '.join(shape.roles)}: {num_weights:,} x float32"))
+        num_trained, trained_part = sum(num_lora[role] for role in shape.trained_roles), ", ".join(shape.trained_roles)
+    if shape.tuning == "head":
         num_trained, trained_part = int(model.config.get_text_config().hidden_size), "the head"
     return [*items, MemoryItem("gradients and AdamW", num_trained * 12, f"{trained_part}: 12 bytes per weight")]
 
@@ -245,18 +222,11 @@ class MicroBatchLengths:
         return self.num_prompts * self.prompt + self.num_answers * self.answer
 
 
-def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBatchLengths:
+def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel, shape: StageShape) -> MicroBatchLengths:
     """Return the lengths of the largest micro-batch that `micro_batch_tokens` allows."""
-    image_length = num_image_tokens(model, config.max_pixels)
-    prompt_length, answer_length, group_size = image_length + PROMPT_TOKENS, ANSWER_TOKENS, 1
-    if isinstance(config, RewardConfig):
-        group_size = 2
-    if isinstance(config, DPOConfig):
-        group_size = 2
-        if config.image_pairs != "none":  # a row has a second prompt, with its best answer
-            prompt_length, image_length, group_size = 2 * prompt_length, 2 * image_length, 3
-    if isinstance(config, PPOConfig):
-        group_size, answer_length = config.num_generations, config.response_length
+    image_length = num_image_tokens(model, config.max_pixels) * shape.prompts_per_row
+    prompt_length = image_length + PROMPT_TOKENS * shape.prompts_per_row
+    answer_length, group_size = shape.answer_length, shape.group_size
     group_length = prompt_length + group_size * answer_length
     num_prompts = max(1, min(config.per_device_train_batch_size, config.micro_batch_tokens // group_length))
     if group_length <= config.micro_batch_tokens:
@@ -266,10 +236,9 @@ def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBa
     return MicroBatchLengths(image_length, prompt_length, answer_length, num_prompts, num_answers)
 
 
-def _image_features(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
-    hidden_size, batch_size = int(model.config.get_text_config().hidden_size), config.per_device_train_batch_size
-    if isinstance(config, PPOConfig):
-        batch_size *= 1 + config.async_steps  # and the next step's
+def _image_features(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths, shape: StageShape) -> MemoryItem:
+    hidden_size = int(model.config.get_text_config().hidden_size)
+    batch_size = config.per_device_train_batch_size * shape.batches_of_images
     num_bytes = batch_size * lengths.image * hidden_size * _bytes_per_value(config.dtype)
     return MemoryItem(
         "image features of a step",
@@ -298,11 +267,11 @@ def _keys_and_values(config: TrainConfig, model: PreTrainedModel, lengths: Micro
     )
 
 
-def _logits(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
+def _logits(model: PreTrainedModel, lengths: MicroBatchLengths, shape: StageShape) -> MemoryItem:
     """Return the float32 logits of a chunk in training, or of a step of sampling if it has more."""
     num_values = 3 * MAX_LOGITS_GPU
     sampled_values = 4 * lengths.num_answers * int(model.config.get_text_config().vocab_size)
-    if isinstance(config, PPOConfig) and sampled_values > num_values:
+    if shape.is_sampling and sampled_values > num_values:
         calculation = f"of {lengths.num_answers} tokens, their log-probs, probabilities and cumulative sums"
         return MemoryItem("logits", sampled_values * 4, calculation)
     return MemoryItem("logits", num_values * 4, "one chunk, its log-probs and its gradient")
@@ -343,25 +312,6 @@ def _vision_activations(
     num_bytes = lengths.num_prompts * num_patches * num_values * _bytes_per_value(config.dtype)
     calculation = f"{lengths.num_prompts} x {num_patches:,} patches x {num_values:,} values"
     return [MemoryItem("vision activations", num_bytes, calculation)]
-
-
-def _separate_base(path: str, config: PPOConfig, base_fingerprint: str) -> tuple[str, str] | None:
-    """Return the base and dtype of a reward model that does not share the policy's base.
-
-    Returns None if it shares that base, does not exist yet, or cannot be read.
-    """
-    try:
-        metadata = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
-        base, dtype = str(metadata["base"]), str(metadata["dtype"])
-        reward_fingerprint = metadata.get("base_fingerprint")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # loading reports it
-        return None
-    if base_fingerprint:
-        has_same_base = base != "model" and reward_fingerprint == base_fingerprint
-    else:
-        has_same_base = base == absolute_name(config.model_name_or_path)
-    shares_base = has_same_base and dtype == config.dtype
-    return None if shares_base else (str(Path(path) / "model") if base == "model" else base, dtype)
 
 
 def peak_memory() -> int:
