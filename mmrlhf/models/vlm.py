@@ -369,8 +369,8 @@ class VLM:
                 logits = logits.index_add(-1, eos_ids, end_penalty)
             return -torch.nn.functional.cross_entropy(logits, token_ids, reduction="none")
 
-        # The n real tokens of the flattened [N, T]. Selecting by index waits for the GPU once; a mask
-        # would wait in each selection.
+        # The n real tokens of the flattened [N, T]. Selecting by index waits for the GPU once, by a
+        # mask each time.
         real = mask_NT.flatten().nonzero().squeeze(1)
         hidden_chunks = hidden_NTD.flatten(0, 1).index_select(0, real).split(chunk_size)
         id_chunks, early_chunks = (t.flatten().index_select(0, real).split(chunk_size) for t in (token_ids_NT, is_early_NT))
