@@ -41,16 +41,9 @@ from mmrlhf.training.dpo.held_out_pairs import CHOOSING_METRICS, HeldOutPairs
 from mmrlhf.training.dpo.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.dpo.reference_logps import precompute, reference_logps
 from mmrlhf.training.dpo.step import Counts, compute_gradients, count, mean_metrics
-from mmrlhf.training.optim import (
-    batch_indices,
-    check_loss,
-    load_optimizer,
-    optimizer_step,
-    optimizer_tensors,
-    set_learning_rate,
-    total_steps,
-)
+from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
+from mmrlhf.training.row_order import batch_indices, total_steps
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.skipped_steps import SkippedSteps

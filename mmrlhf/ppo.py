@@ -43,7 +43,7 @@ from mmrlhf.rewards.ledger import FAILURE_FILE
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training.memory import estimate_memory
 from mmrlhf.training.monitor import REWARD
-from mmrlhf.training.optim import set_learning_rate, total_steps
+from mmrlhf.training.optim import set_learning_rate
 from mmrlhf.training.ppo import advantages, policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_policy_is_reference
 from mmrlhf.training.ppo.engine import check_engine, open_engine, publish_sampler
@@ -65,6 +65,7 @@ from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from mmrlhf.training.ppo.state import PPOState, build_optimizer
 from mmrlhf.training.ppo.update import update_roles
 from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_indices
+from mmrlhf.training.row_order import total_steps
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.skipped_steps import SkippedSteps

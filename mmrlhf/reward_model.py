@@ -44,20 +44,13 @@ from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel, untrained_role
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import UNDEFINED
-from mmrlhf.training.optim import (
-    batch_indices,
-    check_loss,
-    load_optimizer,
-    optimizer_step,
-    optimizer_tensors,
-    set_learning_rate,
-    total_steps,
-)
+from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
 from mmrlhf.training.reward_model.measured_rows import MeasuredRows, j_sentence, rows_to_measure, to_answer_group
 from mmrlhf.training.reward_model.rows import training_rows
 from mmrlhf.training.reward_model.step import check_margins, compute_gradients, preference_loss
 from mmrlhf.training.reward_model.watch import reward_monitor, watch
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_indices
+from mmrlhf.training.row_order import batch_indices, total_steps
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
 

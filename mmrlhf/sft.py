@@ -29,16 +29,9 @@ from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
-from mmrlhf.training.optim import (
-    batch_indices,
-    check_loss,
-    load_optimizer,
-    optimizer_step,
-    optimizer_tensors,
-    set_learning_rate,
-    total_steps,
-)
+from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
+from mmrlhf.training.row_order import batch_indices, total_steps
 from mmrlhf.training.run import Run
 from mmrlhf.training.run_rows import open_rows
 from mmrlhf.training.sft_batch import SFTBatch, accumulate_sft_gradients, build_sft_batch, example_lengths

@@ -1,4 +1,4 @@
-"""The order of rows, the learning rate, and the optimiser: its step, its state in checkpoints."""
+"""The learning rate, minibatches, and the optimiser: its step, its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -17,37 +17,6 @@ from mmrlhf.records import InputError
 
 BUCKET_SIZE = 1 << 24
 """Number of gradient values exchanged at once: 64 MiB in float32, and twice that in copies."""
-
-
-def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
-    """Return the number of steps; an incomplete last step is dropped unless it is the only one."""
-    if config.max_steps >= 0:
-        return config.max_steps
-    rows = round(config.num_train_epochs * num_rows, 6)  # 0.29 x 100 is 28.999999999999996
-    return max(1, int(rows / (config.per_device_train_batch_size * num_processes)))
-
-
-def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
-    """Return the row indices of one step; each epoch is a seeded shuffle of all rows.
-
-    They depend on the step, not on earlier calls, so a resumed run needs no sampler state.
-    """
-    indices = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, num_rows)
-        indices.append(int(_shuffled_indices(num_rows, seed, epoch)[offset]))
-    return indices
-
-
-def _shuffled_indices(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    key = (num_rows, seed, epoch)
-    if key not in _shuffle_cache:
-        _shuffle_cache.clear()
-        _shuffle_cache[key] = np.random.default_rng([seed, 11, epoch]).permutation(num_rows)
-    return _shuffle_cache[key]
-
-
-_shuffle_cache: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:

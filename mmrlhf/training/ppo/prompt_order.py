@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.rollout import numbered_ids
 from mmrlhf.records import Example
-from mmrlhf.training.optim import batch_indices
+from mmrlhf.training.row_order import row_at
 
 NumberedRow = tuple[Example, str]
 """A row, and its id in a step, in which it may occur again."""
@@ -30,7 +30,7 @@ class PromptOrder:
         """Return the next prompts."""
         positions = range(self.position, self.position + count)
         self.position += count
-        return [self._examples[i] for p in positions for i in batch_indices(p, 1, len(self._examples), self._seed)]
+        return [self._examples[row_at(position, len(self._examples), self._seed)] for position in positions]
 
 
 class StepPrompts:

@@ -19,8 +19,8 @@ from mmrlhf.files.tables import split_of
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
-from mmrlhf.training.optim import batch_indices
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
+from mmrlhf.training.row_order import batch_indices
 from mmrlhf.training.run import Run
 from mmrlhf.training.sft_batch import SFTBatch, build_sft_batch, example_lengths
 
