@@ -292,7 +292,7 @@ def build_batch(
     # bfloat16 the decoding kernels differ from the update's by hundredths of a nat, and those of
     # another engine always do: recompute.
     old_logps_NT = completions.logps_NT
-    if config.dtype != "float32" or not config.has_own_engine:
+    if config.dtype != "float32" or not config.samples_locally:
         old_logps_NT = in_micro_batches(logps, roles.sampler, completions)
     ref_logps_NT = in_micro_batches(logps, roles.reference, completions)
     if step == 0:

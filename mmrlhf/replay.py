@@ -213,7 +213,7 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
 def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
     """Sample and score; a failing input is written to a separate folder, not to the run's."""
     numbered = [(row, row.id) for row in cast(Sequence[Example], saved.rows)]
-    if not config.has_own_engine:
+    if not config.samples_locally:
         print(f"note: the run's answers were of rollout_engine {config.rollout_engine}; these are the trainer's own, and others")
     with tempfile.TemporaryDirectory() as folder:
         failure_file, of_run = Path(folder) / FAILURE_FILE, Path(config.output_dir) / FAILURE_FILE

@@ -31,7 +31,7 @@ class RolloutEngineConfig:
     """Share of the GPU's memory that vLLM takes in the trainer's process."""
 
     @property
-    def has_own_engine(self) -> bool:
+    def samples_locally(self) -> bool:
         """Return whether the trainer samples with its own weights and kernels."""
         return self.rollout_engine == "local"
 
@@ -39,7 +39,7 @@ class RolloutEngineConfig:
     def corrects_importance(self) -> bool:
         """Return whether the policy's loss is weighted by the engine's importance ratios."""
         if self.vllm_importance_sampling_correction is None:
-            return not self.has_own_engine
+            return not self.samples_locally
         return self.vllm_importance_sampling_correction
 
     @property

@@ -71,7 +71,9 @@ class ChatText:
             raise InputError(f"{name}: no token ends an answer: set eos_token in its tokenizer_config.json")
         self.control_tokens = ControlTokens(processor, eos_texts)
         self.end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
-        self._moves_images = self._trims_prompt = False
+        self._owes_image_note = False
+        """Whether a note that the template moves a turn's images before its text is still due."""
+        self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
         self._turn_gap = ""
@@ -84,8 +86,7 @@ class ChatText:
         self.reply_start: list[int] = []
         """Tokens before both "Yes" and "No": those of `lead`, if it has tokens of its own."""
         self._learn_template()
-        self._moves_images = self._moves_images_to_front()
-        """Whether a note that the template moves a turn's images before its text is still due."""
+        self._owes_image_note = self._moves_images_to_front()
 
     # ---- the template --------------------------------------------------------------------------
 
@@ -100,9 +101,9 @@ class ChatText:
             name=self.name,
             where=where,
         )
-        if self._moves_images and any(position for m in messages for position in m.image_positions):
+        if self._owes_image_note and any(position for m in messages for position in m.image_positions):
             print(f"note: the chat template of {self.name} shows a turn's images before its text, whatever their place in it")
-            self._moves_images = False  # once is enough
+            self._owes_image_note = False  # once is enough
         return text.rstrip() if generation_prompt and self._trims_prompt else text
 
     def _learn_template(self) -> None:

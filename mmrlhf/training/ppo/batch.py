@@ -30,9 +30,9 @@ class PPOBatch:
     `samples` are the answers as passed to reward functions, `breakdowns` each function's value and
     its contribution to the reward. `old_logps_NT` are log-probs under the policy that sampled the
     answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each token, before
-    whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO. `critic_prompts`
-    are the prompts that the critic reads. `kl_coef` is the weight of the KL in this step, and
-    `value_clip` how far a value may move, in units of the returns.
+    whitening. `values_NT` is zero without a critic, `returns_NT` with every advantage_estimator but
+    gae. `critic_prompts` are the prompts that the critic reads. `kl_coef` is the weight of the KL
+    in this step, and `value_clip` how far a value may move, in units of the returns.
     """
 
     samples: list[Sample]

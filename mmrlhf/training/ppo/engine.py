@@ -30,7 +30,7 @@ def open_engine(config: PPOConfig, accelerator: Accelerator, roles: PPORoles, ru
 
     Raises InputError if it cannot be used.
     """
-    if config.has_own_engine:
+    if config.samples_locally:
         yield LocalEngine(roles.policy)
         return
     if roles.vlm.encoder.lora_layers:  # check_settings refuses those of lora_target_modules
@@ -94,7 +94,7 @@ def publish_sampler(
 
     Raises EngineError, on all processes, if it cannot.
     """
-    if config.has_own_engine:
+    if config.samples_locally:
         engine.set_policy(version)
         return
     adapter = run_dir / ADAPTERS_FOLDER / f"v{version}"

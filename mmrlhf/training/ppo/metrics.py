@@ -69,7 +69,7 @@ def step_metrics(
         **metrics,
         "val/num_eos_tokens": num_finished,
         "objective/kl_coef": batch.kl_coef,
-        **({} if config.has_own_engine else sampling_metrics(batch, policy_version)),
+        **({} if config.samples_locally else sampling_metrics(batch, policy_version)),
         **critic_metrics.advantage_metrics(accelerator, batch),
         **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
         **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
@@ -178,7 +178,7 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
 def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
     """Return the warnings that a run's own answers can raise."""
     of_answers = tuple(name for name in ROLLOUT_WARNINGS if name not in CLAIM_WARNINGS or counts_claims(config))
-    return of_answers if config.has_own_engine else (*of_answers, LOGP_DIFFERENCE)
+    return of_answers if config.samples_locally else (*of_answers, LOGP_DIFFERENCE)
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:

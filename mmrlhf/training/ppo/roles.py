@@ -62,11 +62,11 @@ class PPORoles:
     @property
     def changing(self) -> list[Role]:
         """The roles whose weights change during the run, so that a checkpoint has them."""
-        copies = [*([self.reference] if self.syncs_reference else []), *([self.sampler] if self.has_own_sampler else [])]
+        copies = [*([self.reference] if self.syncs_reference else []), *([self.sampler] if self.has_sampler_copy else [])]
         return [*self.trained, *copies]
 
     @property
-    def has_own_sampler(self) -> bool:
+    def has_sampler_copy(self) -> bool:
         """Whether the sampler is a copy of the policy with its own weights."""
         return self.sampler is not self.policy
 
@@ -77,7 +77,7 @@ class PPORoles:
 
     def sync_sampler(self) -> None:
         """Copy the policy's weights into the sampler, if that is not the policy itself."""
-        if self.has_own_sampler:
+        if self.has_sampler_copy:
             _copy_weights(self.policy, self.sampler)
 
 

@@ -129,14 +129,14 @@ def _check_engine(config: PPOConfig) -> None:
             "rollout_engine local, or servers with --quantization bitsandbytes (docs/engines.md)"
         )
     targets = {word.strip() for word in config.lora_target_modules.split(",")}
-    if not config.has_own_engine and (words := sorted(targets & {PROJECTOR, VISION_TOWER})):
+    if not config.samples_locally and (words := sorted(targets & {PROJECTOR, VISION_TOWER})):
         raise InputError(
             f"lora_target_modules names {', '.join(words)}, and vLLM (rollout_engine {engine}) applies adapters to the language "
             f"model only: leave out {' and '.join(words)}, or use rollout_engine local"
         )
     if engine != "vllm":
         refuse_unread(config, ("vllm_gpu_memory_utilization",), f"is for vLLM in this process, and rollout_engine is {engine}")
-    if config.has_own_engine:
+    if config.samples_locally:
         reason = "corrects for an engine that is not the trainer's, and rollout_engine is local"
         refuse_unread(config, ("vllm_importance_sampling_correction", "vllm_importance_sampling_cap"), reason)
     elif not config.corrects_importance:

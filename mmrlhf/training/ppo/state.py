@@ -78,4 +78,6 @@ def build_optimizer(config: PPOConfig, roles: PPORoles) -> torch.optim.Optimizer
     if roles.critic is not None:
         peak = config.critic_learning_rate or config.learning_rate
         param_groups.append({"params": roles.critic.parameters(), "peak": peak})
+    # PPO's usual eps (Huang et al. 2024, N+ implementation details of RLHF with PPO). With torch's
+    # 1e-8, a weight moves by the learning rate however small its noisy gradient is.
     return torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
