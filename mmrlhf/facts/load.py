@@ -46,14 +46,20 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
 
 
 def facts_about(facts: FactsByImage, row_id: str, images: Sequence[ImageSource]) -> tuple[Fact, ...]:
-    """Return the facts listed under a row's id or, without it, those about its images, each once.
+    """Return the facts listed under a row's id or, without it, those about its images, each name's
+    once.
 
     There may be none.
     """
     if row_id in facts:
         return facts[row_id]
     names = [image.path or image.recorded_name for image in images]
-    return tuple(dict.fromkeys(fact for name in names if name for fact in facts_for_image(facts, name)))
+    return _facts_under(facts, [matching_name(facts, name) for name in names if name])
+
+
+def _facts_under(facts: Mapping[str, tuple[Fact, ...]], keys: Sequence[str | None]) -> tuple[Fact, ...]:
+    """Return the facts listed under some names, each name's once: two equal objects are two."""
+    return tuple(fact for key in dict.fromkeys(keys) if key is not None for fact in facts[key])
 
 
 def matching_name(facts: Mapping[str, tuple[Fact, ...]], name: str) -> str | None:
@@ -140,7 +146,7 @@ class FactsFile:
         for key, image in zip(keys, images, strict=True):
             if key is not None:
                 self.matches.check(key, image, location)
-        return tuple(dict.fromkeys(fact for key in keys if key is not None for fact in facts[key]))
+        return _facts_under(facts, keys)
 
 
 def read_facts_file(path: str) -> FactsFile:

@@ -79,14 +79,21 @@ def test_facts_for_image_falls_back_to_the_longest_end_of_the_path_and_the_id():
     assert facts_for_image(facts, "train/c.jpg") == facts_for_image(facts, "d.jpg") == ()
 
 
-def test_facts_about_a_row_are_those_under_its_id_or_else_of_its_images_each_once():
+def test_facts_about_a_row_are_those_under_its_id_or_else_of_its_images():
     dog, cat = (Fact("object", noun) for noun in ("dog", "cat"))
     images = tuple(ImageSource(path=path) for path in ("x/a.jpg", "x/b.jpg"))
     facts = {"a.jpg": (dog,), "b.jpg": (cat, dog), "row 1": (cat,), "row 2": ()}
     assert facts_about(facts, "row 1", images) == (cat,)
     assert facts_about(facts, "row 2", images) == ()  # known to have none
-    assert facts_about(facts, "row 3", images) == (dog, cat)
+    assert facts_about(facts, "row 3", images) == (dog, cat, dog)
     assert facts_about(facts, "row 3", ()) == ()
+
+
+def test_equal_facts_of_one_image_stay_two_in_every_lookup(write_facts):
+    path = write_facts("facts.jsonl", {"image": "a.jpg", "objects": ["dog", "dog"]}, {"image": "b.jpg", "objects": ["dog"]})
+    assert texts(read_facts_file(str(path)).lookup(("x/a.jpg", "a.jpg"), None, 1, "answer 1")) == (["dog", "dog"], False)
+    images = tuple(ImageSource(path=name) for name in ("a.jpg", "b.jpg", "a.jpg"))
+    assert [fact.text for fact in facts_about(read_facts(path), "row 1", images)] == ["dog", "dog", "dog"]
 
 
 def test_a_file_name_stands_for_one_image(write_facts):
