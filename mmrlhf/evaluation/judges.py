@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mmrlhf.config import EvalConfig
@@ -321,19 +322,27 @@ def _lm_replies(model_name: str, requests: Sequence[JudgeRequest], config: EvalC
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from mmrlhf.models.control_tokens import ControlTokens
+
+    if config.dtype == "nf4":
+        raise InputError(
+            f"--judge {model_name} reads text only, and dtype nf4 loads vision-language models: give --dtype bfloat16"
+        )
     if any(request.images for request in requests):
         raise InputError(
             f"--judge {model_name} cannot see images, which this benchmark shows its judge: give a vision-language model"
         )
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    dtype = getattr(torch, config.dtype)
+    dtype, device = getattr(torch, config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, use_safetensors=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, use_safetensors=True).eval().to(device)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"--judge {model_name} cannot be loaded ({reason}): give a checkpoint in safetensors") from None
+    control_tokens = ControlTokens(SimpleNamespace(tokenizer=tokenizer), ())
     for request in requests:
-        chat = [{"role": "user", "content": request.prompt}]
+        # An answer that it quotes could end the turn, and reply in the judge's place.
+        chat = [{"role": "user", "content": control_tokens.escape(request.prompt)}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         inputs = inputs.to(model.device)
         with torch.no_grad():
