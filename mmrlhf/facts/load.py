@@ -46,15 +46,12 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
 
 
 def facts_about(facts: FactsByImage, row_id: str, images: Sequence[ImageSource]) -> tuple[Fact, ...]:
-    """Return the facts listed under a row's id or, without it, those about its images, each name's
-    once.
+    """Return the facts about a row's images, or those under its id if no image has a name.
 
-    There may be none.
+    A row id may be another image's name. There may be no facts.
     """
-    if row_id in facts:
-        return facts[row_id]
-    names = [image.path or image.recorded_name for image in images]
-    return _facts_under(facts, [matching_name(facts, name) for name in names if name])
+    names = [name for image in images if (name := image.path or image.recorded_name)]
+    return _facts_under(facts, [matching_name(facts, name) for name in names]) if names else facts.get(row_id, ())
 
 
 def _facts_under(facts: Mapping[str, tuple[Fact, ...]], keys: Sequence[str | None]) -> tuple[Fact, ...]:

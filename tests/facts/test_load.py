@@ -79,14 +79,16 @@ def test_facts_for_image_falls_back_to_the_longest_end_of_the_path_and_the_id():
     assert facts_for_image(facts, "train/c.jpg") == facts_for_image(facts, "d.jpg") == ()
 
 
-def test_facts_about_a_row_are_those_under_its_id_or_else_of_its_images():
+def test_facts_about_a_row_are_those_of_its_images_or_without_names_those_under_its_id():
     dog, cat = (Fact("object", noun) for noun in ("dog", "cat"))
-    images = tuple(ImageSource(path=path) for path in ("x/a.jpg", "x/b.jpg"))
-    facts = {"a.jpg": (dog,), "b.jpg": (cat, dog), "row 1": (cat,), "row 2": ()}
-    assert facts_about(facts, "row 1", images) == (cat,)
-    assert facts_about(facts, "row 2", images) == ()  # known to have none
-    assert facts_about(facts, "row 3", images) == (dog, cat, dog)
-    assert facts_about(facts, "row 3", ()) == ()
+    facts = {"1": (dog,), "2": (cat, dog), "3": ()}
+    images = [ImageSource(path=f"x/{name}.jpg") for name in ("1", "2", "4")]
+    assert facts_about(facts, "2", images[:1]) == (dog,)  # its id is another image's name
+    assert facts_about(facts, "2", images[2:]) == ()
+    assert facts_about(facts, "5", images) == (dog, cat, dog)
+    assert facts_about(facts, "5", [ImageSource(data=b"x", recorded_name="1.jpg")]) == (dog,)
+    for unnamed in ((), (ImageSource(data=b"x"),)):
+        assert [facts_about(facts, row_id, unnamed) for row_id in ("2", "3", "5")] == [(cat, dog), (), ()]
 
 
 def test_equal_facts_of_one_image_stay_two_in_every_lookup(write_facts):
