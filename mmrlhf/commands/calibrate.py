@@ -145,8 +145,10 @@ def _score_labels(
             AnswerClaims(rows[group.first_row].images, (), tuple(label.claim for label in labels)) for group, labels in batch
         ]
         scores = score_fn(answers)
-        for (_, labels), image_scores in zip(batch, scores, strict=True):
-            scored += [replace(label, score=score) for label, score in zip(labels, image_scores, strict=True)]
+        for (group, labels), image_scores in zip(batch, scores, strict=True):
+            scored += [
+                replace(label, score=score, image=group.first_row) for label, score in zip(labels, image_scores, strict=True)
+            ]
         advance(len(batch))
     return scored
 
@@ -183,9 +185,9 @@ def _to_arrays(labels: Sequence[LabelledClaim]) -> tuple[np.ndarray, np.ndarray]
 def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include_uncalibrated: bool) -> dict[str, Any]:
     """Return metrics by kind of claim, from labels that were not used to fit the calibration.
 
-    They are the counts, AUROC, the fraction left unknown, the accuracy of the other verdicts, the
-    expected calibration error with its bins, and, with `include_uncalibrated`, the error of
-    sigmoid(score).
+    They are the counts, AUROC, the fraction left unknown and the accuracy of the other verdicts
+    (with intervals over images), the expected calibration error with its bins, and, with
+    `include_uncalibrated`, the error of sigmoid(score).
     """
     metrics_by_kind: dict[str, Any] = {}
     for kind, counts in count_labels(labels).items():
@@ -193,15 +195,16 @@ def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include
         scored = [label for label in kind_labels if label.score is not None]
         scores, is_true = _to_arrays(scored)
         verdicts = [
-            (calibration.verdict(label.claim, label.score, "").value, label.is_true)
-            for label in scored
-            if label.score is not None
+            "unknown" if label.score is None else calibration.verdict(label.claim, label.score, "").value for label in kind_labels
         ]
-        is_right = [(value == "supported") == truth for value, truth in verdicts if value != "unknown"]
-        # `proportion` takes one value per claim, in any order.
-        is_unknown = np.arange(len(kind_labels)) < len(kind_labels) - len(is_right)
+        is_unknown = np.array([verdict == "unknown" for verdict in verdicts], dtype=bool)
+        is_right = np.array(
+            [(verdict == "supported") == label.is_true for verdict, label in zip(verdicts, kind_labels, strict=True)], dtype=bool
+        )
+        image_of = np.array([label.image for label in kind_labels])
         metrics: dict[str, Any] = {**counts, "auroc": dict(zip(("value", "low", "high"), auroc(scores, is_true), strict=True))}
-        metrics |= {"unknown": proportion(is_unknown), "right": proportion(np.array(is_right, dtype=bool))}
+        metrics["unknown"] = proportion(is_unknown, image_of.tolist())
+        metrics["right"] = proportion(is_right[~is_unknown], image_of[~is_unknown].tolist())
         if include_uncalibrated and scored:
             metrics["ece_uncalibrated"] = expected_calibration_error(reliability_bins(expit(scores), is_true))
         if kind in calibration.coefficients and scored:

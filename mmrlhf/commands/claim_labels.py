@@ -33,11 +33,13 @@ class ImageGroup:
 
 @dataclass(frozen=True)
 class LabelledClaim:
-    """A claim without negation, whether it is true, and the verifier's score."""
+    """A claim without negation, whether it is true, the verifier's score, and the first row with
+    the claim's images."""
 
     claim: Claim
     is_true: bool
     score: float | None = None
+    image: int = 0
 
 
 LabelledImage = tuple[ImageGroup, list[LabelledClaim]]

@@ -103,13 +103,16 @@ def measure_outlook(
 
 
 def contradicted_shares(groups: Sequence[AnswerGroup], lexicon: Lexicon) -> dict[str, dict[str, Any]]:
-    """Return the share of claims that a claim reward's facts contradict, by kind of claim."""
+    """Return the share of claims that a claim reward's facts contradict, by kind of claim, with
+    intervals over prompts."""
     outcomes: dict[str, list[bool]] = {}
+    prompts: dict[str, list[str]] = {}
     for group in groups:
         for answer in group.answers:
             for verdict in verify_against_facts(extract_claims(answer, lexicon), group.facts, lexicon):
                 outcomes.setdefault(verdict.claim.kind, []).append(verdict.value == "contradicted")
-    return {kind: proportion(np.array(outcomes[kind], dtype=bool)) for kind in CLAIM_KINDS if kind in outcomes}
+                prompts.setdefault(verdict.claim.kind, []).append(group.id)
+    return {kind: proportion(np.array(outcomes[kind], dtype=bool), prompts[kind]) for kind in CLAIM_KINDS if kind in outcomes}
 
 
 def forecast(

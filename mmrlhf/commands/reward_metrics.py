@@ -15,6 +15,7 @@ from mmrlhf.metrics.calibration import SEED, expected_calibration_error, fit_tem
 from mmrlhf.metrics.intervals import SufficientStats, with_intervals
 from mmrlhf.records import Comparison, Fact, ImageSource, Preference
 from mmrlhf.rewards.probes import PROBE_KINDS, Probe
+from mmrlhf.rewards.reward_model import AnswerGroup
 
 LENGTH_GAP_EDGES = (-0.25, -0.05, 0.05, 0.25)
 """Edges of the length bins: difference in words, better minus worse, over the longer answer."""
@@ -107,7 +108,7 @@ def _outcomes(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> 
     return [image_or_row(row) for row, _, _ in decided], np.array(is_right, dtype=bool)
 
 
-def image_or_row(row: Preference) -> Hashable:
+def image_or_row(row: Preference | AnswerGroup) -> Hashable:
     """Return a row's unit of dependence: the image shared with other rows, or the row itself."""
     return row.images or row.id
 
@@ -198,9 +199,10 @@ def probe_metrics(probes: Sequence[Probe], scores: Sequence[Sequence[float]]) ->
         if not kind_scores:
             continue
         original, false_scores, true_scores = np.array(kind_scores).T
+        clusters = [image_or_row(probe.group) for probe in probes if probe.kind == kind]
         metrics[kind] = {
-            "false_lowers": proportion(false_scores < original),
-            "true_lowers": proportion(true_scores < original),
-            "false_below_true": proportion(false_scores < true_scores),
+            "false_lowers": proportion(false_scores < original, clusters),
+            "true_lowers": proportion(true_scores < original, clusters),
+            "false_below_true": proportion(false_scores < true_scores, clusters),
         }
     return metrics

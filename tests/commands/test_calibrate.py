@@ -159,6 +159,10 @@ def test_evaluate_matches_hand_computation():
     assert [(b["confidence"], b["accuracy"], b["n"]) for b in dog["bins"]] == [(0.5, 0.5, 100), (pytest.approx(0.75), 0.75, 100)]
     assert count["unknown"]["value"] == 1 and count["right"]["value"] is None and "ece" not in count  # not calibrated
     assert count["auroc"]["low"] < 0.5 < count["auroc"]["value"] == 1
+    # Of two images with 50 scored claims each, one is always right: as if it were two claims.
+    images = [LabelledClaim(DOG, n < 50, 1.0, image=n // 50) for n in range(100)]
+    right = evaluate(images, calibration, include_uncalibrated=False)["object"]["right"]
+    assert right == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 100}
     inverted = evaluate(labels, PlattScaling({"object": (-math.log(3), 0.0)}), include_uncalibrated=False)["object"]
     assert inverted["right"]["value"] == 0.25 and inverted["ece"] == pytest.approx(0.25) and "ece_uncalibrated" not in inverted
 

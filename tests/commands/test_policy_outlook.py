@@ -9,6 +9,7 @@ from mmrlhf.commands.claim_truth import check_truth_settings, read_verdicts
 from mmrlhf.commands.claims import extract
 from mmrlhf.commands.policy_outlook import (
     answer_groups,
+    contradicted_shares,
     fact_conditions,
     forecast,
     measure_outlook,
@@ -61,6 +62,16 @@ def sentences_of(with_facts, without, differences, minus_other=None):
     slopes = {"with facts": {"all": slope(-0.4), **with_facts}, "without facts": {"all": slope(-0.2), **without}}
     outlook = {"spread": SPREAD, "slopes": slopes, "forecast": forecast(slopes, compared(differences))}
     return outlook_sentences(outlook | {"own_minus_other_facts": minus_other, "num_answers": 80, "num_measured": 80})
+
+
+def test_contradicted_shares_count_prompts_not_their_claims():
+    """Half of 20 prompts are contradicted: the interval is about 0.4 wide however many answers."""
+    facts = Fact("object", "cat"), Fact("absent", "dog")
+    for repeats in (1, 9):
+        groups = [make_group(*[f"There is a {'cat' if i % 2 else 'dog'}."] * repeats, facts=facts, id_=str(i)) for i in range(20)]
+        share = contradicted_shares(groups, load_lexicon())["object"]
+        assert share["value"] == 0.5 and share["n"] == 20 * repeats
+        assert share["high"] - share["low"] == pytest.approx(0.42, abs=0.05)
 
 
 def test_forecast_follows_from_slopes():

@@ -7,11 +7,12 @@ import pytest
 
 from mmrlhf.commands.reward_eval import reward_eval
 from mmrlhf.commands.reward_eval_page import findings, table_rows
-from mmrlhf.commands.reward_metrics import accuracy, accuracy_difference, compute_metrics, length_bin
+from mmrlhf.commands.reward_metrics import accuracy, accuracy_difference, compute_metrics, length_bin, probe_metrics
 from mmrlhf.config import RewardConfig, RewardEvalConfig
-from mmrlhf.records import InputError, Preference
+from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.reward_model import train_reward_model
-from mmrlhf.rewards.reward_model import RewardModel
+from mmrlhf.rewards.probes import Probe
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from tests.report.test_page import ParsedPage
 
 
@@ -47,6 +48,15 @@ def test_reward_eval_metrics_match_hand_computation():
     assert metrics["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
     assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # equal scores are wrong
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
+
+
+def test_probes_of_one_image_count_once():
+    """Two images, one of them always right: nine probes of each say no more than one."""
+    groups = [AnswerGroup((ImageSource(name),), (), ("x",), (), str(i)) for i, name in enumerate("ab" * 9)]
+    probes = [Probe("object", group, "false", "true") for group in groups]
+    rates = probe_metrics(probes, [[1.0, 0.0, 1.0], [1.0, 2.0, 1.0]] * 9)["object"]
+    assert rates["false_lowers"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 18}
+    assert rates["false_below_true"] == rates["false_lowers"] and rates["true_lowers"]["value"] == 0.0
 
 
 def test_accuracies_of_the_same_rows_are_compared_in_pairs():
