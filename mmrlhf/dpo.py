@@ -166,9 +166,7 @@ def _train(
                 counts = count(accelerator, batch)
                 attempt.batch = {"ref_logps_N": ref_logps_N, **images_to_tensors(images)}
                 attempt.numbers = asdict(counts)
-                sums = vlm.budget.retry_on_oom(
-                    compute_gradients, config, accelerator, optimizer, policy, batch, ref_logps_N, counts
-                )
+                sums = vlm.budget.retry_on_oom(compute_gradients, config, accelerator, policy, batch, ref_logps_N, counts)
                 attempt.numbers = {"loss": sums["loss"], **asdict(counts)}
                 means = mean_metrics(sum_over_processes(sums), counts)
                 check_loss(means["loss"])

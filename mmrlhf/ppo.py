@@ -60,7 +60,7 @@ from mmrlhf.training.ppo.metrics import (
 from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
 from mmrlhf.training.ppo.roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
-from mmrlhf.training.ppo.rollout import Rollout, collect_rollout, start_rollout
+from mmrlhf.training.ppo.rollout import Rollout, collect_rollout, finish_rollout, start_rollout
 from mmrlhf.training.ppo.settings import check_minibatches, check_settings
 from mmrlhf.training.ppo.state import PPOState, build_optimizer
 from mmrlhf.training.ppo.update import update_roles
@@ -151,7 +151,7 @@ def _train(
         evaluation.restore(start_step, tensors, numbers)
     if state.was_ahead and start_step < evaluation.num_steps:
         state.started = start_rollout(config, accelerator, roles, engine, state.prompt_order, run.path, start_step)
-    else:
+    else:  # an engine that is down ends the run here, before anything is evaluated
         roles.sync_sampler()
         publish_sampler(config, accelerator, roles, engine, run.path, start_step)
     if start_step == 0:
@@ -164,12 +164,14 @@ def _train(
                 # 1-3. Prompts, rollout, rewards
                 position, started, state.started = state.prompt_order.position, state.started, None
                 try:
-                    if started is None:
+                    if started is not None:
+                        rollout = finish_rollout(config, roles, started, attempt, run.path / FAILURE_FILE)
+                    else:
                         roles.sync_sampler()
                         publish_sampler(config, accelerator, roles, engine, run.path, step)
-                    rollout = collect_rollout(
-                        config, accelerator, roles, engine, state.prompt_order, step, attempt, run.path / FAILURE_FILE, started
-                    )
+                        rollout = collect_rollout(
+                            config, accelerator, roles, engine, state.prompt_order, step, attempt, run.path / FAILURE_FILE
+                        )
                 except (NotFiniteError, LostProcessError):
                     raise  # the step is skipped; nothing can be saved together
                 except InputError as error:

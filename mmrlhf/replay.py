@@ -153,7 +153,7 @@ def _sft_step(saved: SavedStep, config: SFTConfig, vlm: VLM, accelerator: Accele
     num_tokens = torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device)
 
     def compute() -> float:
-        return sft_gradients(accelerator, _optimizer([role]), role, batch, num_tokens)
+        return sft_gradients(accelerator, role, batch, num_tokens)
 
     return Step([role], compute)
 
@@ -162,8 +162,8 @@ def _reward_step(saved: SavedStep, config: RewardConfig, vlm: VLM, accelerator: 
     model, untrained = build_models(config, vlm)
 
     def compute() -> float:
-        optimizer, batch_size = _optimizer([model.role]), int(saved.numbers.get("batch_size", 1))
-        return reward_gradients(config, accelerator, optimizer, model, untrained, saved.rows, batch_size)["loss"]  # type: ignore[arg-type]
+        batch_size = int(saved.numbers.get("batch_size", 1))
+        return reward_gradients(config, accelerator, model, untrained, saved.rows, batch_size)["loss"]  # type: ignore[arg-type]
 
     return Step([model.role], compute)
 
@@ -177,7 +177,7 @@ def _dpo_step(saved: SavedStep, config: DPOConfig, vlm: VLM, accelerator: Accele
     counts = Counts(**{field.name: saved.numbers.get(field.name, 1.0) for field in dataclasses.fields(Counts)})
 
     def compute() -> float:
-        return dpo_gradients(config, accelerator, _optimizer([policy]), policy, batch, ref_logps_N, counts)["loss"]
+        return dpo_gradients(config, accelerator, policy, batch, ref_logps_N, counts)["loss"]
 
     return Step([policy], compute)
 
@@ -204,8 +204,7 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
 
     def compute() -> float:
         minibatch = batch.select(saved.batch["minibatch"].tolist())
-        optimizer = _optimizer(roles.trained)
-        return total_loss(ppo_gradients(config, accelerator, optimizer, roles, minibatch, aggregate, num_tokens, ptx))
+        return total_loss(ppo_gradients(config, accelerator, roles, minibatch, aggregate, num_tokens, ptx))
 
     return Step(roles.changing, compute)
 
@@ -232,11 +231,6 @@ def _functions_from_python(config: PPOConfig) -> dict[str, RewardFunction]:
     known = ("fact_rm", *REWARD_FUNCTIONS, *claim_reward_verifiers(config.reward_terms))
     names = parse_reward_spec(config.reward_terms)
     return dict.fromkeys((name for name in names if name not in known and ".py:" not in name), stand_in)
-
-
-def _optimizer(roles: Sequence[Role]) -> torch.optim.Optimizer:
-    """Return an optimiser that only clears gradients."""
-    return torch.optim.SGD([parameter for role in roles for parameter in role.parameters()], lr=0.0)
 
 
 STAGES: dict[str, tuple[type, Callable[[SavedStep, Any, VLM, Accelerator], Step]]] = {

@@ -176,9 +176,7 @@ def _train(
             local_rows = training_rows(config, model, lengths, local_rows, other_facts, step)
             learning_rate = set_learning_rate(optimizer, config, step, num_steps)
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
-                sums = vlm.budget.retry_on_oom(
-                    compute_gradients, config, accelerator, optimizer, model, untrained, local_rows, batch_size
-                )
+                sums = vlm.budget.retry_on_oom(compute_gradients, config, accelerator, model, untrained, local_rows, batch_size)
                 attempt.numbers = {"loss": sums["loss"], "batch_size": batch_size}
                 metrics = sum_over_processes(sums)
                 check_loss(metrics["loss"])

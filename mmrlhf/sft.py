@@ -86,7 +86,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
                 batch = build_sft_batch(vlm, local_rows, config.max_length, config.train_on)
                 num_tokens = accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum")
-                local_loss = vlm.budget.retry_on_oom(compute_gradients, accelerator, optimizer, role, batch, num_tokens)
+                local_loss = vlm.budget.retry_on_oom(compute_gradients, accelerator, role, batch, num_tokens)
                 attempt.numbers = {"loss": local_loss, "num_tokens": float(num_tokens)}
                 loss = float(accelerator.reduce(torch.tensor(local_loss, device=vlm.device), "sum"))
                 check_loss(loss)
@@ -174,13 +174,11 @@ def _usable_examples(
     return subset(examples, usable_indices(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept))
 
 
-def compute_gradients(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, role: Role, batch: SFTBatch, num_tokens: Tensor
-) -> float:
+def compute_gradients(accelerator: Accelerator, role: Role, batch: SFTBatch, num_tokens: Tensor) -> float:
     """Compute the gradients of this process's rows; return the loss.
 
     `num_tokens` is the step's count of learnt tokens over all processes. Safe to rerun when out of
     memory: it starts by clearing the gradients.
     """
-    optimizer.zero_grad(set_to_none=True)
+    role.clear_gradients()
     return accumulate_sft_gradients(accelerator, role, batch, num_tokens)

@@ -189,6 +189,10 @@ class Role:
         """Return the role's weights, including its head's."""
         return list(self._named_parameters().values()) + (list(self.head.parameters()) if self.head else [])
 
+    def clear_gradients(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the role's tensors for a checkpoint, without copying them."""
         tensors = {k: p.detach() for k, p in self._named_parameters().items()}

@@ -1,11 +1,10 @@
-"""The learning rate, minibatches, and the optimiser: its step, its state in checkpoints."""
+"""The learning rate, and the optimiser: its step, and its state in checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -39,21 +38,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
     for param_group in optimizer.param_groups:
         param_group["lr"] = param_group.get("peak", config.learning_rate) * factor
     return config.learning_rate * factor
-
-
-def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[list[int]]:
-    """Split the rows of a step, over all processes, into at most `num_minibatches` groups.
-
-    The rows of a step come in random order. Row i belongs to process i modulo their number, and the
-    groups do not depend on that number, so several processes train as one does. The groups are cut
-    from the order i -> (a * i + b) modulo `num_rows`, with a random b and a random a without a
-    common divisor, not from any permutation: neighbours in it then belong to different processes,
-    and each process has nearly the same share of every group.
-    """
-    rng = np.random.default_rng([seed, 19])
-    factors = [factor for factor in range(1, num_rows + 1) if math.gcd(factor, num_rows) == 1]
-    order = (int(rng.choice(factors)) * np.arange(num_rows) + int(rng.integers(num_rows))) % num_rows
-    return [group.tolist() for group in np.array_split(order, min(num_minibatches, num_rows))]
 
 
 GRADIENT_PROBLEM = "the gradient is not finite"

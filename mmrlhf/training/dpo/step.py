@@ -93,7 +93,6 @@ def mean_metrics(sums: Mapping[str, float], counts: Counts) -> dict[str, float]:
 def compute_gradients(
     config: DPOConfig,
     accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
     policy: Role,
     batch: PreferenceBatch,
     ref_logps_N: Tensor,
@@ -104,7 +103,7 @@ def compute_gradients(
     The answers of a row share one forward and one backward pass of their prompt. Safe to rerun when
     out of memory: it starts by clearing the gradients.
     """
-    optimizer.zero_grad(set_to_none=True)
+    policy.clear_gradients()
     metric_sums: Metrics = {}
     for rows, indices, hidden_NTD in grouped_hidden_states(policy, batch.completions, batch.prompts_per_row):
         width = hidden_NTD.shape[1]

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.rollout import numbered_ids
+from mmrlhf.models.processes import gather_object
 from mmrlhf.records import Example
 from mmrlhf.training.row_order import row_at
 
@@ -57,3 +58,8 @@ class StepPrompts:
         ids = numbered_ids([row.id for row in self.taken])
         numbered = zip(slots, list(zip(self.taken, ids, strict=True))[-len(slots) :], strict=True)
         return {slot // self.num_processes: row for slot, row in numbered if slot % self.num_processes == self.rank}
+
+    def slots_of(self, is_chosen: Sequence[bool]) -> list[int]:
+        """Return the places in the step of prompts, each process choosing among its own."""
+        own = [i * self.num_processes + self.rank for i, chosen in enumerate(is_chosen) if chosen]
+        return sorted(gather_object(own))

@@ -25,7 +25,6 @@ from mmrlhf.engine.completions import SampledCompletions, replace_prompts
 from mmrlhf.engine.rollout import RolloutEngine, prompts_from_examples
 from mmrlhf.engine.vllm_http import VLLMServers
 from mmrlhf.models.lost_process import LostProcessError
-from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
@@ -103,6 +102,13 @@ def _fail(error: InputError) -> NoReturn:
     raise error
 
 
+def finish_rollout(config: PPOConfig, roles: PPORoles, started: StartedRollout, attempt: Attempt, failure_file: Path) -> Rollout:
+    """Wait for answers that are being sampled, and reward them. Raises like `collect_rollout`."""
+    attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
+    with together(attempt):
+        return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
+
+
 def collect_rollout(
     config: PPOConfig,
     accelerator: Accelerator,
@@ -112,20 +118,14 @@ def collect_rollout(
     step: int,
     attempt: Attempt,
     failure_file: Path,
-    started: StartedRollout | None = None,
 ) -> Rollout:
     """Sample answers to this process's share of a step's prompts, and reward them.
 
-    Waits for the answers that are already being sampled (`started`). `failure_file` records the
-    input on which a reward function fails. Raises, on all processes, NotFiniteError if something
-    was not finite, EngineError if the engine failed, and InputError if a reward function fails or
-    dynamic sampling finds no prompt whose answers have different rewards.
+    `failure_file` records the input on which a reward function fails. Raises, on all processes,
+    NotFiniteError if something was not finite, EngineError if the engine failed, and InputError if
+    a reward function fails or dynamic sampling finds no prompt whose answers have different
+    rewards.
     """
-    if started is not None:
-        attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
-        with together(attempt):
-            return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
-    num_processes, rank = accelerator.num_processes, accelerator.process_index
     prompts = StepPrompts(config, accelerator, prompt_order)
 
     def answer(own: Sequence[NumberedRow]) -> Rollout | None:
@@ -139,14 +139,14 @@ def collect_rollout(
         return rollout
 
     num_rollouts, num_replaced = 1, 0
-    slots = _slots_alike(config, roles, rollout, num_processes, rank)
+    slots = prompts.slots_of(groups_alike(config, roles, rollout))
     while slots and num_rollouts < config.max_num_gen_batches:
         own = prompts.take(slots)
         replacement = answer(list(own.values()))
         if replacement is not None:
             rollout = _replace(rollout, list(own), replacement, roles.vlm)
         num_rollouts, num_replaced = num_rollouts + 1, num_replaced + len(slots)
-        slots = _slots_alike(config, roles, rollout, num_processes, rank)
+        slots = prompts.slots_of(groups_alike(config, roles, rollout))
     if len(slots) == prompts.num_prompts:
         raise InputError(
             f"dynamic_sampling: in step {step + 1}, after {num_rollouts} rounds of sampling, all {len(prompts.taken)} prompts had "
@@ -199,12 +199,6 @@ def groups_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout) -> list[b
     totals = [breakdown.total for breakdown in roles.aggregation.preview(rollout.breakdowns, rollout.samples)]
     totals_PG = torch.tensor(totals).view(-1, config.num_generations)
     return (totals_PG == totals_PG[:, :1]).all(1).tolist()
-
-
-def _slots_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout, num_processes: int, rank: int) -> list[int]:
-    """Return the numbers, among a step's prompts, of those whose answers score alike."""
-    alike = groups_alike(config, roles, rollout)
-    return sorted(gather_object([i * num_processes + rank for i, is_alike in enumerate(alike) if is_alike]))
 
 
 def _replace(rollout: Rollout, indices: list[int], replacement: Rollout, vlm: VLM) -> Rollout:

@@ -13,12 +13,13 @@ from mmrlhf.engine.scoring import hidden_states, logps, values
 from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.processes import sum_over_processes
 from mmrlhf.training.losses import Metrics, add_metrics, read_metrics
-from mmrlhf.training.optim import check_loss, optimizer_step, random_minibatches
+from mmrlhf.training.optim import check_loss, optimizer_step
 from mmrlhf.training.ppo import policy_losses
 from mmrlhf.training.ppo.batch import PPOBatch, check_first_ratio
 from mmrlhf.training.ppo.ptx import PTXBatch, PTXRows
 from mmrlhf.training.ppo.roles import PPORoles
 from mmrlhf.training.ppo.rollout import Rollout
+from mmrlhf.training.row_order import random_minibatches
 from mmrlhf.training.sft_batch import accumulate_sft_gradients
 from mmrlhf.training.skipped_steps import Attempt
 
@@ -83,9 +84,7 @@ def update_minibatch(
         num_answers=num_prompts * config.num_generations,
         max_tokens=config.response_length,
     )
-    sums = roles.vlm.budget.retry_on_oom(
-        compute_gradients, config, accelerator, optimizer, roles, minibatch, aggregate, num_tokens, ptx
-    )
+    sums = roles.vlm.budget.retry_on_oom(compute_gradients, config, accelerator, roles, minibatch, aggregate, num_tokens, ptx)
     attempt.numbers |= {
         "loss": total_loss(sums),
         "num_tokens": float(num_tokens),
@@ -117,7 +116,6 @@ def total_loss(metrics: Mapping[str, float]) -> float:
 def compute_gradients(
     config: PPOConfig,
     accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
     roles: PPORoles,
     minibatch: PPOBatch,
     aggregate: policy_losses.Aggregation,
@@ -131,7 +129,8 @@ def compute_gradients(
     by clearing the gradients. Each `backward` here covers the answers' tokens only; `hidden_states`
     runs the prompts' own once, after their last answer.
     """
-    optimizer.zero_grad(set_to_none=True)
+    for role in roles.trained:
+        role.clear_gradients()
     metric_sums: Metrics = {}
     policy_mask_NT = policy_mask(config, minibatch)
     for indices, hidden_NTD in hidden_states(roles.policy, minibatch.completions):

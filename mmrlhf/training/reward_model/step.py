@@ -84,7 +84,6 @@ def check_margins(config: RewardConfig, preferences: Sequence[Preference]) -> No
 def compute_gradients(
     config: RewardConfig,
     accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
     model: RewardModel,
     untrained: RewardModel | None,
     rows: Sequence[Preference],
@@ -97,7 +96,7 @@ def compute_gradients(
     `untrained_score_coefficient`, scores far from those of `untrained` are penalised. Safe to rerun
     when out of memory: it starts by clearing the gradients.
     """
-    optimizer.zero_grad(set_to_none=True)
+    model.role.clear_gradients()
     groups, untrained_scores = [to_answer_group(row) for row in rows], None
     if config.untrained_score_coefficient:
         assert untrained is not None

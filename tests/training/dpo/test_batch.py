@@ -44,9 +44,9 @@ def policy(vlm):
 def gradients_of(config, policy, rows, other_images):
     """Return the metrics and all gradients, as one vector, of a step on some rows."""
     batch = build_batch(config, policy.vlm, rows, other_images)
-    optimizer, accelerator = torch.optim.AdamW(policy.parameters()), Accelerator()
-    reference, counts = Role(policy.adapters, None), count(accelerator, batch)
-    sums = compute_gradients(config, accelerator, optimizer, policy, batch, batch.weighted_logps(reference), counts)
+    accelerator, reference = Accelerator(), Role(policy.adapters, None)
+    counts = count(accelerator, batch)
+    sums = compute_gradients(config, accelerator, policy, batch, batch.weighted_logps(reference), counts)
     return mean_metrics(sums, counts), torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 

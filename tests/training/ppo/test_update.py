@@ -50,7 +50,7 @@ def test_the_policy_loss_counts_the_tokens_that_are_left_on_all_processes(monkey
     """Two processes, each with the same two answers; the value loss counts all ten tokens."""
     calls = []
 
-    def gradients(config, accelerator, optimizer, roles, minibatch, aggregate, num_tokens, ptx):
+    def gradients(config, accelerator, roles, minibatch, aggregate, num_tokens, ptx):
         calls.append((float(aggregate.num_tokens), aggregate.num_answers, float(num_tokens)))
         return {"loss/policy_avg": 0.0, "val/ratio": 0.0 if not any(finished) else 0.5}  # 1 on both
 
