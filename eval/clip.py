@@ -31,12 +31,14 @@ from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.config import STRICT
 from mmrlhf.datasets import read_examples
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, InputError, Verdict
 from mmrlhf.verifiers.base import AnswerClaims, Verifier, load_calibration
 from mmrlhf.verifiers.cascade import cascade
 
 VERDICTS = ("supported", "contradicted", "unknown")
+SHARES = {"chair_s": Proportion(1, 0), "chair_i": Proportion(3, (2, 3)), "unknown_rate": Proportion(4, (2, 3, 4))}
+"""The metrics that are shares, by the columns that `_metrics` reads."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -116,7 +118,7 @@ class ClaimsByClip(Benchmark):
             for row in rows
         ]  # fmt: skip
         reasons = {"": "no claim was decided"}
-        return {"official": SufficientStats([row["image"] for row in rows], np.array(columns), _metrics, reasons)}
+        return {"official": SufficientStats([row["image"] for row in rows], np.array(columns), _metrics, reasons, SHARES)}
 
 
 def _calibration_file(options: Options) -> Path:

@@ -29,13 +29,20 @@ from mmrlhf.config import STRICT
 from mmrlhf.datasets import read_examples
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.facts import read_facts
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.facts import claims_of_fact
 from mmrlhf.verifiers.nouns import is_a
 
 VERDICTS = ("supported", "contradicted", "unknown")
+SHARES = {
+    "chair_s": Proportion(1, 0),
+    "chair_i": Proportion(3, (2, 3)),
+    "unknown_rate": Proportion(4, (2, 3, 4)),
+    "recall": Proportion(5, 6),
+}
+"""The metrics that are shares, by the columns that `_metrics` reads."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -109,7 +116,7 @@ class OwnFacts(Benchmark):
             "recall": "no fact lists an object",
             "claim_f1": "no claim was decided, or no fact lists an object",
         }
-        return {"official": SufficientStats([row["image"] for row in rows], columns, _metrics, reasons)}
+        return {"official": SufficientStats([row["image"] for row in rows], columns, _metrics, reasons, SHARES)}
 
 
 def _listed_objects(facts: Sequence[Fact], lexicon: Lexicon) -> set[str]:

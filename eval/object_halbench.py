@@ -52,7 +52,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, Message
 from mmrlhf.text import coco_objects, lemmatize
 from mmrlhf.text.answer_parsing import normalise
@@ -337,5 +337,11 @@ def _sufficient_stats(rows: list[ScoreRow], mode: str, reason: str) -> Sufficien
             "length": length / n,
         }
 
+    shares = {
+        "response_rate": Proportion(0, 2, 100),
+        "mention_rate": Proportion(3, 4, 100),
+        "recall": Proportion(5, 6, 100),
+        "chair_s": Proportion(0, 1, 100),
+    }
     empty_reason = "no description names an object, or the images hold none: the official script raises ZeroDivisionError"
-    return SufficientStats([row["id"] for row in rows], columns, metrics, {"": reason or empty_reason})
+    return SufficientStats([row["id"] for row in rows], columns, metrics, {"": reason or empty_reason}, shares)

@@ -35,12 +35,20 @@ class Proportion(NamedTuple):
     trials: int | Sequence[int]
     scale: float = 1.0
 
+    def has_single_trials(self, sums_CK: np.ndarray) -> bool:
+        """Return whether no cluster has several trials, so that trials are independent."""
+        return bool((self._sum(sums_CK, self.trials) <= 1).all())
+
     def interval(self, sums_CK: np.ndarray) -> tuple[float, float]:
         """Return Wilson's interval, with each of C clusters as one trial."""
-        hits_C, trials_C = (sums_CK[:, np.atleast_1d(columns)].sum(1) for columns in (self.hits, self.trials))
+        hits_C, trials_C = self._sum(sums_CK, self.hits), self._sum(sums_CK, self.trials)
         num_clusters = int((trials_C > 0).sum())
         low, high = wilson(num_clusters * hits_C.sum() / trials_C.sum(), num_clusters)
         return self.scale * low, self.scale * high
+
+    @staticmethod
+    def _sum(sums_CK: np.ndarray, columns: int | Sequence[int]) -> np.ndarray:
+        return np.asarray(sums_CK[:, np.atleast_1d(columns)].sum(1))
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,9 @@ class SufficientStats:
     clusters: for each of R rows, its unit of dependence (its image). columns_RK: what is summed.
     metrics: from sums [..., K] to values [...] by name. A name `part/metric` is nested in
     result.json. undefined: why a metric is undefined, by its name or part; the reason under ""
-    applies to all others. proportions: metrics that are shares, each row being one trial. They get
-    Wilson's interval if every cluster is a single row, or if all clusters are alike, so that
-    resampling them shows no width. extra: metrics that are not functions of sums, with their own
-    intervals.
+    applies to all others. proportions: metrics that are shares of trials. They get Wilson's
+    interval if no cluster has several trials, or if all clusters are alike, so that resampling
+    them shows no width. extra: metrics that are not functions of sums, with their own intervals.
     """
 
     clusters: Sequence[Hashable]
@@ -86,7 +93,6 @@ def with_intervals(
         resampled = values
         if clusters:
             resampled = stats.metrics(_bootstrap_weights(len(clusters), seed, num_resamples) @ sums_CK)
-    has_single_rows = len(clusters) == len(stats.columns_RK)
     intervals: dict[str, Interval | None] = {}
     reasons = {}
     for name, value in values.items():
@@ -96,8 +102,9 @@ def with_intervals(
             continue
         finite = np.asarray(resampled[name])[np.isfinite(resampled[name])]
         low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (metric, metric)
-        if name in stats.proportions and (has_single_rows or low == high):
-            low, high = Proportion(*stats.proportions[name]).interval(sums_CK)
+        proportion = Proportion(*stats.proportions[name]) if name in stats.proportions else None
+        if proportion is not None and (low == high or proportion.has_single_trials(sums_CK)):
+            low, high = proportion.interval(sums_CK)
         intervals[name] = {"value": metric, "low": float(low), "high": float(high)}
     return intervals | {name: dict(leaf) for name, leaf in stats.extra.items()}, reasons
 

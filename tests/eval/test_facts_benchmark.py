@@ -30,10 +30,14 @@ def data(tmp_path):
     return write_lines(tmp_path / "rows.jsonl", ROWS)
 
 
-def run(tmp_path, data, answers, **options):
+def intervals(tmp_path, data, answers, **options):
     path = write_lines(tmp_path / "answers.jsonl", [{"id": id_, "answer": text} for id_, text in answers.items()])
     result = evaluate("facts", EvalConfig(answers=path, data=data, output_dir=str(tmp_path / "out")), options)
-    return {name: metric and metric["value"] for name, metric in result["metrics"]["official"].items()}
+    return result["metrics"]["official"]
+
+
+def run(tmp_path, data, answers, **options):
+    return {name: metric and metric["value"] for name, metric in intervals(tmp_path, data, answers, **options).items()}
 
 
 def test_claims_are_counted_by_the_verdict_of_the_facts(tmp_path, data):
@@ -55,6 +59,14 @@ def test_more_special_names_count_as_naming_and_denials_do_not(tmp_path, data):
 def test_an_object_that_may_be_there_is_not_named(tmp_path, data):
     metrics = run(tmp_path, data, {"a": "There may be a cup.", "b": "A cat."})
     assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_s"] == 0
+
+
+def test_shares_of_0_and_1_have_intervals_with_a_width(tmp_path, data):
+    metrics = intervals(tmp_path, data, {"a": "A red cup and a man.", "b": "There are two cats."})
+    bound = 3.8415 / (2 + 3.8415)  # Wilson: z² / (n + z²) for 0 of n = 2 images
+    for name in ("chair_s", "chair_i", "unknown_rate"):
+        assert metrics[name] == {"value": 0, "low": 0, "high": pytest.approx(bound, abs=1e-4)}
+    assert metrics["recall"] == {"value": 1, "low": pytest.approx(1 - bound, abs=1e-4), "high": 1}
 
 
 def test_answers_that_are_wrong_throughout_score_0(tmp_path, data):

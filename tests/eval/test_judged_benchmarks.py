@@ -357,6 +357,7 @@ def test_object_halbench_metrics_match_hand_computation(run_benchmark):
     # man, dog, wine glass and kitten are named; the glass is not there; "no dog" names none
     assert metric_value(result, "response_rate", "robust") == 50 and metric_value(result, "mention_rate", "robust") == 25
     assert metric_value(result, "recall", "robust") == 100
+    assert result["metrics"]["robust"]["recall"]["low"] == pytest.approx(34.24, abs=0.01)  # Wilson, 2 of 2 images
     assert "spaCy" in result["reasons"]["official"]["response_rate"]
 
 

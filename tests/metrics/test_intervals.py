@@ -48,10 +48,23 @@ def test_with_intervals_resamples_by_cluster():
     assert clustered["high"] - clustered["low"] > 2 * (independent["high"] - independent["low"])
 
 
-def test_with_intervals_uses_wilson_when_every_cluster_is_a_row():
+def test_with_intervals_uses_wilson_when_no_cluster_has_several_trials():
     stats = proportion_statistics(range(10), [1] * 10, proportions={"share": Proportion(0, 1)})
     share = with_intervals(stats, 0)[0]["share"]
     assert share["high"] == pytest.approx(1) and share["low"] == pytest.approx(1 - 0.2775328, abs=1e-6)
+
+
+def test_with_intervals_resamples_rows_of_several_trials():
+    """Two answers to each of ten prompts: none or both right are more uncertain than one of two."""
+
+    def width(hits):
+        columns = np.array([[count, 2] for count in hits], float)
+        metrics = lambda sums: {"share": sums[..., 0] / sums[..., 1]}  # noqa: E731
+        share = with_intervals(SufficientStats(range(10), columns, metrics, proportions={"share": (0, 1)}), 0)[0]["share"]
+        return share["high"] - share["low"]
+
+    wilson_low, wilson_high = wilson(5, 10)
+    assert width([0, 2] * 5) > 2 * width([1] * 9 + [2]) and width([1] * 10) == pytest.approx(wilson_high - wilson_low)
 
 
 def test_with_intervals_uses_wilson_over_clusters_that_are_alike():
