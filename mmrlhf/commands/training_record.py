@@ -21,7 +21,6 @@ from mmrlhf.files.inputs import CONTENT_FIELDS
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.rows import is_finite_number
 from mmrlhf.metrics.calibration import proportion
-from mmrlhf.metrics.intervals import newcombe
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.training.run_inputs import RESUMABLE_CHANGES
 
@@ -221,8 +220,8 @@ def result_evaluation(result: Result) -> Evaluation:
 def reward_model_evaluations(run: Path, metadata: Mapping[str, Any]) -> list[Evaluation]:
     """Return the accuracy on held-out pairs and Youden's J recorded by reward, with intervals.
 
-    The accuracy's interval is Wilson's, or by bootstrap over images if comparisons share one; that
-    of J is Newcombe's.
+    The accuracy's interval is Wilson's, or by bootstrap over images if comparisons share one. A J
+    that was recorded without an interval has none.
     """
     evaluations = []
     finished = _read_json(run / "finished.json")
@@ -233,15 +232,14 @@ def reward_model_evaluations(run: Path, metadata: Mapping[str, Any]) -> list[Eva
         figure = Figure("accuracy", accuracy["value"], (accuracy["low"], accuracy["high"]))
         evaluations.append(Evaluation("held-out pairs", len(right), "higher", [figure], "by the reward run itself"))
     judged = _mapping(metadata.get("j"))
-    figures, num_claims = [], None
-    for kind, rates in _mapping(judged.get("after")).items():
-        tpr, fpr, num_false, num_true = (_number(_mapping(rates).get(name)) for name in ("tpr", "fpr", "n_false", "n_true"))
-        if tpr is None or fpr is None or not num_false or not num_true:
-            continue
-        name = "J" if kind == ALL_KINDS else f"J, {kind}"
-        figures.append(Figure(name, tpr - fpr, newcombe(tpr * num_false, num_false, fpr * num_true, num_true)))
-        num_claims = int(num_false + num_true) if kind == ALL_KINDS else num_claims
-    figures += _figures({"change of J in training": judged.get("change")}, "")
+    rates_by_kind = {kind: _mapping(rates) for kind, rates in _mapping(judged.get("after")).items()}
+    figures = _figures(
+        {"J" if kind == ALL_KINDS else f"J, {kind}": {**rates, "value": rates.get("j")} for kind, rates in rates_by_kind.items()}
+        | {"change of J in training": judged.get("change")},
+        "J",
+    )
+    num_false, num_true = (_integer(rates_by_kind.get(ALL_KINDS, {}).get(name)) for name in ("n_false", "n_true"))
+    num_claims = None if num_false is None or num_true is None else num_false + num_true
     if figures:
         note = "by the reward run itself: J is the share of false claims that lower the score, minus that of true ones"
         evaluations.append(Evaluation(str(judged.get("measured_on")), num_claims, "higher", figures, note))

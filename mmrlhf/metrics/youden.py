@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from mmrlhf.metrics.calibration import proportion
 from mmrlhf.metrics.intervals import MIN_CLUSTERS
 
 ALL_KINDS = "all"
@@ -40,6 +41,31 @@ def youden_j(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
         }
         for kind, (false_F, true_T) in _with_all(outcomes).items()
         if len(false_F) and len(true_T)
+    }
+
+
+def youden_j_with_intervals(outcomes: Outcomes, rows: RowsOfClaims) -> dict[str, dict[str, Any]]:
+    """Return the same as `youden_j`, with the 95% interval of each J as `low` and `high`.
+
+    Both shares have intervals over rows, as claims of one row are not independent, and that of J is
+    made of these as in Newcombe (1998), method 10, so it has a width at 0 and 1 too.
+    """
+    j_by_kind = youden_j(outcomes)
+    false_rows, true_rows = ([row for kind in outcomes for row in rows[kind][truth]] for truth in (0, 1))
+    rows = {ALL_KINDS: (false_rows, true_rows), **rows}
+    for kind, (false_F, true_T) in _with_all(outcomes).items():
+        if kind in j_by_kind:
+            tpr, fpr = proportion(false_F, rows[kind][0]), proportion(true_T, rows[kind][1])
+            j_by_kind[kind] |= _difference_interval(tpr, fpr)
+    return j_by_kind
+
+
+def _difference_interval(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, float]:
+    """Return the interval of a minus b from theirs."""
+    difference = a["value"] - b["value"]
+    return {
+        "low": difference - float(np.hypot(a["value"] - a["low"], b["high"] - b["value"])),
+        "high": difference + float(np.hypot(a["high"] - a["value"], b["value"] - b["low"])),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mmrlhf.commands.training_record import (
     DataFile,
+    Figure,
     _number,
     hub_base,
     policy_evaluations,
@@ -125,17 +126,17 @@ def test_figures_that_are_no_numbers_are_left_out(runs):
 
 
 def test_a_reward_models_figures_have_intervals(tmp_path):
-    rates = {"tpr": 0.8, "fpr": 0.6, "n_false": 70, "n_true": 80}
-    metadata = {"j": {"measured_on": "injected claims", "after": {"all": {**rates, "tpr": 56 / 70}}, "change": None}}
+    rates = {"j": 0.2, "tpr": 0.8, "fpr": 0.6, "n_false": 70, "n_true": 80}
+    after = {"all": {**rates, "low": 0.0524, "high": 0.3339}, "object": rates}  # the latter of an earlier version
+    metadata = {"j": {"measured_on": "injected claims", "after": after, "change": None}}
     (tmp_path / "finished.json").write_text(json.dumps({"right": [1.0] * 3 + [0.0]}))
     accuracy, judged = reward_model_evaluations(tmp_path, metadata)
     assert accuracy.figures[0].value == 0.75 and accuracy.num_examples == 4
     assert accuracy.figures[0].interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
     (tmp_path / "finished.json").write_text(json.dumps({"right": [1.0] * 3 + [0.0], "clusters": [0, 0, 0, 3]}))
     assert reward_model_evaluations(tmp_path, metadata)[0].figures[0].interval == (0.0, 1.0)  # two images, one of them wrong
-    # Newcombe's own example, 56/70 - 48/80: 0.0524 to 0.3339.
-    assert judged.figures[0].value == pytest.approx(0.2) and judged.num_examples == 150
-    assert judged.figures[0].interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert judged.figures == [Figure("J", 0.2, (0.0524, 0.3339)), Figure("J, object", 0.2, None)]
+    assert judged.num_examples == 150
     assert reward_model_evaluations(tmp_path / "nowhere", {}) == []
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmrlhf.metrics.youden import j_change, youden_j
+from mmrlhf.metrics.youden import j_change, youden_j, youden_j_with_intervals
 
 
 def outcomes(false, true):
@@ -22,6 +22,21 @@ def test_youden_j_matches_hand_computation():
 def rows_of(outcomes_by_kind, claims_per_row=1):
     """The rows of claims, of which each row has so many false and as many true ones."""
     return {kind: tuple([i // claims_per_row for i in range(len(p))] for p in parts) for kind, parts in outcomes_by_kind.items()}
+
+
+def test_the_interval_of_j_counts_rows_not_their_claims():
+    # Newcombe (1998), table II, method 10: 56/70 - 48/80, 0/10 - 0/10; each claim in its own row.
+    for (hits, trials, hits_true, trials_true), interval in (
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((0, 10, 0, 10), (-0.2775, 0.2775)),
+    ):
+        kinds = {"object": outcomes(np.arange(trials) < hits, np.arange(trials_true) < hits_true)}
+        for j in youden_j_with_intervals(kinds, rows_of(kinds)).values():
+            assert (j["low"], j["high"]) == pytest.approx(interval, abs=1e-4)
+    # Rows that are all wrong have the same interval with one claim or with five.
+    single, many = ({"object": outcomes([0] * 10 * n, [0] * 10 * n)} for n in (1, 5))
+    j, j_many = youden_j_with_intervals(single, rows_of(single)), youden_j_with_intervals(many, rows_of(many, 5))
+    assert (j_many["all"]["low"], j_many["all"]["high"]) == pytest.approx((j["all"]["low"], j["all"]["high"]))
 
 
 def test_j_change_is_paired():

@@ -14,7 +14,7 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.facts import facts_about, read_facts
 from mmrlhf.files.inputs import has_same_content
 from mmrlhf.metrics.calibration import fit_temperature
-from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, RowsOfClaims, j_change, youden_j
+from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, RowsOfClaims, j_change, youden_j_with_intervals
 from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises, with_removals
 from mmrlhf.rewards.probes import INJECTED_CLAIMS, NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
@@ -120,10 +120,11 @@ class MeasuredRows:
         probed = probe_outcomes(model.without_limit(), self.probes)
         model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
         outcomes = self.outcomes(model) if self.removals else probed
-        if change := j_change(outcomes_before, outcomes, self.rows_of_claims):
+        rows = self.rows_of_claims
+        if change := j_change(outcomes_before, outcomes, rows):
             measured_on = "claims of answers" if self.removals else INJECTED_CLAIMS
-            j = {"before": youden_j(outcomes_before), "after": youden_j(outcomes), "change": change}
-            model.j = {"measured_on": measured_on, **j}
+            before, after = (youden_j_with_intervals(each, rows) for each in (outcomes_before, outcomes))
+            model.j = {"measured_on": measured_on, "before": before, "after": after, "change": change}
 
 
 def rows_to_measure(
