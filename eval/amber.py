@@ -33,7 +33,7 @@ from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, answered, fir
 from mmrlhf.files.bundled import load_module
 from mmrlhf.files.rows import preview, read_json
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
 amber_words = load_module(Path(__file__).with_name("_amber_words.py"))
@@ -130,7 +130,8 @@ class Amber(Benchmark):
                 "question": question,
             }
             prompt = f"{question}\n{task.options.suffix}" if query and task.options.suffix and not is_description else question
-            source = ImageSource(path=str(task.image_root / image))
+            location = f"{queries_path}, id {id_}" if query else f"{path} row {number}"
+            source = task.image_source(image, location=location, name="image" if query else "id")
             examples.append(Example(id_, (source,), (Message("user", prompt),) if prompt else (), meta=meta))
         return _first_of_parts(examples, task.limit)
 

@@ -32,7 +32,7 @@ from mmrlhf.evaluation.answer_rows import IMAGE_FIELDS
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, first_present
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text import coco_objects, lemmatize
 
 ImageInfo = tuple[str, list[str], list[str]]
@@ -73,10 +73,11 @@ class Chair(Benchmark):
     def load(self, task: Task) -> list[Example]:
         """Return an example for each image, with its objects and COCO's captions, if available."""
         images = _read_object_map(task.path) if task.path.is_file() else _read_coco(task.path)
+        name_field = "id" if task.path.is_file() else "file_name"
         return [
             Example(
                 id_,
-                (ImageSource(path=str(task.image_root / name)),),
+                (task.image_source(name, location=f"{task.path}, image {id_}", name=name_field),),
                 (Message("user", task.options.prompt),),
                 meta={"objects": tuple(dict.fromkeys(objects)), "captions": tuple(captions)},
             )

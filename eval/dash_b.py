@@ -50,7 +50,7 @@ class DashB(Benchmark):
             examples = []
             for row in read_json_objects(Path(task.answers)):
                 label, object_name, image = (str(row.require(name)) for name in ("gt", "object_name", "img_id"))
-                examples.append(_make_example(task, label, object_name, image, data_set=""))
+                examples.append(_make_example((), label, object_name, image, data_set=""))
             return list({example.id: example for example in examples}.values())
         examples = []
         for label, path in zip(FILES, self.files(task), strict=True):
@@ -62,7 +62,10 @@ class DashB(Benchmark):
                 for object_name, images in images_by_object.items():
                     if not isinstance(images, list):
                         raise InputError(f"{path}: {object_name} of {data_set} must be a list of images")
-                    of_label += [_make_example(task, label, object_name, str(image), data_set) for image in images]
+                    folder, location = (IMAGE_FOLDERS[label], data_set, object_name), f"{path}: {object_name} of {data_set}"
+                    for image in map(str, images):
+                        source = task.image_source(*folder, image, location=location, name=image)
+                        of_label.append(_make_example((source,), label, object_name, image, data_set))
             examples += of_label[: task.limit]
         return examples
 
@@ -104,12 +107,8 @@ class DashB(Benchmark):
         }
 
 
-def _make_example(task: Task, label: str, object_name: str, image: str, data_set: str) -> Example:
+def _make_example(images: tuple[ImageSource, ...], label: str, object_name: str, image: str, data_set: str) -> Example:
     question = f"Can you see a {object_name} in this image? Please answer only with yes or no."
-    images: tuple[ImageSource, ...] = ()
-    if task.data is not None:
-        folder = IMAGE_FOLDERS[label]
-        images = (ImageSource(path=str(task.image_root / folder / data_set / object_name / image)),)
     meta = {"label": label, "object": object_name, "image": image, "set": data_set, "question": question}
     return Example(f"{object_name}/{image}", images, (Message("user", question),), meta=meta)
 

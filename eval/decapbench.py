@@ -51,7 +51,7 @@ from mmrlhf.evaluation.benchmark import (
 from mmrlhf.evaluation.judge_prompts import fill_template
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, Message
+from mmrlhf.records import Example, Message
 from mmrlhf.text.judge_parsing import parse_json_list
 
 EPSILON = 1e-8
@@ -130,7 +130,7 @@ class DeCapBench(Benchmark):
             )
             if not isinstance(facts, list) or not facts or not all(isinstance(fact, str) for fact in facts):
                 row.fail("`oracle_facts` must be a list of texts, with at least one")
-            source = ImageSource(path=str(task.image_root / image))
+            source = task.image_source(image, location=row.location, name="image_name")
             meta = {"image": image, "caption": caption, "facts": facts}
             examples.append(Example(image, (source,), (Message("user", task.options.prompt),), meta=meta))
         return examples

@@ -46,7 +46,7 @@ from mmrlhf.evaluation.benchmark import (
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.answer_parsing import leading_yes_no, normalise, parse_yes_no
 from mmrlhf.text.plurals import pluralize
 
@@ -224,7 +224,7 @@ def _make_examples(row: Row, kind: str, part: str, task: Task) -> list[Example]:
     question = _QUESTION.search(text)
     if question is None or label.lower() not in ("yes", "no"):
         row.fail("`text` must ask `Is there a ... in the image?`, and `label` be yes or no")
-    source = ImageSource(path=str(task.image_root / image.lstrip("/")))
+    source = task.image_source(image.lstrip("/"), location=row.location, name="image")
     examples = []
     for number in range(1, task.options.queries + 1):
         query = str(row.require(f"query_{number}"))

@@ -45,7 +45,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, Message
+from mmrlhf.records import Example, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
 ID_FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
@@ -108,7 +108,7 @@ class HallusionBench(Benchmark):
             if meta["gt_answer"] not in ("0", "1"):
                 row.fail(f"`gt_answer` must be 0 or 1, not {row.fields['gt_answer']!r}")
             name = str(row.fields.get("filename") or "").removeprefix("./")
-            images = [ImageSource(path=str(task.image_root / name))] if name else []
+            images = [task.image_source(name, location=row.location, name="filename")] if name else []
             prompt = f"{meta['question']}\n{task.options.suffix}" if task.options.suffix else meta["question"]
             examples.append(Example(_join_id(meta), tuple(images), (Message("user", prompt),), meta=meta))
         return examples

@@ -36,7 +36,7 @@ from mmrlhf.evaluation.benchmark import (
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.judge_parsing import parse_verdict
 
 KNOWN_VERSIONS = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
@@ -80,8 +80,9 @@ class HaloQuest(Benchmark):
             raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")
         examples = []
         for number, row in enumerate(rows):
+            location = f"{task.path} row {number + 1}"
             meta = {name: row[name] or "" for name in FIELDS}
-            source = ImageSource(path=str(task.image_root / meta["image_name"]))
+            source = task.image_source(meta["image_name"], location=location, name="image_name")
             id_ = row.get("") or str(number)  # the first column has no name
             examples.append(Example(id_, (source,), (Message("user", meta["question"]),), meta=meta))
         return examples[: task.limit]

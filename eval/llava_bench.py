@@ -42,7 +42,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.files.rows import Row, read_json, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 
 FILES = {
     "questions": ("qa90_questions.jsonl", "questions.jsonl"),
@@ -89,7 +89,7 @@ class LlavaBench(Benchmark):
                 "reference": references[id_],
                 "context": _format_context(contexts[image]),
             }
-            source = ImageSource(path=str(task.image_root / image))
+            source = task.image_source(image, location=row.location, name="image")
             examples.append(Example(id_, (source,), (Message("user", question),), meta=meta))
         return examples
 

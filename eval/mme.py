@@ -18,9 +18,11 @@ yes, then no, in the first four characters of an answer; `robust` reads it with
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +81,7 @@ class MME(Benchmark):
                     raise InputError(f"{location}: the answer must be Yes or No, not {answer[:40]!r}")
                 id_ = f"{name}/{image}/{num_questions[image]}"
                 num_questions[image] += 1
-                source = ImageSource(path=str(_image_path(task, root, name, image)))
+                source = _image_source(replace(task, data=str(root)), name, image, location)
                 meta = {"part": name, "image": image, "label": label, "question": question}
                 examples.append(Example(id_, (source,), (Message("user", question),), meta=meta))
         if not examples:
@@ -178,10 +180,10 @@ def _image_of_text(path: Path) -> str:
     return path.stem + IMAGE_SUFFIXES[0]
 
 
-def _image_path(task: Task, root: Path, name: str, image: str) -> Path:
-    image_root = Path(task.image_folder) if task.image_folder else root
-    candidates = [image_root / name / image, image_root / name / "images" / image]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _image_source(task: Task, name: str, image: str, location: str) -> ImageSource:
+    folders = [(name,), (name, "images")]
+    sources = [task.image_source(*folder, image, location=location, name="image") for folder in folders]
+    return next((source for source in sources if os.path.isfile(str(source.path))), sources[0])
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ requires 96 answers. `robust` reads the last rating of a reply, and leaves out r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class MMHalBench(Benchmark):
                 row.fail("`image_content` must be a list of objects: give MMHal-Bench's file")
             name = Path(str(row.fields.get("image_src") or f"{id_}.jpg")).name
             meta["image_src"] = name
-            source = ImageSource(path=str(_image_path(task, name, id_)))
+            source = _image_source(task, row, name, id_)
             examples.append(Example(id_, (source,), (Message("user", str(meta["question"])),), meta=meta))
         return examples
 
@@ -169,10 +170,11 @@ class MMHalBench(Benchmark):
         }
 
 
-def _image_path(task: Task, name: str, id_: str) -> Path:
-    """Return the path of an image: by its original name, or by its id."""
-    candidates = [task.image_root / candidate for candidate in (name, f"{id_}.jpg", f"{id_}.png")]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _image_source(task: Task, row: Row, name: str, id_: str) -> ImageSource:
+    """Return an image by its original name, or by its id."""
+    files = {name: "image_src", f"{id_}.jpg": "image_id", f"{id_}.png": "image_id"}
+    sources = [task.image_source(file, location=row.location, name=field) for file, field in files.items()]
+    return next((source for source in sources if os.path.isfile(str(source.path))), sources[0])
 
 
 def parse_official_rating(reply: str) -> int:

@@ -40,7 +40,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.files.rows import Row, preview, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
-from mmrlhf.records import Example, ImageSource, Message, Preference
+from mmrlhf.records import Example, Message, Preference
 from mmrlhf.text.answer_parsing import normalise
 
 COIN_SEED = 123
@@ -198,7 +198,7 @@ def _make_example(id_: str, row: Row, task: Task) -> Example:
     question, answers = str(row.require("Text")), (str(row.require("Output1")), str(row.require("Output2")))
     meta |= {"question": question, "answers": answers}
     prompt = TEMPLATE.format(question=question, a=answers[0], b=answers[1])
-    source = ImageSource(path=str(task.image_root / meta["image"]))
+    source = task.image_source(meta["image"], location=row.location, name="Image")
     return Example(id_, (source,), (Message("user", prompt),), meta=meta)
 
 

@@ -32,7 +32,7 @@ from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, contains_yes_
 from mmrlhf.evaluation.join import OTHER_SPLIT
 from mmrlhf.files.rows import open_binary, parse_json, read_json
 from mmrlhf.metrics.intervals import Proportion, SufficientStats, wilson
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
 
 SPLITS = ("random", "popular", "adversarial")
@@ -158,7 +158,7 @@ def _load_questions(task: Task, path: Path, split: str) -> list[Example]:
             raise InputError(f"{location}: a question needs image, text, and a label that is yes or no: correct the row")
         id_ = str(row.get("question_id", number))
         prompt = f"{text}\n{task.options.suffix}" if task.options.suffix else text
-        source = ImageSource(path=str(task.image_root / image.lstrip("/")))
+        source = task.image_source(image.lstrip("/"), location=location, name="image" if "image" in row else "image_name")
         meta = {"part": split, "label": label, "image": image, "question": text}
         examples.append(Example(f"{split}/{id_}" if split else id_, (source,), (Message("user", prompt),), meta=meta))
     return examples

@@ -50,7 +50,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, Message, Preference
+from mmrlhf.records import Example, Message, Preference
 from mmrlhf.text.answer_parsing import normalise
 
 GROUPS = ("general", "hallucination", "reasoning")
@@ -116,8 +116,8 @@ class VLRewardBench(Benchmark):
         examples: dict[str, Example] = {}
         is_harness = _is_harness_log(task)
         for row, meta in list(zip(rows, metas, strict=True))[: task.limit]:
-            image = row.fields.get("image_path", row.fields.get("image"))
-            images = (ImageSource(path=str(task.image_root / image)),) if isinstance(image, str) else ()
+            name, image = next(((name, row.fields[name]) for name in ("image_path", "image") if name in row.fields), ("", None))
+            images = (task.image_source(image, location=row.location, name=name),) if isinstance(image, str) else ()
             for vote in range(1 if is_harness else task.options.votes):
                 drawn = random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5
                 is_swapped = _harness_swaps(meta["response"]) if is_harness else int(drawn)

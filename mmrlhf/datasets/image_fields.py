@@ -271,19 +271,34 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
         row.fail(f"`{name}` is a URL, {preview(path)}: download the image and give its path")
     if image_folder is None:
         row.fail(f"`{name}` is a path, {preview(path)}: give --image_folder, the folder it is relative to")
-    # Resolve `..` as text, before any symlink is followed: `a/../../b` is outside even if `a` is a
-    # symlink to a nested folder, from which `../../b` would be inside.
-    full_path = os.path.normpath(os.path.join(image_folder, path))
-    if not Path(full_path).is_relative_to(image_folder):
-        row.fail(f"`{name}` is outside the image folder {image_folder}: {preview(path)}; move the image or give --image_folder")
+    full_path = path_inside(image_folder, path, context.allow_external_links, row.location, name)
     if not os.path.isfile(full_path):
         row.fail(f"`{name}` does not exist in {image_folder}: {preview(path)}; correct the path or give --image_folder")
-    if not context.allow_external_links and not Path(os.path.realpath(full_path)).is_relative_to(os.path.realpath(image_folder)):
-        row.fail(
-            f"`{name}` leaves {image_folder} through a symlink: {preview(path)}; "
-            f"if you trust it, give --image_folder {image_folder}"
-        )
     return _LocatedImageSource(path=full_path, location=location)
+
+
+def path_inside(folder: str, path: str, allow_external_links: bool, location: str, name: str) -> str:
+    """Return the path of an image that data names, which may not exist.
+
+    folder: absolute. Raises InputError, with the row's location and the field's name, for a path
+    outside the folder, also through a symlink unless these are allowed: data that others wrote must
+    not make a program read, and send to a server, whatever file it names.
+    """
+    # Resolve `..` as text, before any symlink is followed: `a/../../b` is outside even if `a` is a
+    # symlink to a nested folder, from which `../../b` would be inside.
+    full_path = os.path.normpath(os.path.join(folder, path))
+    if not Path(full_path).is_relative_to(folder):
+        raise InputError(
+            f"{location}: `{name}` is outside the image folder {folder}: {preview(path)}; move the image or give --image_folder"
+        )
+    if allow_external_links or not os.path.exists(full_path):
+        return full_path
+    if not Path(os.path.realpath(full_path)).is_relative_to(os.path.realpath(folder)):
+        raise InputError(
+            f"{location}: `{name}` leaves {folder} through a symlink: {preview(path)}; "
+            f"if you trust it, give --image_folder {folder}"
+        )
+    return full_path
 
 
 def _recorded_name(row: Row, value: Any) -> str:

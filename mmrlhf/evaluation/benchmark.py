@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -21,6 +20,7 @@ from mmrlhf.config.loader import load_config
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, fold
 from mmrlhf.evaluation.answer_rows import Fields as Fields
 from mmrlhf.evaluation.answer_rows import first_present as first_present
+from mmrlhf.evaluation.task import Task as Task
 from mmrlhf.files.bundled import find, load_module
 from mmrlhf.files.inputs import file_sha256
 from mmrlhf.files.rows import Row, read_json_objects
@@ -53,43 +53,6 @@ class JudgeRequest(NamedTuple):
     prompt: str
     template: str = ""
     images: tuple[ImageSource, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """The input of a benchmark: the user's data and settings, and results of earlier steps.
-
-    answers: the file of answers to score, for a benchmark whose answer files contain their own
-    questions. options: an instance of the benchmark's `options_type`. examples: by id, in order,
-    once loaded. replies: judgments by the key of their `JudgeRequest`, each with `text` (None where
-    the judge failed) and `status`.
-    """
-
-    data: str | None = None
-    image_folder: str | None = None
-    answers: str | None = None
-    options: Any = None
-    limit: int | None = None
-    seed: int = 0
-    examples: Mapping[str, Example] = field(default_factory=dict)
-    replies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        """Return the path of the data. Raises InputError if none was given or it does not exist."""
-        if self.data is None:
-            raise InputError("this benchmark needs its data: add --data PATH")
-        path = Path(self.data)
-        if not path.exists():
-            raise InputError(f"--data {path} does not exist: correct the path")
-        return path
-
-    @property
-    def image_root(self) -> Path:
-        """Return the folder to which image paths are relative: --image_folder, else the data's."""
-        if self.image_folder:
-            return Path(self.image_folder)
-        return self.path if self.path.is_dir() else self.path.parent
 
 
 # ---- the protocol --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import errno
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from mmrlhf import evaluate as stage
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.benchmark import Task, load_benchmark, parse_options
 from mmrlhf.evaluation.model_cache import ModelCache
 from mmrlhf.records import InputError
+from tests.helpers import fake_data
 from tests.helpers.fake_data import write_image, write_jsonl
 
 
@@ -84,6 +87,36 @@ def test_evaluate_runs_several_benchmarks_with_one_model(tiny_vlm_path, benchmar
     assert main(line) == 0 and opened == [tiny_vlm_path]  # everything is answered
     again = json.loads((tmp_path / "out" / "small" / "pope" / "result.json").read_text())
     assert again == results["pope"]
+
+
+IMAGE_NAMES = {"object_halbench": '"1"', "mmhal_bench": "p0"}
+"""What names an image in the data, where it is not the name of its file."""
+
+
+@pytest.mark.parametrize("name", ["pope", "amber", "chair", *fake_data.DATASET_WRITERS])
+def test_an_image_outside_the_image_folder_is_refused(name, benchmark_dir, tmp_path):
+    benchmark, root = load_benchmark(name), benchmark_dir / name
+    root.mkdir(exist_ok=True)
+    data = fake_data.DATASET_WRITERS[name](root)["data"] if name in fake_data.DATASET_WRITERS else str(root)
+    task = Task(data, options=parse_options(benchmark, {}))
+    image = next(Path(example.images[0].path) for example in benchmark.load(task) if example.images)
+
+    outside = image.rename(tmp_path / "secret.png")
+    image.symlink_to(outside)
+    with pytest.raises(InputError, match=r"`.+` leaves .* through a symlink: .*; if you trust it, give --image_folder"):
+        benchmark.load(task)
+    benchmark.load(replace(task, image_folder=str(task.image_root)))  # the user trusts it
+
+    for file in root.rglob("*.*"):
+        if file.suffix in (".json", ".jsonl", ".csv", ".txt"):
+            text = file.read_text()
+            name_in_data = IMAGE_NAMES.get(name, image.name)
+            file.write_text(text.replace(name_in_data.strip('"'), "../" * 6 + "secret.png") if name_in_data in text else text)
+    for folder in (None, str(task.image_root)):
+        with pytest.raises(
+            InputError, match=r"^.*data.*: `.+` is outside the image folder .*: '.*\.\./secret.png.*'; move the image"
+        ):
+            benchmark.load(replace(task, image_folder=folder))
 
 
 def test_evaluate_refuses_answers_of_other_prompt_or_settings(tiny_vlm_path, benchmark_dir, tmp_path):
