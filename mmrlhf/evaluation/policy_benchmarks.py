@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from mmrlhf.config import EvalConfig, PolicyEvalConfig, RewardTermsConfig
@@ -27,7 +27,7 @@ from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predicti
 from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_label, split_options
 from mmrlhf.files.inputs import content_digest, reward_function_files
 from mmrlhf.metrics.diversity import distinct_n, whole_folds
-from mmrlhf.metrics.intervals import Z_95, Interval
+from mmrlhf.metrics.intervals import Interval, mean_interval
 from mmrlhf.records import InputError
 from mmrlhf.report.differences import better_direction
 from mmrlhf.text.answer_parsing import leading_yes_no
@@ -96,13 +96,6 @@ def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | Non
     if fmean(lengths) >= MIN_MEAN_WORDS:
         metrics["distinct_2"] = mean_interval([distinct_n(fold, 2) for fold in whole_folds(texts)])
     return metrics
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of some values with its normal 95% interval; without width for one value."""
-    mean = fmean(values)
-    half_width = Z_95 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {"value": mean, "low": mean - half_width, "high": mean + half_width}
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:

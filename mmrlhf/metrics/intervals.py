@@ -199,18 +199,22 @@ def bootstrap(
     return results
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values and its 95% t-interval, without width for one value."""
+    n, mean = len(values), float(np.mean(values))
+    half_width = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
+    return {"value": mean, "low": mean - half_width, "high": mean + half_width}
+
+
 def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
-    """Return the mean over disjoint folds as `name`, and its 95% t-interval as `NAME_ci`.
+    """Return the `mean_interval` over disjoint folds: the mean as `name`, its interval as
+    `NAME_ci`.
 
     One fold has no interval. It is for diversity metrics: they measure repetition, and resampling
     would repeat answers.
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {name: mean}
-    t_95 = float(stdtrit(len(values) - 1, 0.975))  # the quantile of Student's t
-    half_width = t_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
+    mean = mean_interval(values)
+    return {name: mean["value"]} | ({f"{name}_ci": [mean["low"], mean["high"]]} if len(values) > 1 else {})
 
 
 # ---- two runs ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from mmrlhf.evaluation.policy_benchmarks import (
+    answer_metrics,
     best_metric,
     check_eval_settings,
     flat_metrics,
@@ -32,6 +33,13 @@ def pope(tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
     return write_questions(folder / "coco_pope_random.json")
+
+
+def test_metrics_of_few_answers_have_t_intervals():
+    """Lengths 4 and 6: the mean is 5 and its standard error 1, and t with one degree of freedom is
+    12.706."""
+    metrics = answer_metrics([["a cup and plate"], ["a red cup and a plate"]])
+    assert metrics["mean_length"] == pytest.approx({"value": 5, "low": 5 - 12.706, "high": 5 + 12.706}, abs=1e-3)
 
 
 def test_open_benchmarks_takes_scenes_without_data(make_config):

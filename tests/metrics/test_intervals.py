@@ -10,6 +10,7 @@ from mmrlhf.metrics.intervals import (
     bootstrap,
     fold_interval,
     mcnemar,
+    mean_interval,
     newcombe,
     paired_bootstrap,
     unflatten,
@@ -166,3 +167,4 @@ def test_fold_interval_is_wide_for_few_folds():
     # Mean 2, standard error sqrt(2) / sqrt(2) = 1; t with one degree of freedom is 12.706.
     assert fold_interval("ead", [1.0, 3.0]) == {"ead": 2.0, "ead_ci": pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)}
     assert fold_interval("ead", [1.0]) == {"ead": 1.0}
+    assert mean_interval([1.0]) == {"value": 1.0, "low": 1.0, "high": 1.0}
