@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Example, InputError
 
 ANSWER_FILES = (".jsonl", ".json", ".parquet")
+LATIN = "A-Za-z\u00c0-\u024f"
+"""Letters that belong to the word beside them. Other scripts have no spaces, or add endings to a
+name: 我是Qwen, Qwen는."""
 Answers = Mapping[str, Example]
 """A model's answers by row id."""
 
@@ -147,9 +151,14 @@ def why_unfit(task: Task, identity_words: Sequence[str]) -> str:
     """Return why a pair cannot be voted on, "" if it can."""
     if task.answers[0] == task.answers[1]:
         return "of equal answers"
-    if any(word.casefold() in answer.casefold() for word in identity_words for answer in task.answers):
+    if any(_contains_word(answer, word) for word in identity_words for answer in task.answers):
         return "in which an answer says who wrote it (--identity_words)"
     return ""
+
+
+def _contains_word(text: str, word: str) -> bool:
+    """Return whether a text has a word, in any case: "gpt" is in GPT-4, "yi" not in lying."""
+    return re.search(rf"(?<![{LATIN}]){re.escape(word)}(?![{LATIN}])", text, re.IGNORECASE) is not None
 
 
 def draw_order(question_ids: Sequence[str], num_models: int, rng: random.Random) -> Iterator[tuple[str, tuple[int, int]]]:

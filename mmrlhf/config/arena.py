@@ -25,7 +25,8 @@ class PairsConfig(DatasetConfig):
     """Rows with `id` and `category`, if the answers (or the questions) do not have a `category`
     themselves."""
     identity_words: str | None = None
-    """Words, separated by commas, that reveal a model; pairs with such an answer are left out."""
+    """Words, separated by commas, that reveal a model; pairs with such an answer are left out. They
+    are whole words: gpt is in GPT-4, not in ChatGPT."""
 
 
 @settings

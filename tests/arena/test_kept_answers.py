@@ -9,12 +9,21 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from mmrlhf.arena.kept_answers import draw_order, make_pairs, parse_contestants, parse_words, read_answers, read_categories
+from mmrlhf.arena.kept_answers import (
+    draw_order,
+    make_pairs,
+    make_task,
+    parse_contestants,
+    parse_words,
+    read_answers,
+    read_categories,
+    why_unfit,
+)
 from mmrlhf.arena.ledger import question_key
 from mmrlhf.arena.serve import judge_arena, read_kept_answers, serving_arena
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.config import ArenaConfig, ArenaJudgeConfig
-from mmrlhf.records import InputError, Message
+from mmrlhf.records import Example, InputError, Message
 from tests.arena.conftest import kept
 
 
@@ -114,6 +123,20 @@ def test_categories_may_come_from_the_questions(write_answers, tmp_path):
 def test_a_default_name_keeps_its_dots():
     named = [c.name for c in parse_contestants("Qwen/Qwen2.5-VL-3B-Instruct,runs/lr1.0,runs/lr1.5/,answers.v1.jsonl")]
     assert named == ["Qwen2.5-VL-3B-Instruct", "lr1.0", "lr1.5", "answers.v1"]
+
+
+def test_identity_words_are_whole_words():
+    for word, answer, is_said in (
+        ("yi", "A man is lying on a bench.", False),
+        ("phi", "An infographic", False),
+        ("phi", "une affiche philosophique", False),
+        ("gpt", "As GPT-4, I see a dog.", True),
+        ("qwen", "I am **Qwen2.5-VL**.", True),
+        ("qwen", "我是Qwen。", True),
+        ("通义千问", "我是通义千问模型", True),
+    ):
+        task = make_task(Example("q", (), (Message("user", "What is it?"),)), ("a", "b"), (answer, "A dog"), "q")
+        assert bool(why_unfit(task, [word])) is is_said, answer
 
 
 def test_identity_words_are_read_alike_everywhere():
