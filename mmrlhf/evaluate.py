@@ -43,6 +43,7 @@ from mmrlhf.files.jsonl import json_line, to_jsonable
 from mmrlhf.files.writing import is_disk_full, writing
 from mmrlhf.records import InputError
 from mmrlhf.report.eval_table import print_eval_result
+from mmrlhf.text.word_counts import count_words
 
 PACKAGES = ("mmrlhf", "torch", "transformers", "peft", "numpy", "nltk", "spacy")
 """Packages whose versions result.json records."""
@@ -169,7 +170,7 @@ def build_result(benchmark: Benchmark, task: Task, rows: list[ScoreRow], hashes:
     metrics, reasons = compute_metrics(benchmark, task, rows)
     valid_rows = first_valid(rows)
     verdicts = [row["said"] for row in valid_rows if row.get("said") in ("yes", "no")]
-    lengths = [len(answer.split()) for row in valid_rows for answer in row["answers"]]
+    lengths = [count_words(answer) for row in valid_rows for answer in row["answers"]]
     return {
         "benchmark": benchmark.name,
         "schema": SCHEMA_VERSION,

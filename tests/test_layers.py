@@ -12,7 +12,7 @@ STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate", "serve", 
 ORDER = [
     "__main__", "cli", "demo", "replay", "feedback", "rft", "arena", *STAGES,
     "labeling", "serving", "commands", "evaluation", "training", "rewards",
-    "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files",
+    "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "metrics", "text", "files",
     "config", "background", "records",
 ]  # fmt: skip
 """Files and folders from top to bottom. Each may import those after it."""

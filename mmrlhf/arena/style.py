@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from mmrlhf.text.word_counts import count_words
+
 STYLE_NAMES = ("length", "headings", "list items", "bold")
 _HEADING = re.compile(r"^ {0,3}#{1,6}\s", re.M)
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+]|\d{1,3}[.)])\s", re.M)
@@ -16,7 +18,7 @@ _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 def style_counts(text: str) -> tuple[int, ...]:
     """Return the words, headings, list items and bold passages of an answer."""
-    return len(text.split()), *(len(pattern.findall(text)) for pattern in (_HEADING, _LIST_ITEM, _BOLD))
+    return count_words(text), *(len(pattern.findall(text)) for pattern in (_HEADING, _LIST_ITEM, _BOLD))
 
 
 def style_difference(first: str, second: str) -> tuple[float, ...]:

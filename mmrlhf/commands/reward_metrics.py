@@ -16,6 +16,7 @@ from mmrlhf.metrics.intervals import SufficientStats, with_intervals
 from mmrlhf.records import Comparison, Fact, ImageSource, Preference
 from mmrlhf.rewards.probes import PROBE_KINDS, Probe
 from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.text.word_counts import count_words
 
 LENGTH_GAP_EDGES = (-0.25, -0.05, 0.05, 0.25)
 """Edges of the length bins: difference in words, better minus worse, over the longer answer."""
@@ -166,7 +167,7 @@ def _hallucination_label(row: Preference, comparison: Comparison) -> str:
 
 def length_bin(better: str, worse: str) -> str:
     """Return the length bin of a comparison: how much longer, in words, the better answer is."""
-    num_better, num_worse = len(better.split()), len(worse.split())
+    num_better, num_worse = count_words(better), count_words(worse)
     gap = (num_better - num_worse) / max(num_better, num_worse, 1)
     names = ("1 much shorter", "2 shorter", "3 as long", "4 longer", "5 much longer")
     return names[int(np.searchsorted(LENGTH_GAP_EDGES, gap))]

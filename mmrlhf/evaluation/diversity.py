@@ -10,6 +10,7 @@ from mmrlhf.evaluation.results import Result
 from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
 from mmrlhf.metrics.intervals import fold_interval
 from mmrlhf.records import Example
+from mmrlhf.text.word_counts import count_words, split_words
 
 EAD_NOTE = (
     "EAD: distinct words over the number that as many words drawn uniformly from the vocabulary would give. The vocabulary "
@@ -36,7 +37,7 @@ def diversity(results: Sequence[Result], examples: dict[str, Example], ids: set[
     table_rows = []
     for part, part_ids in ids_by_part.items():
         texts = [text for answers_by_id in answers_by_model for id_ in part_ids for text in answers_by_id[id_]]
-        words = [word for text in texts for word in text.lower().split()]
+        words = [word for text in texts for word in split_words(text.lower())]
         if not texts or len(words) / len(texts) < MIN_MEAN_WORDS:
             continue
         vocabulary_size = max(2, len(set(words)))
@@ -53,7 +54,7 @@ def _diversity_metrics(answers: list[list[str]], vocabulary_size: int) -> dict[s
     folds = whole_folds(first_answers)
     metrics = fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
     metrics |= fold_interval("ead", [ead(fold, vocabulary_size) for fold in folds])
-    metrics |= fold_interval("length", [len(answer.split()) for answer in first_answers])
+    metrics |= fold_interval("length", [count_words(answer) for answer in first_answers])
     if all(len(texts) > 1 for texts in answers):
         metrics |= fold_interval("distinct_2_within", [distinct_n(texts, 2) for texts in answers])
         metrics |= fold_interval("ead_within", [ead(texts, vocabulary_size) for texts in answers])

@@ -31,6 +31,7 @@ from mmrlhf.metrics.intervals import Interval, mean_interval
 from mmrlhf.records import InputError
 from mmrlhf.report.differences import better_direction
 from mmrlhf.text.answer_parsing import leading_yes_no
+from mmrlhf.text.word_counts import count_words
 
 DEFAULT_EVAL_STEPS = 20
 SUITE_SETTINGS = ("data", "image_folder", "limit", "seed", "batch_size", *SamplingConfig.__dataclass_fields__)
@@ -88,7 +89,7 @@ def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | Non
     """
     texts = [str(texts[0]) for texts in answers]
     said = [word for text in texts if (word := leading_yes_no(text))]
-    lengths = [len(text.split()) for text in texts]
+    lengths = [count_words(text) for text in texts]
     metrics: dict[str, Interval | None] = dict.fromkeys(ANSWER_METRICS)
     metrics["mean_length"] = mean_interval(lengths)
     if 2 * len(said) > len(texts):

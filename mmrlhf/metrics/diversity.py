@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmrlhf.text.word_counts import split_words
+
 FOLD_SIZE = 50
 """Answers per fold: the metrics depend on their number, so all folds have the same size."""
 
@@ -19,7 +21,7 @@ def distinct_n(answers: Sequence[str], n: int) -> float:
     without any."""
     ngrams: list[tuple[str, ...]] = []
     for answer in answers:
-        words = answer.lower().split()
+        words = split_words(answer.lower())
         ngrams += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
@@ -30,7 +32,7 @@ def ead(answers: Sequence[str], vocabulary_size: int) -> float:
     These are the distinct words over their expected number, V (1 - ((V - 1) / V) ** C) for C words
     drawn uniformly from a vocabulary of V.
     """
-    words = [word for answer in answers for word in answer.lower().split()]
+    words = [word for answer in answers for word in split_words(answer.lower())]
     if not words:
         return 0.0
     expected = vocabulary_size * (1 - ((vocabulary_size - 1) / vocabulary_size) ** len(words))

@@ -1,4 +1,4 @@
-"""Count the words of a text, also in languages that are written without spaces."""
+"""Split a text into words, and count them, also in languages that are written without spaces."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ _ONLY_PUNCTUATION = re.compile(rf"[{PUNCTUATION}]+")
 
 
 def count_words(text: str) -> int:
-    """Return the number of words between spaces; each character of UNSPACED counts as a word.
+    """Return the number of words of a text, as `split_words` gives them."""
+    return len(split_words(text))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words between spaces; each character of UNSPACED is a word.
 
     Punctuation and combining marks in a text without spaces are not words.
     """
-    return sum(_is_word(match[0]) for match in _WORD.finditer(text))
+    return list(filter(_is_word, _WORD.findall(text)))
 
 
 def _is_word(word: str) -> bool:

@@ -240,6 +240,7 @@ def test_win_rates_are_mean_scores():
 def test_style_counts_words_and_markdown():
     text = "# A title\n\n- one **bold** word\n- two\n3. three __strong__\nplain * star and 2 ** 3"
     assert style_counts(text) == (19, 1, 3, 2)
+    assert style_counts("桌上有两个杯子。")[0] == 7
     assert style_difference("a b c", "a") == (0.5, 0, 0, 0)
     assert style_difference("# x", "x") == (pytest.approx(1 / 3), 1, 0, 0)
 

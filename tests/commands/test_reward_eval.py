@@ -47,6 +47,7 @@ def test_reward_eval_metrics_match_hand_computation():
     }
     assert metrics["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
     assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # equal scores are wrong
+    assert length_bin("杯" * 25, "杯杯杯") == "5 much longer"  # without blanks, characters are words
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
 
 

@@ -40,6 +40,8 @@ def test_metrics_of_few_answers_have_t_intervals():
     12.706."""
     metrics = answer_metrics([["a cup and plate"], ["a red cup and a plate"]])
     assert metrics["mean_length"] == pytest.approx({"value": 5, "low": 5 - 12.706, "high": 5 + 12.706}, abs=1e-3)
+    metrics = answer_metrics([["桌上有杯子。"]])  # without blanks, characters are words
+    assert metrics["mean_length"]["value"] == 5 and metrics["distinct_2"]["value"] == 1
 
 
 def test_open_benchmarks_takes_scenes_without_data(make_config):

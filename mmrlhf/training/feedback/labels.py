@@ -18,6 +18,7 @@ from typing import Any
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.rewards.claim_rewards import NO_COSTS, coverage, hallucination
+from mmrlhf.text.word_counts import count_words
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SampledAnswer:
 
     @property
     def num_words(self) -> int:
-        return len(self.answer.split())
+        return count_words(self.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of a file, which `read_sampled` reads."""
