@@ -32,7 +32,7 @@ from mmrlhf.evaluation.answer_rows import fold
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, answered, first_valid
 from mmrlhf.files.bundled import load_module
 from mmrlhf.files.rows import preview, read_json
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
@@ -207,7 +207,7 @@ def _vocabulary(task: Task) -> Any:
 
 NUM_DESCRIPTION_COLUMNS = 8
 """False nouns, nouns, covered words, true words, cognition hits, words likely to be hallucinated,
-clean descriptions, descriptions.
+descriptions with false nouns, descriptions.
 """
 NUM_REPLY_COLUMNS = 5
 """For each part: right replies, questions, right replies of no, replies of no, questions with the
@@ -280,7 +280,7 @@ def _description_columns(example: Example, counts: Mapping[str, Any] | None) -> 
         len(example.meta["truth"]),
         counts["thought"],
         len(example.meta["hallu"]),
-        not counts["false"],
+        bool(counts["false"]),
         1,
     )
     return columns
@@ -318,18 +318,22 @@ def _sufficient_stats(clusters: list[str], columns: list[np.ndarray], epsilon: f
         values["amber_score"] = (100 - values["chair"] + values["f1"]) / 2
         return {name: value * np.nan if reason else value for name, value in values.items()}
 
-    return SufficientStats(clusters, table, metrics, _undefined_reasons(table, reason, is_unknown))
+    shares = {"hal": Proportion(NUM_DESCRIPTION_COLUMNS - 2, NUM_DESCRIPTION_COLUMNS - 1, 100)}
+    for prefix, parts in METRIC_GROUPS.items():
+        starts = [_reply_start(part) for part in parts]
+        shares[f"{prefix}accuracy"] = Proportion(starts, [start + 1 for start in starts], 100)
+    return SufficientStats(clusters, table, metrics, _undefined_reasons(table, reason, is_unknown), shares)
 
 
 def _description_metrics(sums: np.ndarray, epsilon: float, is_unknown: bool) -> dict[str, np.ndarray]:
-    num_false, num_nouns, covered, num_truths, cognition_hits, num_hallucinations, clean, n = np.moveaxis(
+    num_false, num_nouns, covered, num_truths, cognition_hits, num_hallucinations, with_false, n = np.moveaxis(
         sums[..., :NUM_DESCRIPTION_COLUMNS], -1, 0
     )
     percent = np.where((n > 0) & (not is_unknown), 100.0, np.nan)
     return {
         "chair": num_false / (num_nouns + epsilon) * percent,
         "cover": covered / (num_truths + epsilon) * percent,
-        "hal": percent - clean / (n + epsilon) * percent,
+        "hal": percent - (n - with_false) / (n + epsilon) * percent,
         "cog": cognition_hits / (num_hallucinations + epsilon) * percent,
     }
 

@@ -247,6 +247,10 @@ def _columns(comparisons: list[dict[str, Any]]) -> np.ndarray:
     return np.array(rows, float).reshape(-1, 7)
 
 
+SHARES = {"chair_s": Proportion(0, 1, 100), "chair_i": Proportion(2, 3, 100), "recall": Proportion(4, 5, 100)}
+"""The metrics that are shares, by the columns that `_metrics` reads."""
+
+
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     num_hallucinated, num_captions, num_false, num_mentions, num_named, num_objects, length = np.moveaxis(sums, -1, 0)
     return {
@@ -270,8 +274,8 @@ def _official_stats(ids: list[str], comparisons: list[dict[str, Any]], reason: s
         return {name: v if name == "length" else np.where(is_defined, v, np.nan) for name, v in values.items()}
 
     undefined = {"": reason or f"the official script raises ZeroDivisionError: {EMPTY_REASON}"}
-    return SufficientStats(ids, _columns(comparisons), metrics, undefined, {"chair_s": Proportion(0, 1, 100)})
+    return SufficientStats(ids, _columns(comparisons), metrics, undefined, SHARES)
 
 
 def _robust_stats(ids: list[str], comparisons: list[dict[str, Any]]) -> SufficientStats:
-    return SufficientStats(ids, _columns(comparisons), _metrics, {"": EMPTY_REASON}, {"chair_s": Proportion(0, 1, 100)})
+    return SufficientStats(ids, _columns(comparisons), _metrics, {"": EMPTY_REASON}, SHARES)

@@ -210,9 +210,11 @@ class Hallucinogen(Benchmark):
                 values[f"{prefix}hallucinated"] = 100 * hallucinated / absent
             return values
 
-        shares = {
-            f"{group}/accuracy" if group else "accuracy": Proportion(4 * i, 4 * i + 1, 100) for i, group in enumerate(groups)
-        }
+        shares = {}
+        for i, group in enumerate(groups):
+            prefix = f"{group}/" if group else ""
+            shares[f"{prefix}accuracy"] = Proportion(4 * i, 4 * i + 1, 100)
+            shares[f"{prefix}hallucinated"] = Proportion(4 * i + 2, 4 * i + 3, 100)
         clusters = [task.examples[row["id"]].meta["image"] for row in judged]
         reason = "there are no judged answers, or no object of theirs is absent"
         table = columns.reshape(len(judged), 4 * len(groups))

@@ -41,7 +41,7 @@ from mmrlhf.evaluation.benchmark import (
 )
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.text.judge_parsing import parse_rating
 
@@ -211,4 +211,4 @@ def _sufficient_stats(ratings: list[tuple[str, str, int]], reason: str) -> Suffi
         by_type = {f"{name}/score": sums[..., 4 + 2 * i] / sums[..., 5 + 2 * i] for i, name in enumerate(TYPES)}
         return values | by_type
 
-    return SufficientStats([id_ for id_, *_ in ratings], columns, metrics, {"": reason})
+    return SufficientStats([id_ for id_, *_ in ratings], columns, metrics, {"": reason}, {"hallucination_rate": Proportion(1, 3)})

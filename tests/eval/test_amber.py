@@ -62,6 +62,8 @@ def test_amber_generative_metrics_match_hand_computation(amber_dir):
         100 * 2 / 3.001
     )
     assert metric_value(result, "cog") == pytest.approx(100 * 1 / 3.001) and metric_value(result, "hal") == pytest.approx(100 - 0)
+    low = 100 * 2 / (2 + 3.8415)  # Wilson: n / (n + z²) for n of n = 2 images
+    assert result["metrics"]["robust"]["hal"] == {"value": 100, "low": pytest.approx(low, abs=1e-2), "high": pytest.approx(100)}
     assert result["metrics"]["official"]["accuracy"] is None and result["metrics"]["official"]["amber_score"] is None
     assert "discriminative" in result["reasons"]["official"]["amber_score"] and result["counts"]["missing"] == 0
     assert metric_value(result, "chair", "robust") == 50  # of puppy, tree, dog, kitten: tree and kitten
@@ -99,6 +101,7 @@ def test_amber_discriminative_metrics_match_hand_computation(amber_dir):
     # of rounded values, 50.0 and 33.3; of existence 99.9 and 50.0
     assert metric_value(result, "f1") == pytest.approx(2 * 0.5 * 0.333 / (0.5 + 0.333 + 0.0001) * 100, abs=1e-9)
     assert metric_value(result, "existence_f1") == pytest.approx(2 * 0.999 * 0.5 / (0.999 + 0.5 + 0.001) * 100, abs=1e-9)
+    assert result["metrics"]["official"]["attribute_accuracy"]["high"] > 50  # none of two is right
     assert metric_value(result, "attribute_accuracy") == 0 and metric_value(result, "attribute_accuracy", "robust") == 50
     assert result["metrics"]["official"]["action_f1"] is None and metric_value(result, "f1", "robust") == pytest.approx(
         100 * 2 * 2 / (3 + 3)

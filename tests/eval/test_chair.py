@@ -48,6 +48,7 @@ def test_chair_object_map_accepts_synonyms(tmp_path):
         and metric_value(result, "chair_i") == 25
         and metric_value(result, "recall") == 100
     )
+    assert result["metrics"]["official"]["recall"]["low"] < 50  # two of two images with objects
     with pytest.raises(InputError, match="must map image ids to lists of objects"):
         evaluate_chair(tmp_path, ["A dog."], {"1": [18]})
 

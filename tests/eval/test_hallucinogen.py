@@ -38,6 +38,8 @@ def test_hallucinogen_metrics_match_hand_computation(tmp_path):
     result = run(tmp_path, rows, {"queries": 1}, judge="rules")
     assert (value(result, "accuracy"), value(result, "hallucinated")) == (50, 50)
     assert (value(result, "id/accuracy"), value(result, "id/hallucinated")) == (50, 100)
+    low = 100 / (1 + 3.8415)  # Wilson: n / (n + z²) for one image
+    assert result["metrics"]["robust"]["id"]["hallucinated"]["low"] == pytest.approx(low, abs=1e-2)
     assert (value(result, "loc/adversarial/accuracy"), value(result, "loc/random/accuracy")) == (100, 0)
     assert result["metrics"]["robust"]["loc/random"]["hallucinated"] is None  # no object of theirs is absent
     assert result["counts"]["missing"] == 0 and result["metrics"]["official"] == {}

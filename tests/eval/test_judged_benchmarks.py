@@ -19,14 +19,8 @@ RULE_JUDGED = ("hallusionbench", "haloquest", "object_halbench", "hallucinogen")
 @pytest.mark.parametrize("name", fake_data.DATASET_WRITERS)
 def test_evaluate_runs_benchmark_on_tiny_model(run_benchmark, tiny_vlm_path, tmp_path, name):
     options = {"subset": "hallucination"} if name == "mme" else None
-    result = run_benchmark(
-        name,
-        None,
-        options,
-        model_name_or_path=tiny_vlm_path,
-        response_length=16,
-        **({"judge": "rules"} if name in RULE_JUDGED else {}),
-    )
+    settings = {"judge": "rules"} if name in RULE_JUDGED else {}
+    result = run_benchmark(name, None, options, model_name_or_path=tiny_vlm_path, response_length=16, **settings)
     assert result["n"] > 0 and result["counts"]["missing"] == 0
     assert result["mean_length"] > 0 and len(result["data_sha256"]) == 64
     judged = name in (*RULE_JUDGED, "mmhal_bench", "llava_bench", "decapbench")
@@ -256,6 +250,8 @@ def test_mmhal_bench_official_types_go_by_position(run_benchmark, tmp_path, monk
     saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies]))
     result = run_benchmark("mmhal_bench", {f"p{i}": "A star." for i in range(96)}, recorded_judgments=str(saved))
     assert metric_value(result, "score") == 6 / 8 and metric_value(result, "hallucination_rate") == 7 / 8
+    rate = result["metrics"]["robust"]["hallucination_rate"]
+    assert rate == pytest.approx({"value": 0, "low": 0, "high": 3.8415 / (12 + 3.8415)}, abs=1e-4)  # Wilson: 0 of 12
     assert metric_value(result, "adversarial/score") == 6 and metric_value(result, "attribute/score") == 0
     assert metric_value(result, "informativeness") == pytest.approx(100 * (3 / 8) / 3)
     assert metric_value(result, "score", "robust") == 6  # the others have no rating
