@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -54,13 +55,29 @@ class HasFactsAndImages(Protocol):
     def facts(self) -> tuple[Fact, ...]: ...
 
 
+Row = TypeVar("Row", bound=HasFactsAndImages)
+
+
 def other_facts(rows: Sequence[HasFactsAndImages]) -> list[tuple[Fact, ...]]:
     """Return for each row the facts of the next row that has another image and facts."""
-    found: list[tuple[Fact, ...]] = []
-    for index, row in enumerate(rows):
-        candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
-        found.append(next((other.facts for other in candidates if other.facts and other.images != row.images), ()))
-    return found
+    return [other.facts if other else () for other in _next_others(rows, lambda row: bool(row.facts))]
+
+
+def _next_others(rows: Sequence[Row], is_candidate: Callable[[Row], bool]) -> list[Row | None]:
+    """Return for each row the next candidate with other images, None without one.
+
+    After the last row comes the first.
+    """
+    nearest: Row | None = None  # the nearest candidate behind a row
+    other: Row | None = None  # the nearest one whose images are not those of `nearest`
+    found = []
+    for row in chain(reversed(rows), reversed(rows)):
+        found.append(other if nearest is not None and nearest.images == row.images else nearest)
+        if is_candidate(row):
+            if nearest is not None and nearest.images != row.images:
+                other = nearest
+            nearest = row
+    return found[len(rows) :][::-1]  # of the second pass, which has seen all rows
 
 
 def perturbed_pictures(rows: Sequence[Preference]) -> tuple[list[int], dict[str, list[Preference]]]:
@@ -69,17 +86,21 @@ def perturbed_pictures(rows: Sequence[Preference]) -> tuple[list[int], dict[str,
 
     A model that is as accurate then judges by the text alone.
     """
+    rows_by_count: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        rows_by_count.setdefault(len(row.images), []).append(index)
+    others: dict[int, Preference | None] = {}
+    for alike in rows_by_count.values():
+        others |= zip(alike, _next_others([rows[index] for index in alike], lambda _: True), strict=True)
     indices: list[int] = []
     conditions: dict[str, list[Preference]] = {"another row's": [], "none": []}
     for index, row in enumerate(rows):
-        candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
-        others = (c.images for c in candidates if len(c.images) == len(row.images) and c.images != row.images)
-        images = next(others, None) if row.images else None
-        if images is None:
+        other = others[index]
+        if other is None:
             continue
         blind_prompt = tuple(replace(message, image_positions=()) for message in row.prompt)
         indices.append(index)
-        conditions["another row's"].append(replace(row, images=images))
+        conditions["another row's"].append(replace(row, images=other.images))
         conditions["none"].append(replace(row, images=(), prompt=blind_prompt))
     return indices, conditions if indices else {}
 

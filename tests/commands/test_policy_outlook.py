@@ -18,7 +18,7 @@ from mmrlhf.commands.policy_outlook import (
 from mmrlhf.commands.policy_reward import weighted_score
 from mmrlhf.commands.reward_eval import _read_answers, reward_eval
 from mmrlhf.commands.reward_eval_page import _policy_plots
-from mmrlhf.commands.reward_metrics import perturbed_pictures
+from mmrlhf.commands.reward_metrics import other_facts, perturbed_pictures
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
 from mmrlhf.rewards.reward_model import AnswerGroup
@@ -214,6 +214,30 @@ def test_answers_are_grouped_by_row():
         answer_groups([Example("c", (), PROMPT)], "x")
     with pytest.raises(InputError, match="two rows with id a have different prompts"):
         answer_groups([rows[0], Example("a", (), (Message("user", "Who?"),), "A cup.")], "x")
+
+
+def test_other_facts_are_those_of_the_next_row_with_another_image():
+    """Each row takes the next facts after it, around the end, of an image that is not its own."""
+    rows = [
+        make_group("x", facts=(Fact("object", fact),) if fact else (), image=image)
+        for image, fact in zip("aabca", ("1", "", "", "4", "5"), strict=True)
+    ]
+    assert [facts[0].text for facts in other_facts(rows)] == ["4", "4", "4", "5", "4"]
+    assert other_facts(rows[:1]) == [()] and other_facts([]) == []
+    reads = 0
+
+    class Counted(tuple):
+        def __getitem__(self, index):
+            nonlocal reads
+            reads += 1
+            return super().__getitem__(index)
+
+        def __reversed__(self):
+            return (self[index] for index in reversed(range(len(self))))
+
+    many = Counted([make_group("x", facts=rows[0].facts if i == 0 else (), image=str(i)) for i in range(100)])
+    assert other_facts(many)[50] == rows[0].facts
+    assert reads <= 300  # a search from each row would read 5,000
 
 
 def test_perturbed_pictures_have_another_rows_or_none():
