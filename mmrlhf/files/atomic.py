@@ -40,20 +40,65 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` if the block succeeds; it is removed otherwise.
 
-    A killed process leaves it behind, and the next one replaces it. Raises OSError.
+    A process killed at any time leaves the old folder or the new one whole: under its name, or the
+    old one set aside, until the next call or `recover_folders` puts it back. Raises OSError.
     """
     path = path.resolve()
-    temp_path = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(temp_path, ignore_errors=True)
-    temp_path.mkdir(parents=True)
+    unfinished, replaced = _temporary_names(path)
+    _recover(path)
+    unfinished.mkdir(parents=True)
     try:
-        yield temp_path
-        for written in temp_path.rglob("*"):
+        yield unfinished
+        for written in (*unfinished.rglob("*"), unfinished):
             fsync(written)
-        shutil.rmtree(path, ignore_errors=True)
-        temp_path.rename(path)
+        if path.is_dir():
+            path.rename(replaced)
+        unfinished.rename(path)
+        fsync(path.parent)  # makes the renames durable, before the old folder goes
     finally:
-        shutil.rmtree(temp_path, ignore_errors=True)
+        _recover(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which a killed process leaves whole or not at all under its name.
+
+    Raises OSError.
+    """
+    path = path.resolve()
+    unfinished, _ = _temporary_names(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    path.rename(unfinished)
+    shutil.rmtree(unfinished)
+
+
+def recover_folders(parent: Path) -> None:
+    """Put back or remove what killed calls of `atomic_folder` and `remove_folder` left in a folder.
+
+    No other process may be writing there. Raises OSError.
+    """
+    for suffix in (".replaced", ".unfinished"):
+        for leftover in list(parent.glob(f".*{suffix}")):
+            _recover(leftover.with_name(leftover.name[1:].removesuffix(suffix)))
+
+
+def _temporary_names(path: Path) -> tuple[Path, Path]:
+    """Return the names of a folder that is being written or removed, and of one set aside."""
+    return path.with_name(f".{path.name}.unfinished"), path.with_name(f".{path.name}.replaced")
+
+
+def _recover(path: Path) -> None:
+    """Undo a replacement that did not get as far as the new folder's name; remove what is left of
+    one that did.
+
+    The folder set aside is always whole, because it is renamed before any file in it is removed.
+    """
+    unfinished, replaced = _temporary_names(path)
+    if replaced.is_dir() and not path.exists():
+        replaced.rename(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if replaced.is_dir():
+        replaced.rename(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:

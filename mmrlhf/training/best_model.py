@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mmrlhf.files.atomic import atomic_folder, write_atomic
+from mmrlhf.files.atomic import atomic_folder, remove_folder, write_atomic
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.export import save_policy
 from mmrlhf.report.progress import format_number
@@ -80,7 +79,7 @@ class BestModel:
     def discard(self, folder: Path) -> None:
         """Remove what `save` wrote."""
         if (folder / "best.json").is_file():
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
     def describe(self, last_step: int, folder: Path) -> str:
         """Return a sentence on which step was best, and the folder where its policy is."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmrlhf.files.atomic import fsync
+from mmrlhf.files.atomic import atomic_folder, fsync, remove_folder
 from mmrlhf.models.finite import check_finite
 
 
@@ -50,30 +48,16 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     has values that are not finite.
     """
     check_finite(tensors.items(), f"after step {step} the run", "start over from its last checkpoint, with a lower learning rate")
-    checkpoint_dir = folder / f"step-{step:06d}"
-    temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
-    replaced_dir = checkpoint_dir.with_name(f"{temporary_dir.name}.replaced")
-    shutil.rmtree(temporary_dir, ignore_errors=True)
-    temporary_dir.mkdir(parents=True)
-    try:
+    with atomic_folder(folder / f"step-{step:06d}") as temporary_dir:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
         (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
         (temporary_dir / "sha256").write_text(_checksum(temporary_dir), encoding="utf-8")
-        for path in (*temporary_dir.iterdir(), temporary_dir):
-            fsync(path)
-        if checkpoint_dir.exists():  # saved again: it goes only once the new one is here
-            checkpoint_dir.rename(replaced_dir)
-        temporary_dir.rename(checkpoint_dir)
-        shutil.rmtree(replaced_dir, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary_dir, ignore_errors=True)
-    for path in (folder, folder.parent):  # the names of the checkpoint and of the folder
-        fsync(path)
+    fsync(folder.parent)  # the folder's name
     # A checkpoint of a later step did not load: otherwise the run would have resumed from it.
     kept_checkpoints = [path for path in newest_first(folder) if step_of(path) <= step][:max_checkpoints]
     for path in newest_first(folder):
         if path not in kept_checkpoints:
-            shutil.rmtree(path)
+            remove_folder(path)
 
 
 def _checksum(path: Path) -> str:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from mmrlhf.datasets import Records
 from mmrlhf.files import lock, stop_signals
-from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
+from mmrlhf.files.atomic import fsync, recover_folders, refuse_unwritable, write_atomic
 from mmrlhf.files.inputs import rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.files.writing import full_disk_message, is_disk_full
@@ -114,13 +114,13 @@ class Run:
             self._append_lines(name, lines)
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of a killed run."""
+        """Remove the temporary files of a killed run; put back a folder that it was replacing."""
         for leftover_file in self.path.glob(".*.*"):
             # write_atomic and save_config end temporary names in a process id.
             if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
                 leftover_file.unlink()
-        for leftover_folder in (*self.path.glob("checkpoints/.step-*"), *self.path.glob(".best.*")):
-            shutil.rmtree(leftover_folder)
+        for parent in (self.path, self.path / "checkpoints"):
+            recover_folders(parent)
 
     def image_file(self, image: ImageSource) -> str:
         """Return an image's path for pages; an image in memory is written to the run's folder."""
@@ -210,6 +210,10 @@ class Run:
         InputError if the checkpoint has more steps than the `num_steps` of the settings.
         """
         assert not self.is_finished, f"{self.path} is finished: there is nothing to resume"
+        if self.main_process:
+            self._remove_leftovers()  # settings are written with the first step: the stage may still refuse them
+        if self._num_processes > 1:
+            wait_for_everyone()  # a checkpoint may have been put back
         checkpoint = next(
             (
                 loaded
@@ -223,8 +227,6 @@ class Run:
                 f"{self.path} has a checkpoint after step {checkpoint[0]}, and these settings end after step {num_steps}: "
                 "give a larger --max_steps or --num_train_epochs"
             )
-        if self.main_process:
-            self._remove_leftovers()  # settings are written with the first step: the stage may still refuse them
         if checkpoint:
             changed = self._inputs.changed_versions()
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""

@@ -1,10 +1,12 @@
 """Files are replaced atomically, and unwritable paths are refused without a trace."""
 
+import itertools
 import os
+import sys
 
 import pytest
 
-from mmrlhf.files.atomic import atomic_folder, refuse_output_file, write_atomic
+from mmrlhf.files.atomic import atomic_folder, recover_folders, refuse_output_file, remove_folder, write_atomic
 from mmrlhf.records import InputError
 
 
@@ -54,6 +56,74 @@ def test_atomic_folder_replaces_a_folder_once_it_is_whole(tmp_path):
     with atomic_folder(path) as folder:
         write_atomic(folder / "b", "2")
     assert [file.name for file in path.iterdir()] == ["b"] and sorted(p.name for p in tmp_path.iterdir()) == [".out", "out"]
+
+
+def make_folder(path, *contents):
+    path.mkdir()
+    for number, content in enumerate(contents):
+        (path / f"{number}.txt").write_text(content)
+
+
+def contents(path):
+    return [file.read_text() for file in sorted(path.iterdir())] if path.exists() else []
+
+
+def killed_before_change(number, change):
+    """Call `change` in a process that is killed before its change `number` to the disk.
+
+    Return whether it got that far.
+    """
+    if not (child := os.fork()):
+        changes = itertools.count()
+
+        def kill(event, _):
+            is_change = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+            if is_change and next(changes) == number:
+                os._exit(9)
+
+        sys.addaudithook(kill)
+        change()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def replace_folder(path):
+    with atomic_folder(path) as folder:
+        for number in range(2):
+            (folder / f"{number}.txt").write_text("new")
+
+
+@pytest.mark.parametrize("start", ["old", "set aside", "new"])
+def test_a_kill_at_any_time_leaves_the_old_or_the_new_folder_whole(tmp_path, start):
+    """Also in a call after an earlier kill: before the new folder has its name, or after."""
+    for number in itertools.count():
+        parent = tmp_path / str(number)
+        parent.mkdir()
+        make_folder(parent / (".out.replaced" if start == "set aside" else "out"), start, start)
+        if start != "old":
+            make_folder(parent / ".out.unfinished", "half")
+        if start == "new":
+            make_folder(parent / ".out.replaced", "old", "old")
+        was_killed = killed_before_change(number, lambda parent=parent: replace_folder(parent / "out"))
+        recover_folders(parent)
+        assert [path.name for path in parent.iterdir()] == ["out"]
+        assert contents(parent / "out") in ([start, start], ["new", "new"])
+        if not was_killed:
+            break
+    assert number > 4 and contents(parent / "out") == ["new", "new"]
+
+
+def test_a_kill_leaves_a_removed_folder_whole_or_gone(tmp_path):
+    for number in itertools.count():
+        parent = tmp_path / str(number)
+        parent.mkdir()
+        make_folder(parent / "out", "a", "b")
+        was_killed = killed_before_change(number, lambda parent=parent: remove_folder(parent / "out"))
+        recover_folders(parent)
+        assert contents(parent / "out") in (["a", "b"], []) and not list(parent.glob(".*"))
+        if not was_killed:
+            break
+    assert number > 3 and not list(parent.iterdir())
 
 
 def test_refuse_output_file_refuses_an_input_by_any_name(tmp_path, monkeypatch):

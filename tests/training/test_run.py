@@ -243,18 +243,30 @@ def test_resume_skips_broken_checkpoint_and_next_save_replaces_it(tmp_path, caps
 
 def test_resume_removes_leftovers_of_a_killed_run(tmp_path):
     open_run(tmp_path).save_checkpoint(5, {"w": torch.ones(1)}, {})
-    (tmp_path / "checkpoints" / ".step-000006.4711").mkdir()
-    (tmp_path / "checkpoints" / ".step-000006.4711" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".step-000006.unfinished").mkdir()
+    (tmp_path / "checkpoints" / ".step-000006.unfinished" / "state.safetensors").write_bytes(b"half")
     (tmp_path / ".finished.json.4711").write_text('{"ac')
     run = open_run(tmp_path)
     assert run.finished is None and run.resume()[0] == 5
     assert [p.name for p in tmp_path.rglob(".*")] == [".lock"]
 
 
+def test_resume_puts_back_a_folder_that_a_killed_run_had_set_aside(tmp_path):
+    """Here the same checkpoint was being saved again, and the best policy replaced."""
+    open_run(tmp_path).save_checkpoint(5, {"w": torch.ones(1)}, {})
+    (tmp_path / "checkpoints" / "step-000005").rename(tmp_path / "checkpoints" / ".step-000005.replaced")
+    for name, content in ((".best.replaced", "old"), (".best.unfinished", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.json").write_text(content)
+    assert open_run(tmp_path).resume()[0] == 5
+    assert (tmp_path / "best" / "best.json").read_text() == "old"
+    assert [p.name for p in tmp_path.rglob(".*")] == [".lock"]
+
+
 KILLED_SCRIPT = """
 import os, signal, sys, torch
 from dataclasses import dataclass
-from mmrlhf.training import checkpoint_files as module
+from mmrlhf.files import atomic as module
 from tests.helpers.runs import open_run
 from pathlib import Path
 
