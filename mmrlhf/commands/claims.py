@@ -15,7 +15,7 @@ from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
 from mmrlhf.commands.claim_inputs import Answer, read_answers
 from mmrlhf.facts import FactsFile, read_facts_file
 from mmrlhf.files.inputs import content_digest
-from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.files.jsonl import iter_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import open_binary
@@ -90,14 +90,21 @@ def describe_claims(path: Path) -> str:
 
     Also the false rates by kind, in the form of ppo's unknown_claim_costs.
     """
-    rows = read_jsonl(path)
-    counts = Counter(claim.get("verdict", "") for row in rows for claim in row["claims"])
-    text = f"{len(rows)} answers, {counts.total()} claims"
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "unknown"))
+    num_answers, counts = 0, Counter[str]()
+
+    def count_verdicts() -> Iterator[list[Verdict]]:
+        """Yield each answer's verdicts and count them: the file may be larger than memory."""
+        nonlocal num_answers
+        for row in iter_jsonl(path):
+            num_answers += 1
+            counts.update(claim.get("verdict", "") for claim in row["claims"])
+            yield [Verdict(claim_from_json(claim), claim["verdict"]) for claim in row["claims"] if "verdict" in claim]
+
+    rates = ", ".join(f"{kind}={rate:.2g}" for kind, rate in false_rates(count_verdicts()).items())
+    text = f"{num_answers} answers, {counts.total()} claims"
     if not counts or "" in counts:
         return text
-    answers = ([Verdict(claim_from_json(claim), claim["verdict"]) for claim in row["claims"]] for row in rows)
-    rates = ", ".join(f"{kind}={rate:.2g}" for kind, rate in false_rates(answers).items())
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "unknown"))
     return f"{text}: {verdicts}" + (f"\nfalse rates of decided claims (--unknown_claim_costs of ppo): {rates}" if rates else "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,25 @@ from mmrlhf.records import InputError
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file, without an incomplete last line of a killed process.
+    """Return the objects of a JSONL file, as `iter_jsonl` yields them."""
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, without an incomplete last line of a killed process.
 
     Raises InputError if the file cannot be read or any other line is not a JSON object.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                row = _parse_object(line)
+                if row is not None:
+                    yield row
+                elif line.strip() and line.endswith(b"\n"):  # text after the last newline may be incomplete
+                    raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        row = _parse_object(line)
-        if row is not None:
-            rows.append(row)
-        elif line.strip() and number < len(lines):  # text after the last newline may be incomplete
-            raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
-    return rows
 
 
 def read_appended(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`mmrlhf claims` writes one line per input line, matches facts by name or row, and resumes."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -322,3 +323,14 @@ def test_extract_claims_takes_short_and_long_flags(tmp_path, flags):
     assert main(["claims", str(tmp_path / "a.jsonl"), *arguments]) == 0
     (row,) = read_rows(tmp_path / "out.jsonl")
     assert [(claim["object"], claim["verdict"]) for claim in row["claims"]] == [("zorb", "supported")]
+
+
+def test_the_last_line_is_counted_without_holding_the_file(tmp_path):
+    claim = {"kind": "object", "object": "cat", "span": [0, 1], "negated": False, "hedged": False, "verdict": "supported"}
+    path = tmp_path / "out.jsonl"
+    path.write_text((json.dumps({"text": "A cat.", "claims": [claim] * 10}) + "\n") * 200)
+    tracemalloc.start()
+    assert claims_module.describe_claims(path).startswith("200 answers, 2000 claims: 2000 supported, 0 contradicted, 0 unknown")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size  # all rows in memory take several times the file

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mmrlhf.files.jsonl import json_line, read_appended, read_jsonl
+from mmrlhf.files.jsonl import iter_jsonl, json_line, read_appended, read_jsonl
 from mmrlhf.records import InputError
 
 
@@ -20,6 +20,15 @@ def test_read_jsonl_drops_only_a_torn_last_line(tmp_path):
         read_jsonl(file)
     with pytest.raises(InputError, match=r"none\.jsonl"):
         read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_iter_jsonl_reads_a_line_at_a_time(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\nno\n')
+    rows = iter_jsonl(file)
+    assert next(rows) == {"a": 1}
+    with pytest.raises(InputError, match="line 2"):
+        next(rows)
 
 
 @pytest.mark.parametrize("content, rows", [('{"a": 1}\n{"b"', [{"a": 1}]), ('{"a"', []), ("", []), ('{"a": 1}\n', [{"a": 1}])])
