@@ -30,6 +30,7 @@ from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.row_errors import RowErrors
+from mmrlhf.files.rows import preview
 from mmrlhf.files.tables import split_of
 from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError
@@ -140,7 +141,11 @@ def facts_from_captioner(
         captions = _ask(endpoint, question, params, images, request_key, kept_path)
     finally:
         lock.release(lock_path)
-    _write(output_path, {i.name: (Fact("caption", captions[i.source.key], endpoint.model, confidence),) for i in images})
+    facts: FactsByImage = {}
+    for image in images:
+        caption = Fact("caption", captions[image.source.key], endpoint.model, confidence)
+        facts[image.name] = (*facts.get(image.name, ()), caption)
+    _write(output_path, facts)
     kept_path.unlink(missing_ok=True)
     print(f"{output_path}: captions of {len(images)} images by {endpoint.model}")
     return output_path
@@ -185,17 +190,27 @@ class _Image:
 
 
 def _images_of(dataset_name: str, image_folder: str | None, split: str) -> list[_Image]:
-    """Return a dataset's images, each name once.
+    """Return a dataset's images, each once.
 
-    An embedded image has its recorded name, else its row's id.
+    An embedded image has its recorded name, else its row's id, under which the row's further images
+    are, too: facts by an id are about all images of its row. Raises InputError if images of several
+    rows share a name and differ.
     """
     root = row_context(dataset_name, image_folder).image_folder
-    images: dict[str, _Image] = {}
+    images: dict[str, list[ImageSource]] = {}
     for example in read_examples(dataset_name, split, image_folder):
-        for image in example.images:
+        images_of_row: dict[str, list[ImageSource]] = {}
+        for image in dict.fromkeys(example.images):
             name = (image.recorded_name or example.id) if image.path is None else os.path.relpath(image.path, root)
-            images.setdefault(name, _Image(name, image))
-    return list(images.values())
+            images_of_row.setdefault(name, []).append(image)
+        for name, found in images_of_row.items():
+            known = images.setdefault(name, found)
+            if known != found and {image.key for image in known} != {image.key for image in found}:
+                raise InputError(
+                    f"{dataset_name}: different images are named {preview(name)}, {known[0].name} and {found[0].name}: "
+                    "give each its own path, or each row its own id, because facts are found by them"
+                )
+    return [_Image(name, image) for name, found in images.items() for image in found]
 
 
 def _refuse_unreadable(dataset_name: str, images: Sequence[_Image]) -> None:

@@ -1,5 +1,6 @@
 """`mmrlhf data facts` writes facts that stages read, from annotations, captions and a captioner."""
 
+import base64
 import json
 
 import pytest
@@ -116,6 +117,37 @@ def test_a_captioner_is_asked_once_about_each_image(folder, capsys):
     assert read_facts("facts.jsonl") == {"a.png": (fact,), "b.png": (fact,), "1.png": (fact,)}
     assert "captions of 3 images by stub" in capsys.readouterr().out
     assert not list(folder.glob(".*"))
+
+
+def embedded(*colours, **fields):
+    """Return a row with these images inside it."""
+    images = [{"bytes": base64.b64encode(png_bytes(colour)).decode()} for colour in colours]
+    return {"images": images, "prompt": "<image>" * len(colours) + "?", **fields}
+
+
+def test_each_embedded_image_of_a_row_gets_a_caption(folder):
+    """They have no names, so their captions are facts about their row."""
+    write_jsonl(folder, embedded("red", "green", id="r"), embedded("red", id="s"), name="embedded.jsonl")
+    line = ["data", "facts", "embedded.jsonl", "--concurrency", "1", "--output_file", "facts.jsonl", "--captioner"]
+    with scripted_server(*((200, chat_completion(text), {}) for text in ("Red.", "Green."))) as server:
+        assert main([*line, server.url]) == 0
+        assert len(server.requests) == 2
+    examples = read_examples("embedded.jsonl", facts=read_facts("facts.jsonl"))
+    assert [[fact.text for fact in example.facts] for example in examples] == [["Red.", "Green."], ["Red."]]
+
+
+@pytest.mark.parametrize("shared", [{"image_path": "image.png"}, {"id": "r"}])
+def test_different_images_of_one_name_are_refused(shared, folder, capsys):
+    """Facts found by the name would be about both."""
+    line = ["data", "facts", "embedded.jsonl", "--output_file", "facts.jsonl", "--captioner"]
+    write_jsonl(folder, embedded("red", **shared), embedded("green", **shared), name="embedded.jsonl")
+    with scripted_server((200, chat_completion("A cup."), {})) as server:
+        assert main([*line, server.url]) == 2
+        error = capsys.readouterr().err
+        assert f"embedded.jsonl: different images are named '{next(iter(shared.values()))}', <" in error
+        assert "embedded.jsonl, line 1, `images[1]`" in error and "embedded.jsonl, line 2, `images[1]`" in error
+        write_jsonl(folder, embedded("red", **shared), embedded("red", **shared), name="embedded.jsonl")
+        assert main([*line, server.url]) == 0 and len(server.requests) == 1
 
 
 def test_a_captioner_goes_on_after_failures(folder, capsys):
