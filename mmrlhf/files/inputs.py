@@ -141,18 +141,19 @@ def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: 
     `images_only` is for rows of a data file that is hashed itself. Image files are hashed by size,
     start and end, which identifies them without a full read.
     """
-    digest, hashed = hashlib.sha256(), set[str]()
+    digest, digest_by_path = hashlib.sha256(), dict[str | None, str]()
     for row in rows:
         if not images_only:
             digest.update(repr(dataclasses.replace(row, images=(), meta={})).encode("utf-8", "surrogatepass"))
             if isinstance(row, Preference) and row.answer_images:
                 digest.update(repr([[image.position for image in images] for images in row.answer_images]).encode())
         for image in row.all_images:
-            if (image.path is None and images_only) or image.path in hashed:
+            if images_only and (image.path is None or image.path in digest_by_path):
                 continue
+            image_sha256 = digest_by_path.get(image.path) or str(image_digest(image))
             if image.path is not None:
-                hashed.add(image.path)
-            digest.update(str(image_digest(image)).encode())
+                digest_by_path[image.path] = image_sha256
+            digest.update(image_sha256.encode())
     return digest.hexdigest()
 
 

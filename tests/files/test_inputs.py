@@ -134,6 +134,17 @@ def test_rows_digest_notices_another_image_of_the_same_size_and_time(tmp_path):
     assert image_digest(rows[0].images[0]) is None and rows_digest(rows, images_only=True) != before
 
 
+def test_rows_digest_covers_which_row_shows_a_repeated_image(tmp_path):
+    red, blue = (ImageSource(path=str(write(tmp_path / name, name))) for name in ("a.png", "b.png"))
+
+    def digest(images, images_only):
+        rows = [Example(str(number), (image,), (Message("user", "?"),)) for number, image in enumerate(images)]
+        return rows_digest(rows, images_only=images_only)
+
+    assert digest([red, blue, red], images_only=False) != digest([red, blue, blue], images_only=False)
+    assert digest([red, blue, red], images_only=True) == digest([red, blue, blue], images_only=True)  # a file tells the rest
+
+
 def test_rows_digest_of_rows_in_memory_covers_everything_but_meta():
     row = Example("1", (ImageSource(data=b"x"),), (Message("user", "?"),), "an answer")
     before = rows_digest([row], images_only=False)
