@@ -7,11 +7,12 @@ This is the project's own benchmark.
 
 The model describes each scene, and also answers a yes/no question about every other one. Claims are
 atomic and distinct: repeating a true claim gains nothing, and leaving one out costs coverage.
-Intervals are 95%, by bootstrap over scenes.
+Intervals are 95%, by bootstrap over scenes, or Wilson's for shares that count each scene once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from mmrlhf import scenes
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
-from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
+from mmrlhf.metrics.intervals import Proportion, SufficientStats, mean_interval, with_intervals
 from mmrlhf.records import Claim, Example, InputError, Message
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
@@ -36,7 +37,7 @@ VOCABULARY_SIZE = 80
 class SceneDescriptions(Benchmark):
     """Descriptions of synthetic scenes, and yes/no questions about them."""
 
-    version = "6"
+    version = "7"
     license = "Apache-2.0"
     headline = "chair_s"
     direction = "lower"
@@ -81,39 +82,8 @@ class SceneDescriptions(Benchmark):
         return [verdict.claim.span for verdict in verdicts if verdict.value == "contradicted"]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return the metrics of `by_split`, as `official` only: there is no other script."""
-        rows = first_valid(rows)
-        splits = list(dict.fromkeys(row["split"] for row in rows))
-        clusters, columns = [], []
-        for number, split in enumerate(splits):
-            for row in rows:
-                if row["split"] != split:
-                    continue
-                row_columns = np.zeros((len(splits), NUM_COLUMNS))
-                if row["kind"] == "describe":
-                    row_columns[number, :NUM_DESCRIPTION_COLUMNS] = _description_columns([row])[0]
-                else:
-                    row_columns[number, NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns([row])[0]
-                clusters.append(f"{split}/{row['index']}")
-                columns.append(row_columns.ravel())
-
-        def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            values: dict[str, np.ndarray] = {}
-            for number, split in enumerate(splits):
-                split_sums = sums[..., NUM_COLUMNS * number : NUM_COLUMNS * (number + 1)]
-                split_values = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS])
-                split_values |= _yes_no_metrics(split_sums[..., NUM_DESCRIPTION_COLUMNS:])
-                values |= {f"{split}/{name}": value for name, value in split_values.items()}
-            return values
-
-        extra = {
-            f"{split}/{name}": leaf
-            for split, values in by_split(rows, task.seed).items()
-            for name, leaf in _extra_metrics(values).items()
-        }
-        table = np.array(columns).reshape(len(columns), NUM_COLUMNS * len(splits))
-        reasons = {"": "no question that was asked measures it"}
-        return {"official": SufficientStats(clusters, table, metrics, reasons, extra=extra)}
+        """Return the metrics by split, as `official` only: there is no other script."""
+        return {"official": _statistics(first_valid(rows))}
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -177,80 +147,100 @@ ERROR_FIELDS = {
     "chair_s_perception": ("perception_errors",),
 }
 """Errors that each variant of CHAIR_s counts."""
-NUM_DESCRIPTION_COLUMNS = 12
+NUM_DESCRIPTION_COLUMNS = 12 + 2 * len(scenes.CLAIM_KINDS)
 NUM_YES_NO_COLUMNS = 4
 NUM_COLUMNS = NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS
+YES_NO_METRICS = ("yes_no_accuracy", "yes_rate", "unparsed")
+SHARES = {
+    "chair_s": (9, 4), "chair_s_cooccurrence": (10, 4), "chair_s_perception": (11, 4), "chair_i": (0, 1), "coverage": (2, 3),
+    **{f"chair_i_{kind}": (12 + i, 12 + len(scenes.CLAIM_KINDS) + i) for i, kind in enumerate(scenes.CLAIM_KINDS)},
+    **{name: (NUM_DESCRIPTION_COLUMNS + i, NUM_COLUMNS - 1) for i, name in enumerate(YES_NO_METRICS)},
+}  # fmt: skip
+"""The metrics that are shares: the columns of a split with their hits and their trials."""
 
 
 def by_split(rows: list[ScoreRow], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Return metrics by split; each `NAME` has an interval `NAME_ci`.
+    """Return the defined metrics by split; each `NAME` has an interval `NAME_ci`.
 
-    Rates are fractions, errors and utility are per answer, and length is in words.
+    Rates are fractions, errors and utility are per answer, and length is in words. `n` is the
+    number of scenes described.
     """
-    splits = dict.fromkeys(row["split"] for row in rows)
-    return {split: _split_metrics([row for row in rows if row["split"] == split], seed) for split in splits}
-
-
-def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
-    descriptions = [row for row in rows if row["kind"] == "describe"]
-    metrics: dict[str, Any] = {}
-    if descriptions:
-        metrics |= bootstrap(_description_columns(descriptions), _description_metrics, seed)
-        metrics |= _diversity_metrics([row["answers"] for row in descriptions])
-        counts = np.array(
-            [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
-        )
-        metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
-    yes_no_rows = [row for row in rows if row["kind"] == "yes_no"]
-    if yes_no_rows:
-        metrics |= bootstrap(_yes_no_columns(yes_no_rows), _yes_no_metrics, seed)
-    return metrics | {"n": len(descriptions)}
-
-
-def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
-    """Return the diversity of first answers across prompts, and of several answers to a prompt."""
-    first_answers = [texts[0] for texts in answers]
-    folds = whole_folds(first_answers)
-    metrics = fold_interval("ead", [ead(fold, VOCABULARY_SIZE) for fold in folds])
-    metrics |= fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
-    if all(len(texts) > 1 for texts in answers):
-        metrics |= fold_interval("ead_within", [ead(texts, VOCABULARY_SIZE) for texts in answers])
-        metrics |= fold_interval("distinct_2_within", [distinct_n(texts, 2) for texts in answers])
+    described = Counter(row["split"] for row in rows if row["kind"] == "describe")
+    metrics: dict[str, dict[str, Any]] = {row["split"]: {"n": described[row["split"]]} for row in rows}
+    for path, interval in with_intervals(_statistics(rows), seed)[0].items():
+        split, _, name = path.partition("/")
+        if interval is not None:
+            metrics[split][name] = interval["value"]
+        if interval is not None and "low" in interval:
+            metrics[split][f"{name}_ci"] = [interval["low"], interval["high"]]
     return metrics
 
 
-def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return a split's metrics that are not functions of its sums, with value and interval."""
-    by_type = {f"chair_i_{kind}": value for kind, value in values.get("chair_i_by_type", {}).items()}
-    extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
-    return {
-        name: {"value": value, **dict(zip(("low", "high"), extra.get(f"{name}_ci", ()), strict=False))}
-        for name, value in extra.items()
-        if not name.endswith("_ci")
-    }
+def _statistics(rows: Sequence[ScoreRow]) -> SufficientStats:
+    """Return the statistics of answers, with metrics as `SPLIT/NAME`."""
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    columns = np.zeros((len(rows), len(splits), NUM_COLUMNS))
+    for row_columns, row in zip(columns, rows, strict=True):
+        if row["kind"] == "describe":
+            row_columns[splits.index(row["split"]), :NUM_DESCRIPTION_COLUMNS] = _description_columns(row)
+        else:
+            row_columns[splits.index(row["split"]), NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns(row)
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        values: dict[str, np.ndarray] = {}
+        for number, split in enumerate(splits):
+            split_sums = sums[..., NUM_COLUMNS * number : NUM_COLUMNS * (number + 1)]
+            split_values = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS])
+            split_values |= _yes_no_metrics(split_sums[..., NUM_DESCRIPTION_COLUMNS:])
+            values |= {f"{split}/{name}": value for name, value in split_values.items()}
+        return values
+
+    shares, diversity = {}, {}
+    for number, split in enumerate(splits):
+        start = NUM_COLUMNS * number
+        shares |= {f"{split}/{name}": Proportion(start + hits, start + trials) for name, (hits, trials) in SHARES.items()}
+        answers = [row["answers"] for row in rows if row["split"] == split and row["kind"] == "describe"]
+        diversity |= {f"{split}/{name}": leaf for name, leaf in _diversity_metrics(answers).items()}
+    clusters = [f"{row['split']}/{row['index']}" for row in rows]
+    reasons = {"": "no question that was asked measures it"}
+    table = columns.reshape(len(rows), NUM_COLUMNS * len(splits))
+    return SufficientStats(clusters, table, metrics, reasons, shares, diversity)
 
 
-def _description_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
-    """Return the additive columns of R described scenes [R, NUM_DESCRIPTION_COLUMNS]."""
-    summed = {name: np.array([np.sum(row[name]) for row in rows], dtype=float) for name in SUMMED_FIELDS}
-    num_answers = np.array([len(row["answers"]) for row in rows], dtype=float)
+def _diversity_metrics(answers: list[list[str]]) -> dict[str, dict[str, float]]:
+    """Return the diversity of first answers across prompts, and of several answers to a prompt.
+
+    Each metric has a value and, of several folds or prompts, an interval.
+    """
+    if not answers:
+        return {}
+    folds = whole_folds([texts[0] for texts in answers])
+    values = {"ead": [ead(fold, VOCABULARY_SIZE) for fold in folds], "distinct_2": [distinct_n(fold, 2) for fold in folds]}
+    if all(len(texts) > 1 for texts in answers):
+        values["ead_within"] = [ead(texts, VOCABULARY_SIZE) for texts in answers]
+        values["distinct_2_within"] = [distinct_n(texts, 2) for texts in answers]
+    intervals = {name: mean_interval(of_folds) for name, of_folds in values.items()}
+    return {name: leaf if len(values[name]) > 1 else {"value": leaf["value"]} for name, leaf in intervals.items()}
+
+
+def _description_columns(row: ScoreRow) -> list[float]:
+    """Return what a described scene adds to the sums that `_description_metrics` reads."""
+    summed = {name: sum(row[name]) for name in SUMMED_FIELDS}
     num_false = summed["cooccurrence_errors"] + summed["perception_errors"]
-    num_hallucinated = [
-        np.array([_count_answers_with(row, fields) for row in rows], dtype=float) for fields in ERROR_FIELDS.values()
-    ]
-    columns = [
+    return [
         num_false,
         summed["true"] + num_false,
         summed["covered"],
         summed["expected"],
-        num_answers,
+        len(row["answers"]),
         summed["true"],
         summed["cooccurrence_errors"],
         summed["perception_errors"],
         summed["length"],
-        *num_hallucinated,
+        *(_count_answers_with(row, error_fields) for error_fields in ERROR_FIELDS.values()),
+        *np.sum(row["false_by_type"], 0),
+        *np.sum(row["claims_by_type"], 0),
     ]
-    return np.stack(columns, 1)
 
 
 def _count_answers_with(row: ScoreRow, error_fields: Sequence[str]) -> int:
@@ -261,7 +251,8 @@ def _count_answers_with(row: ScoreRow, error_fields: Sequence[str]) -> int:
 def _description_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     columns = np.moveaxis(sums, -1, 0)
     num_false, num_claims, num_covered, num_canonical, n, num_true, cooccurrence, perception, length = columns[:9]
-    with_error, with_cooccurrence, with_perception = columns[9:]
+    with_error, with_cooccurrence, with_perception = columns[9:12]
+    false_by_kind, claims_by_kind = np.split(columns[12:], 2)
     chair_i, coverage = num_false / np.maximum(num_claims, 1), num_covered / num_canonical
     precision = 1 - chair_i
     return {
@@ -275,29 +266,16 @@ def _description_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         "chair_s_cooccurrence": with_cooccurrence / n,
         "chair_s_perception": with_perception / n,
         "mean_length": length / n,
+        **{f"chair_i_{kind}": false_by_kind[i] / claims_by_kind[i] for i, kind in enumerate(scenes.CLAIM_KINDS)},
     }
 
 
-def _chair_i_by_type(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the share of false claims of each kind.
-
-    `sums` [..., 2 * kinds] are false claims by kind, then all claims by kind.
-    """
-    num_false, num_claims = np.split(sums, 2, axis=-1)
-    return {kind: num_false[..., i] / np.maximum(num_claims[..., i], 1) for i, kind in enumerate(scenes.CLAIM_KINDS)}
-
-
-def _yes_no_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
-    """Return the additive columns of R yes/no questions [R, NUM_YES_NO_COLUMNS].
-
-    They are the shares of right, of yes and of unread answers, and 1.
-    """
-    columns = []
-    for row in rows:
-        verdicts = np.array(row["said"])
-        columns.append([np.mean(verdicts == row["truth"]), np.mean(verdicts == "yes"), np.mean(verdicts == "unparsed"), 1.0])
-    return np.array(columns)
+def _yes_no_columns(row: ScoreRow) -> list[float]:
+    """Return what a question adds to the sums that `_yes_no_metrics` reads: its right answers,
+    those of yes, those that say neither, and all."""
+    said = row["said"]
+    return [said.count(row["truth"]), said.count("yes"), said.count("unparsed"), len(said)]
 
 
 def _yes_no_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: sums[..., i] / sums[..., 3] for i, name in enumerate(("yes_no_accuracy", "yes_rate", "unparsed"))}
+    return {name: sums[..., i] / sums[..., 3] for i, name in enumerate(YES_NO_METRICS)}

@@ -10,7 +10,14 @@ GLOSSARY = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_tex
 
 
 def test_glossary_explains_every_scenes_metric():
-    row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [2, 2]}
+    row = {
+        "split": "held_out",
+        "index": 0,
+        "kind": "describe",
+        "false_by_type": [[0] * 4],
+        "claims_by_type": [[1] * 4],
+        "length": [2, 2],
+    }
     row |= {
         "answers": ["a ring", "a star"],
         "true": [1, 1],
@@ -19,7 +26,7 @@ def test_glossary_explains_every_scenes_metric():
         "covered": [1, 1],
         "expected": [2, 2],
     }
-    yes_no_row = {"split": "held_out", "kind": "yes_no", "truth": "yes", "said": ["yes"]}
+    yes_no_row = {"split": "held_out", "index": 0, "kind": "yes_no", "truth": "yes", "said": ["yes"]}
     metrics = {name.removesuffix("_ci") for name in load_benchmark("scenes").module.by_split([row, yes_no_row])["held_out"]}
     assert {"ead_within", "yes_rate"} <= metrics
     assert metrics - GLOSSARY == set()

@@ -16,11 +16,13 @@ from tests.helpers.fake_server import scripted_server
 
 def test_scenes_metrics_match_hand_computation():
     module = load_benchmark("scenes").module
-    row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
+    row = {"split": "held_out", "kind": "describe", "claims_by_type": [[1, 3, 0, 0]], "length": [10]}
     rows = [
         row
         | {
+            "index": 0,
             "answers": ["x y"],
+            "false_by_type": [[0, 2, 0, 0]],
             "true": [6],
             "cooccurrence_errors": [2],
             "perception_errors": [0],
@@ -29,7 +31,9 @@ def test_scenes_metrics_match_hand_computation():
         },
         row
         | {
+            "index": 1,
             "answers": ["x z"],
+            "false_by_type": [[0, 0, 0, 0]],
             "true": [2],
             "cooccurrence_errors": [0],
             "perception_errors": [0],
@@ -41,6 +45,11 @@ def test_scenes_metrics_match_hand_computation():
     assert metrics["chair_i"] == 0.2 and metrics["chair_s"] == 0.5 and metrics["coverage"] == 0.5
     assert metrics["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
     assert metrics["utility"] == (8 - 4 * 2) / 2 and metrics["cooccurrence_errors"] == 1 and metrics["perception_errors"] == 0
+    # Two of six claims about attributes are false; no count is claimed.
+    assert metrics["chair_i_attribute"] == pytest.approx(1 / 3) and "chair_i_count" not in metrics
+    # Wilson for 0 of 2 scenes, z² / (n + z²), and by hand for 1 of 2.
+    assert metrics["chair_i_object_ci"] == pytest.approx([0, 3.8415 / 5.8415], abs=1e-4)
+    assert metrics["chair_s_ci"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
 
 
 def test_scenes_metrics_of_yes_no_answers_alone():

@@ -40,10 +40,11 @@ class Proportion(NamedTuple):
         return bool((self._sum(sums_CK, self.trials) <= 1).all())
 
     def interval(self, sums_CK: np.ndarray) -> tuple[float, float]:
-        """Return Wilson's interval, with each of C clusters as one trial."""
+        """Return Wilson's interval, with each of C clusters as one trial; 0 to `scale` without
+        trials."""
         hits_C, trials_C = self._sum(sums_CK, self.hits), self._sum(sums_CK, self.trials)
         num_clusters = int((trials_C > 0).sum())
-        low, high = wilson(num_clusters * hits_C.sum() / trials_C.sum(), num_clusters)
+        low, high = wilson(num_clusters * hits_C.sum() / max(trials_C.sum(), 1), num_clusters)
         return self.scale * low, self.scale * high
 
     @staticmethod
@@ -183,20 +184,6 @@ def accuracy_by_group(
         f"{name}/accuracy" if name else "accuracy": Proportion(2 * i, 2 * i + 1, scale) for i, name in enumerate(names)
     }
     return SufficientStats(clusters, columns_RK, metrics, {"": reason}, proportions)
-
-
-def bootstrap(
-    columns_RK: np.ndarray, metrics: MetricsOfSums, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> dict[str, float | list[float]]:
-    """Return metrics of summed columns as `NAME`, and 95% percentile intervals over R resampled
-    rows as `NAME_ci`."""
-    values = metrics(columns_RK.sum(0))
-    resampled = metrics(_bootstrap_weights(len(columns_RK), seed, num_resamples) @ columns_RK)
-    results: dict[str, float | list[float]] = {}
-    for name, value in values.items():
-        low, high = np.percentile(resampled[name], [2.5, 97.5])
-        results |= {name: float(value), f"{name}_ci": [float(low), float(high)]}
-    return results
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -138,7 +138,7 @@ def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
     }
     sft, clean = summary["models"]["sft"]["held_out"], summary["models"]["clean_sft"]["held_out"]
     assert sft["n"] == 6 and sft["chair_s"] > 0 and sft["yes_no_accuracy"] == 1.0
-    assert clean["chair_s"] == 0 and clean["chair_s_ci"] == [0, 0]
+    assert clean["chair_s"] == 0 and clean["chair_s_ci"] == pytest.approx([0, 3.8415 / (6 + 3.8415)], abs=1e-4)  # Wilson
     assert "yes_no_accuracy" not in summary["models"]["best_of_n"]["held_out"]
     assert set(summary["models"]["best_of_n_facts"]) == {"held_out"}
     assert set(summary["sampled"]) == {"sft", "ppo_plain", "ppo_fact"} and "ead_within" in summary["sampled"]["sft"]

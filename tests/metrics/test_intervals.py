@@ -7,7 +7,6 @@ from mmrlhf.metrics.intervals import (
     Proportion,
     SufficientStats,
     accuracy_by_group,
-    bootstrap,
     fold_interval,
     mcnemar,
     mean_interval,
@@ -91,11 +90,9 @@ def test_with_intervals_gives_reason_for_undefined_value():
 
 def test_bootstrap_interval_covers_the_true_rate():
     outcomes = np.random.default_rng(0).random(400) < 0.3
-    columns = np.stack([outcomes, np.ones(400)], 1)
-    metrics = bootstrap(columns, lambda s: {"rate": s[..., 0] / s[..., 1]}, 0)
-    low, high = metrics["rate_ci"]
-    assert metrics["rate"] == outcomes.mean() and low < 0.3 < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
+    share = with_intervals(proportion_statistics(range(400), outcomes), 0)[0]["share"]
+    assert share["value"] == outcomes.mean() and share["low"] < 0.3 < share["high"]
+    assert share["high"] - share["low"] == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
 
 
 def test_paired_bootstrap_removes_shared_variance():
