@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,12 +43,22 @@ def render_facts(
     listed = [fact for fact in facts if fact.kind != "scope"]
     order = np.arange(len(listed)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(listed))
     included = [listed[i] for i in order]
-    to_text = _renderer(template)
-    while included and max_tokens is not None and count_tokens(to_text([*scope, *included])) > max_tokens:
-        # Least confident first; -i makes the last of equals the smallest.
-        included.pop(min(range(len(included)), key=lambda i: (included[i].confidence, -i)))
-        scope = list(mark_incomplete(scope))
-    return to_text([*scope, *included]) if included else ""
+    # Least confident first; -i puts the last of equals in front.
+    drop_order = sorted(range(len(included)), key=lambda i: (included[i].confidence, -i))
+
+    def text_without(num_dropped: int) -> str:
+        dropped = set(drop_order[:num_dropped])
+        kept = [fact for i, fact in enumerate(included) if i not in dropped]
+        return to_text([*(mark_incomplete(scope) if dropped else scope), *kept]) if kept else ""
+
+    def fits(num_dropped: int) -> bool:
+        return max_tokens is None or count_tokens(text_without(num_dropped)) <= max_tokens
+
+    to_text, num_facts = _renderer(template), len(included)
+    if not num_facts or fits(0):
+        return text_without(0)
+    # Bisect, because a row may have hundreds of facts, and counting tokens is slow.
+    return text_without(1 + bisect.bisect_left(range(1, num_facts), True, key=fits))
 
 
 def _renderer(template: str) -> Callable[[Sequence[Fact]], str]:

@@ -57,6 +57,20 @@ def test_render_facts_drops_the_least_confident_above_max_tokens():
     assert render_facts(facts, max_tokens=2) == ""
 
 
+def test_render_facts_counts_tokens_of_few_texts_to_drop_many_facts():
+    """They could not be dropped one by one: a row has hundreds of facts."""
+    facts = [Fact("object", f"n{i}", confidence=(i * 7 % 50) / 50) for i in range(200)]
+    counted = []
+
+    def count_words(text):
+        counted.append(text)
+        return len(text.split())
+
+    text = render_facts(facts, max_tokens=21, count_tokens=count_words)  # "Facts:", and ten facts of two words
+    best = sorted(range(200), key=lambda i: (-facts[i].confidence, i))[:10]
+    assert text == f"Facts: {'; '.join(f'object n{i}' for i in sorted(best))}." and len(counted) <= 10
+
+
 SCOPED = (Fact("scope", "complete"), Fact("object", "plate", confidence=0.5), Fact("object", "fork"))
 
 
