@@ -30,7 +30,7 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, contains_yes_no, first_valid
 from mmrlhf.evaluation.join import OTHER_SPLIT
-from mmrlhf.files.rows import open_binary, parse_json, read_json
+from mmrlhf.files.rows import read_json_objects
 from mmrlhf.metrics.intervals import Proportion, SufficientStats, wilson
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
@@ -147,31 +147,19 @@ def _split_files(folder: Path) -> dict[str, Path]:
 
 def _load_questions(task: Task, path: Path, split: str) -> list[Example]:
     examples = []
-    for number, row in enumerate(_read_rows(path)[: task.limit], 1):
-        location = f"{path} row {number}"
-        if not isinstance(row, dict):
-            raise InputError(f"{location}: a question must be an object with image, text and label")
+    for row in read_json_objects(path)[: task.limit]:
+        fields, location = row.fields, row.location
         # POPEv2 has other names for the same fields.
-        image, text = row.get("image", row.get("image_name")), row.get("text", row.get("query"))
-        label = str(row.get("label")).lower()
+        image, text = fields.get("image", fields.get("image_name")), fields.get("text", fields.get("query"))
+        label = str(fields.get("label")).lower()
         if not (isinstance(image, str) and isinstance(text, str) and label in ("yes", "no")):
             raise InputError(f"{location}: a question needs image, text, and a label that is yes or no: correct the row")
-        id_ = str(row.get("question_id", number))
+        id_ = str(fields.get("question_id", row.number))
         prompt = f"{text}\n{task.options.suffix}" if task.options.suffix else text
-        source = task.image_source(image.lstrip("/"), location=location, name="image" if "image" in row else "image_name")
+        source = task.image_source(image.lstrip("/"), location=location, name="image" if "image" in fields else "image_name")
         meta = {"part": split, "label": label, "image": image, "question": text}
         examples.append(Example(f"{split}/{id_}" if split else id_, (source,), (Message("user", prompt),), meta=meta))
     return examples
-
-
-def _read_rows(path: Path) -> list[Any]:
-    """Read one JSON list, or JSON lines."""
-    with open_binary(path) as file:
-        content = file.read()
-    if content.lstrip()[:1] == b"[":
-        return list(read_json(path))
-    lines = enumerate(content.split(b"\n"), 1)
-    return [parse_json(line, f"{path} line {number}") for number, line in lines if line.strip()]
 
 
 # ---- official ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ from mmrlhf.training.answer_batches import NOT_FINITE, warn_of_left_out, write_a
 from mmrlhf.training.monitor import ANSWER_WARNINGS, CLAIM_WARNINGS, REWARD
 from mmrlhf.training.rft.evaluations import best_round, first_evaluation, last_evaluation
 from mmrlhf.training.rft.metrics import advice, describe_round, round_metrics
-from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_answers, with_breakdowns, without_rewards
+from mmrlhf.training.rft.scored_answers import ScoredAnswer, read_scored_answers, with_breakdowns, without_rewards
 from mmrlhf.training.rft.selection import Candidate, select
 from mmrlhf.training.row_checks import KeptChecks, rewarded_lengths, usable_indices
 from mmrlhf.training.run import Run
@@ -105,7 +105,7 @@ def rft(
         accelerator.wait_for_everyone()
         gc.collect()
         torch.cuda.empty_cache()
-        sampled = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
+        sampled = read_scored_answers(folder / "answers.jsonl", examples, weights, config.response_length)
         answers = [answer for answer in sampled if answer.is_scored]
         num_unscored = len(sampled) - len(answers)
         warn_of_left_out(run, number, num_unscored)

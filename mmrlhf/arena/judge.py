@@ -15,7 +15,7 @@ from mmrlhf.arena.votes import pairwise_tasks
 from mmrlhf.config import ArenaJudgeConfig
 from mmrlhf.evaluation.benchmark import text_sha256
 from mmrlhf.evaluation.judge_prompts import fill_template, load_template
-from mmrlhf.evaluation.openai_client import Endpoint, Reply, chat_message, is_url, request_replies, resolve_model_name
+from mmrlhf.evaluation.openai_client import Reply, chat_message, is_url, make_endpoint, request_replies, resolve_model_name
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task
 from mmrlhf.records import InputError
@@ -62,14 +62,8 @@ def judge_pairs(store: Store, ledger: Ledger, config: ArenaJudgeConfig) -> None:
     Each reply is written to disk before the next one counts, so the same call continues after a
     kill. Failed requests are repeated. Raises InputError if the judge cannot be used.
     """
-    endpoint = Endpoint(
-        config.judge,
-        config.judge_model or "",
-        config.endpoint_timeout,
-        config.endpoint_retries,
-        concurrency=config.endpoint_concurrency,
-    )
-    template, endpoint = check_judge(config), resolve_model_name(endpoint)
+    template = check_judge(config)
+    endpoint = resolve_model_name(make_endpoint(config.judge, config.judge_model, config))
     template_digest = text_sha256(template)
     tasks = list(pairwise_tasks(store).items())[: config.limit]
     done = {

@@ -67,7 +67,7 @@ def _default_name(source: str) -> str:
     return path.stem if path.suffix in ANSWER_FILES else path.name
 
 
-def read_answers(path: str, image_folder: str | None, split: str) -> dict[str, Example]:
+def read_answers_by_id(path: str, image_folder: str | None, split: str) -> dict[str, Example]:
     """Return the answers of a file by row id; if a row has several, the first.
 
     Raises InputError.

@@ -17,7 +17,7 @@ from mmrlhf.arena.kept_answers import (
     make_pairs,
     parse_contestants,
     parse_words,
-    read_answers,
+    read_answers_by_id,
     read_categories,
 )
 from mmrlhf.arena.ledger import Ledger, Pair
@@ -99,7 +99,9 @@ def read_questions(config: ArenaConfig) -> dict[str, Example]:
 def read_kept_answers(contestants: Sequence[Contestant], config: PairsConfig) -> dict[str, Answers]:
     """Return the answers of those contestants that are files. Raises InputError."""
     split = config.dataset_train_split
-    return {c.name: read_answers(c.source, config.image_folder, split_of(c.source, split)) for c in contestants if c.is_kept}
+    return {
+        c.name: read_answers_by_id(c.source, config.image_folder, split_of(c.source, split)) for c in contestants if c.is_kept
+    }
 
 
 def kept_pairs(answers: Mapping[str, Answers], config: PairsConfig) -> tuple[list[Task], list[Pair]]:

@@ -48,7 +48,7 @@ class Answer:
     id: Any = None
 
 
-def read_answers(path: str, errors: RowErrors | None = None) -> Iterator[Answer]:
+def read_located_answers(path: str, errors: RowErrors | None = None) -> Iterator[Answer]:
     """Yield the answers of a file, in order.
 
     errors: receives the errors of bad rows, which are skipped; without it, the first one is raised.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
-from mmrlhf.commands.claim_inputs import Answer, read_answers
+from mmrlhf.commands.claim_inputs import Answer, read_located_answers
 from mmrlhf.facts import FactsFile, read_facts_file
 from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.jsonl import iter_jsonl
@@ -31,9 +31,10 @@ LINES_PER_WRITE = 256
 def extract(path: str, facts_file: str | None = None, output_file: str | None = None, lexicon_file: str | None = None) -> None:
     """Write one line of JSON for each answer of a file, in order, to standard output or a file.
 
-    `claim_inputs.read_answers` describes the possible content of the file. An output file appears
-    when it is complete; if the command is killed, the same command resumes. Raises InputError if
-    the file, rows, the facts or the lexicon cannot be used, before anything is written.
+    `claim_inputs.read_located_answers` describes the possible content of the file. An output file
+    appears when it is complete; if the command is killed, the same command resumes. Raises
+    InputError if the file, rows, the facts or the lexicon cannot be used, before anything is
+    written.
     """
     lexicon = load_lexicon(lexicon_file)
     facts = FactsJoin(read_facts_file(facts_file)) if facts_file is not None else None
@@ -54,7 +55,7 @@ def extract(path: str, facts_file: str | None = None, output_file: str | None = 
 def _refuse_bad_rows(path: str, facts: FactsJoin | None) -> None:
     """Raise one InputError about all rows that cannot be read, or joined with facts."""
     errors = RowErrors()
-    for answer in read_answers(path, errors):
+    for answer in read_located_answers(path, errors):
         try:
             if facts is not None:
                 facts.facts_file.lookup(answer.images, answer.id, answer.number, answer.location)
@@ -119,7 +120,7 @@ def _write_to_stdout(path: str, facts: FactsJoin | None, lexicon: Lexicon) -> No
 
 def _output_lines(path: str, facts: FactsJoin | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
     """Yield the number and the output line of each answer after the first `num_done`."""
-    for number, answer in enumerate(read_answers(path), 1):
+    for number, answer in enumerate(read_located_answers(path), 1):
         known_facts = facts.lookup(answer) if facts is not None else None
         if number > num_done:
             yield number, json.dumps(_answer_entry(answer, known_facts, lexicon), ensure_ascii=False) + "\n"

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import httpx2
 
-from mmrlhf.config import EvalConfig
+from mmrlhf.config import ArenaJudgeConfig, EvalConfig
 from mmrlhf.records import Example, ImageSource, InputError, Message, place_images
 from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
@@ -139,7 +139,7 @@ def display_name(name: str | None) -> str | None:
     return Endpoint(name, "").display_url if name is not None and is_url(name) else name
 
 
-def make_endpoint(base_url: str, model: str | None, config: EvalConfig) -> Endpoint:
+def make_endpoint(base_url: str, model: str | None, config: EvalConfig | ArenaJudgeConfig) -> Endpoint:
     """Return an endpoint with the timeout, retries and concurrency of a configuration."""
     return Endpoint(
         base_url, model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency

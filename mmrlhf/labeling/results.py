@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
+from mmrlhf.commands.claims import claim_to_json
 from mmrlhf.config.loader import suggestion
 from mmrlhf.labeling.assignments import ANSWERS
 from mmrlhf.labeling.sessions import pseudonym
 from mmrlhf.labeling.store import Event, Store
 from mmrlhf.labeling.tasks import Task
-from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.records import Claim, Fact, InputError, Preference, Verdict
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,8 @@ def claim_key(claim: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
     (best, count), *rest = votes.most_common()
-    verdict = "unknown" if rest and rest[0][1] == count else best
-    row = {"kind": claim["kind"], "object": claim["subject"]}
-    row |= {name: claim[name] for name in ("value", "relation", "target", "category") if claim[name]}
-    row |= {"value": int(claim["value"])} if claim["kind"] == "count" else {}
-    return row | {name: claim[name] for name in ("span", "negated", "hedged")} | {"verdict": verdict}
+    voted = Claim(**{field.name: claim[field.name] for field in fields(Claim)})
+    return claim_to_json(voted, Verdict(voted, "unknown" if rest and rest[0][1] == count else best))
 
 
 def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:

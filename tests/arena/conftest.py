@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from mmrlhf.arena.kept_answers import make_pairs, read_answers
+from mmrlhf.arena.kept_answers import make_pairs, read_answers_by_id
 from mmrlhf.arena.ledger import Ledger
 from mmrlhf.labeling.store import Store
 from tests.helpers.annotators import come_in
@@ -51,7 +51,7 @@ def make_arena(tmp_path):
         ledger = Ledger(store.path)
         opened.extend([store, ledger])
         if paths:
-            answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers(path, None, "train") for path in paths}
+            answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers_by_id(path, None, "train") for path in paths}
             tasks, pairs = make_pairs(answers, {}, identity_words, random.Random(0))
             ledger.add_pairs(store, tasks, pairs)
         return store, ledger

@@ -15,7 +15,7 @@ from mmrlhf.arena.kept_answers import (
     make_task,
     parse_contestants,
     parse_words,
-    read_answers,
+    read_answers_by_id,
     read_categories,
     why_unfit,
 )
@@ -28,7 +28,7 @@ from tests.arena.conftest import kept
 
 
 def pairs_of(*paths, **settings):
-    answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers(path, None, "train") for path in paths}
+    answers = {path.rpartition("/")[2].removesuffix(".jsonl"): read_answers_by_id(path, None, "train") for path in paths}
     return make_pairs(answers, **({"categories": {}, "identity_words": (), "rng": random.Random(0)} | settings))
 
 

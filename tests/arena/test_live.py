@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmrlhf.arena.kept_answers import read_answers
+from mmrlhf.arena.kept_answers import read_answers_by_id
 from mmrlhf.arena.ledger import Ledger
 from mmrlhf.arena.live import LiveModel, MissingRowError, NoAnswerError, Producer, check_same_models
 from mmrlhf.arena.page import report_arena
@@ -32,7 +32,7 @@ from tests.helpers.stages import save_start_adapter
 def questions(write_answers):
     """Return questions, and the path of a file that has them (with an answer that nobody reads)."""
     path = write_answers("questions", kept("questions"))
-    return read_answers(path, None, "train"), path
+    return read_answers_by_id(path, None, "train"), path
 
 
 @pytest.fixture

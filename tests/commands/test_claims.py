@@ -8,7 +8,7 @@ import pytest
 from mmrlhf.claims import extract_claims
 from mmrlhf.cli import main
 from mmrlhf.commands import claims as claims_module
-from mmrlhf.commands.claim_inputs import read_answers
+from mmrlhf.commands.claim_inputs import read_located_answers
 
 
 def read_rows(path):
@@ -295,7 +295,7 @@ def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
 )
 def test_claims_of_usual_rows_are_of_the_prediction(tmp_path, row):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    assert [answer.text for answer in read_answers(str(tmp_path / "rows.jsonl"))] == ["A dog sits."]
+    assert [answer.text for answer in read_located_answers(str(tmp_path / "rows.jsonl"))] == ["A dog sits."]
 
 
 def test_extract_claims_names_all_bad_rows_before_it_writes(tmp_path, capsys):

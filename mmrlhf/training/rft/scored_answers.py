@@ -34,7 +34,7 @@ class ScoredAnswer:
         return bool(self.breakdown.values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of a file; `read_answers` needs the dataset to read it."""
+        """Return the row of a file; `read_scored_answers` needs the dataset to read it."""
         return {
             "row": self.row,
             "id": self.sample.id,
@@ -55,7 +55,9 @@ def without_rewards(row: int, row_id: str) -> ScoredAnswer:
     return ScoredAnswer(row, sample, RewardBreakdown({}, {}, {}, {}), None, NOT_FINITE)
 
 
-def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int) -> list[ScoredAnswer]:
+def read_scored_answers(
+    path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int
+) -> list[ScoredAnswer]:
     """Read the answers written by `ScoredAnswer.to_dict`, with those to one prompt adjacent."""
     answers, row, example = [], -1, Example("", (), ())
     for fields in read_jsonl(path):
