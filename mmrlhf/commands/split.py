@@ -74,14 +74,27 @@ def _image_keys(path: str, table: Table, image_folder: str | None) -> list[set[s
 
 
 def _groups_by_image(keys: Sequence[Iterable[str]]) -> list[list[int]]:
-    """Group the indices of rows that share a key, directly or through other rows."""
-    group_of_key: dict[str, list[int]] = {}
+    """Group the indices of rows that share a key, directly or through other rows.
+
+    Union-find: each row points to an earlier row of its group, and the first to itself.
+    """
+    earlier_row = list(range(len(keys)))
+    first_row_of_key: dict[str, int] = {}
+
+    def first_row(index: int) -> int:
+        while earlier_row[index] != index:
+            earlier_row[index] = earlier_row[earlier_row[index]]  # shortens the way for the next call
+            index = earlier_row[index]
+        return index
+
     for index, row_keys in enumerate(keys):
-        shared = list({id(group): group for key in row_keys if (group := group_of_key.get(key)) is not None}.values())
-        merged = sorted({index, *(i for group in shared for i in group)})
-        for key in {*row_keys, *(key for i in merged for key in keys[i])}:
-            group_of_key[key] = merged
-    return list({id(group): group for group in group_of_key.values()}.values())
+        for key in row_keys:
+            first, second = sorted((first_row(first_row_of_key.setdefault(key, index)), first_row(index)))
+            earlier_row[second] = first
+    groups: dict[int, list[int]] = {}
+    for index in range(len(keys)):
+        groups.setdefault(first_row(index), []).append(index)
+    return list(groups.values())
 
 
 def _line(row: RawRow) -> str:

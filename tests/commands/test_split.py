@@ -118,6 +118,18 @@ def test_groups_by_image_are_connected_components(keys):
         assert reached == set(group)
 
 
+def test_grouping_reads_each_rows_images_once():
+    """Read again for each later row, 100,000 rows with one image would take hours."""
+    reads = []
+
+    class Keys(list):
+        def __iter__(self):
+            reads.append(self)
+            return super().__iter__()
+
+    assert _groups_by_image([Keys(["blank"]) for _ in range(50)]) == [list(range(50))] and len(reads) == 50
+
+
 def test_split_elsewhere_says_where_images_start_and_drops_the_mark_of_a_file(data_dir, capsys):
     path = write_jsonl(data_dir, *rows_about(*"acdef"))
     (data_dir / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + (data_dir / "rows.jsonl").read_bytes())
