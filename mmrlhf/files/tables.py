@@ -16,7 +16,6 @@ import bisect
 import os
 import re
 from array import array
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +38,8 @@ ROWS_PER_BATCH = 64
 MAX_ROW_GROUP_BYTES = 2 << 30
 """Maximum uncompressed size of a row group of a parquet file, which is read as a whole; compressed,
 it may be a thousand times smaller."""
+MAX_CACHED_BYTES = 1 << 30
+"""Row groups of parquet files are kept up to this size: training reads rows in shuffled order."""
 MAX_CELL_BYTES = 64 << 20
 """Largest text or encoded image of a row."""
 
@@ -291,7 +292,7 @@ class _ParquetTable:
         self._name, self._files, self._check_unchanged = name, files, _ChangeGuard(files)
         self._open_parquet = parquet.ParquetFile
         self._groups: list[_RowGroup] = []
-        self._cached_groups: deque[tuple[_RowGroup, Any]] = deque(maxlen=2)
+        self._cached_groups: dict[_RowGroup, Any] = {}  # the last used ones, in this order
         num_rows = 0
         for path in files:
             with self._open_parquet(path) as file:
@@ -336,12 +337,14 @@ class _ParquetTable:
 
     def _read_group(self, group: _RowGroup) -> Any:
         """Read a row group as an Arrow table, or take it from the cache."""
-        for cached_group, rows in self._cached_groups:
-            if cached_group is group:
-                return rows
-        with self._open_parquet(group.file) as file:
-            rows = file.read_row_group(group.number, use_threads=False)
-        self._cached_groups.append((group, rows))
+        rows = self._cached_groups.pop(group, None)
+        if rows is None:
+            with self._open_parquet(group.file) as file:
+                rows = file.read_row_group(group.number, use_threads=False)
+            num_free = MAX_CACHED_BYTES - rows.nbytes - sum(cached.nbytes for cached in self._cached_groups.values())
+            while self._cached_groups and num_free < 0:
+                num_free += self._cached_groups.pop(next(iter(self._cached_groups))).nbytes
+        self._cached_groups[group] = rows
         return rows
 
 

@@ -158,10 +158,28 @@ def test_records_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks[1] < peaks[0] + size and peaks[1] < 20 * size
 
 
-def test_records_release_parquet_row_groups(tmp_path):
+def test_parquet_row_groups_are_kept_up_to_a_size(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    image_table(12).to_parquet(str(path), batch_size=3)  # four row groups
+    shuffled = [0, 9, 3, 6, 1, 10, 4, 7, 2, 11, 5, 8]
+
+    def count_reads():
+        table, opened = open_table(str(path)), []
+        open_parquet = table._open_parquet
+        table._open_parquet = lambda file: opened.append(file) or open_parquet(file)
+        assert [table[index].number for index in shuffled] == [index + 1 for index in shuffled]
+        return len(opened)
+
+    assert count_reads() == 4
+    monkeypatch.setattr(tables, "MAX_CACHED_BYTES", 1)
+    assert count_reads() == 12  # the newest alone
+
+
+def test_records_release_parquet_row_groups(tmp_path, monkeypatch):
     import pyarrow
 
     size = 100_000
+    monkeypatch.setattr(tables, "MAX_CACHED_BYTES", 10 * size)
     path = tmp_path / "rows.parquet"
     image_table(60, size).to_parquet(str(path), batch_size=5)
     records = read_preferences(str(path))
