@@ -18,9 +18,7 @@ part ("nobody looks up") stays unknown.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,10 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.config import STRICT
 from mmrlhf.datasets import read_examples
-from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid, number_repeated_ids
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, InputError, Verdict
-from mmrlhf.verifiers.base import AnswerClaims, Verifier, load_calibration
+from mmrlhf.verifiers.base import AnswerClaims, Verifier, counted_verdicts, load_calibration
 from mmrlhf.verifiers.cascade import cascade
 
 VERDICTS = ("supported", "contradicted", "unknown")
@@ -73,13 +71,7 @@ class ClaimsByClip(Benchmark):
         rows = [row for row in read_examples(str(task.path), "train", task.image_folder) if row.images]
         if not rows:
             raise InputError(f"{task.path} has no row with an image, which claims are compared with: give other rows")
-        rows_by_id = Counter[str]()
-        examples = []
-        for row in rows[: task.limit]:
-            rows_by_id[row.id] += 1
-            number = rows_by_id[row.id]
-            examples.append(replace(row, id=f"{row.id}-{number}") if number > 1 else row)
-        return examples
+        return number_repeated_ids(rows)[: task.limit]
 
     def files(self, task: Task) -> list[Path]:
         """Return the data, the calibration and, of a model in a directory, its weights."""
@@ -90,7 +82,7 @@ class ClaimsByClip(Benchmark):
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return the numbers of claims of each answer by verdict."""
         verdicts = self._verdicts(example, answers, task)
-        counts = {value: [sum(v.value == value for v in _counted(row)) for row in verdicts] for value in VERDICTS}
+        counts = {value: [sum(v.value == value for v in counted_verdicts(row)) for row in verdicts] for value in VERDICTS}
         return {
             "image": example.images[0].name,
             "right": not any(counts["contradicted"]),
@@ -150,11 +142,6 @@ def _verifier(model: str, calibration: str | None, lexicon_file: str | None) -> 
 
     lexicon, device = load_lexicon(lexicon_file), "cuda" if torch.cuda.is_available() else "cpu"
     return cascade([load_clip(model, lexicon, calibration, device)], lexicon)
-
-
-def _counted(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    distinct = {verdict.claim: verdict for verdict in verdicts if not verdict.claim.hedged}.values()
-    return [verdict for verdict in distinct if not verdict.claim.negated or verdict.value == "contradicted"]
 
 
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:

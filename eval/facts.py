@@ -15,9 +15,7 @@ counts once in an answer; hedged claims and true denials do not count.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,12 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.config import STRICT
 from mmrlhf.datasets import read_examples
-from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid, number_repeated_ids
 from mmrlhf.facts import read_facts
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError
 from mmrlhf.verifiers import verify_against_facts
+from mmrlhf.verifiers.base import counted_verdicts
 from mmrlhf.verifiers.facts import claims_of_fact
 from mmrlhf.verifiers.nouns import is_a
 
@@ -77,13 +76,7 @@ class OwnFacts(Benchmark):
         with_facts = [row for row in rows if any(fact.kind != "scope" for fact in row.facts)]
         if not with_facts:
             raise InputError(f"{task.path} has no row with facts: add `facts` to its rows, or give --facts_file")
-        rows_by_id = Counter[str]()
-        examples = []
-        for row in with_facts[: task.limit]:
-            rows_by_id[row.id] += 1
-            number = rows_by_id[row.id]
-            examples.append(replace(row, id=f"{row.id}-{number}") if number > 1 else row)
-        return examples
+        return number_repeated_ids(with_facts)[: task.limit]
 
     def files(self, task: Task) -> list[Path]:
         """Return the data, and the file of facts."""
@@ -127,8 +120,7 @@ def _listed_objects(facts: Sequence[Fact], lexicon: Lexicon) -> set[str]:
 
 def _score_answer(example: Example, answer: str, listed: set[str], lexicon: Lexicon) -> dict[str, Any]:
     claims = extract_claims(answer, lexicon)
-    verdicts = {v.claim: v for v in verify_against_facts(claims, example.facts, lexicon) if not v.claim.hedged}.values()
-    counted = [v for v in verdicts if not v.claim.negated or v.value == "contradicted"]
+    counted = counted_verdicts(verify_against_facts(claims, example.facts, lexicon))
     named = {claim.subject for claim in claims if claim.kind == "object" and not (claim.negated or claim.hedged)}
     return {
         **{value: sum(v.value == value for v in counted) for value in VERDICTS},

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -339,6 +340,20 @@ def is_self_describing(task: Task, *fields: str) -> bool:
     if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False
     return any({*fields} <= row.fields.keys() for row in read_json_objects(path)[:1])
+
+
+def number_repeated_ids(examples: Sequence[Example]) -> list[Example]:
+    """Return examples with unique ids: a repeated one gets the first number, from 2, that is free
+    (`a`, `a-2`)."""
+    taken, numbers, numbered = {example.id for example in examples}, Counter[str](), []
+    for example in examples:
+        new_id, number = example.id, numbers[example.id] + 1
+        while number > 1 and new_id in taken:
+            new_id, number = f"{example.id}-{number}", number + 1
+        taken.add(new_id)
+        numbers[example.id] = max(number - 1, 1)
+        numbered.append(replace(example, id=new_id))
+    return numbered
 
 
 def contains_yes_no(answer: str) -> Literal["yes", "no"] | None:

@@ -34,6 +34,13 @@ def unknown_verdict(claim: Claim, evidence: str = "") -> Verdict:
     return Verdict(claim, "unknown", evidence, None)
 
 
+def counted_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the verdicts that benchmarks count: those of an answer's distinct claims, without
+    hedged ones and true denials."""
+    distinct = {verdict.claim: verdict for verdict in verdicts if not verdict.claim.hedged}.values()
+    return [verdict for verdict in distinct if not verdict.claim.negated or verdict.value == "contradicted"]
+
+
 def strip_negation(claim: Claim) -> tuple[Claim, bool]:
     """Return a claim's positive form, and whether the verdict on it must be flipped.
 

@@ -87,6 +87,13 @@ def test_what_facts_do_not_decide_has_a_reason(tmp_path):
     assert "no fact lists an object" in json.dumps(result)
 
 
+def test_rows_of_one_id_get_numbers_that_are_free(tmp_path, data):
+    rows = write_lines(tmp_path / "rows.jsonl", [ROWS[0] | {"id": id_} for id_ in ("a", "a-2", "a", "a", "b")])
+    for limit, ids in ((None, ["a", "a-2", "a-3", "a-4", "b"]), (3, ["a", "a-2", "a-3"])):
+        benchmark = load_benchmark("facts")
+        assert [example.id for example in benchmark.load(Task(rows, limit=limit, options=parse_options(benchmark, {})))] == ids
+
+
 def test_facts_may_come_from_a_file(tmp_path, data):
     facts = write_lines(tmp_path / "facts.jsonl", [{"id": "c", "facts": [{"kind": "absent", "text": "cup"}]}])
     assert run(tmp_path, data, {"c": "A cup."}, facts_file=facts)["chair_s"] == 1
