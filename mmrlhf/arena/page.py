@@ -28,8 +28,8 @@ from mmrlhf.arena.serve import open_votes
 from mmrlhf.arena.votes import read_ballots
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.records import InputError
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, style_context, to_inline_svg
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.terminal import print_whole
 from mmrlhf.text.printable import printable
 from mmrlhf.text.visible_text import visible

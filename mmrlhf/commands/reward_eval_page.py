@@ -26,8 +26,8 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.metrics.calibration import Bin, draw_reliability
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.records import CLAIM_KINDS, Preference
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import style_context, to_inline_svg
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 
 

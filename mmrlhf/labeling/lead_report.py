@@ -14,7 +14,7 @@ from mmrlhf.labeling.agreement import AnnotatorSummary, Interval, agreements, on
 from mmrlhf.labeling.results import Labels, read_labels
 from mmrlhf.labeling.store import Store
 from mmrlhf.records import InputError
-from mmrlhf.report.page import jinja_environment
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.terminal import print_whole
 
 MAX_NOTES = 500

@@ -11,8 +11,8 @@ from typing import Any
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import ImageSource
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.results import split_at_claims
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.thumbnails import thumbnail_url
 
 MAX_ANSWERS = 48

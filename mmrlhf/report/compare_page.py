@@ -19,8 +19,8 @@ from mmrlhf.report.differences import (
     mcnemar_sentence,
     tables_of,
 )
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, style_context, to_inline_svg
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.thumbnails import thumbnail_url
 
 MAX_PLOTTED = 24

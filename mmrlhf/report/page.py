@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.plots import CURVES, curve_plot, scatter_plot
 from mmrlhf.report.results import (
@@ -28,7 +25,7 @@ from mmrlhf.report.results import (
     same_kl_sentence,
     split_at_claims,
 )
-from mmrlhf.text.visible_text import visible
+from mmrlhf.report.templates import jinja_environment
 
 SPLIT_TITLES = {
     "held_out": "Held out: new images of the kind trained on",
@@ -40,20 +37,6 @@ SPLIT_TITLES = {
 REWARD_MODEL_TITLES = {"plain": "without facts", "fact": "with facts"}
 NUM_SHOWN_IMAGES = 4
 """Images of the gallery that are visible at once; the others are folded."""
-
-
-def jinja_environment() -> Environment:
-    """Return the environment of the templates in this folder. It escapes everything they print, and
-    makes control characters and marks of direction visible, which would affect the surrounding
-    text."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def write_report(

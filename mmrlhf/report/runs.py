@@ -13,9 +13,9 @@ from mmrlhf.config.loader import read_yaml, stage_of
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.over_kl import over_kl_plot
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, curve_plot
 from mmrlhf.report.results import METRICS_BY_KEY, ModelStyle, metric_value
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.thumbnails import thumbnail_url
 
 COLOURS = ("#12a08f", "#8b7cf0", "#c08a2c", "#4a90d9", "#d0608f", "#7d8894")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,9 @@ def test_print_stage_times_ends_with_the_total(capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.2, "59.2 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")])
 def test_format_duration(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_pages_without_plots_import_none():
+    """Importing matplotlib takes longer than writing such a page."""
+    code = "import sys, mmrlhf.labeling.lead_report, mmrlhf.report.claims; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

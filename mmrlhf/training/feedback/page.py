@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mmrlhf.claims import Lexicon
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import Example, Verdict
-from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import style_context, to_inline_svg
+from mmrlhf.report.templates import jinja_environment
 from mmrlhf.report.thumbnails import thumbnail_url
 from mmrlhf.training.feedback.labels import LabelledAnswer
 from mmrlhf.training.feedback.pairs import UNBALANCED, Comparison, PairSelection
