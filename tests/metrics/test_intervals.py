@@ -1,5 +1,7 @@
 """Intervals and tests against published values and computation by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from mmrlhf.metrics.intervals import (
     Proportion,
     SufficientStats,
     accuracy_by_group,
+    bootstrap_weights,
     fold_interval,
     mcnemar,
     mean_interval,
@@ -93,6 +96,20 @@ def test_bootstrap_interval_covers_the_true_rate():
     share = with_intervals(proportion_statistics(range(400), outcomes), 0)[0]["share"]
     assert share["value"] == outcomes.mean() and share["low"] < 0.3 < share["high"]
     assert share["high"] - share["low"] == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
+
+
+def test_the_bootstrap_never_holds_all_its_weights():
+    """The weights of 2,000 clusters in all samples would fill 16 MB, or twice that for a pair."""
+    stats = proportion_statistics(range(2000), [1, 0] * 1000)
+    for resample in (lambda: with_intervals(stats, 0), lambda: paired_bootstrap(stats, stats, 0)):
+        tracemalloc.start()
+        resample()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6e6
+    blocks = list(bootstrap_weights(10, np.random.default_rng(0), 100))
+    assert [len(block) for block in blocks] == [64, 36]
+    assert (np.concatenate(blocks) == np.random.default_rng(0).multinomial(10, [0.1] * 10, 100)).all()
 
 
 def test_paired_bootstrap_removes_shared_variance():
