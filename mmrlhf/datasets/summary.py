@@ -6,11 +6,12 @@ import hashlib
 import json
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
 from mmrlhf.facts import split_scope
 from mmrlhf.files.rows import preview
-from mmrlhf.records import Example, ImageSource, Preference
+from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.text.word_counts import count_words
 
 MAX_FIELDS_NAMED = 8
@@ -22,6 +23,13 @@ def count_learnt_turns(example: Example) -> int:
         return 0
     followed_by = zip(example.prompt, example.prompt[1:], strict=False)
     return 1 + sum(turn.role == "user" and reply.role == "assistant" for turn, reply in followed_by)
+
+
+def row_fingerprint(prompt: Sequence[Message], answers: Sequence[str], image_keys: Sequence[str]) -> bytes:
+    """Return 16 bytes that stand for a prompt, its answers in any order and its images, by which
+    repeated rows are found: of millions of rows the texts would fill the memory."""
+    turns = [(turn.role, turn.content, *turn.image_positions) for turn in prompt]
+    return _fingerprint(json.dumps([turns, sorted(answers), image_keys]))
 
 
 def _fingerprint(text: str) -> bytes:
@@ -75,8 +83,7 @@ class DatasetSummary:
             self.num_learnt += count_learnt_turns(record)
             self.word_counts["answer"].extend(map(count_words, texts))
         self.answers_per_row[len(texts)] += 1
-        row_text = json.dumps([[(turn.role, turn.content, *turn.image_positions) for turn in record.prompt], sorted(texts), keys])
-        self.row_fingerprints[_fingerprint(row_text)] += 1
+        self.row_fingerprints[row_fingerprint(record.prompt, texts, keys)] += 1
         self.ids.add(_fingerprint(record.id))
 
     def _add_preference(self, record: Preference) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmrlhf.datasets.summary import row_fingerprint
 from mmrlhf.datasets.write import FACTS_COLUMN, TURNS_TYPE, RowDict, facts_field, message_dicts
 from mmrlhf.records import Example, Message, Preference
 
@@ -38,7 +39,7 @@ class ExampleFormat:
 
         A preference gives its best answer, or none if another is as good.
         """
-        seen: set[tuple] = set()
+        seen: set[bytes] = set()
         for record in records:
             example = _best_answered(record) if isinstance(record, Preference) else record
             if self.with_answer and example.answer is None:
@@ -50,11 +51,12 @@ class ExampleFormat:
                 continue
             if not self.with_answer:
                 example = replace(example, answer=None)
-            key = (example.prompt, example.answer, tuple(image.key for image in example.images))
-            if key in seen:
+            answers = () if example.answer is None else (example.answer,)
+            fingerprint = row_fingerprint(example.prompt, answers, [image.key for image in example.images])
+            if fingerprint in seen:
                 skipped["repeated rows" if self.with_answer else "repeated prompts"] += 1
                 continue
-            seen.add(key)
+            seen.add(fingerprint)
             yield example
 
 

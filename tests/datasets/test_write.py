@@ -2,13 +2,15 @@
 
 import base64
 import json
+import tracemalloc
+from collections import Counter
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmrlhf.datasets import FORMATS, parse_preference, row_context, to_pairs
+from mmrlhf.datasets import EXAMPLE_FORMATS, FORMATS, parse_preference, row_context, to_pairs
 from mmrlhf.files.rows import Row
-from mmrlhf.records import InputError, Message, Preference
+from mmrlhf.records import Example, InputError, Message, Preference
 from tests.helpers.preferences import comparable_fields, png_field, representable
 
 TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
@@ -58,6 +60,19 @@ def test_formats_keep_position_of_image_only_turn():
     for name in ("trl", "llava-rlhf", "rankings"):
         after = parse_preference(Row("rows", 1, FORMATS[name].to_row(preference, row["images"])), row_context("none"))
         assert comparable_fields(after) == comparable_fields(preference)
+
+
+def test_repeated_rows_are_found_without_keeping_their_texts():
+    def examples():
+        for number in (*range(100), 0):
+            yield Example(str(number), (), (Message("user", f"{number:0100000}"),), "yes")
+
+    skipped = Counter()
+    tracemalloc.start()
+    assert sum(1 for _ in EXAMPLE_FORMATS["sft"].select(examples(), skipped)) == 100  # ten million characters
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert skipped == {"repeated rows": 1} and peak < 1_500_000
 
 
 def test_to_pairs_of_ranking_match_hand_enumeration():
