@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.files.rows import decode_text, open_binary
+from mmrlhf.files.rows import decode_text, open_binary, preview
 from mmrlhf.records import InputError
 
 MAX_CELL_CHARS = 1 << 30
@@ -22,7 +24,8 @@ MAX_COLUMNS, MAX_CELLS = 1000, 2_000_000
 def read_sheet(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a sheet, the first one of a workbook. Missing cells are null.
 
-    Raises InputError if the file is not a sheet, or a row has more cells than there are columns.
+    Raises InputError if the file is not a sheet, if columns share a name, or if a row has more
+    cells than there are columns.
     """
     return _read_xlsx(path) if path.suffix == ".xlsx" else _read_delimited(path)
 
@@ -41,6 +44,7 @@ def _read_delimited(path: Path) -> list[dict[str, Any]]:
                     "quote cells that hold the delimiter or line breaks"
                 )
             rows.append(row)
+        _refuse_repeated(path, reader.fieldnames or ())
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num}: it is not a sheet ({error}): save it again") from None
     return rows
@@ -67,10 +71,19 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
                     raise ValueError(f"it has more than {MAX_CELLS} cells")
                 if any(cell is not None for cell in cells):
                     rows.append({name: _cell_text(cell) for name, cell in zip(names, cells, strict=False)})
-            return rows
         except Exception as error:
             problem = " ".join(f"{error}".split())[:200] or type(error).__name__
             raise InputError(f"{path} cannot be read as XLSX ({problem}): save it again, or as TSV") from None
+    _refuse_repeated(path, names)
+    return rows
+
+
+def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError if columns share a name, of which a row would keep the last; names may be
+    missing."""
+    repeated = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if repeated is not None:
+        raise InputError(f"{path}: the column {preview(repeated)} is given twice: keep one of them")
 
 
 def _refuse_large(file: io.BufferedReader) -> None:

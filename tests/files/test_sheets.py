@@ -27,6 +27,17 @@ def test_read_sheet_gives_cells_as_text(tmp_path):
     assert read_sheet(write_xlsx(tmp_path / "empty.xlsx", [])) == []
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.xlsx"])
+def test_read_sheet_refuses_two_columns_of_one_name(tmp_path, name):
+    header, row = ["index", "answer", "", "", "answer"], ["1", "Yes", "a", "b", "No"]
+    if name == "a.xlsx":
+        write_xlsx(tmp_path / name, [header, row])
+    else:
+        (tmp_path / name).write_text("\n".join(map("\t".join, (header, row))))
+    with pytest.raises(InputError, match=rf"{name}: the column 'answer' is given twice: keep one of them"):
+        read_sheet(tmp_path / name)
+
+
 def replace_part(path, name, content):
     """Write a copy of a workbook with another content of one of its files."""
     copy = path.with_name("broken.xlsx")
