@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from mmrlhf.arena.style import STYLE_NAMES
+from mmrlhf.metrics.intervals import bootstrap_weights
 from mmrlhf.records import InputError
 
 ELO_PER_UNIT = 400 / math.log(10)
@@ -35,8 +36,6 @@ RIDGE = 1e-6
 """Penalty on squared weights: negligible, but it makes the maximum unique."""
 HALF_VOTE = 0.5
 """Wins added to the side of a pair that never won if the likelihood has no maximum."""
-CHUNK = 64
-"""Number of resamples that are fitted together."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Ratings:
         return 1 + int((is_real & (difference < 0)).sum()), len(self.models) - int((is_real & (difference > 0)).sum())
 
 
-def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Ratings:
+def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0) -> Ratings:
     """Rate the models of votes.
 
     Models that are not connected with the others by votes are left out, with a note. Raises
@@ -102,10 +101,10 @@ def rate(votes: Sequence[Vote], *, control_style: bool = False, seed: int = 0, n
     rng = np.random.default_rng([seed, 83])
     draws, tails = [], []  # resampled weights [B, K] for each kind of cluster
     for clusters in _cluster_kinds(votes, notes):
-        counts = rng.multinomial(clusters.max() + 1, np.full(clusters.max() + 1, 1 / (clusters.max() + 1)), num_resamples)
-        chunks = (counts[start : start + CHUNK, clusters] for start in range(0, num_resamples, CHUNK))
-        draws.append(np.concatenate([regression.fit(chunk, rng)[0] for chunk in chunks]))
-        tails.append(expanded_tail(clusters.max() + 1))
+        num_clusters = clusters.max() + 1
+        blocks = bootstrap_weights(num_clusters, rng, NUM_RESAMPLES)
+        draws.append(np.concatenate([regression.fit(weights[:, clusters], rng)[0] for weights in blocks]))
+        tails.append(expanded_tail(num_clusters))
 
     order = np.argsort(-weights[0, : len(models)], kind="stable")
     value_M = weights[0, order]
