@@ -209,7 +209,8 @@ def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[F
     elif is_coco_captions(value):
         yield from parse_coco_captions(str(path), value, path.name).items()
     elif isinstance(value, list):
-        yield from parse_scene_graphs(str(path), {str(graph["image_id"]): graph for graph in value}, path.name).items()
+        for graph in value:  # several may be of one image
+            yield from parse_scene_graphs(str(path), {str(graph["image_id"]): graph}, path.name).items()
     elif value and all(map(is_scene_graph, value.values())):
         yield from parse_scene_graphs(str(path), value, path.name).items()
     else:

@@ -20,6 +20,15 @@ def test_read_facts_merges_lines_of_one_image(write_facts):
     }
 
 
+def test_read_facts_merges_scene_graphs_of_one_image(write_facts):
+    dog, cat = ({"image_id": 7, "objects": [{"object_id": 1, "names": [noun]}]} for noun in ("dog", "cat"))
+    for name, rows in (
+        ("graphs.json", [[dog, cat]]),
+        ("graphs.jsonl", [{"image": "7", "objects": ["dog"]}, {"image": "7", "objects": ["cat"]}]),
+    ):
+        assert [fact.text for fact in read_facts(write_facts(name, *rows))["7"]] == ["dog", "cat"]
+
+
 def test_read_facts_keeps_the_scope(write_facts):
     path = write_facts("f.jsonl", {"image": "a", "objects": [["dog"]], "facts": [{"kind": "scope", "text": "complete"}]})
     assert read_facts(path)["a"] == (Fact("object", "dog", "f.jsonl"), Fact("scope", "complete"))
