@@ -45,4 +45,4 @@ def by_root_of_kl(kl: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def value_at_kl(kl: np.ndarray, values: np.ndarray, at: float) -> float:
     """Return the value at a KL, linear between evaluations in the root of KL; NaN beyond them."""
-    return float(np.interp(np.sqrt(at), *by_root_of_kl(kl, values), right=np.nan))
+    return float(np.interp(np.sqrt(at), *by_root_of_kl(kl, values), left=np.nan, right=np.nan))

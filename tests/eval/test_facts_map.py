@@ -45,6 +45,9 @@ def test_a_value_at_a_kl_is_interpolated_in_its_root(curves):
     assert curves.value_at_kl(run, "held_out_claim_f1", 0.25) == pytest.approx(0.85)  # root .5, half way to 1
     assert curves.value_at_kl(run, "held_out_claim_f1", 2.25) == pytest.approx(0.8)  # root 1.5, half way to 2
     assert np.isnan(curves.value_at_kl(run, "held_out_claim_f1", 4.5))
+    later = make_run(curves, kl=[1, 4], f1=[0.9, 0.7])
+    assert np.isnan(curves.value_at_kl(later, "held_out_claim_f1", 0.99))
+    assert curves.value_at_kl(later, "held_out_claim_f1", 1) == 0.9
 
 
 def test_evaluations_are_in_the_order_of_their_kl_and_equal_kls_are_averaged(curves):
