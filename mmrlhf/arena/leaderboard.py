@@ -64,7 +64,7 @@ class JudgeAgreement:
     kappa: Interval | None
 
 
-def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
+def make_boards(ballots: Ballots) -> list[Board]:
     """Return a board of people and one for each judge, leaving out those without votes."""
     boards = []
     for title, scores in [("people", ballots.people), *ballots.judges.items()]:
@@ -73,8 +73,8 @@ def make_boards(ballots: Ballots, seed: int = 0) -> list[Board]:
             continue
         counts = Counter(vote.category for vote in votes if vote.category)
         names = sorted(name for name, _ in counts.most_common(MAX_CATEGORIES))
-        categories = {name: rate([vote for vote in votes if vote.category == name], seed=seed) for name in names}
-        plain, controlled = rate(votes, seed=seed), rate(votes, control_style=True, seed=seed)
+        categories = {name: rate([vote for vote in votes if vote.category == name]) for name in names}
+        plain, controlled = rate(votes), rate(votes, control_style=True)
         effect = order_effect(ballots, title) if title in ballots.verdicts else None
         boards.append(Board(title, votes, plain, controlled, categories, ballots.num_unusable.get(title, 0), effect))
     return boards
@@ -154,7 +154,7 @@ def points(value: float) -> str:
 # ---- agreement -----------------------------------------------------------------------------------
 
 
-def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
+def judge_agreements(ballots: Ballots) -> list[JudgeAgreement]:
     """Return each judge's agreement with the majority of people on the tasks that both judged."""
     results = []
     for judge, scores in ballots.judges.items():
@@ -166,7 +166,7 @@ def judge_agreements(ballots: Ballots, seed: int = 0) -> list[JudgeAgreement]:
             row[3 * _outcome(ballots.people[digest], is_turned) + _outcome(scores[digest], is_turned)] = 1
         questions = [ballots.pairs[digest][0].question for digest in shared]
         num_decided = int(tables_N9[:, [0, 2, 6, 8]].sum())
-        intervals = with_intervals(SufficientStats(questions, tables_N9, _agreement), seed)[0] if shared else {}
+        intervals = with_intervals(SufficientStats(questions, tables_N9, _agreement), seed=0)[0] if shared else {}
         results.append(
             JudgeAgreement(judge, len(shared), num_decided, *(intervals.get(name) for name in ("agreement", "decided", "kappa")))
         )

@@ -38,16 +38,16 @@ PLAIN_COLOUR, CONTROLLED_COLOUR, ZERO_COLOUR = "#12a08f", "#c2701c", "#7d8894"
 COLUMNS = ("model", "rank", "rating", "style controlled", "votes")
 
 
-def report_arena(votes_file: str, page_file: str | None = None, seed: int = 0) -> None:
+def report_arena(votes_file: str, page_file: str | None = None) -> None:
     """Print the leaderboard, and write it as a page. Raises InputError without any votes."""
     if page_file is not None:
         refuse_output_file(Path(page_file), "out", [votes_file])
     with open_votes(Path(votes_file)) as (store, ledger):
         ballots, voids = read_ballots(store, ledger), ledger.voids()
-    boards = make_boards(ballots, seed)
+    boards = make_boards(ballots)
     if not boards:
         raise InputError(f"{votes_file} has no votes on models yet: vote with `mmrlhf arena serve`, or `mmrlhf arena judge`")
-    agreements = judge_agreements(ballots, seed)
+    agreements = judge_agreements(ballots)
     for board in boards:
         print(printable(f"{title_of(board)}: {headline(board)} ({_extent(board)})"))
         print_whole(_table(board))

@@ -28,7 +28,7 @@ from mmrlhf.records import Example, ImageSource, InputError, Message, place_imag
 from mmrlhf.text.addresses import is_local_url
 from mmrlhf.text.printable import printable
 
-ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "refused", "empty", "other_model", "unanswered"]
+ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "refused", "empty", "other_model"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses after which a retry may help."""
 REFUSED = tuple(f"HTTP {status}:" for status in (400, 413, 415, 422, 451))

@@ -81,7 +81,7 @@ class AnnotatorSummary:
 # ---- agreement -----------------------------------------------------------------------------------
 
 
-def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
+def agreements(labels: Labels) -> list[Agreement]:
     """Return the agreement of annotators on each kind of judgement that occurs.
 
     Intervals are percentiles over resampled tasks.
@@ -110,9 +110,9 @@ def agreements(labels: Labels, seed: int = 0) -> list[Agreement]:
             for label in by_mode[mode]:
                 for key, value in values(label):
                     judged[label.task_id, key].append(value)
-            results.append(_agreement(name, level, judged, seed))
+            results.append(_agreement(name, level, judged))
     if by_mode["facts"]:
-        results.append(_agreement_on_facts(by_mode["facts"], seed))
+        results.append(_agreement_on_facts(by_mode["facts"]))
     return results
 
 
@@ -143,7 +143,7 @@ def _verdicts(label: Label) -> list[tuple[Any, float]]:
     return [(claim_key(claim), numbers[claim["verdict"]]) for claim in label.content["claims"]]
 
 
-def _agreement(name: str, level: Literal["nominal", "ordinal"], judged: Mapping[Unit, Sequence[float]], seed: int) -> Agreement:
+def _agreement(name: str, level: Literal["nominal", "ordinal"], judged: Mapping[Unit, Sequence[float]]) -> Agreement:
     judged = {unit: values for unit, values in judged.items() if len(values) > 1}
     tasks = sorted({task for task, _ in judged})
     domain = sorted({value for values in judged.values() for value in values})
@@ -157,15 +157,15 @@ def _agreement(name: str, level: Literal["nominal", "ordinal"], judged: Mapping[
         return _alpha([blocks[i] for i in draw], domain, level)
 
     alpha = alpha_of(range(len(tasks)))
-    interval = None if alpha is None else _interval(alpha_of, len(tasks), seed)
+    interval = None if alpha is None else _interval(alpha_of, len(tasks))
     return Agreement(name, level, alpha, interval, len(tasks))
 
 
-def _interval(alpha_of: Callable[[np.ndarray], float | None], num_tasks: int, seed: int) -> Interval | None:
+def _interval(alpha_of: Callable[[np.ndarray], float | None], num_tasks: int) -> Interval | None:
     """Return percentiles of alpha over resampled tasks, None if there is one task only."""
     if num_tasks < 2:
         return None
-    rng = np.random.default_rng([seed, 61])
+    rng = np.random.default_rng([0, 61])
     alphas = (alpha_of(rng.integers(num_tasks, size=num_tasks)) for _ in range(NUM_RESAMPLES))
     low, high = np.percentile([alpha for alpha in alphas if alpha is not None], [2.5, 97.5])
     return float(low), float(high)
@@ -181,7 +181,7 @@ def _alpha(blocks: Sequence[np.ndarray], domain: Sequence[float], level: Literal
     return float(alpha) if math.isfinite(alpha) else None
 
 
-def _agreement_on_facts(labels: Sequence[Label], seed: int) -> Agreement:
+def _agreement_on_facts(labels: Sequence[Label]) -> Agreement:
     """Return alpha of the lists of facts, with the distance 1 - F1 of two lists (Dice).
 
     A whole list is one judgement, as in Passonneau (Measuring agreement on set-valued items, LREC
@@ -216,7 +216,7 @@ def _agreement_on_facts(labels: Sequence[Label], seed: int) -> Agreement:
         return None if distance < 1e-9 * num**2 else float(1 - (num - 1) * (weights_N @ observed_N) / distance)
 
     alpha = alpha_of(np.arange(len(groups))) if groups else None
-    interval = None if alpha is None else _interval(alpha_of, len(groups), seed)
+    interval = None if alpha is None else _interval(alpha_of, len(groups))
     return Agreement("facts: lists of facts, by the F1 of two", "set", alpha, interval, len(groups))
 
 

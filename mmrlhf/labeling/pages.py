@@ -60,9 +60,9 @@ class Pages:
         """Return the page on which annotators accept a changed consent line."""
         return self._render("consent.html.j2", form_key=form_key, problem=problem, person=None)
 
-    def message(self, heading: str, text: str, person: Mapping[str, Any] | None = None) -> str:
+    def message(self, heading: str, text: str) -> str:
         """Return a page with one message."""
-        return self._render("message.html.j2", heading=heading, text=text, person=person)
+        return self._render("message.html.j2", heading=heading, text=text, person=None)
 
     def nothing_left(self, person: Mapping[str, Any]) -> str:
         """Return the page for an annotator who has no task left."""

@@ -43,11 +43,11 @@ class Labels:
     tasks: Mapping[int, Task]
     """Tasks with a current label, skip or flag, by id."""
 
-    def by_task(self, *, is_gold: bool = False) -> dict[int, list[Label]]:
-        """Return the labels of each task, of gold questions or of all others."""
+    def by_task(self) -> dict[int, list[Label]]:
+        """Return the labels of each task, without those of gold questions."""
         groups: dict[int, list[Label]] = defaultdict(list)
         for label in self.labels:
-            if bool(label.task.gold) == is_gold:
+            if not label.task.gold:
                 groups[label.task_id].append(label)
         return dict(groups)
 

@@ -234,10 +234,10 @@ class Store:
 
     def append(
         self, kind: str, annotator: int, task: int, time: float, content: Mapping[str, Any],
-        *, token: str | None = None, target: int | None = None, seconds: float | None = None,
+        *, token: str | None = None, seconds: float | None = None,
     ) -> Event:  # fmt: skip
         """Append an event, and return it. Raises like `append_all`."""
-        (event,) = self.append_all([Event(0, kind, annotator, task, token, target, time, seconds, content)])
+        (event,) = self.append_all([Event(0, kind, annotator, task, token, None, time, seconds, content)])
         return event
 
     def append_all(self, events: Sequence[Event]) -> list[Event]:
