@@ -20,6 +20,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.tables import dataset_folder
 from mmrlhf.files.writing import writes
 from mmrlhf.models.images import image_value
 from mmrlhf.models.policy import load_policy
@@ -64,7 +65,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     if writer.is_finished:
         writer.print_finished()
         return writer.path
-    image_root = Path(config.image_folder or Path(config.dataset_name).parent)
+    image_root = Path(config.image_folder or dataset_folder(config.dataset_name) or ".")
     if num_embedded_bytes:
         mib = 4 / 3 * num_lines * num_embedded_bytes / 2**20  # base64 writes 3 bytes as 4 characters
         print(f"note: images are embedded in {config.dataset_name}, and so in the answers: {mib:.1f} MiB")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.files.tables import dataset_folder
+
 Closing = tuple[Mapping[Path, str], list[Path | str]]
 """A description of each written path, and the words of the next command; those in capitals are
 placeholders for the user's own files."""
@@ -35,6 +37,13 @@ def _best(config: Any, kind: str, last: str) -> tuple[str, str]:
     label = f"the best {kind} by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else f"the best {kind}"
     is_best = bool(best) and finished.get("policy_step") == best["step"]
     return label if is_best else last + " of the last step" * bool(best), label
+
+
+def _image_folder(config: Any) -> list[Path | str]:
+    """Return the flag of the folder to which image paths are relative; rows of the Hub have none,
+    as their images are embedded."""
+    folder = config.image_folder or dataset_folder(config.dataset_name)
+    return ["--image_folder", folder] if folder else []
 
 
 def _sft(config: Any) -> Closing:
@@ -102,14 +111,12 @@ def _feedback(config: Any) -> Closing:
     if config.algorithm != "none":
         policy = ["--model", config.model_name_or_path, "--adapter_path", run / "policy"]
         return written, ["generate", *policy, "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
-    images = config.image_folder or Path(config.dataset_name).parent
-    dpo = ["dpo", "--model", config.model_name_or_path, "--data", last / "pairs.jsonl", "--image_folder", images]
+    dpo = ["dpo", "--model", config.model_name_or_path, "--data", last / "pairs.jsonl", *_image_folder(config)]
     return written, [*dpo, "--out", run.parent / "dpo"]
 
 
 def _generate(config: Any) -> Closing:
-    images = Path(config.image_folder or Path(config.dataset_name).parent)
-    score = ["score", "--reward_model_path", "REWARD_MODEL", "--data", config.output_file, "--image_folder", images]
+    score = ["score", "--reward_model_path", "REWARD_MODEL", "--data", config.output_file, *_image_folder(config)]
     return {Path(config.output_file): "the answers"}, [*score, "--out", "scores.jsonl"]
 
 

@@ -57,6 +57,17 @@ def test_closing_text_names_what_was_written_and_a_valid_next_command(command, t
     assert closing_text("plan", config) == ""
 
 
+def test_the_next_command_names_the_folder_of_images_if_there_is_one(tmp_path):
+    answers, rows = tmp_path / "answers.jsonl", tmp_path / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    for path in (answers, rows):
+        path.touch()
+    for dataset, folder in ((str(rows), rows.parent), (str(rows.parent), rows.parent), ("owner/name", None)):
+        config = GenerateConfig(model_name_or_path="m", dataset_name=dataset, output_file=str(answers))
+        flag = f"--image_folder {folder} " if folder else ""
+        assert f"--data {answers} {flag}--out scores.jsonl" in closing_text("generate", config)
+
+
 @pytest.mark.parametrize(
     ("settings", "reward"),
     [
