@@ -72,8 +72,13 @@ def _is_flat_export(fields: Mapping[str, Any]) -> bool:
 
 
 def numbered_answers(fields: Mapping[str, Any]) -> list[str]:
-    """Return the names of fields that look like numbered answers, in order."""
-    return sorted(name for name, value in fields.items() if value is not None and ANSWER_NAME.fullmatch(name))
+    """Return the names of fields that look like numbered answers, by their numbers or letters."""
+
+    def order(name: str) -> tuple[str, int]:
+        stem = name.rstrip("0123456789")
+        return stem, int(name.removeprefix(stem) or 0)
+
+    return sorted((name for name, value in fields.items() if value is not None and ANSWER_NAME.fullmatch(name)), key=order)
 
 
 def _answers_of(fields: Mapping[str, Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from mmrlhf.claims import extract_claims
 from mmrlhf.commands.policy_outlook import WITH_FACTS, WITHOUT_FACTS
-from mmrlhf.labeling.label_studio_argilla import unpack_other_export
+from mmrlhf.labeling.label_studio_argilla import numbered_answers, unpack_other_export
 from mmrlhf.labeling.store import Store
 from mmrlhf.labeling.tasks import Task, read_tasks
 from mmrlhf.labeling.uncertainty import CONDITIONS, uncertainty_of_claims, uncertainty_of_margins
@@ -292,6 +292,11 @@ def test_rows_of_other_tools():
     assert fields == {"images": ["red.png"], "prompt": "What is it?", "answers": ["A cup.", "A dog."], "id": "a-1"}
     flat = {"id": "a-1", "status": "completed", **ARGILLA["fields"], "preference.responses": ["response_a"]}
     assert unpack_other_export(row_of(flat)).fields == fields
+
+
+def test_numbered_answers_are_in_the_order_of_their_numbers():
+    fields = {f"answer_{number}": "A cup." for number in (10, 2, 1)} | {"response_b": "B.", "response_a": "A.", "text_1": None}
+    assert numbered_answers(fields) == ["answer_1", "answer_2", "answer_10", "response_a", "response_b"]
 
 
 def test_flat_tables_of_other_tools_before_and_after_an_answer():
