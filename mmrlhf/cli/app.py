@@ -17,8 +17,8 @@ from typing import Any
 
 import mmrlhf
 from mmrlhf.cli.arena import ARENA_COMMANDS
+from mmrlhf.cli.closing import print_closing
 from mmrlhf.cli.commands import (
-    print_closing,
     run_claims,
     run_compare,
     run_data_check,

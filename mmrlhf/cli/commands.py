@@ -6,11 +6,10 @@ Each function parses its arguments first, and imports the command's module only 
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmrlhf.cli.parser import (
     Command,
@@ -28,7 +27,6 @@ from mmrlhf.config import (
     ExportConfig,
     PPOConfig,
     RewardConfig,
-    RFTConfig,
     ServeConfig,
     SFTConfig,
 )
@@ -36,29 +34,12 @@ from mmrlhf.config.loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
-from mmrlhf.report.closing import closing_text
 
 if TYPE_CHECKING:
     from mmrlhf.evaluation.benchmark import Benchmark
     from mmrlhf.evaluation.suites import Suite
 
 TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
-
-
-def print_closing(name: str, config: Any) -> None:
-    """Print the files that a command wrote and the next command, on the main process.
-
-    First write the page about the claims of the latest answers, if the run verified any.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if isinstance(config, PPOConfig | RFTConfig):
-        from mmrlhf.report.claims import write_claims_page
-
-        if page := write_claims_page(Path(config.output_dir)):
-            print(f"{page} shows every claim of the latest answers with its verdicts")
-    if text := closing_text(name, config):
-        print(text)
 
 
 def run_plan(command: Command, argv: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,16 @@ VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "
 """Verdict -> CSS class and mark."""
 
 
-def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | None = None) -> Path | None:
+FindImages = Callable[[Collection[str]], Mapping[str, ImageSource]]
+"""Returns the first images of rows by id, those that it finds."""
+
+
+def write_claims_page(run_dir: Path, find_images: FindImages) -> Path | None:
     """Write `claims.html` into a PPO run's directory, from the end of its ledger.
 
     It shows the answers with the most contradicted claims, worst first. Returns None if no claims
-    were verified. `images_by_id` provides images that are not files. Missing images are left out.
+    were verified. `find_images` is called for the rows whose images are not files. Missing images
+    are left out.
     """
     ledger = run_dir / "ledger.jsonl"
     if not ledger.exists():
@@ -37,11 +42,13 @@ def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | N
     if not latest:
         return None
     rows = sorted(latest, key=_rank_of_badness)[:MAX_ANSWERS]
+    embedded_ids = {row["id"] for row in rows if row.get("images") and _image_file(row) is None}
+    embedded_images = find_images(embedded_ids) if embedded_ids else {}
     entries_by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
         row_id = row["id"]
         if row_id not in entries_by_id:
-            image_url = thumbnail_url(_image_of(row, images_by_id or {}))
+            image_url = thumbnail_url(_image_file(row) or embedded_images.get(row_id))
             entries_by_id[row_id] = {"id": row_id, "image": image_url, "question": row.get("question", ""), "answers": []}
         entries_by_id[row_id]["answers"].append(_answer_entry(row))
     template = jinja_environment().get_template("claims.html.j2")
@@ -82,9 +89,7 @@ def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _image_of(row: Mapping[str, Any], images_by_id: Mapping[str, ImageSource]) -> ImageSource | None:
-    """Return the row's first image, None if it is missing."""
-    source, paths = images_by_id.get(row["id"]), row.get("images")
-    if source is None and paths and Path(paths[0]).is_file():
-        source = ImageSource(path=paths[0])
-    return source
+def _image_file(row: Mapping[str, Any]) -> ImageSource | None:
+    """Return the row's first image if it is a file."""
+    paths = row.get("images")
+    return ImageSource(path=paths[0]) if paths and Path(paths[0]).is_file() else None
