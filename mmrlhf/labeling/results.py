@@ -180,7 +180,7 @@ def claim_rows(labels: Labels) -> Iterator[dict[str, Any]]:
         task = group[0].task
         if task.mode != "claims":
             continue
-        verdicts: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+        verdicts: dict[tuple[Any, ...], Counter[Any]] = defaultdict(Counter)
         claims: dict[tuple[Any, ...], dict[str, Any]] = {}
         for label in group:
             for claim in label.content["claims"]:
@@ -196,10 +196,10 @@ def claim_key(claim: Mapping[str, Any]) -> tuple[Any, ...]:
     return claim["kind"], tuple(claim["span"]), claim["value"], claim["relation"], claim["target"]
 
 
-def _claim_row(claim: Mapping[str, Any], votes: Counter[str]) -> dict[str, Any]:
+def _claim_row(labelled: Mapping[str, Any], votes: Counter[Any]) -> dict[str, Any]:
     (best, count), *rest = votes.most_common()
-    voted = Claim(**{field.name: claim[field.name] for field in fields(Claim)})
-    return claim_to_json(voted, Verdict(voted, "unknown" if rest and rest[0][1] == count else best))
+    claim = Claim(**{field.name: labelled[field.name] for field in fields(Claim)})
+    return claim_to_json(claim, Verdict(claim, "unknown" if rest and rest[0][1] == count else best))
 
 
 def typed_facts(labels: Labels) -> Iterator[tuple[Task, list[Fact]]]:
