@@ -149,17 +149,6 @@ def wilson(hits: float, trials: float, z: float = Z_95) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def newcombe(hits_a: float, trials_a: float, hits_b: float, trials_b: float) -> tuple[float, float]:
-    """Return the 95% interval of proportion a minus proportion b, of independent trials.
-
-    It is method 10 of Newcombe (1998), Statistics in Medicine 17, 873-890: from the Wilson
-    intervals of both, so it has a width at 0 and 1 too.
-    """
-    a, b = hits_a / trials_a, hits_b / trials_b
-    (low_a, high_a), (low_b, high_b) = wilson(hits_a, trials_a), wilson(hits_b, trials_b)
-    return a - b - ((a - low_a) ** 2 + (high_b - b) ** 2) ** 0.5, a - b + ((high_a - a) ** 2 + (b - low_b) ** 2) ** 0.5
-
-
 def accuracy_by_group(
     clusters: Sequence[Hashable],
     outcomes: Sequence[bool],

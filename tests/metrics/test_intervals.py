@@ -13,7 +13,6 @@ from mmrlhf.metrics.intervals import (
     fold_interval,
     mcnemar,
     mean_interval,
-    newcombe,
     paired_bootstrap,
     unflatten,
     wilson,
@@ -24,15 +23,6 @@ from mmrlhf.metrics.intervals import (
 def proportion_statistics(clusters, hits, **fields):
     columns = np.array([[hit, 1] for hit in hits], float).reshape(-1, 2)
     return SufficientStats(clusters, columns, lambda sums: {"share": sums[..., 0] / sums[..., 1]}, **fields)
-
-
-def test_newcombe_matches_published_values():
-    # Newcombe (1998), table II, method 10: 56/70 - 48/80, 9/10 - 3/10, and 0/10 - 0/10.
-    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    assert newcombe(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
-    assert newcombe(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
-    low, high = newcombe(48, 80, 56, 70)
-    assert (-high, -low) == pytest.approx(newcombe(56, 70, 48, 80))
 
 
 def test_wilson_matches_published_values():

@@ -25,9 +25,10 @@ def rows_of(outcomes_by_kind, claims_per_row=1):
 
 
 def test_the_interval_of_j_counts_rows_not_their_claims():
-    # Newcombe (1998), table II, method 10: 56/70 - 48/80, 0/10 - 0/10; each claim in its own row.
+    # Newcombe (1998), table II, method 10, with each claim in its own row.
     for (hits, trials, hits_true, trials_true), interval in (
         ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
         ((0, 10, 0, 10), (-0.2775, 0.2775)),
     ):
         kinds = {"object": outcomes(np.arange(trials) < hits, np.arange(trials_true) < hits_true)}
