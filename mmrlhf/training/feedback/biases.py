@@ -83,7 +83,9 @@ def agreement(comparisons: Sequence[Comparison]) -> dict[str, Proportion]:
 def _share(
     comparisons: Sequence[Comparison], holds: Callable[[Comparison], bool], applies: Callable[[Comparison], bool] = lambda _: True
 ) -> Proportion:
-    return proportion(np.array([holds(comparison) for comparison in comparisons if applies(comparison)], dtype=bool))
+    counted = [comparison for comparison in comparisons if applies(comparison)]
+    prompts = [comparison.better.sampled.row for comparison in counted]  # each has several comparisons
+    return proportion(np.array(list(map(holds, counted)), dtype=bool), prompts)
 
 
 def _difference(first: Proportion, second: Proportion) -> float | None:

@@ -3,7 +3,8 @@
 import pytest
 
 from mmrlhf.training.feedback.biases import agreement, label_biases
-from tests.helpers.labelled_answers import comparison
+from mmrlhf.training.feedback.pairs import Comparison
+from tests.helpers.labelled_answers import comparison, labelled
 
 
 def test_the_longer_answer_is_labelled_better_in_three_of_four():
@@ -11,6 +12,13 @@ def test_the_longer_answer_is_labelled_better_in_three_of_four():
     length = label_biases(rows)["length"]
     assert length["labelled"]["value"] == 0.75 and length["labelled"]["n"] == 4  # equal lengths and ties do not count
     assert set(length) == {"labelled"}  # nothing says what is true
+
+
+def test_comparisons_of_one_prompt_count_once():
+    """In one of two prompts the longer answer is always better: nine pairs of each are one."""
+    rows = [Comparison(labelled(1, 7 + 6 * row, row=row), labelled(0, 10, row=row)) for row in (0, 1) for _ in range(9)]
+    share = label_biases(rows)["length"]["labelled"]
+    assert share == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 18}
 
 
 def test_length_bias_against_the_truth():
