@@ -31,7 +31,7 @@ from mmrlhf.dpo import dpo
 from mmrlhf.evaluation.claim_judge import ClaimJudge
 from mmrlhf.evaluation.openai_client import Endpoint
 from mmrlhf.evaluation.policy_eval import EvalFunction
-from mmrlhf.facts import facts_about, read_facts
+from mmrlhf.facts import NAMES_HINT, facts_about, read_facts
 from mmrlhf.files.atomic import atomic_folder
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.writing import writes
@@ -332,7 +332,7 @@ def _truth_of_file(config: FeedbackConfig, examples: Sequence[Example]) -> TrueU
     facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
     if not any(facts_about(facts, example.id, example.images) for example in examples):
         raise InputError(
-            f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: name images or ids as it does"
+            f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: {NAMES_HINT}"
         )
 
     def true_utility(example: Example, answer: str) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 from mmrlhf.claims import Lexicon, extract_claims
 from mmrlhf.commands.claims import claim_from_json
 from mmrlhf.config import RewardEvalConfig
-from mmrlhf.facts import facts_about, read_facts
+from mmrlhf.facts import NAMES_HINT, facts_about, read_facts
 from mmrlhf.files.inputs import has_same_content
 from mmrlhf.files.rows import Row
 from mmrlhf.files.tables import read_rows
@@ -77,7 +77,7 @@ def _verdicts_of_facts(
     truth_file = read_facts(path)
     true_facts = [facts_about(truth_file, group.id, group.images) for group in groups]
     if not any(true_facts):
-        raise InputError(f"truth_file {path} has no facts about the images of {config.answers}: name images or ids as it does")
+        raise InputError(f"truth_file {path} has no facts about the images of {config.answers}: {NAMES_HINT}")
     same_file = has_same_content(path, config.facts_file)
     pairs = [(_texts(known), _texts(true)) for known, true in zip((g.facts for g in groups), true_facts, strict=True)]
     if reads_facts and (same_file or all(known == true for known, true in pairs if known or true)):

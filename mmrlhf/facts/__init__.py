@@ -10,6 +10,7 @@ corrupt        drop, swap and negate facts
 
 from mmrlhf.facts.annotations import FactsByImage
 from mmrlhf.facts.load import (
+    NAMES_HINT,
     FactsFile,
     ImageMatches,
     facts_about,
@@ -25,6 +26,7 @@ from mmrlhf.facts.scope import mark_incomplete, split_scope
 
 __all__ = [
     "FACT_FIELDS",
+    "NAMES_HINT",
     "NUMBER_WORDS",
     "FactsByImage",
     "FactsFile",

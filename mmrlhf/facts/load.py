@@ -45,6 +45,10 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
     return () if key is None else facts[key]
 
 
+NAMES_HINT = "name images as the rows do, or rows whose images have no name by their id"
+"""How facts that match no row can be mended."""
+
+
 def facts_about(facts: FactsByImage, row_id: str, images: Sequence[ImageSource]) -> tuple[Fact, ...]:
     """Return the facts about a row's images, or those under its id if no image has a name.
 
