@@ -331,9 +331,7 @@ def _truth_of_file(config: FeedbackConfig, examples: Sequence[Example]) -> TrueU
         return None
     facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
     if not any(facts_about(facts, example.id, example.images) for example in examples):
-        raise InputError(
-            f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: {NAMES_HINT}"
-        )
+        raise InputError(f"truth_file {config.truth_file} has no facts about the images of {config.dataset_name}: {NAMES_HINT}")
 
     def true_utility(example: Example, answer: str) -> float | None:
         if not (true_facts := facts_about(facts, example.id, example.images)):

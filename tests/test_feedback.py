@@ -305,5 +305,5 @@ def test_truth_about_other_images_is_refused(tmp_path, examples):
     (tmp_path / "facts.jsonl").write_text(
         json.dumps({"image": "elsewhere", "facts": [{"kind": "object", "text": "ring"}]}) + "\n"
     )
-    with pytest.raises(InputError, match="has no facts about the images of x: name images or ids"):
+    with pytest.raises(InputError, match="has no facts about the images of x: name images as the rows do"):
         feedback(feedback_config("m", tmp_path / "new", truth_file=str(tmp_path / "facts.jsonl")), examples)
