@@ -155,7 +155,7 @@ def outlook_sentences(outlook: Mapping[str, Any]) -> list[str]:
         )
     if outlook["slopes"] is None:
         sentences.append(
-            "Which kinds of false claims training would drive out is not measured: it needs a truth that the reward does not "
+            "Which kinds of false claims training would reduce is not measured: it needs a truth that the reward does not "
             "read (--truth facts, labels or clip)."
         )
         return sentences

@@ -5,7 +5,7 @@ Of a reward model, or an ensemble, it reports on preferences accuracy (overall, 
 hallucination flag, by length), how well scores separate ties, calibration, the effect of injected
 false claims, and accuracy with facts that are missing, about another image, or contradicted, and
 with another row's picture or none. On the answers of a policy it says which false claims training
-would drive out (`policy_outlook`), by reward models, claim rewards, or both. Intervals are 95%
+would reduce (`policy_outlook`), by reward models, claim rewards, or both. Intervals are 95%
 (Wilson, or the bootstrap over prompts).
 """
 

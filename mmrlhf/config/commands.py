@@ -137,7 +137,7 @@ class ScoreConfig(RewardModelConfig):
 @settings
 class RewardEvalConfig(RewardModelConfig):
     """Measure how reliable a reward is: on preferences accuracy by group, calibration, injected
-    false claims and corrupted facts; on a policy's answers which errors it would drive out."""
+    false claims and corrupted facts; on a policy's answers which errors it would reduce."""
 
     reward_model_path: str | None = None
     """Directory that the reward stage wrote; several, separated by commas, form an ensemble.
@@ -156,7 +156,7 @@ class RewardEvalConfig(RewardModelConfig):
     """Random seed of the corrupted facts and the injected claims."""
     answers: str | None = None
     """Sampled answers of the policy, as `mmrlhf generate` writes them, several per prompt: measure
-    which kinds of false claims training against the reward would drive out, with facts and
+    which kinds of false claims training against the reward would reduce, with facts and
     without."""
     reward_terms: str = "fact_rm=1"
     """The reward of these answers: fact_rm (the reward model) and claim rewards by facts, with
