@@ -13,6 +13,7 @@ from mmrlhf.cli import main
 from mmrlhf.dpo import dpo
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import InputError, Message, Preference
 from mmrlhf.replay import replay
@@ -144,7 +145,7 @@ def test_dpo_resumes_if_it_was_killed_before_the_file_of_log_probs_got_its_name(
     monkeypatch.setattr(reference_logps, "ROWS_PER_BATCH", len(pairs) // 3)
     config = dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=2)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(reference_logps.ResumableWriter, "finish", lambda writer: 1 / 0)
+        patch.setattr(ResumableWriter, "finish", lambda writer: 1 / 0)
         dpo(config, pairs)
     dpo(config, pairs)
     assert len(read_jsonl(tmp_path / "run" / "reference_logps.jsonl")) == len(pairs)
