@@ -71,7 +71,7 @@ STAGES = {
 }
 """Flags of each stage. ppo comes after reward, whose untouched run is its reward model."""
 MOMENTS = {
-    "rollout": ["mmrlhf.engine.rollout:LocalEngine.sample", "mmrlhf.rft:_sample_batch"],
+    "rollout": ["mmrlhf.engine.rollout:LocalEngine.sample", "mmrlhf.training.answer_batches:sample_completions"],
     "update": ["mmrlhf.models.micro_batch:Budget.retry_on_oom", "torch.optim:AdamW.step"],
     "saving": ["mmrlhf.training.checkpoint_files:save"],
     "logging": ["mmrlhf.training.run:Run._append_lines"],
