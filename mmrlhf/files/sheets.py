@@ -79,8 +79,7 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
 
 
 def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError if columns share a name, of which a row would keep the last; names may be
-    missing."""
+    """Raise InputError if two columns have one name: rows would keep the last. Names may be empty."""
     repeated = next((name for name, count in Counter(names).items() if name and count > 1), None)
     if repeated is not None:
         raise InputError(f"{path}: the column {preview(repeated)} is given twice: keep one of them")

@@ -61,8 +61,8 @@ def write_answers(
 ) -> None:
     """Sample answers to `examples[row]` of each row in round `number`, and write them.
 
-    batch_size: prompts that are sampled and written together, over all processes; the writer's
-    groups are the answers to so many. to_answers: makes rows of the file from the rows and answers
+    batch_size: prompts that are sampled and written together, over all processes; all answers to
+    them are one group of the writer. to_answers: makes rows of the file from the rows and answers
     of this process. left_out: makes one without the answer, from its prompt's row and its number.
     advice: what to do if the run stops.
 

@@ -31,8 +31,8 @@ class HeldOutPairs:
     """The held-out rows of a run, as an evaluation's function.
 
     Call `prepare` once the model is loaded. The reference's log-probs are computed at the first
-    measurement and kept. Batches are built anew at each one, one at a time, because they hold the
-    features of their images. `config` has no image pairs, which are for rows that are trained on.
+    measurement and kept. Each measurement builds its batches again, one at a time, because batches
+    hold image features. `config` has no image pairs, which are for rows that are trained on.
     """
 
     config: DPOConfig

@@ -102,7 +102,7 @@ def update_minibatch(
 
 
 def policy_mask(config: PPOConfig, batch: PPOBatch) -> Tensor:
-    """Return 1.0 on the tokens of which the policy's loss is a mean, 0.0 on others [N, T]."""
+    """Return 1.0 on the tokens that the policy's loss averages over, 0.0 on others [N, T]."""
     if config.mask_truncated_completions:
         return batch.mask_NT * batch.completions.finished_N[:, None]
     return batch.mask_NT
