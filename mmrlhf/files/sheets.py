@@ -79,7 +79,7 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
 
 
 def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError if two columns have one name: rows would keep the last. Names may be empty."""
+    """Raise InputError if two columns share a name: rows would keep one. Empty names may repeat."""
     repeated = next((name for name, count in Counter(names).items() if name and count > 1), None)
     if repeated is not None:
         raise InputError(f"{path}: the column {preview(repeated)} is given twice: keep one of them")
