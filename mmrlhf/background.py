@@ -13,7 +13,8 @@ T = TypeVar("T")
 def run_in_background(work: Callable[[], T], slots: threading.Semaphore) -> Future[T]:
     """Run work in a separate thread as soon as `slots` has room; return its future.
 
-    A future that is cancelled before then is not run.
+    A future that is cancelled before then is not run. Work with torch must have ended before the
+    process does: an interpreter that ends while a thread is in torch aborts.
     """
     future: Future[T] = Future()
 

@@ -110,7 +110,7 @@ class Producer:
             time.sleep(IDLE_SECONDS)
 
     def close(self) -> None:
-        """Stop without waiting for models that are still answering; their answers are dropped."""
+        """Stop without waiting for servers that are still answering; their answers are dropped."""
         self._is_closed.set()
         self._thread.join()
 
@@ -274,11 +274,16 @@ def _policy(contestant: Contestant, config: ArenaConfig, seed: int) -> Iterator[
         raise InputError(f"{contestant.source} is a reward model, which answers nothing: give a policy")
     params = SamplingParams(config.response_length, config.temperature, seed=seed)
     settings = with_pixels_of_run(ServeConfig(model_name_or_path=contestant.source))
+    computing = threading.Lock()
     with load_policy(base, adapter_path, config.dtype, settings, settings) as vlm:
 
         def ask(question: Example) -> str:
-            ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)
+            with computing:
+                ((_, texts),) = generate_batches(vlm, [question], params, batch_size=1)
             return texts[0]
 
         adapter = Path(adapter_path, "adapter_model.safetensors") if adapter_path is not None else None
-        yield LiveModel(ask, vlm.fingerprint + (file_sha256(adapter) if adapter else ""))
+        try:
+            yield LiveModel(ask, vlm.fingerprint + (file_sha256(adapter) if adapter else ""))
+        finally:  # kept: torch aborts a process that ends while another thread computes
+            computing.acquire()

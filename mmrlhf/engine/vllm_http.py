@@ -22,7 +22,6 @@ from mmrlhf.background import run_in_background
 from mmrlhf.engine import vllm_features, vllm_requests
 from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.sampling import SamplingParams
-from mmrlhf.engine.vllm_features import EnginePicture
 from mmrlhf.engine.vllm_requests import EngineAnswer, EngineError
 from mmrlhf.engine.vllm_server import (
     ANSWER_TIMEOUT,
@@ -40,17 +39,18 @@ from mmrlhf.text.printable import printable
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt in the form of a request, with nothing left to compute on the trainer's device.
+    """A prompt in the form of a request, with no tensors left.
 
     `sent_ids` are the token ids to send, in which a server expands placeholders of pixels;
-    `token_ids` is the result that it must reach. `pictures` are features, None for pixels.
+    `token_ids` is the result that it must reach. `features` is the request's field, None for
+    pixels and for a prompt without images.
     """
 
     prompt: Prompt
     seed: int
     token_ids: list[int]
     sent_ids: list[int]
-    pictures: list[EnginePicture] | None
+    features: dict[str, Any] | None
 
 
 @dataclass
@@ -107,8 +107,8 @@ class VLLMServers:
         """Begin to sample, and return a function that waits for the answers; it raises EngineError.
 
         It must be called before the next `set_policy`. Until then the requests run in separate
-        threads, which use neither model nor tokenizer. Raises EngineError if the servers do not
-        accept their first pictures.
+        threads, which use neither model nor tokenizer nor tensors. Raises EngineError if the
+        servers do not accept their first pictures.
         """
         seeds = vllm_requests.prompt_seeds(prompts, params.seed)
         sampling_params = vllm_requests.sampling_params(self.vlm, params, n)
@@ -147,9 +147,13 @@ class VLLMServers:
 
     def _prepare(self, prompt: Prompt, seed: int, as_features: bool) -> PreparedPrompt:
         token_ids = prompt.token_ids.tolist()
-        if as_features or not prompt.images:
-            return PreparedPrompt(prompt, seed, token_ids, token_ids, vllm_features.engine_pictures(self.vlm, prompt))
-        return PreparedPrompt(prompt, seed, token_ids, self.vlm.tokenize_expanded(prompt.text), None)
+        if not prompt.images:
+            return PreparedPrompt(prompt, seed, token_ids, token_ids, None)
+        if not as_features:
+            return PreparedPrompt(prompt, seed, token_ids, self.vlm.tokenize_expanded(prompt.text), None)
+        # Not in the request's thread: torch aborts a process that ends while a thread computes.
+        pictures = vllm_features.engine_pictures(self.vlm, prompt)
+        return PreparedPrompt(prompt, seed, token_ids, token_ids, vllm_features.features_field(self.vlm, pictures))
 
     def _ask_first(
         self,
@@ -208,8 +212,8 @@ class VLLMServers:
         images = prepared.prompt.images
         if not images:
             return {}
-        if prepared.pictures is not None:
-            return {"features": vllm_features.features_field(self.vlm, prepared.pictures)}
+        if prepared.features is not None:
+            return {"features": prepared.features}
         return {"content_parts": [{"type": "image_url", "url": _data_url(image), "uuid": image.key} for image in images]}
 
     def _read(

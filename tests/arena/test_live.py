@@ -1,11 +1,15 @@
 """Live models: pairs come only when both sides are there, and failures are void votes."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,6 +281,29 @@ def test_policies_on_disk_answer_live(questions, tiny_vlm_path, tmp_path):
     with serving_arena(config) as running:
         task = running.store.task(1)
     assert set(task.models) == {"one", "two"} and len(set(task.answers)) == 2 and all(task.answers)
+
+
+EXIT_SCRIPT = """
+import sys, time
+from mmrlhf.arena.serve import serving_arena
+from mmrlhf.config import ArenaConfig
+config = ArenaConfig(
+    output_file=sys.argv[1], models=f"one={sys.argv[2]},two={sys.argv[2]}", dataset_name=sys.argv[3], response_length=200,
+    temperature=1.0, ahead=1000, port=0,
+)
+with serving_arena(config):
+    time.sleep(0.2)
+print("closed")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_while_policies_still_answer(questions, tiny_vlm_path, tmp_path):
+    """torch aborts a process that ends while one of its threads computes."""
+    command = [sys.executable, "-c", EXIT_SCRIPT, str(tmp_path / "votes.db"), tiny_vlm_path, str(questions[1])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and done.stdout.endswith("closed\n"), done.stderr[-3000:]
 
 
 def test_an_adapter_answers_live_and_another_one_needs_another_name(questions, tiny_vlm_path, tmp_path):
