@@ -138,9 +138,9 @@ def _train(
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-        skipped_steps.restore(state)
+        skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
-        evaluation.restore(start_step, tensors, state)
+        evaluation.restore(tensors, state, start_step)
     elif measured := evaluation.evaluate(run, accelerator, policy, 0):
         run.log(0, measured)
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
@@ -187,7 +187,7 @@ def _train(
             if is_save_due or stop or skipped_steps.may_stop:
                 evaluation.save_best(run, policy)
                 best_tensors, state = evaluation.checkpoint()
-                state |= skipped_steps.state() | {"last": _last_metrics(metrics)}
+                state |= {"skipped_steps": skipped_steps.state_dict(), "last": _last_metrics(metrics)}
                 run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop:
                     raise InputError(stop)

@@ -144,11 +144,11 @@ def _train(
     """Take the remaining steps; then `evaluation.num_steps` is the step at which the run ended."""
     roles, policy, start_step = state.roles, state.roles.policy, 0
     if resumed := run.resume(num_steps):
-        start_step, tensors, numbers = resumed
-        state.restore(tensors, numbers, start_step * config.per_device_train_batch_size * accelerator.num_processes)
+        start_step, tensors, saved_state = resumed
+        state.restore(tensors, saved_state, start_step * config.per_device_train_batch_size * accelerator.num_processes)
         if state.stopped:
             evaluation.num_steps = start_step
-        evaluation.restore(start_step, tensors, numbers)
+        evaluation.restore(tensors, saved_state, start_step)
     if state.was_ahead and start_step < evaluation.num_steps:
         state.started = start_rollout(config, accelerator, roles, engine, state.prompt_order, run.path, start_step)
     else:  # an engine that is down ends the run here, before anything is evaluated
@@ -222,8 +222,8 @@ def _train(
             is_save_due = run.end_step(step + 1, is_last=is_last)
             if is_save_due or stop or state.skipped_steps.may_stop:
                 evaluation.save_best(run, policy)
-                best_tensors, best_state = evaluation.checkpoint()
-                run.save_checkpoint(step + 1, state.tensors() | best_tensors, state.numbers() | best_state)
+                (tensors, saved_state), (best_tensors, best_state) = state.checkpoint(), evaluation.checkpoint()
+                run.save_checkpoint(step + 1, tensors | best_tensors, saved_state | best_state)
                 if stop:
                     raise InputError(stop)
             if state.stopped:
@@ -244,9 +244,9 @@ def _save_and_stop(run: Run, evaluation: PolicyEvaluation, state: PPOState, step
     if step == 0:
         return InputError(str(error))
     evaluation.save_best(run, state.roles.policy)
-    best_tensors, best_state = evaluation.checkpoint()
+    (tensors, saved_state), (best_tensors, best_state) = state.checkpoint(), evaluation.checkpoint()
     try:
-        run.save_checkpoint(step, state.tensors() | best_tensors, state.numbers() | best_state)
+        run.save_checkpoint(step, tensors | best_tensors, saved_state | best_state)
     except InputError as failure:
         return InputError(f"{error}; {failure}")
     change = "" if isinstance(error, EngineError) else " (add --allow_change reward_terms if you change the reward)"

@@ -36,7 +36,7 @@ from mmrlhf.training.dpo.image_pairs import images_from_tensors
 from mmrlhf.training.dpo.step import Counts
 from mmrlhf.training.dpo.step import compute_gradients as dpo_gradients
 from mmrlhf.training.optim import GRADIENT_PROBLEM
-from mmrlhf.training.ppo.batch import restore_batch
+from mmrlhf.training.ppo.batch import batch_from_tensors
 from mmrlhf.training.ppo.policy_losses import Aggregation
 from mmrlhf.training.ppo.ptx import PTXBatch
 from mmrlhf.training.ppo.roles import PPORoles, load_roles
@@ -189,7 +189,7 @@ def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accele
         return Step(roles.changing, lambda: _sample_again(saved, config, roles))
     num_prompts = len(saved.batch["mask_NT"]) // config.num_generations
     rows, ptx_rows = list(saved.rows[:num_prompts]), list(saved.rows[num_prompts:])
-    batch = restore_batch(config, roles, rows, saved.batch, saved.numbers)  # type: ignore[arg-type]
+    batch = batch_from_tensors(config, roles, rows, saved.batch, saved.numbers)  # type: ignore[arg-type]
     num_tokens = torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device)
     aggregate = Aggregation(
         config.loss_type,

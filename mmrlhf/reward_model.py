@@ -156,9 +156,9 @@ def _train(
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         best.restore(tensors, state)
-        monitor.load_state(state.get("monitor", {}))
+        monitor.load_state_dict(state.get("monitor", {}))
         num_not_better = state["num_not_better"] if best.step is not None else 0
-        skipped_steps.restore(state)
+        skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:
         outcomes_before = measured_rows.outcomes(untrained or model)
@@ -209,8 +209,8 @@ def _train(
             if is_save_due or stop or skipped_steps.may_stop:
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
-                state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state()}
-                state |= skipped_steps.state()
+                state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state_dict()}
+                state |= {"skipped_steps": skipped_steps.state_dict()}
                 run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop:
                     raise InputError(stop)

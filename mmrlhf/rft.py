@@ -93,8 +93,8 @@ def rft(
     first_round = 1
     if resumed := run.resume():
         first_round, state = resumed[0] + 1, resumed[2]
-        aggregation.load_state(state["rewards"])
-        evaluation.restore(resumed[0], {}, state)
+        aggregation.load_state_dict(state["rewards"])
+        evaluation.restore({}, state, resumed[0])
 
     for number in range(first_round, evaluation.num_steps + 1):
         folder = run.path / f"round_{number}"
@@ -147,7 +147,7 @@ def rft(
             kept_totals = [answer.breakdown.total for answer in kept]
             run.log_samples(number, sample_rows(run, kept_samples, kept_totals, kept_ledger, config.num_sample_generations))
         stop = evaluation.after_step(run, accelerator, number, metrics, is_logging_step=True)
-        run.save_checkpoint(number, {}, {"rewards": aggregation.state(), "monitor": evaluation.monitor.state()})
+        run.save_checkpoint(number, {}, {"rewards": aggregation.state_dict(), "monitor": evaluation.monitor.state_dict()})
         if stop:
             raise InputError(stop)
         if number == evaluation.num_steps:

@@ -72,8 +72,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-        skipped_steps.restore(state)
-        evaluation.restore(start_step, tensors, state)
+        skipped_steps.load_state_dict(state.get("skipped_steps", {}))
+        evaluation.restore(tensors, state, start_step)
     elif measured := evaluation.evaluate(run, accelerator, role, 0):
         run.log(0, measured)
 
@@ -106,7 +106,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
                 evaluation.save_best(run, role)
                 best_tensors, state = evaluation.checkpoint()
                 tensors = {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}
-                run.save_checkpoint(step + 1, tensors, skipped_steps.state() | state)
+                run.save_checkpoint(step + 1, tensors, {"skipped_steps": skipped_steps.state_dict()} | state)
                 if stop:
                     raise InputError(stop)
             if is_last:

@@ -253,9 +253,9 @@ def test_groups_alike_compares_what_is_trained_on(settings, alike):
     samples = [SimpleNamespace(num_tokens=5 + 4 * (i % 2)) for i in range(len(values))]
     config = config_of("m", "o", **settings)
     roles = SimpleNamespace(aggregation=build_aggregation(config, list))
-    before = roles.aggregation.state()
+    before = roles.aggregation.state_dict()
     assert groups_alike(config, roles, SimpleNamespace(breakdowns=breakdowns, samples=samples)) == alike
-    assert roles.aggregation.state() == before  # the answers may still be replaced
+    assert roles.aggregation.state_dict() == before  # the answers may still be replaced
 
 
 def test_a_function_that_applies_to_one_answer_leaves_a_group_alike():

@@ -246,9 +246,9 @@ class PolicyEvaluation:
             self.best.save(policy, run.path / "best")
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what a checkpoint needs to continue; the main process has the best weights."""
+        """Return the best weights, which the main process has, and the rest as JSON."""
         best_tensors, best_state = ({}, {}) if self.best is None else self.best.checkpoint()
-        return best_tensors, {"monitor": self.monitor.state()} | best_state
+        return best_tensors, {"monitor": self.monitor.state_dict()} | best_state
 
     def finish(self, run: Run, policy: Role, result: Path) -> dict[str, Any]:
         """Return the entries of finished.json about the best policy, and write it to the folder
@@ -272,9 +272,9 @@ class PolicyEvaluation:
         self.best.save(policy, run.path / "best")
         return {"best": self.best.result(), "policy_step": self.num_steps}
 
-    def restore(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint after `step` steps."""
-        self.monitor.load_state(state.get("monitor", {}))
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
+        """Continue from what `checkpoint` returned after `step` steps."""
+        self.monitor.load_state_dict(state.get("monitor", {}))
         if self.monitor.ended:
             self.num_steps = step
         if self.best is not None:

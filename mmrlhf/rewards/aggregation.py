@@ -46,23 +46,23 @@ class RewardAggregation:
         unchanged = replace(self, normalizer=copy(self.normalizer), length_bounds=copy(self.length_bounds))
         return unchanged(breakdowns, samples)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the statistics so far, as JSON."""
         return {
-            "moments": self.normalizer.state() if self.normalizer is not None else None,
+            "moments": self.normalizer.state_dict() if self.normalizer is not None else None,
             "length_bounds": self.length_bounds.bounds if self.length_bounds is not None else None,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned, as far as the settings still use it.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, as far as the settings still use it.
 
-        The state lacks statistics that were not measured yet, because steps were skipped or
-        settings changed.
+        It lacks statistics that were not measured yet, because steps were skipped or settings
+        changed.
         """
-        if self.normalizer is not None and state.get("moments") is not None:
-            self.normalizer.load_state(state["moments"])
-        if self.length_bounds is not None and self.length_bounds.bounds is None and state.get("length_bounds") is not None:
-            lower, upper = state["length_bounds"]
+        if self.normalizer is not None and state_dict.get("moments") is not None:
+            self.normalizer.load_state_dict(state_dict["moments"])
+        if self.length_bounds is not None and self.length_bounds.bounds is None and state_dict.get("length_bounds") is not None:
+            lower, upper = state_dict["length_bounds"]
             self.length_bounds.bounds = lower, upper
 
 

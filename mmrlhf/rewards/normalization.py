@@ -114,10 +114,10 @@ class TermNormalizer:
         self.running = add_values(self.running, gather([breakdown.values for breakdown in breakdowns]))
         return [normalize(breakdown, self.running, MAX_RUNNING_DEVIATIONS) for breakdown in breakdowns]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the running statistics as JSON, for a checkpoint."""
         return {name: asdict(moments) for name, moments in self.running.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.running = {name: Moments(**moments) for name, moments in state.items()}
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.running = {name: Moments(**moments) for name, moments in state_dict.items()}

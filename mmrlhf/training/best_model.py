@@ -44,13 +44,13 @@ class BestModel:
     # ---- checkpoints ----
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and the state that a checkpoint needs to continue."""
+        """Return the best weights, and their metric, value and step as JSON, if there are any."""
         if self.step is None:
             return {}, {}
         return {f"{PREFIX}{name}": tensor for name, tensor in self.tensors.items()}, {"best": self.result()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, unless it compared weights by another metric."""
+        """Continue from what `checkpoint` returned, unless it compared by another metric."""
         names = ("metric", "greater_is_better")
         if "best" in state and all(state["best"][name] == getattr(self, name) for name in names):
             self.step, self.value = int(state["best"]["step"]), float(state["best"]["value"])

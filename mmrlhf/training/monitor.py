@@ -257,7 +257,7 @@ class Monitor:
 
     # ---- checkpoints ----
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue, as JSON."""
         evaluations = [[proxy, {key: list(point) for key, point in held_out.items()}] for proxy, held_out in self._evaluations]
         return {
@@ -270,14 +270,16 @@ class Monitor:
             "ended": self.ended,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint; those of earlier versions have no state."""
-        if state:
-            self._window, self._proxy_values = state["window"], state["proxy_values"]
-            self._first_entropy, self._has_new_evaluation = state["first_entropy"], state["has_new_evaluation"]
-            self.ended, self._starts_silent = state.get("ended", ""), state.get("starts_silent")
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned; an empty mapping, as checkpoints of earlier
+        versions have, changes nothing."""
+        if state_dict:
+            self._window, self._proxy_values = state_dict["window"], state_dict["proxy_values"]
+            self._first_entropy, self._has_new_evaluation = state_dict["first_entropy"], state_dict["has_new_evaluation"]
+            self.ended, self._starts_silent = state_dict.get("ended", ""), state_dict.get("starts_silent")
             self._evaluations = [
-                (proxy, {key: HeldOut(*point) for key, point in held_out.items()}) for proxy, held_out in state["evaluations"]
+                (proxy, {key: HeldOut(*point) for key, point in held_out.items()})
+                for proxy, held_out in state_dict["evaluations"]
             ]
 
 

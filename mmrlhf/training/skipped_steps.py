@@ -141,14 +141,15 @@ class SkippedSteps:
 
     # ---- checkpoints ----
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs, as JSON."""
-        return {"skipped_steps": {"total": self.total, "in_a_row": self.in_a_row}}
+    def state_dict(self) -> dict[str, int]:
+        """Return what a checkpoint needs to continue, as JSON."""
+        return {"total": self.total, "in_a_row": self.in_a_row}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        counts = state.get("skipped_steps", {"total": 0, "in_a_row": 0})
-        self.total, self.in_a_row = int(counts["total"]), int(counts["in_a_row"])
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Continue from what `state_dict` returned; an empty mapping, as checkpoints of earlier
+        versions have, changes nothing."""
+        if state_dict:
+            self.total, self.in_a_row = int(state_dict["total"]), int(state_dict["in_a_row"])
 
     def _remove_files_from(self, step: int) -> None:
         """Remove files that a killed run wrote after its checkpoint: those steps are repeated."""

@@ -28,24 +28,24 @@ def test_state_restores_what_was_measured(tmp_path):
     first = aggregation_of(tmp_path, length_bounds="auto", **NORMALIZED)
     reward(first, 4, 8)
     again = aggregation_of(tmp_path, length_bounds="auto", **NORMALIZED)
-    again.load_state(first.state())
-    assert again.length_bounds.bounds == (4, 8) and again.state() == first.state()
+    again.load_state_dict(first.state_dict())
+    assert again.length_bounds.bounds == (4, 8) and again.state_dict() == first.state_dict()
 
 
 @pytest.mark.parametrize("settings", [{"length_bounds": "auto"}, NORMALIZED])
 def test_nothing_is_restored_where_nothing_was_measured(tmp_path, settings):
     """The first steps may have been skipped, or the setting was changed along the way."""
     aggregation = aggregation_of(tmp_path, **settings)
-    aggregation.load_state(aggregation_of(tmp_path).state())
-    aggregation.load_state({})  # of a checkpoint from before there were any
+    aggregation.load_state_dict(aggregation_of(tmp_path).state_dict())
+    aggregation.load_state_dict({})  # of a checkpoint from before there were any
     if aggregation.length_bounds is not None:
-        aggregation.load_state(aggregation_of(tmp_path, length_bounds="auto").state())
+        aggregation.load_state_dict(aggregation_of(tmp_path, length_bounds="auto").state_dict())
     assert [breakdown.total for breakdown in reward(aggregation, 5, 5)] in ([5.0, 5.0], [0.0, 0.0])
 
 
 def test_changed_bounds_are_those_of_the_settings(tmp_path):
     changed = aggregation_of(tmp_path, length_bounds="10,50")
-    changed.load_state(aggregation_of(tmp_path, length_bounds="8,40").state())
+    changed.load_state_dict(aggregation_of(tmp_path, length_bounds="8,40").state_dict())
     assert changed.length_bounds.bounds == (10, 50)
 
 

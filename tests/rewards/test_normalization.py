@@ -95,9 +95,9 @@ def test_running_statistics_resume_from_json_and_do_not_depend_on_processes():
     resumed = TermNormalizer("running", 1)
     for step in answers[:2]:
         resumed(step, list)
-    state = json.loads(json.dumps(resumed.state()))
+    state = json.loads(json.dumps(resumed.state_dict()))
     resumed = TermNormalizer("running", 1)
-    resumed.load_state(state)
+    resumed.load_state_dict(state)
     assert [[b.total for b in resumed(step, list)] for step in answers[2:]] == totals[2:]
     before: dict[str, Moments] = {}
     for step, expected in zip(answers, totals, strict=True):

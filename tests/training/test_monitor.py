@@ -70,9 +70,9 @@ def test_monitor_continues_from_its_state(tmp_path):
     points = [(None, 0.7), (1.0, 0.8), (2.0, 0.7), (3.0, 0.6)]
     first, second = Monitor(REWARD), Monitor(REWARD)
     assert watched(tmp_path / "a", first, points[:3]) == []
-    second.load_state(json.loads(json.dumps(first.state())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert watched(tmp_path / "b", second, points[3:], start=3) == [3]
-    second.load_state({})  # a checkpoint of an earlier version
+    second.load_state_dict({})  # a checkpoint of an earlier version
 
 
 def test_warnings_are_about_the_window_since_the_last_logging_step(tmp_path):
@@ -104,7 +104,7 @@ def test_a_warning_ends_a_run_that_writes_its_best_weights(tmp_path):
     assert monitor.after_step(run, ONE_PROCESS, 2, metrics, True) is None
     assert monitor.ended.startswith("ended after step 2 at the warning refusal_rate (stop_on_warning): 50% of answers refuse")
     resumed = Monitor(REWARD, ("refusal_rate",), ends_run=True)
-    resumed.load_state(json.loads(json.dumps(monitor.state())))
+    resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
     assert resumed.ended == monitor.ended
 
 
@@ -129,8 +129,8 @@ def warned_of_silence(folder, rates, resumed_after=None, **metrics):
     for step, rate in enumerate(rates, 1):
         monitor.after_step(run, ONE_PROCESS, step, {REWARD.key: 0.0, "hacking/zero_claim_rate": rate, **metrics}, True)
         if step == resumed_after:
-            state, monitor = json.loads(json.dumps(monitor.state())), Monitor(REWARD)
-            monitor.load_state(state)
+            state, monitor = json.loads(json.dumps(monitor.state_dict())), Monitor(REWARD)
+            monitor.load_state_dict(state)
     file = folder / "warnings.jsonl"
     return [row["step"] for row in read_jsonl(file)] if file.exists() else []
 

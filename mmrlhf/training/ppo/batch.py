@@ -88,7 +88,7 @@ def sampling_params(config: PPOConfig, step: int) -> SamplingParams:
     return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens, seed=seed)
 
 
-def restore_batch(
+def batch_from_tensors(
     config: PPOConfig, roles: PPORoles, rows: Sequence[Example], tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
 ) -> PPOBatch:
     """Return a step's batch from its rows and `PPOBatch.tensors`, without texts and rewards."""

@@ -62,11 +62,11 @@ class KLController:
         self.error = min(MAX_ERROR, max(MIN_ERROR, math.log(ratio)))
         self.integral = min(MAX_INTEGRAL, max(-MAX_INTEGRAL, self.integral + self.gain * self.error))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the state that determines the coming weights, for a checkpoint."""
         return {"error": self.error, "integral": self.integral}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; an empty mapping changes nothing."""
-        if state:
-            self.error, self.integral = float(state["error"]), float(state["integral"])
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned; an empty mapping changes nothing."""
+        if state_dict:
+            self.error, self.integral = float(state_dict["error"]), float(state_dict["integral"])

@@ -38,35 +38,32 @@ class PPOState:
     started: StartedRollout | None = None
     was_ahead: bool = False
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the weights that change and the optimiser's state, for a checkpoint."""
-        role_tensors = {name: tensor for role in self.roles.changing for name, tensor in role.state_dict().items()}
-        return role_tensors | optimizer_tensors(self.optimizer)
-
-    def numbers(self) -> dict[str, Any]:
-        """Return the rest of the state as JSON, for a checkpoint."""
-        return {
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the weights that change and the optimiser's state, and the rest as JSON."""
+        tensors = {name: tensor for role in self.roles.changing for name, tensor in role.state_dict().items()}
+        state = {
             "kl": self.kl,
-            "kl_controller": self.kl_controller.state(),
-            "rewards": self.roles.aggregation.state(),
+            "kl_controller": self.kl_controller.state_dict(),
+            "rewards": self.roles.aggregation.state_dict(),
             "position": self.prompt_order.position if self.started is None else self.started.position,
             "is_ahead": self.started is not None,
             "stopped": self.stopped,
-            **self.skipped_steps.state(),
+            "skipped_steps": self.skipped_steps.state_dict(),
         }
+        return tensors | optimizer_tensors(self.optimizer), state
 
-    def restore(self, tensors: dict[str, Tensor], numbers: Mapping[str, Any], position: int) -> None:
-        """Continue from what `tensors` and `numbers` returned.
+    def restore(self, tensors: dict[str, Tensor], state: Mapping[str, Any], position: int) -> None:
+        """Continue from what `checkpoint` returned.
 
         `position` is used if the checkpoint (of 0.3.0) does not record one.
         """
-        self.kl = numbers.get("kl")
-        self.roles.aggregation.load_state(numbers.get("rewards", {}))
-        self.kl_controller.load_state(numbers.get("kl_controller", {}))
-        self.prompt_order.position = numbers.get("position", position)
-        self.stopped = numbers.get("stopped", "")
-        self.was_ahead = numbers.get("is_ahead", False)
-        self.skipped_steps.restore(numbers)
+        self.kl = state.get("kl")
+        self.roles.aggregation.load_state_dict(state.get("rewards", {}))
+        self.kl_controller.load_state_dict(state.get("kl_controller", {}))
+        self.prompt_order.position = state.get("position", position)
+        self.stopped = state.get("stopped", "")
+        self.was_ahead = state.get("is_ahead", False)
+        self.skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         for role in self.roles.changing:
             role.load_state_dict(tensors)
         load_optimizer(self.optimizer, tensors)

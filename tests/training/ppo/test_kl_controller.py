@@ -14,7 +14,7 @@ from tests.helpers.stages import ppo_config
 def test_a_fixed_weight_never_changes():
     controller = KLController(0.05)
     controller.update(1000.0)
-    assert controller.coef == 0.05 and controller.state() == {"error": 0.0, "integral": 0.0}
+    assert controller.coef == 0.05 and controller.state_dict() == {"error": 0.0, "integral": 0.0}
 
 
 def test_the_weight_follows_the_last_error_and_the_sum_of_errors():
@@ -102,11 +102,11 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened():
     for kl in kls[:13]:
         first.update(kl)
     second = KLController(0.05, target=2.0)
-    second.load_state(json.loads(json.dumps(first.state())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.coef == first.coef
     for kl in kls[13:]:
         second.update(kl)
-    assert second.state() == whole.state() and second.coef == whole.coef
+    assert second.state_dict() == whole.state_dict() and second.coef == whole.coef
 
 
 @pytest.mark.parametrize(
