@@ -6,7 +6,7 @@ Modules in the order of their imports:
 - one tag per word: `markup` (what is not prose), `tagging`, `verb_forms`, `word_context`,
   `tag_rules`, `verb_or_other`, `content_words`, `disambiguation`
 - claims of a sentence: `noun_phrases`, `builder`, `actions`, `predicates`, `place_rules`,
-  `relations`, `phrase_roles`, `pronouns`, `list_items`, `connectives`, `extraction`
+  `image_places`, `relations`, `phrase_roles`, `pronouns`, `list_items`, `connectives`, `extraction`
 - an answer without one claim: `tagged_text`, `removal`
 """
 

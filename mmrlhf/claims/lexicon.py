@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmrlhf.claims.grammar import PARTICIPLES, POSITION_WORDS, UNIT_WORDS
 from mmrlhf.records import InputError
+from mmrlhf.text.words import IMAGE_PLACES
 
 MAX_CACHED_WORDS = 200_000
 """Size limit of each of a lexicon's caches, for text that never repeats."""
@@ -22,31 +23,13 @@ DATA_DIR = Path(__file__).parent
 MISSING_USES = {"tow": "vN"}
 """Uses of words that `words.txt` does not have."""
 PERSON_ENDINGS = (
-    "woman",
-    "girl",
-    "boy",
-    "keeper",
-    "monger",
-    "smith",
-    "child",
-    "driver",
-    "rider",
-    "worker",
-    "player",
-    "seller",
-    "fighter",
-    "teacher",
-    "sman",
-    "eman",
-    "erman",
-    "hman",
-    "kman",
-    "dman",
-)
+    "woman", "girl", "boy", "keeper", "monger", "smith", "child", "driver", "rider", "worker", "player", "seller", "fighter",
+    "teacher", "sman", "eman", "erman", "hman", "kman", "dman",
+)  # fmt: skip
 """Endings of nouns for persons: zookeeper, fishmonger, schoolgirl, craftsman."""
 SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
-    "materials", "colours", "places",
+    "materials", "colours", "places", "image places",
 )  # fmt: skip
 
 
@@ -75,6 +58,8 @@ class Lexicon:
     """The name that claims use for each synonym."""
     word_sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
     """Words of each section without its own structure."""
+    image_places: dict[str, str] = field(default_factory=dict)
+    """The place in the image (`IMAGE_PLACES`) of each phrase for one; empty reads none."""
     dictionary: Mapping[str, str] = field(default_factory=dict)
     """Uses of each word, the most frequent first: N visible noun, n other noun, v verb,
     a adjective, r adverb.
@@ -342,11 +327,19 @@ def _split_names(text: str) -> list[str]:
 def _add_file(lexicon: Lexicon, path: Path) -> None:
     """Add the entries of a lexicon file. Raises InputError."""
     for section, line, line_number in _read_entries(path):
-        if section in ("coco", "same thing"):
+        if section in ("coco", "same thing", "image places"):
             name, separator, rest = line.partition(":")
             name = name.strip()
             if not separator:
                 raise InputError(f"lexicon {path}, line {line_number}: [{section}] needs lines of the form `name: other names`")
+            if section == "image places":
+                if name not in IMAGE_PLACES:
+                    raise InputError(
+                        f"lexicon {path}, line {line_number}: {name} is not a place in the image: use {', '.join(IMAGE_PLACES)}"
+                    )
+                lexicon.image_places.setdefault(name, name)
+                lexicon.image_places.update(dict.fromkeys(_split_names(rest), name))
+                continue
             synonyms, _, subtypes = rest.partition("|")
             lexicon.canonical.update(dict.fromkeys(_split_names(synonyms), name))
             if section == "coco":

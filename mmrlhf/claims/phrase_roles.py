@@ -16,6 +16,7 @@ from mmrlhf.claims.grammar import (
     POSSESSIVES,
     SHADED_COLOURS,
 )
+from mmrlhf.claims.image_places import locate_joined, resolve_fronted_place
 from mmrlhf.claims.list_items import read_gapped
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target, resolve_fronted
@@ -155,6 +156,7 @@ def process_phrase(
     state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
     state.action = None
     resolve_fronted(builder)
+    resolve_fronted_place(builder, phrase)
 
 
 def _begin_clause_of_part(builder: ClaimBuilder, phrase: Phrase) -> None:
@@ -349,6 +351,7 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
     state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
     if state.action is not None and not state.action.is_open and next_tag not in PARTICIPLE_TAGS:
         complete_action(builder, phrase)
+    locate_joined(builder, phrase)
     # On the table are a cup and a *plate*.
     is_presented = state.conjunct_role == "object" and state.verb in EXISTENCE_VERBS and state.action is None
     if state.resolved_relation is not None and is_presented and not phrase.is_definite:
@@ -364,6 +367,7 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
 def _set_object(builder: ClaimBuilder, phrase: Phrase) -> None:
     """Make a phrase after the verb the object, or the subject if there is none yet."""
     state, phrases = builder.state, [phrase]
+    resolve_fronted_place(builder, phrase)
     if state.action is not None and state.action.is_open:
         complete_action(builder, phrase)
     # It is a *dog*: what follows is about the dog.

@@ -21,6 +21,7 @@ from mmrlhf.claims.grammar import (
     MAX_CONJUNCTS,
     ROOMS,
 )
+from mmrlhf.claims.image_places import locate_in_image
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.place_rules import Preposition, find_located, gives_no_place
 from mmrlhf.claims.tags import COORDINATION_TAGS, FRONTED_TARGET_TAGS
@@ -38,6 +39,8 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
         if rule.ends_relation:
             state.open_relation = None
         return
+    if builder.lexicon.image_places:
+        locate_in_image(builder, index, preposition)
     # Below the clock, *on* a shelf, is a cup.
     is_fronted_again = state.fronted_relation is not None and previous_tag == "," and state.conjunct_role == "target"
     if word == "during" or is_fronted_again or not (state.conjuncts or state.actors):

@@ -18,9 +18,12 @@ image, not about the list. Pronouns are not followed.
 from __future__ import annotations
 
 from mmrlhf.claims.extraction import extract_claims
+from mmrlhf.claims.image_places import read_image_place
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.tagged_text import TaggedText
+from mmrlhf.claims.tags import NOMINAL_TAGS
 from mmrlhf.records import Claim
+from mmrlhf.text.words import IMAGE_RELATIONS
 
 MAX_MENTIONS = 20
 """Maximum number of mentions of one object that are removed from an answer."""
@@ -45,6 +48,8 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
         return _remove_attribute(text, claim)
     if claim.kind == "count":
         return _remove_count(text, claim)
+    if claim.relation in IMAGE_RELATIONS:
+        return _remove_image_place(text, claim)
     return _remove_relation(text, claim)
 
 
@@ -119,6 +124,34 @@ def _remove_relation(text: TaggedText, claim: Claim) -> str:
     if text.clause(mark)[0] == mark:  # on the table, there is a cup
         return text.cut_tokens(mark, stop + (text.tags[stop : stop + 1] == ","))
     return text.without_predicate(mark, stop)
+
+
+def _remove_image_place(text: TaggedText, claim: Claim) -> str:
+    """Return the text without the words that say where in the image something is."""
+    mention: Claim | None = claim
+    for _ in range(MAX_MENTIONS):
+        if mention is None:
+            break
+        text = TaggedText(_without_image_place(text, mention), text.lexicon, text.nouns)
+        mention = next((other for other in extract_claims(text.text, text.lexicon) if other == claim), None)
+    return text.text
+
+
+def _without_image_place(text: TaggedText, claim: Claim) -> str:
+    """Return the text without the place in a claim's span."""
+    for mark in range(text.token_at(claim.span[0]), text.token_at(claim.span[1] - 1) + 1):
+        place = read_image_place(text.tokens, mark, text.lexicon)
+        if place is None or place.relation != claim.relation:
+            continue
+        following = text.tags[place.end : place.end + 1]
+        if text.clause(mark)[0] == mark and following == "B":  # on the left is a cat
+            return text.replace_tokens(mark, place.end, "there")
+        if text.clause(mark)[0] == mark:  # on the left, there is a cat
+            return text.cut_tokens(mark, place.end + (following == ","))
+        if text.tags[mark - 1] in NOMINAL_TAGS:
+            return text.cut_tokens(mark, place.end)
+        return text.without_predicate(mark, place.end)
+    return text.text
 
 
 def _nouns_of(claim: Claim, lexicon: Lexicon) -> set[str]:

@@ -50,6 +50,12 @@ class SentenceState:
     """One more relation that precedes its subject: *below the clock*, on a shelf, is a cup."""
     resolved_relation: tuple[str, list[Phrase], int] | None = None
     """A relation that preceded its subject, for subjects that `and` adds."""
+    fronted_place: tuple[str, Phrase, int] | None = None
+    """A place in the image that precedes its subject: relation, image, index."""
+    resolved_place: tuple[str, Phrase, int] | None = None
+    """A place in the image that preceded its subject, for subjects that `and` adds."""
+    image_place_end: int = -1
+    """Where the latest place in the image ends."""
     last_relation: tuple[str, list[Phrase], int] | None = None
     """The latest complete relation, for targets that `and` adds: name, located phrases, index."""
     negated_until: int = -1

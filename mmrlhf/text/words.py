@@ -44,6 +44,16 @@ OPPOSITE_RELATIONS = {
     "underneath": "on top of", "in front of": "behind", "behind": "in front of", "inside": "outside", "outside": "inside",
 }  # fmt: skip
 """The relation that excludes each relation between the same two objects, in the same style."""
+IMAGE = "image"
+"""The target of a relation that says where in the image something is."""
+IMAGE_PLACES: dict[str, tuple[int | None, int | None]] = {
+    "top left": (0, 0), "top middle": (0, 1), "top right": (0, 2), "middle left": (1, 0), "centre": (1, 1), "middle right": (1, 2),
+    "bottom left": (2, 0), "bottom middle": (2, 1), "bottom right": (2, 2),
+    "top": (0, None), "bottom": (2, None), "left": (None, 0), "right": (None, 2),
+}  # fmt: skip
+"""Row and column, from 0 to 2, of each place in the image; None leaves it open."""
+IMAGE_RELATIONS = {f"at the {name} of": cell for name, cell in IMAGE_PLACES.items()}
+"""Row and column of each relation to the image."""
 
 # ---- actions -----------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
-from mmrlhf.text.words import word_set
+from mmrlhf.text.words import IMAGE_RELATIONS, word_set
 from mmrlhf.verifiers.exclusions import WHOLE_PLACES, canonical_value, mutually_exclusive
-from mmrlhf.verifiers.listed import ListedObject, compare_places
+from mmrlhf.verifiers.listed import ListedObject, compare_places, excluding_places
 from mmrlhf.verifiers.nouns import is_a
 
 Evidence = list[tuple[str, float]]
@@ -81,6 +81,8 @@ class CompleteList:
         return [(f"{self.scope[0]}, and {least} listed: {candidates[0].evidence[0]}", self.scope[1])]
 
     def _evidence_against_relation(self, claim: Claim, lexicon: Lexicon) -> Evidence:
+        if claim.relation in IMAGE_RELATIONS:
+            return excluding_places(claim.relation, self._candidates(claim.subject, lexicon) or [])
         subjects, targets = (self._candidates(noun, lexicon) for noun in (claim.subject, claim.target))
         outcomes = list(compare_places(claim.relation, subjects or [], targets or []))
         return [evidence for _, evidence in outcomes] if all(holds is False for holds, _ in outcomes) else []

@@ -20,7 +20,7 @@ from mmrlhf.claims.noun_phrases import word_to_number
 from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.facts import split_scope
 from mmrlhf.records import Claim, Fact, Verdict
-from mmrlhf.text.words import COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.text.words import COLOURS, IMAGE_RELATIONS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
 from mmrlhf.verifiers.closed_world import CompleteList, Evidence
 from mmrlhf.verifiers.exclusions import (
     ACTION_SYNONYMS,
@@ -34,7 +34,7 @@ from mmrlhf.verifiers.exclusions import (
     canonical_value,
     mutually_exclusive,
 )
-from mmrlhf.verifiers.listed import ListedObject, compare_places, read_place
+from mmrlhf.verifiers.listed import ListedObject, compare_places, image_place_evidence, is_place_of_unlisted, read_place
 from mmrlhf.verifiers.nouns import is_a, may_be_same
 
 # ---- index and entry point ----------------------------------------------------------------------
@@ -76,7 +76,8 @@ def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon
     fact_index = _index_facts(tuple(facts), lexicon)
     verdicts = [_verify_claim(claim, fact_index, lexicon) for claim in claims]
     for index, verdict in enumerate(verdicts):
-        if verdict.value == "contradicted" and is_partial_denial(verdict.claim, claims, lexicon):
+        is_unlisted = not fact_index.complete and is_place_of_unlisted(verdict.claim, verdicts, fact_index.listed)
+        if verdict.value == "contradicted" and (is_unlisted or is_partial_denial(verdict.claim, claims, lexicon)):
             verdicts[index] = Verdict(verdict.claim, "unknown", "", 0.5)
     return verdicts
 
@@ -110,12 +111,14 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
     fact_index = FactIndex()
     for fact in facts:
         claims, evidence = list(claims_of_fact(fact, lexicon)), _evidence_of(fact)
+        place = read_place(fact.text) if fact.kind == "object" else None
         for claim in claims:
-            _add_claim(fact_index, claim, evidence)
+            if place is None or claim.relation not in IMAGE_RELATIONS:  # the cell says more
+                _add_claim(fact_index, claim, evidence)
         noun = next((claim.subject for claim in claims if claim.kind == "object" and not claim.negated), "")
         if fact.kind == "object" and noun:
             values = {canonical_value(c.value) for c in claims if c.kind == "attribute" and c.subject == noun and not c.negated}
-            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence, read_place(fact.text)))
+            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence, place))
     if split_scope(facts)[0] == "complete":
         scope = next(_evidence_of(fact) for fact in facts if fact.kind == "scope")
         counts = {noun: max(numbers) for noun, numbers in fact_index.counts.items()}
@@ -359,6 +362,10 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
     for noun in (claim.subject, claim.target):
         if not _evidence_for(fact_index.objects, noun, lexicon):
             contradicting += _absence_evidence(noun, fact_index, lexicon)
+    if claim.relation in IMAGE_RELATIONS:
+        count = max(fact_index.counts.get(claim.subject, {}), default=0)
+        supporting, excluding = image_place_evidence(claim, fact_index.listed, fact_index.relations, count, lexicon)
+        return supporting, contradicting + excluding
     subjects, targets = ([o for o in fact_index.listed if is_a(o.noun, n, lexicon)] for n in (claim.subject, claim.target))
     outcomes = list(compare_places(claim.relation, subjects, targets))
     # A claim has no attributes: of two rings, it may mean either, so both must agree.

@@ -11,7 +11,7 @@ from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.records import Claim, InputError
 from mmrlhf.text import words
 from mmrlhf.text.plurals import pluralize
-from mmrlhf.text.words import COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.text.words import COLOURS, IMAGE_RELATIONS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
 from mmrlhf.verifiers.exclusions import (
     ACTION_SYNONYMS,
     EXCLUSIVE_RELATIONS,
@@ -41,6 +41,8 @@ def claim_phrase(claim: Claim, lexicon: Lexicon) -> str:
     subject = _with_article(claim.subject, lexicon)
     if claim.kind == "action":
         return f"{subject} {present_participle(claim.relation)} {_with_article(claim.target, lexicon)}"
+    if claim.relation in IMAGE_RELATIONS:
+        return f"{subject} {claim.relation} the {claim.target}"
     if claim.kind == "relation":
         return f"{subject} {claim.relation} {_with_article(claim.target, lexicon)}"
     return subject
@@ -56,7 +58,8 @@ def claim_question(claim: Claim, lexicon: Lexicon) -> str:
     """Return a yes/no question that asks whether a claim, without its negation, is true."""
     is_plural = claim.subject in lexicon.word_sets["plural only"] if claim.kind != "count" else claim.value != "1"
     exactly = "exactly " if claim.kind == "count" else ""
-    return f"{'Are' if is_plural else 'Is'} there {exactly}{claim_phrase(claim, lexicon)} in the picture?"
+    place = "" if claim.relation in IMAGE_RELATIONS else " in the picture"
+    return f"{'Are' if is_plural else 'Is'} there {exactly}{claim_phrase(claim, lexicon)}{place}?"
 
 
 def _with_article(noun: str, lexicon: Lexicon) -> str:
@@ -113,6 +116,8 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
         return [replace(claim, value=str(other)) for other in numbers if other != number]
     if claim.kind == "action":
         return _action_distractors(claim)
+    if claim.relation in IMAGE_RELATIONS:
+        return [replace(claim, relation=other) for other in _opposite_places(claim.relation)]
     relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
     if INVERSE_RELATIONS.get(relation) == relation:
         return []  # symmetric: the swapped claim is as true
@@ -128,6 +133,17 @@ def _action_distractors(claim: Claim) -> list[Claim]:
     is_one_way = action in ONE_WAY_ACTIONS and claim.subject != claim.target
     turned = [replace(claim, subject=claim.target, target=claim.subject)] if is_one_way else []
     return [*turned, *(replace(claim, relation=other) for other in OPPOSITE_ACTIONS.get(action, ()))]
+
+
+def _opposite_places(relation: str) -> list[str]:
+    """Return the places in the image at the opposite side, mirrored in one direction or both."""
+    row, column = IMAGE_RELATIONS[relation]
+    mirrored = {(r, c) for r in _with_mirrored(row) for c in _with_mirrored(column)} - {(row, column)}
+    return [other for other, cell in IMAGE_RELATIONS.items() if cell in mirrored]
+
+
+def _with_mirrored(index: int | None) -> set[int | None]:
+    return {None} if index is None else {index, 2 - index}
 
 
 def _may_corefer(a: str, b: str, lexicon: Lexicon) -> bool:

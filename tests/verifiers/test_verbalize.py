@@ -9,6 +9,7 @@ from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, claim_quest
 LEXICON = load_lexicon()
 FEW_DISTRACTORS = DistractorPool(("dog", "cat", "couch"), (frozenset({"red", "blue", "green"}),))
 CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
+CAT_AT_TOP_LEFT = Claim("relation", "cat", relation="at the top left of", target="image")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
             "Is there a dog looking at a cat in the picture?",
         ),
         (CAT_ON_COUCH, "a cat on a couch", "Is there a cat on a couch in the picture?"),
+        (CAT_AT_TOP_LEFT, "a cat at the top left of the image", "Is there a cat at the top left of the image?"),
     ],
 )
 def test_claim_phrase_and_question_match_hand_examples(claim, phrase, question):
@@ -72,3 +74,14 @@ def test_distractor_pool_reads_and_validates_calibration():
     for metadata in ({"nouns": 3}, {"nouns": [3]}, {"groups": [3]}, {"groups": "red"}):
         with pytest.raises(InputError, match="must be words"):
             DistractorPool.from_lexicon(LEXICON, metadata)
+
+
+def test_distractors_of_a_place_in_the_image_are_at_the_opposite_side():
+    def other_relations(place):
+        claim = Claim("relation", "cat", relation=f"at the {place} of", target="image")
+        return [c.relation for c in distractors(claim, FEW_DISTRACTORS, LEXICON)]
+
+    assert other_relations("left") == ["at the right of"]
+    assert other_relations("top left") == ["at the top right of", "at the bottom left of", "at the bottom right of"]
+    assert other_relations("middle left") == ["at the middle right of"]
+    assert other_relations("centre") == []
