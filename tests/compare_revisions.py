@@ -34,10 +34,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mmrlhf.config.loader import RENAMED_FIELDS
+from mmrlhf.config.loader import DEPRECATED_FIELDS, RENAMED_FIELDS
 
 RENAMED_KEYS: dict[str, str] = {
     **RENAMED_FIELDS,
+    **DEPRECATED_FIELDS,
     "guard/": "hacking/",
     "habit": "cooccurrence_errors",
     "sight": "perception_errors",

@@ -273,6 +273,25 @@ def test_main_refuses_old_names_with_the_new_ones(capsys, line, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--allow_worse_judge"], True),
+        (["--allow-worse-judge", "true"], True),
+        (["--allow_worse_judge=false"], False),
+        (["--no-allow_worse_judge"], False),
+        (["--allow_worse_judge", "--allow_worse_reward_model", "false"], False),  # the last one counts
+    ],
+)
+def test_main_accepts_a_deprecated_flag_with_a_note(stub_stage, capsys, arguments, value):
+    calls = stub_stage("ppo", "ppo")
+    assert main(["ppo", *REQUIRED, *arguments]) == 0
+    assert calls[0][0].allow_worse_reward_model is value
+    flag = arguments[0].partition("=")[0]
+    new_flag = "--no-allow_worse_reward_model" if flag.startswith("--no-") else "--allow_worse_reward_model"
+    assert f"note: `{flag}` was renamed: use `{new_flag}`\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "suite",
     ["benchmarks: [scenes]\njudgments: j.jsonl", "benchmarks: {scenes: {judgments: j.jsonl}}"],
 )

@@ -175,7 +175,12 @@ def test_a_killed_round_of_ppo_learns_from_human_pairs_as_one_that_was_not(tiny_
     for name in ("scenes", "people"):
         scenes.export_dataset(str(tmp_path / name), num_rows=2)
     ppo = recipe(
-        "ppo", num_generations=2, response_length=10, num_mini_batches=1, min_probe_detection_rate=0, allow_worse_judge=True
+        "ppo",
+        num_generations=2,
+        response_length=10,
+        num_mini_batches=1,
+        min_probe_detection_rate=0,
+        allow_worse_reward_model=True,
     )
     config = feedback_config(
         tiny_vlm_path, tmp_path / "run", dataset_name=str(tmp_path / "scenes/prompts.jsonl"), algorithm="ppo",

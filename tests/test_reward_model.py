@@ -298,12 +298,12 @@ def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, p
     ):  # fmt: skip
         model.j = {"measured_on": measured_on, **rates, "change": {"value": -0.25, "low": -0.4, "high": high}}
         save_reward_model(model, tmp_path / name, groups)
-    config = ppo_config(tiny_vlm_path, tmp_path / "worse", tmp_path / "ppo", max_steps=0, allow_worse_judge=False)
+    config = ppo_config(tiny_vlm_path, tmp_path / "worse", tmp_path / "ppo", max_steps=0, allow_worse_reward_model=False)
     with pytest.raises(
-        InputError, match=r"worse than before its training \(J 0\.50, before 0\.75\): use .*--allow_worse_judge true"
+        InputError, match=r"worse than before its training \(J 0\.50, before 0\.75\): use .*--allow_worse_reward_model true"
     ):
         ppo(config, examples)
-    ppo(dataclasses.replace(config, allow_worse_judge=True), examples)
+    ppo(dataclasses.replace(config, allow_worse_reward_model=True), examples)
     note = "tells injected false claims from true ones worse than before its training (J 0.50, before 0.75)"
     for name in ("unclear", "worse_on_injected"):
         capsys.readouterr()

@@ -183,7 +183,7 @@ def train_variant(experiment: Experiment, name: str, args: argparse.Namespace) -
             "kl_coef": args.kl_coef,
             "eval_steps": args.eval_steps,
             "min_probe_detection_rate": 0.0,
-            "allow_worse_judge": True,
+            "allow_worse_reward_model": True,
             "lexicon_file": LEXICON_FILE,
             **variant.settings,
         }

@@ -232,7 +232,7 @@ class Experiment:
         """Train a policy, by default on the demo's prompts, and return its adapter's directory."""
         directory = self.directory / f"ppo_{name}"
         if not (directory / "finished.json").exists():
-            settings = {"min_probe_detection_rate": 0, "allow_worse_judge": True, **POLICY_BUDGET, **overrides}
+            settings = {"min_probe_detection_rate": 0, "allow_worse_reward_model": True, **POLICY_BUDGET, **overrides}
             config = stage_config(PPOConfig, self.seed, directory, model_name_or_path=self.sft_path, **settings)
             ppo(config, data.build_rl_prompts(self.data_config) if prompts is None else prompts, None, extra_rewards)
         return str(directory / "policy")

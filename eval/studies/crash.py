@@ -53,7 +53,7 @@ STAGES = {
         "--fact_noise 0.2 --eval_steps 2 --load_best_model_at_end true --metric_for_best_model loss"
     ),
     "ppo": (
-        "--dataset_name {data}/prompts.jsonl --reward_model_path {reward} --min_probe_detection_rate 0 --allow_worse_judge true "
+        "--dataset_name {data}/prompts.jsonl --reward_model_path {reward} --min_probe_detection_rate 0 --allow_worse_reward_model true "
         "--lora_r 4 --num_generations 2 --response_length 24 --length_bounds auto --reward_terms 'fact_rm=1, missing_eos=-1, "
         "hallucination=1' --multi_objective_aggregation normalize_then_sum --term_statistics running --eval_benchmarks scenes "
         "--eval_limit 4 --eval_steps 2 --metric_for_best_model scenes/claim_f1"

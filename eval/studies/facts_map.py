@@ -172,7 +172,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
             "lr_scheduler_type": "constant",
             "eval_steps": settings.eval_steps,
             "min_probe_detection_rate": 0.0,
-            "allow_worse_judge": True,
+            "allow_worse_reward_model": True,
             "lexicon_file": LEXICON_FILE if CLAIM_TERMS in cell.reward_terms else None,
         }
         if cell.labels is not None:

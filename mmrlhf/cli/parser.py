@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from mmrlhf.config.loader import ConfigField, config_fields, load_config, renamed, renamed_field, unknown_setting
+from mmrlhf.config.loader import (
+    DEPRECATED_FIELDS,
+    ConfigField,
+    config_fields,
+    load_config,
+    renamed,
+    renamed_field,
+    unknown_setting,
+)
 from mmrlhf.files import bundled
 from mmrlhf.records import InputError
 
@@ -59,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """Return the arguments that were given or have a default. Raises InputError."""
-        args, unknown = self.parse_known_args([self._with_underscores(argument) for argument in argv])
+        args, unknown = self.parse_known_args([self._respelled(argument) for argument in argv])
         if unknown:
             # The values of unknown flags are among them.
             flags = (
@@ -70,12 +78,20 @@ class Parser(argparse.ArgumentParser):
             raise InputError("; ".join(self._unknown_argument_message(flag) for flag in dict.fromkeys(flags or unknown[:1])))
         return vars(args)
 
-    def _with_underscores(self, argument: str) -> str:
-        """Return a flag written with hyphens (--learning-rate) as it is spelled here."""
+    def _respelled(self, argument: str) -> str:
+        """Return a flag written with hyphens (--learning-rate) as it is spelled here.
+
+        A deprecated flag becomes the new one, and a note is printed.
+        """
         flag, equals, value = argument.partition("=")
         dashes = "--no-" if flag.startswith("--no-") else "--"
-        respelled = dashes + flag.removeprefix(dashes).replace("-", "_")
-        return respelled + equals + value if flag.startswith("--") and respelled in self._option_string_actions else argument
+        name = flag.removeprefix(dashes).replace("-", "_")
+        respelled = dashes + DEPRECATED_FIELDS.get(name, name)
+        if not flag.startswith("--") or respelled not in self._option_string_actions:
+            return argument
+        if name in DEPRECATED_FIELDS:
+            print(f"note: {renamed(flag, respelled)}")
+        return respelled + equals + value
 
     def _unknown_argument_message(self, argument: str) -> str:
         if not argument.startswith("-"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.config import DPOConfig, FeedbackConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
-from mmrlhf.config.loader import read_yaml, stage_of
+from mmrlhf.config.loader import current_names, read_yaml, stage_of
 from mmrlhf.evaluation.policy_benchmarks import flat_metrics
 from mmrlhf.evaluation.results import Result
 from mmrlhf.files.hub_names import is_hub_id
@@ -128,7 +128,7 @@ def run_of(folder: Path) -> Path | None:
 
 def read_record(run: Path) -> TrainingRecord:
     """Read a run's directory. Raises InputError for settings that cannot be read."""
-    settings = {str(name): value for name, value in read_yaml(run / "config.yaml").items()}
+    settings = {str(name): value for name, value in current_names(read_yaml(run / "config.yaml")).items()}
     stage = stage_of(settings)
     inputs = _mapping(_read_json(run / "inputs.json").get("inputs"))
     return TrainingRecord(

@@ -63,6 +63,8 @@ RENAMED_FIELDS = {
     "lambda_": "false_claim_penalty",
 }
 """Old names of fields with the new ones. They are refused, not accepted as aliases."""
+DEPRECATED_FIELDS = {"allow_worse_judge": "allow_worse_reward_model"}
+"""Old names of fields with the new ones. They are still accepted, with a note."""
 RENAMED_VALUES = {
     "loss_type": {"margin": "bt_margin", "smoothed": "bt_label_smoothing"},
     "head_init": {"review": "yes_no"},
@@ -173,8 +175,18 @@ def renamed(old: str, new: str) -> str:
 def renamed_field(name: str, valid: Iterable[str]) -> str | None:
     """Return a field's new name; None if `name` is valid or was not renamed to one of `valid`."""
     valid = set(valid)
-    new_name = RENAMED_FIELDS.get(name)
+    new_name = (RENAMED_FIELDS | DEPRECATED_FIELDS).get(name)
     return new_name if name not in valid and new_name in valid else None
+
+
+def current_names(settings: Mapping[Any, Any], valid: Iterable[str] = DEPRECATED_FIELDS.values()) -> dict[Any, Any]:
+    """Return settings, each deprecated name replaced by the new one if that is in `valid`.
+
+    If both names are given, both stay.
+    """
+    free = set(valid) - settings.keys()
+    new_names = {old: new for old, new in DEPRECATED_FIELDS.items() if new in free}
+    return {new_names.get(name, name): value for name, value in settings.items()}
 
 
 Config = TypeVar("Config")
@@ -184,11 +196,15 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
     """Build a configuration from a YAML file and then from the command line.
 
     `none` clears an optional field, and a string in `overrides` is read as on the command line.
-    Paths inside the file are relative to the current directory. Raises InputError with all problems
-    of the input in one message.
+    Paths inside the file are relative to the current directory. Prints a note for each deprecated
+    name. Raises InputError with all problems of the input in one message.
     """
     fields = config_fields(cls)
-    file_values = read_yaml(file) if file is not None else {}
+    given_values = read_yaml(file) if file is not None else {}
+    file_values = current_names(given_values, fields)
+    for name in given_values.keys() - file_values.keys():
+        print(f"note: {file}: {renamed(name, DEPRECATED_FIELDS[name])}")
+    overrides = current_names(overrides, fields)
     values = {
         key: None if value == "none" and _accepts_none(fields, key) else value
         for key, value in {**file_values, **overrides}.items()

@@ -64,7 +64,7 @@ class RewardTermsConfig(VerifierConfig):
     min_probe_detection_rate: Fraction = 0.6
     """Fraction of injected false claims, of every kind, that the reward model must score lower; ppo
     does not start below it. 0: no minimum."""
-    allow_worse_judge: bool = False
+    allow_worse_reward_model: bool = False
     """Start with a reward model that training made worse at separating false from true claims (J in
     its reward.json), for studies."""
 

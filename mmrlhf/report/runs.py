@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.config.loader import read_yaml, stage_of
+from mmrlhf.config.loader import current_names, read_yaml, stage_of
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.over_kl import over_kl_plot
@@ -123,7 +123,7 @@ def read_run(path: Path, name: str) -> TrainingRun:
         raise InputError(
             f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo, rft, feedback or ppo"
         )
-    settings = read_yaml(path / "config.yaml")
+    settings = current_names(read_yaml(path / "config.yaml"))
     metrics = list(_iter_rows(path / "metrics.jsonl"))
     if not any(row["step"] for row in metrics):
         raise InputError(f"{path} has no step yet: wait for its first one")

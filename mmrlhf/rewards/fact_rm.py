@@ -37,7 +37,7 @@ def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: 
             path, adapters, config.max_length, accelerator.device, config, config, adapter_name=adapter_name, in_turns=True
         )
         _check_probes(path, reward_model, config.min_probe_detection_rate)
-        if not config.allow_worse_judge:
+        if not config.allow_worse_reward_model:
             _check_j(path, reward_model)
         reward_models.append(reward_model)
     return reward_models
@@ -77,5 +77,5 @@ def _check_j(path: str, reward_model: RewardModel) -> None:
         return
     raise InputError(
         f"reward model {path} tells false claims from true ones {figures}: use the untrained review (`mmrlhf reward --max_steps "
-        "0`), train it with --load_best_model_at_end true --metric_for_best_model j, or give --allow_worse_judge true"
+        "0`), train it with --load_best_model_at_end true --metric_for_best_model j, or give --allow_worse_reward_model true"
     )

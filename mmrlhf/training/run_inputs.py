@@ -86,7 +86,8 @@ class RunInputs:
         """Rows of a step, in that run and in this one."""
         if (folder / "config.yaml").exists():
             self._read()
-            self._compare_settings(loader.read_yaml(folder / "config.yaml"), dataclasses.asdict(config))
+            saved = loader.current_names(loader.read_yaml(folder / "config.yaml"))
+            self._compare_settings(saved, dataclasses.asdict(config))
 
     def _refuse_training_data(self) -> None:
         held_out, data = (self.current.get(name) for name in ("eval_dataset_name", "dataset_name"))

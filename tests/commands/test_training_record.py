@@ -18,7 +18,7 @@ from mmrlhf.commands.training_record import (
     run_of,
     without_folders,
 )
-from mmrlhf.config import DPOConfig, SFTConfig
+from mmrlhf.config import DPOConfig, PPOConfig, SFTConfig
 from mmrlhf.config.loader import save_config
 
 
@@ -56,6 +56,16 @@ def test_runs_are_followed_back_to_the_model_of_the_hub(runs):
     assert records[0].settings == {"lora_r": "8"} and records[1].settings == {"max_steps": "7"}
     assert read_lineage("them/llava", None) == [] and hub_base("them/llava", []) == "them/llava"
     assert hub_base("runs/model", []) is None  # a folder's name is no owner
+
+
+def test_a_settings_former_name_is_read_as_the_new_one(tmp_path):
+    ppo = {"model_name_or_path": "them/llava", "dataset_name": "x", "output_dir": "y"}
+    run = write_run(tmp_path / "ppo", PPOConfig(**ppo, reward_model_path="r", allow_worse_reward_model=True))
+    expected = read_record(run)
+    assert expected.stage == "ppo" and expected.settings["allow_worse_reward_model"] == "True"
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace("allow_worse_reward_model", "allow_worse_judge"))
+    assert read_record(run) == expected
 
 
 def test_runs_that_name_each_other_end(runs):

@@ -20,7 +20,15 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config.loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, read_yaml, save_config
+from mmrlhf.config.loader import (
+    DEPRECATED_FIELDS,
+    RENAMED_FIELDS,
+    RENAMED_VALUES,
+    config_fields,
+    load_config,
+    read_yaml,
+    save_config,
+)
 from mmrlhf.records import InputError
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
@@ -139,6 +147,24 @@ def test_load_config_refuses_every_old_field_with_the_new_one(tmp_path, old, new
 def test_load_config_suggests_a_new_name_only_where_the_class_has_it(tmp_path):
     assert "--judgments is unknown: " in load_error(**REQUIRED, judgments="a.jsonl")
     assert not {name for cls in CONFIGS for name in config_fields(cls)} & RENAMED_FIELDS.keys()
+
+
+@pytest.mark.parametrize(("old", "new"), DEPRECATED_FIELDS.items())
+def test_load_config_accepts_a_deprecated_field_with_a_note(tmp_path, capsys, old, new):
+    (cls, *_), file = [cls for cls in CONFIGS if new in config_fields(cls)], write_config(tmp_path, f"{old}: true")
+    assert getattr(load_config(cls, file, REQUIRED), new) is True
+    assert capsys.readouterr().out == f"note: {file}: `{old}` was renamed: use `{new}`\n"
+    assert getattr(load_config(cls, file, {**REQUIRED, new: "false"}), new) is False  # flags win
+    assert getattr(load_config(cls, write_config(tmp_path, f"{new}: true"), {**REQUIRED, old: "false"}), new) is False
+    assert f"`{old}` was renamed: use `{new}`" in refusal(cls, write_config(tmp_path, f"{old}: true\n{new}: false"))
+    assert f"{new} must be true or false, not 'maybe'" in refusal(cls, write_config(tmp_path, f"{old}: maybe"))
+    assert f"{old} is unknown: " in load_error(write_config(tmp_path, f"{old}: true"), **REQUIRED)  # sft has neither
+
+
+def refusal(cls, file):
+    with pytest.raises(InputError) as error:
+        load_config(cls, file, REQUIRED)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(

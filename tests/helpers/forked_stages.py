@@ -117,7 +117,7 @@ def exact(base: str, out: Path, name: str, processes: int) -> None:
     rows, pairs = data()
     train_before_ppo(base, out / name, processes, rows, pairs[:4], common, held_out=pairs[4:6])
     policy = policy_settings(base, processes) | common | {"response_length": 24}  # some answers end earlier
-    ppo(PPOConfig(output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one/reward", num_mini_batches=2, allow_worse_judge=True,
+    ppo(PPOConfig(output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one/reward", num_mini_batches=2, allow_worse_reward_model=True,
                   multi_objective_aggregation="normalize_then_sum", term_statistics="running", length_bounds="auto",
                   **policy), rows[:3])  # one row twice in every step  # fmt: skip
     if name == "one":
@@ -183,7 +183,10 @@ def traces(base: str, out: Path, name: str, processes: int) -> None:
     train_before_ppo(base, out / name, processes, rows, pairs[:4], common)
     policy = policy_settings(base, processes) | common | {"max_steps": 10}
     ppo(
-        PPOConfig(output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one32/reward", allow_worse_judge=True, **policy), rows
+        PPOConfig(
+            output_dir=f"{out}/{name}/ppo", reward_model_path=f"{out}/one32/reward", allow_worse_reward_model=True, **policy
+        ),
+        rows,
     )
 
 

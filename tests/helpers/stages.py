@@ -48,7 +48,7 @@ def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **
         "num_generations": 2,
         "response_length": 10,
         "min_probe_detection_rate": 0,
-        "allow_worse_judge": True,
+        "allow_worse_reward_model": True,
         "max_steps": 3,
         "save_steps": 1,
     }

@@ -46,6 +46,11 @@ class FakeConfigWithLaterSetting(FakeConfig):
 
 
 @dataclass(frozen=True)
+class FakeConfigWithRenamedSetting(FakeConfig):
+    allow_worse_reward_model: bool = False
+
+
+@dataclass(frozen=True)
 class FakeConfigWithTerms(FakeConfig):
     reward_terms: str = ""
 
@@ -303,6 +308,18 @@ def test_run_of_a_version_without_a_setting_goes_on_with_its_default_alone(tmp_p
     with pytest.raises(InputError, match=r"load_best_model_at_end \(was False, now True\)"):
         Run(str(tmp_path), FakeConfigWithLaterSetting(load_best_model_at_end=True))
     Run(str(tmp_path), FakeConfigWithLaterSetting())
+
+
+def test_run_with_a_settings_former_name_goes_on_under_the_new_one(tmp_path):
+    settings = tmp_path / "config.yaml"
+    Run(str(tmp_path), FakeConfigWithRenamedSetting(allow_worse_reward_model=True)).save_checkpoint(5, {"w": torch.ones(1)}, {})
+    settings.write_text(settings.read_text().replace("allow_worse_reward_model: true", "allow_worse_judge: true"))
+    with pytest.raises(InputError, match=r"allow_worse_reward_model \(was True, now False\)"):
+        Run(str(tmp_path), FakeConfigWithRenamedSetting())
+    run = Run(str(tmp_path), FakeConfigWithRenamedSetting(allow_worse_reward_model=True))
+    assert run.resume()[0] == 5
+    run.begin()
+    assert "allow_worse_reward_model: true" in settings.read_text() and "allow_worse_judge" not in settings.read_text()
 
 
 def test_run_says_other_versions_when_it_resumes(tmp_path, monkeypatch, capsys):
