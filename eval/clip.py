@@ -31,6 +31,7 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid, number_repeated_ids
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import Example, InputError, Verdict
+from mmrlhf.text.word_counts import count_words
 from mmrlhf.verifiers.base import AnswerClaims, Verifier, counted_verdicts, load_calibration
 from mmrlhf.verifiers.cascade import cascade
 
@@ -87,7 +88,7 @@ class ClaimsByClip(Benchmark):
             "image": example.images[0].name,
             "right": not any(counts["contradicted"]),
             **counts,
-            "length": [len(answer.split()) for answer in answers],
+            "length": [count_words(answer) for answer in answers],
         }
 
     def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:

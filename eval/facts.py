@@ -29,6 +29,7 @@ from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid, 
 from mmrlhf.facts import read_facts
 from mmrlhf.metrics.intervals import Proportion, SufficientStats
 from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError
+from mmrlhf.text.word_counts import count_words
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import counted_verdicts
 from mmrlhf.verifiers.facts import claims_of_fact
@@ -126,7 +127,7 @@ def _score_answer(example: Example, answer: str, listed: set[str], lexicon: Lexi
         **{value: sum(v.value == value for v in counted) for value in VERDICTS},
         "false_by_kind": [sum(v.value == "contradicted" and v.claim.kind == kind for v in counted) for kind in CLAIM_KINDS],
         "named": sum(any(is_a(noun, object_, lexicon) for noun in named) for object_ in listed),
-        "length": len(answer.split()),
+        "length": count_words(answer),
     }
 
 

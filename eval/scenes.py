@@ -24,6 +24,7 @@ from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.diversity import distinct_n, ead, whole_folds
 from mmrlhf.metrics.intervals import Proportion, SufficientStats, mean_interval, with_intervals
 from mmrlhf.records import Claim, Example, InputError, Message
+from mmrlhf.text.word_counts import count_words
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 DEFAULT_NUM_SCENES = 1000
@@ -70,7 +71,7 @@ class SceneDescriptions(Benchmark):
             "expected": [v.num_canonical for v in verdicts],
             "false_by_type": [_count_kinds(v.false_claims) for v in verdicts],
             "claims_by_type": [_count_kinds(v.false_claims | v.true_claims) for v in verdicts],
-            "length": [len(answer.split()) for answer in answers],
+            "length": [count_words(answer) for answer in answers],
         }
 
     def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:

@@ -70,6 +70,12 @@ def test_scenes_metrics_of_yes_no_answers_alone():
     assert load_benchmark("scenes").aggregate(rows, Task())["official"].columns_RK.shape[0] == 1
 
 
+def test_scenes_length_is_in_words_and_in_characters_of_chinese():
+    benchmark = load_benchmark("scenes")
+    example = next(e for e in benchmark.load(Task(limit=1)) if e.meta["kind"] == "describe")
+    assert benchmark.score(example, ["There is a red cube.", "杯子是红色的。"], Task())["length"] == [5, 6]
+
+
 def test_scenes_benchmark_shares_its_utility_with_the_demo():
     config = load_config(ScenesConfig, find("configs", "demo/scenes"), {})
     assert config.false_claim_penalty == load_benchmark("scenes").module.FALSE_CLAIM_PENALTY

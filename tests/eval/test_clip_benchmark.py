@@ -56,6 +56,11 @@ def test_claims_are_counted_by_the_verdict_of_the_model(tmp_path, data, clip_mod
     assert metrics["supported"] == pytest.approx(1 / 3) and metrics["claims"] == 1 and metrics["unknown_rate"] == 0
 
 
+def test_length_is_in_words_and_in_characters_of_chinese(tmp_path, data, clip_model):
+    answers = {"a": "杯子是红色的。", "b": "There are two cats.", "c": "你好，世界！"}
+    assert evaluate_answers(tmp_path, data, answers, clip_model=clip_model)["mean_length"] == pytest.approx((6 + 4 + 4) / 3)
+
+
 def test_a_denial_of_only_a_part_is_not_false_where_the_model_sees_the_object(tmp_path, data, clip_model):
     """The model sees every object: only b denies one as a whole."""
     calibration = {"certainty": {"object": [0, 9]}, "unknown_between": [0.3, 0.7]}

@@ -56,6 +56,11 @@ def test_more_special_names_count_as_naming_and_denials_do_not(tmp_path, data):
     assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_i"] == pytest.approx(1 / 2)  # the cats are denied
 
 
+def test_length_is_in_words_and_in_characters_of_chinese(tmp_path, data):
+    metrics = run(tmp_path, data, {"a": "杯子是红色的。", "b": "There are two cats."})
+    assert metrics["mean_length"] == (6 + 4) / 2
+
+
 def test_an_object_that_may_be_there_is_not_named(tmp_path, data):
     metrics = run(tmp_path, data, {"a": "There may be a cup.", "b": "A cat."})
     assert metrics["recall"] == pytest.approx(1 / 3) and metrics["chair_s"] == 0
