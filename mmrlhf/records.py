@@ -191,6 +191,22 @@ class PlacedImage:
     source: ImageSource
 
 
+def number_repeated(ids: Sequence[str], separator: str, first: int) -> list[str]:
+    """Return unique ids: a repeated one gets the first number, from `first`, that no id has.
+
+    With separator `-` and first 2, the second `a` becomes `a-2`.
+    """
+    taken, next_numbers, unique_ids = set(ids), dict[str, int](), []
+    for row_id in ids:
+        unique_id, number = row_id, next_numbers.get(row_id, first)
+        while row_id in next_numbers and unique_id in taken:
+            unique_id, number = f"{row_id}{separator}{number}", number + 1
+        taken.add(unique_id)
+        next_numbers[row_id] = number
+        unique_ids.append(unique_id)
+    return unique_ids
+
+
 def answer_turn(text: str, images: Sequence[PlacedImage] = ()) -> Message:
     """Return an answer as the assistant's turn, with the places of the images inside it."""
     return Message("assistant", text, tuple(image.position for image in images))

@@ -1,11 +1,13 @@
-"""Image sources are known by their content, hashed only if the file changes; turns by parts."""
+"""Image sources are known by content, hashed only if the file changes; turns; unique ids."""
 
 import hashlib
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mmrlhf.records import ImageSource, InputError, Message, place_images
+from mmrlhf.records import ImageSource, InputError, Message, number_repeated, place_images
 
 
 def count_hashed_files(monkeypatch):
@@ -74,3 +76,21 @@ def test_place_images_puts_images_without_a_place_before_the_first_user_text():
     turns = [Message("system", "s"), Message("user", "ab", (1,)), Message("user", "c")]
     assert [turn.image_positions for turn in place_images(turns, 3)] == [(), (0, 0, 1), ()]
     assert place_images(turns, 1) == turns
+
+
+def test_number_repeated_skips_numbers_that_another_id_has():
+    assert number_repeated(["a", "b", "a", "a"], "#", first=1) == ["a", "b", "a#1", "a#2"]
+    assert number_repeated(["a", "a", "a-2", "a"], "-", first=2) == ["a", "a-3", "a-2", "a-4"]
+    assert number_repeated(["a", "a-2", "a-2"], "-", first=2) == ["a", "a-2", "a-2-2"]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a-2", "a-3", "a-2-2", ""])))
+def test_number_repeated_gives_the_first_free_number_as_one_looks_it_up(ids):
+    expected: list[str] = []
+    for index, row_id in enumerate(ids):
+        number, unique_id = 2, row_id
+        while row_id in ids[:index] and unique_id in {*ids, *expected}:
+            number, unique_id = number + 1, f"{row_id}-{number}"
+        expected.append(unique_id)
+    assert number_repeated(ids, "-", first=2) == expected
+    assert len(set(expected)) == len(ids)

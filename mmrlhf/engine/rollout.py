@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmrlhf.engine.prefill import prompt_lengths
 from mmrlhf.engine.sampling import SampleOutput, SamplingParams, sample
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM, Prompt
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import Example, InputError, number_repeated
 
 # ---- the engine of a trainer -------------------------------------------------------------------
 
@@ -109,17 +108,8 @@ class LocalEngine:
 
 
 def numbered_ids(ids: Sequence[str]) -> list[str]:
-    """Return unique ids: a repeated one gets the first number, from 1, that no id has."""
-    taken, next_number = set(ids), Counter[str]()
-    numbered = []
-    for row_id in ids:
-        new_id, number = row_id, next_number[row_id]
-        while number and new_id in taken:
-            new_id, number = f"{row_id}#{number}", number + 1
-        taken.add(new_id)
-        next_number[row_id] = max(number, 1)
-        numbered.append(new_id)
-    return numbered
+    """Return unique ids for sampling noise: a second `a` becomes `a#1`."""
+    return number_repeated(ids, "#", first=1)
 
 
 def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int) -> Tensor:

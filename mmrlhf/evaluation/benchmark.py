@@ -26,7 +26,7 @@ from mmrlhf.files.bundled import find, load_module
 from mmrlhf.files.inputs import file_sha256
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
-from mmrlhf.records import Example, ImageSource, InputError, Preference
+from mmrlhf.records import Example, ImageSource, InputError, Preference, number_repeated
 
 ScoreRow = dict[str, Any]
 """A line of scores.jsonl: id, status, answers, and what `score` returned."""
@@ -343,17 +343,9 @@ def is_self_describing(task: Task, *fields: str) -> bool:
 
 
 def number_repeated_ids(examples: Sequence[Example]) -> list[Example]:
-    """Return examples with unique ids: a repeated one gets the first number, from 2, that is free
-    (`a`, `a-2`)."""
-    taken, numbers, numbered = {example.id for example in examples}, Counter[str](), []
-    for example in examples:
-        new_id, number = example.id, numbers[example.id] + 1
-        while number > 1 and new_id in taken:
-            new_id, number = f"{example.id}-{number}", number + 1
-        taken.add(new_id)
-        numbers[example.id] = max(number - 1, 1)
-        numbered.append(replace(example, id=new_id))
-    return numbered
+    """Return examples with unique ids: a second `a` becomes `a-2`."""
+    ids = number_repeated([example.id for example in examples], "-", first=2)
+    return [replace(example, id=unique_id) for example, unique_id in zip(examples, ids, strict=True)]
 
 
 def contains_yes_no(answer: str) -> Literal["yes", "no"] | None:
