@@ -16,7 +16,7 @@ from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.models.loading import load as load_vlm
-from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
+from mmrlhf.records import Example, Fact, InputError, Message, Preference
 from mmrlhf.report.progress import progress
 
 IN_MEMORY_DATASET = "scenes"
@@ -55,19 +55,11 @@ def training_scene(split: scenes.Split, index: int, data_config: ScenesConfig) -
 # ---- SFT and PPO ---------------------------------------------------------------------------------
 
 
-def build_sft_images(data_config: ScenesConfig) -> list[ImageSource]:
-    """Render the images of the SFT rows."""
-    return [training_scene("sft", index, data_config).image_source() for index in range(data_config.sft_rows)]
+def build_sft_rows(data_config: ScenesConfig, cooccurrence_bias: float) -> list[Example]:
+    """Return SFT rows: three descriptions for each short question.
 
-
-def build_sft_rows(
-    data_config: ScenesConfig, cooccurrence_bias: float, images: Sequence[ImageSource] | None = None
-) -> list[Example]:
-    """Return SFT rows: three descriptions for each short question. The bias changes only captions.
-
-    images: the result of `build_sft_images`, to render images once for several sets of captions.
+    The bias changes only captions.
     """
-    images = build_sft_images(data_config) if images is None else images
     rows = []
     for index in range(data_config.sft_rows):
         scene, rng = training_scene("sft", index, data_config), np.random.default_rng([data_config.seed, 31, index])
@@ -75,7 +67,7 @@ def build_sft_rows(
             question = scenes.description_question(scene, rng, cooccurrence_bias=cooccurrence_bias)
         else:
             question = scenes.short_question(scene, rng)
-        rows.append(Example(scene.id, (images[index],), (Message("user", question.text),), question.answer))
+        rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), question.answer))
     return rows
 
 

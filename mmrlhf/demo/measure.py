@@ -15,6 +15,7 @@ import numpy as np
 from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo.data import GREEDY, RESPONSE_LENGTH, LazyRows, benchmark_rows, evaluation_facts
+from mmrlhf.demo.side_by_side import run_side_by_side
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
@@ -44,7 +45,7 @@ CURVE_METRICS = (
 SELECTED_BY = "utility"
 """The metric that chooses the best policy of a run: the one by which the demo's annotators rank."""
 POLICIES = ("ppo_plain", "ppo_fact")
-BEST_OF_N = {"best_of_n": "plain", "best_of_n_facts": "fact"}
+BEST_OF_N = {"best_of_n": "reward_plain", "best_of_n_facts": "reward_fact"}
 """The reward model that ranks the SFT model's candidates, the same ones for both. The second reads
 facts about the scene, which are not available when a model is used."""
 GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
@@ -79,7 +80,7 @@ class TrainedModels:
     clean_sft_path: str
     policy_paths: Mapping[str, str]
     reward_model_paths: Mapping[str, str]
-    """The reward models, `plain` and `fact`."""
+    """By name, `reward_plain` and `reward_fact`."""
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -90,7 +91,7 @@ class TrainedModels:
         return adapters
 
     def reward_model(self, name: str) -> RewardModel:
-        return load_reward_model(self.reward_model_paths[name], self.adapters, adapter_name=f"reward_{name}")
+        return load_reward_model(self.reward_model_paths[name], self.adapters, adapter_name=name)
 
     @cached_property
     def clean_sft(self) -> VLM:
@@ -104,28 +105,49 @@ def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_d
     sampled once, and ranked by each reward model. Answers are written to one file per model and
     split, and read from it if it exists.
     """
-    rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
-    rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
-    rows["candidates"] = LazyRows(lambda: _descriptions(rows["held_out"])[: data_config.best_of_n_scenes])
     model_names = ("sft", *SFT_TEMPERATURES, *models.policy_paths, *BEST_OF_N, "clean_sft")
     tasks = [("sft", "candidates")]
     tasks += [(name, str(split)) for name in model_names for split in SPLITS if split == "held_out" or name not in BEST_OF_N]
     tasks += [(name, "sampled") for name in ("sft", *models.policy_paths)]
+    missing = [task for task in tasks if not _answers_file(answers_dir, *task).exists()]
+    # Two parts of equal length, each with its own images.
+    parts: dict[str, list[tuple[str, str]]] = {"held-out scenes": [], "best of n, shifts": []}
+    for name, split in missing:
+        is_held_out = split in ("held_out", "sampled") and name not in BEST_OF_N
+        parts["held-out scenes" if is_held_out else "best of n, shifts"].append((name, split))
+    run_side_by_side(
+        {name: partial(_write_answers, data_config, models, answers_dir, part) for name, part in parts.items() if part}
+    )
     answers: AnswersByModel = {}
-    with progress(len(tasks), "evaluation") as progress_bar:
-        for model_name, split in tasks:
-            path = answers_dir / f"{model_name}-{split}.jsonl"
-            if not path.exists():
-                if model_name in BEST_OF_N:
-                    reward_model = models.reward_model(BEST_OF_N[model_name])
-                    generated = _choose_best(reward_model, rows["candidates"], answers["sft"]["candidates"])
-                else:
-                    generated = _generate(data_config, models, model_name, split, rows[split])
-                write_atomic(path, "".join(json_line({"id": e.id, "answers": texts}) for e, texts in generated))
-            answers.setdefault(model_name, {})[split] = {row["id"]: row["answers"] for row in read_jsonl(path)}
-            progress_bar.advance()
+    for name, split in tasks:
+        answers.setdefault(name, {})[split] = _read_answers(_answers_file(answers_dir, name, split))
     del answers["sft"]["candidates"]
     return answers
+
+
+def _answers_file(answers_dir: Path, model_name: str, split: str) -> Path:
+    return answers_dir / f"{model_name}-{split}.jsonl"
+
+
+def _read_answers(path: Path) -> dict[str, list[str]]:
+    return {row["id"]: row["answers"] for row in read_jsonl(path)}
+
+
+def _write_answers(data_config: ScenesConfig, models: TrainedModels, answers_dir: Path, tasks: Sequence[tuple[str, str]]) -> None:
+    """Write the file of each model and split in `tasks`."""
+    rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
+    rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
+    rows["candidates"] = LazyRows(lambda: _descriptions(rows["held_out"])[: data_config.best_of_n_scenes])
+    with progress(len(tasks), "answers") as progress_bar:
+        for name, split in tasks:
+            if name in BEST_OF_N:
+                candidates = _read_answers(_answers_file(answers_dir, "sft", "candidates"))
+                generated = _choose_best(models.reward_model(BEST_OF_N[name]), rows["candidates"], candidates)
+            else:
+                generated = _generate(data_config, models, name, split, rows[split])
+            lines = "".join(json_line({"id": e.id, "answers": texts}) for e, texts in generated)
+            write_atomic(_answers_file(answers_dir, name, split), lines)
+            progress_bar.advance()
 
 
 def _evaluation_rows(data_config: ScenesConfig, split: scenes.Split) -> list[Example]:

@@ -28,10 +28,10 @@ from mmrlhf.demo.data import (
     benchmark_rows,
     build_preference_pairs,
     build_rl_prompts,
-    build_sft_images,
     build_sft_rows,
 )
 from mmrlhf.demo.measure import POLICIES, SELECTED_BY, TrainedModels, gallery, generate_answers, selection_metrics, summarise
+from mmrlhf.demo.side_by_side import run_side_by_side
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.bundled import find, folder
 from mmrlhf.files.jsonl import read_jsonl
@@ -47,6 +47,7 @@ from mmrlhf.sft import sft
 
 EVAL_STEPS = 8
 """Steps between evaluations during ppo."""
+PAIRS_FILE = "pairs.jsonl"
 
 
 def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -64,56 +65,28 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     timer = StageTimer(output_path / "seconds.json", console)
 
     # 1. SFT on annotators' biased captions and, as an upper bound (the same vision with better
-    #    data), on captions without the bias. Both see the same images, which are rendered once.
-    images = LazyRows(partial(build_sft_images, data_config))
-    sft_paths = {}
-    for name, cooccurrence_bias in (("sft", data_config.cooccurrence_bias), ("clean_sft", 0.0)):
-        with timer.stage(name):
-            rows = LazyRows(partial(build_sft_rows, data_config, cooccurrence_bias, images))
-            sft_config = stage_config(SFTConfig, seed, output_path / name, model_name_or_path=base_path)
-            sft_paths[name] = str(sft(sft_config, rows))
-    del images, rows  # free 8,000 encoded images
+    #    data), on captions without the bias
+    with timer.stage("sft"):
+        train = partial(_train_sft, data_config, output_path, base_path)
+        biases = {"sft": data_config.cooccurrence_bias, "clean_sft": 0.0}
+        sft_paths = run_side_by_side({name: partial(train, name, bias) for name, bias in biases.items()})
     sft_path = sft_paths["sft"]
 
     # 2. Preference pairs: the SFT model's own answers, ranked by utility
     with timer.stage("pairs"):
-        train_pairs, held_out_pairs = build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
+        build_preference_pairs(data_config, sft_path, output_path / PAIRS_FILE)
 
-    # 3. Reward models with and without facts, on the same pairs. Two epochs, with scores that stay
-    #    near the SFT model's untrained review: the best of eleven recipes for 1,000 labels
-    #    (docs/results.md).
-    reward_paths = {}
-    for name, facts in (("fact", "given"), ("plain", "none")):
-        with timer.stage(f"reward_{name}"):
-            reward_config = stage_config(
-                RewardConfig,
-                seed,
-                output_path / f"reward_{name}",
-                model_name_or_path=sft_path,
-                facts=facts,
-                num_train_epochs=2.0,
-                untrained_score_coefficient=0.1,
-            )
-            reward_paths[name] = str(train_reward_model(reward_config, train_pairs, held_out_pairs))
+    # 3. Reward models with and without facts, on the same pairs
+    with timer.stage("reward models"):
+        train = partial(_train_reward_model, data_config, output_path, sft_path)
+        facts = {"reward_fact": "given", "reward_plain": "none"}
+        reward_paths = run_side_by_side({name: partial(train, name, value) for name, value in facts.items()})
 
-    # 4. PPO against each reward model, on the same prompts. The result is the best policy on the
-    #    selection split.
-    prompts = LazyRows(partial(build_rl_prompts, data_config))
-    selection_rows = LazyRows(partial(benchmark_rows, "selection", data_config.selection_scenes))
-    policy_paths = {}
-    for name, reward_path in reward_paths.items():
-        with timer.stage(f"ppo_{name}"):
-            ppo_config = stage_config(
-                PPOConfig,
-                seed,
-                output_path / f"ppo_{name}",
-                model_name_or_path=sft_path,
-                reward_model_path=reward_path,
-                eval_steps=EVAL_STEPS,
-                metric_for_best_model=SELECTED_BY,
-                load_best_model_at_end=True,
-            )
-            policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
+    # 4. PPO against each reward model, on the same prompts
+    with timer.stage("ppo"):
+        train = partial(_train_policy, data_config, output_path, sft_path)
+        rewards = {"ppo_fact": reward_paths["reward_fact"], "ppo_plain": reward_paths["reward_plain"]}
+        policy_paths = run_side_by_side({name: partial(train, name, path) for name, path in rewards.items()})
 
     # 5. Answers of every model on every split
     models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths)
@@ -136,15 +109,56 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     return summary
 
 
+# ---- stages, each in its own process -------------------------------------------------------------
+
+
+def _train_sft(data_config: ScenesConfig, output_path: Path, base_path: str, name: str, cooccurrence_bias: float) -> str:
+    config = stage_config(SFTConfig, data_config.seed, output_path / name, model_name_or_path=base_path)
+    return str(sft(config, LazyRows(partial(build_sft_rows, data_config, cooccurrence_bias))))
+
+
+def _train_reward_model(data_config: ScenesConfig, output_path: Path, sft_path: str, name: str, facts: str) -> str:
+    """Train for two epochs, with scores that stay near the SFT model's untrained review.
+
+    This is the best of eleven recipes for 1,000 labels (docs/results.md).
+    """
+    config = stage_config(
+        RewardConfig,
+        data_config.seed,
+        output_path / name,
+        model_name_or_path=sft_path,
+        facts=facts,
+        num_train_epochs=2.0,
+        untrained_score_coefficient=0.1,
+    )
+    return str(train_reward_model(config, *build_preference_pairs(data_config, sft_path, output_path / PAIRS_FILE)))
+
+
+def _train_policy(data_config: ScenesConfig, output_path: Path, sft_path: str, name: str, reward_model_path: str) -> str:
+    """Train a policy. The result is the best one on the selection split."""
+    config = stage_config(
+        PPOConfig,
+        data_config.seed,
+        output_path / name,
+        model_name_or_path=sft_path,
+        reward_model_path=reward_model_path,
+        eval_steps=EVAL_STEPS,
+        metric_for_best_model=SELECTED_BY,
+        load_best_model_at_end=True,
+    )
+    selection_rows = LazyRows(partial(benchmark_rows, "selection", data_config.selection_scenes))
+    return str(ppo(config, LazyRows(partial(build_rl_prompts, data_config)), partial(_evaluate_policy, selection_rows)))
+
+
+def _evaluate_policy(selection_rows: Sequence[Example], vlm: VLM) -> dict[str, float]:
+    return selection_metrics(vlm, selection_rows)
+
+
 def stage_config(config_class: type[Config], seed: int, output_dir: Path, **values: Any) -> Config:
     """Load the demo's recipe for a stage (`configs/demo/`), for rows passed in memory."""
     recipe = {SFTConfig: "sft", RewardConfig: "reward", PPOConfig: "ppo"}[config_class]  # type: ignore[index]
     overrides = {"dataset_name": IN_MEMORY_DATASET, "seed": seed, "output_dir": str(output_dir), **values}
     return load_config(config_class, find("configs", f"demo/{recipe}"), overrides)
-
-
-def _evaluate_policy(selection_rows: Sequence[Example], vlm: VLM) -> dict[str, float]:
-    return selection_metrics(vlm, selection_rows)
 
 
 def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig, base_path: str) -> None:
@@ -176,7 +190,10 @@ def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig,
 
 
 class StageTimer:
-    """Print how long each stage takes, and keep the times across restarts."""
+    """Print how long each stage takes, and add up the time of interrupted runs.
+
+    The time of a run that was killed is not counted.
+    """
 
     def __init__(self, path: Path, console: Console):
         self.path, self.console = path, console
@@ -184,11 +201,12 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage. Keep its longest run: a stage that had already finished takes no time."""
+        """Time a stage, also if an error or a signal ends it."""
         self.console.rule(name)
         start_time = time.time()
-        yield
-        elapsed = round(time.time() - start_time, 1)
-        self.seconds[name] = max(elapsed, self.seconds.get(name, 0.0))
-        write_atomic(self.path, json.dumps(self.seconds))
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.time() - start_time, 1)
+            write_atomic(self.path, json.dumps(self.seconds))
         self.console.print(f"{name} finished in {format_duration(self.seconds[name])}")

@@ -33,13 +33,6 @@ def test_build_sft_rows_bias_changes_only_the_answers(config):
         assert not scenes.verify_answer(data.training_scene("sft", i, config), example.answer).false_claims
 
 
-def test_build_sft_rows_takes_rendered_images(config):
-    images = data.build_sft_images(config)
-    shared = data.build_sft_rows(config, 0.0, images)
-    assert all(example.images[0] is image for example, image in zip(shared, images, strict=True))
-    assert shared == data.build_sft_rows(config, 0.0)
-
-
 def test_build_rl_prompts_have_facts_and_no_answer(config):
     prompts = data.build_rl_prompts(config)
     assert len(prompts) == 20 and all(e.answer is None and e.images for e in prompts)

@@ -92,7 +92,7 @@ def test_best_of_n_ranks_the_same_candidates_by_either_reward_model(answers_dir,
 
     monkeypatch.setattr(measure, "best_answers", best_answers)
     monkeypatch.setattr(measure, "load_reward_model", lambda path, adapters, adapter_name: path)
-    models = measure.TrainedModels("none", "none", {}, {"plain": "p", "fact": "f"})
+    models = measure.TrainedModels("none", "none", {}, {"reward_plain": "p", "reward_fact": "f"})
     vars(models).update(adapters=None)
     for name in measure.BEST_OF_N:
         (answers_dir / f"{name}-held_out.jsonl").unlink()
@@ -114,7 +114,7 @@ def test_candidates_are_sampled_once_and_each_differs(answers_dir, vlm):
 
 
 def test_both_reward_models_fit_on_one_base(tiny_vlm_path, reward_dir):
-    models = measure.TrainedModels(tiny_vlm_path, "none", {}, {"plain": str(reward_dir), "fact": str(reward_dir)})
+    models = measure.TrainedModels(tiny_vlm_path, "none", {}, {"reward_plain": str(reward_dir), "reward_fact": str(reward_dir)})
     roles = [models.reward_model(name).role for name in measure.BEST_OF_N.values()]
     assert roles[0].adapters is roles[1].adapters is models.adapters and roles[0].adapter != roles[1].adapter
 

@@ -1,0 +1,124 @@
+"""Jobs in separate processes: results, errors, signals and output."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrlhf.demo import side_by_side
+from mmrlhf.demo.side_by_side import run_side_by_side
+from mmrlhf.records import InputError
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(side_by_side, "num_cores", lambda: 2)
+
+
+def report(word):
+    print(word, end=" ")
+    print("and more\n\nlast")
+    return word, os.getpid(), torch.get_num_threads()
+
+
+def refuse(path):
+    raise InputError(f"{path} has no rows")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_a_signal(folder, name):
+    """Write a file at the start, and another one when a signal comes."""
+    try:
+        (folder / f"{name}-began").touch()
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        (folder / f"{name}-stopped").write_text(error.name)
+        raise
+
+
+@pytest.mark.slow
+def test_jobs_run_in_processes_with_a_core_each(capfd):
+    results = run_side_by_side({"sft": partial(report, "one"), "clean_sft": partial(report, "two")})
+    assert list(results) == ["sft", "clean_sft"]
+    words, pids, threads = zip(*results.values(), strict=True)
+    assert words == ("one", "two") and len({*pids, os.getpid()}) == 3 and threads == (1, 1)
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("sft: ")] == ["sft: one and more", "sft: last"]
+    assert [line for line in lines if line.startswith("clean_sft: ")] == ["clean_sft: two and more", "clean_sft: last"]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_one_job_and_one_core_need_no_process(monkeypatch, cores):
+    monkeypatch.setattr(side_by_side, "num_cores", lambda: cores)
+    jobs = {name: partial(report, name) for name in ("one", "two")[: 3 - cores]}
+    assert {pid for _, pid, _ in run_side_by_side(jobs).values()} == {os.getpid()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [(partial(refuse, "rows.jsonl"), r"^rows\.jsonl has no rows$"), (die, "^the process of b ended with exit code -9: run")],
+)
+def test_the_failure_of_a_job_stops_the_others(tmp_path, job, message):
+    with pytest.raises(InputError, match=message):
+        run_side_by_side({"a": partial(wait_for_a_signal, tmp_path, "a"), "b": partial(after, tmp_path / "a-began", job)})
+    assert (tmp_path / "a-stopped").read_text() == "SIGTERM"
+
+
+def after(path, job):
+    while not path.exists():
+        time.sleep(0.05)
+    job()
+
+
+SCRIPT = """
+import sys
+from functools import partial
+from pathlib import Path
+from mmrlhf.demo import side_by_side
+from mmrlhf.files import stop_signals
+from tests.demo.test_side_by_side import wait_for_a_signal
+if __name__ == "__main__":
+    side_by_side.num_cores = lambda: 2
+    try:
+        with stop_signals.handled():
+            side_by_side.run_side_by_side({n: partial(wait_for_a_signal, Path(sys.argv[1]), n) for n in "ab"})
+    except stop_signals.Stopped as error:
+        sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_jobs_end_with_the_process_that_started_them(tmp_path, number):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], env=environment)
+    while not all((tmp_path / f"{name}-began").exists() for name in "ab"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    jobs = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.send_signal(number)
+    assert process.wait(30) == (-9 if number == signal.SIGKILL else 128 + number)
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in jobs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    stopped = sorted(path.read_text() for path in tmp_path.glob("?-stopped"))
+    assert stopped == ([] if number == signal.SIGKILL else [number.name] * 2)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
