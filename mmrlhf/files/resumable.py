@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.config.loader import current_names
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.inputs import differences, join_differences
@@ -58,7 +59,7 @@ class ResumableWriter:
     def _read_inputs(self) -> dict[str, Any]:
         try:
             saved = json.loads(self._inputs_path.read_text(encoding="utf-8"))
-            return {"inputs": dict(saved["inputs"]), "output": saved["output"]}
+            return {"inputs": current_names(dict(saved["inputs"])), "output": saved["output"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 

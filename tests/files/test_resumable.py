@@ -52,6 +52,17 @@ def test_resumable_writer_refuses_to_replace_an_input(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_resumable_writer_knows_a_settings_former_name(tmp_path):
+    path = tmp_path / "out.jsonl"
+    ResumableWriter(path, {"allow_worse_judge": True}).append(["1\n"])
+    with pytest.raises(InputError, match=r"allow_worse_reward_model \(was True, now False\)"):
+        ResumableWriter(path, {"allow_worse_reward_model": False})
+    file = ResumableWriter(path, {"allow_worse_reward_model": True})
+    assert file.num_done == 1
+    file.finish()
+    assert ResumableWriter(path, {"allow_worse_reward_model": True}).is_finished
+
+
 def test_resumable_writer_refuses_other_inputs_by_name(tmp_path):
     path = tmp_path / "out.jsonl"
     file = ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}})
