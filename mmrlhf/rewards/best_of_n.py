@@ -17,6 +17,7 @@ def best_answers(
     """Return, for each example, the answer that scores highest, and its score.
 
     Of equal scores the first counts. Control tokens in answers are split up for the reward model.
+    The rows were checked, so no answer is too long: sampled tokens may be more when read as text.
     """
     escape = reward_model.role.vlm.escape_control_tokens
     groups = [
@@ -24,7 +25,7 @@ def best_answers(
         for example, texts in zip(examples, answers, strict=True)
     ]
     best = []
-    for texts, scores in zip(answers, reward_model.score(groups), strict=True):
+    for texts, scores in zip(answers, reward_model.without_limit().score(groups), strict=True):
         index = max(range(len(texts)), key=scores.__getitem__)
         best.append((texts[index], scores[index]))
     return best
