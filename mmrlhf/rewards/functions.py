@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.text.answer_parsing import YesNo, leading_yes_no, parse_choice, parse_number, parse_yes_no
 from mmrlhf.text.final_answers import final_answer, has_answer_format
+from mmrlhf.text.word_counts import split_words_and_marks
 
 
 def correctness(samples: Sequence[Sample]) -> list[float | None]:
@@ -41,10 +42,13 @@ def missing_eos(samples: Sequence[Sample]) -> list[float]:
 
 
 def repetition(samples: Sequence[Sample]) -> list[float]:
-    """Give the share of an answer's word 4-grams that repeat an earlier one."""
+    """Give the share of an answer's word 4-grams that repeat an earlier one.
+
+    In a language without spaces, such as Chinese, each character is a word.
+    """
     shares = []
     for sample in samples:
-        words = sample.answer.lower().split()
+        words = split_words_and_marks(sample.answer.lower())
         ngrams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
         shares.append(1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
     return shares

@@ -23,7 +23,15 @@ def split_words(text: str) -> list[str]:
 
     Punctuation and combining marks in a text without spaces are not words.
     """
-    return list(filter(_is_word, _WORD.findall(text)))
+    return list(filter(_is_word, split_words_and_marks(text)))
+
+
+def split_words_and_marks(text: str) -> list[str]:
+    """Return the words of a text, and the punctuation and combining marks between them.
+
+    In a text without characters of UNSPACED, this is `text.split()`.
+    """
+    return _WORD.findall(text)
 
 
 def _is_word(word: str) -> bool:

@@ -99,6 +99,13 @@ def test_repetition_matches_hand_computation():
     assert repetition([make_sample("a b c d A b c d"), make_sample("a b c")]) == [pytest.approx(0.2), 0.0]
 
 
+def test_repetition_counts_characters_where_there_are_no_blanks():
+    # 8 characters, so five 4-grams: the last repeats the first; the full stop makes 9 and six
+    assert repetition([make_sample("红色杯子红色杯子"), make_sample("红色杯子红色杯子。"), make_sample("红色杯")]) == [
+        pytest.approx(1 / 5), pytest.approx(1 / 6), 0.0,
+    ]  # fmt: skip
+
+
 def test_reward_functions_match_llava_rlhf_recipe_by_hand(tmp_path):
     """Its script's reward times ten: 10 x (1.2 + 2 x 1 - 10 x 448/896 x 1) for a right answer.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmrlhf.text.word_counts import count_words
+from mmrlhf.text.word_counts import count_words, split_words_and_marks
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,12 @@ from mmrlhf.text.word_counts import count_words
 )
 def test_count_words_counts_characters_where_there_are_no_blanks(text, count):
     assert count_words(text) == count
+
+
+@pytest.mark.parametrize("text", ["", " a red\ncup. ", "두 개의\t컵 … “", "¿Qué\u00a0es? \x1f . . ."])
+def test_words_and_marks_are_split_at_blanks_alone(text):
+    assert split_words_and_marks(text) == text.split()
+
+
+def test_words_and_marks_of_a_text_without_blanks():
+    assert split_words_and_marks("两个 cups，在。") == ["两", "个", "cups，", "在", "。"]
