@@ -37,7 +37,7 @@ from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
-from mmrlhf.rewards.build import check_reward_rows, check_rewards
+from mmrlhf.rewards.build import check_reward_rows, check_rewards, penalty_note
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import FAILURE_FILE
 from mmrlhf.rewards.types import RewardFunction
@@ -99,6 +99,8 @@ def ppo(
         return adapter_dir
 
     check_reward_rows(config, examples)
+    if note := penalty_note(config.reward_terms):
+        run.print(note)
     check_adapter_setting(config.adapter_path, "lora")
     check_engine(config, accelerator.num_processes)
     vlm = load_base(config, accelerator)

@@ -42,7 +42,7 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
 from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.aggregation import build_aggregation
-from mmrlhf.rewards.build import build_rewards, check_reward_rows, check_rewards
+from mmrlhf.rewards.build import build_rewards, check_reward_rows, check_rewards, penalty_note
 from mmrlhf.rewards.claim_rewards import asks_base, counts_claims
 from mmrlhf.rewards.ledger import FAILURE_FILE, ledger_rows, saved_in, score_samples
 from mmrlhf.rewards.reward_terms import parse_reward_spec
@@ -88,6 +88,8 @@ def rft(
         run.print_finished(model_dir)
         return model_dir
     check_reward_rows(config, examples)
+    if note := penalty_note(config.reward_terms):
+        run.print(note)
     aggregation, weights = build_aggregation(config, list), parse_reward_spec(config.reward_terms)
     evaluation.plan(examples, config.num_rounds)
     first_round = 1

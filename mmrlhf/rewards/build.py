@@ -20,6 +20,9 @@ from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm
 from mmrlhf.rewards.reward_terms import WeightedReward, parse_reward_spec, resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
 
+PENALTIES = ("hallucination", "missing_eos", "repetition")
+"""Reward functions that count something bad, so that their weights should be negative."""
+
 
 @dataclass(frozen=True)
 class Rewards:
@@ -103,6 +106,16 @@ def check_reward_rows(config: RewardedConfig, examples: Sequence[Example]) -> No
             f"{config.dataset_name}: reward_terms names {by_facts[0]}, which compares claims with facts, and none of the "
             f"{len(examples)} rows has any: give --facts_file, or another verifier, such as {by_facts[0].partition('@')[0]}@vlm"
         )
+
+
+def penalty_note(reward_terms: str) -> str:
+    """Return a note if a function of PENALTIES has a positive weight, or ""."""
+    weights = parse_reward_spec(reward_terms)
+    rewarded = {name: weight for name, weight in weights.items() if name.partition("@")[0] in PENALTIES and weight > 0}
+    if not rewarded:
+        return ""
+    given, negated = (", ".join(f"{name}={sign * w:g}" for name, w in rewarded.items()) for sign in (1, -1))
+    return f"note: reward_terms has {given}: a positive weight rewards such mistakes; to penalise them, use {negated}"
 
 
 def _not_loaded(samples: Sequence[Sample]) -> list[float]:

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmrlhf.config import FeedbackConfig, PPOConfig
+from mmrlhf.config import FeedbackConfig, PPOConfig, RFTConfig
 from mmrlhf.datasets import Records, read_examples
+from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
-from mmrlhf.rewards.build import check_reward_rows
+from mmrlhf.rewards.build import check_reward_rows, penalty_note
 from mmrlhf.rewards.checkpoint import print_facts_note
+from mmrlhf.rft import rft
 from mmrlhf.training.feedback.settings import check_rows
 from tests.helpers.rows import write_jsonl
 
@@ -58,3 +60,35 @@ def test_facts_of_a_table_are_not_looked_for_again(tmp_path, monkeypatch):
 def test_rows_of_llava_rlhf_need_no_answer_for_correctness(examples):
     row = dataclasses.replace(examples[0], answer=None, meta={"caption_type": 2})
     check_reward_rows(config("correctness=1"), [row])
+
+
+@pytest.mark.parametrize(
+    ("terms", "given", "negated"),
+    [
+        ("fact_rm=1, hallucination=1", "hallucination=1", "hallucination=-1"),
+        (
+            "hallucination@clip=0.5, missing_eos=-1, repetition=2",
+            "hallucination@clip=0.5, repetition=2",
+            "hallucination@clip=-0.5, repetition=-2",
+        ),
+    ],
+)
+def test_a_positive_weight_of_a_mistake_is_noted(terms, given, negated):
+    assert penalty_note(terms) == (
+        f"note: reward_terms has {given}: a positive weight rewards such mistakes; to penalise them, use {negated}"
+    )
+
+
+@pytest.mark.parametrize(("stage", "config_class"), [(ppo, PPOConfig), (rft, RFTConfig)])
+def test_ppo_and_rft_print_the_note_before_they_load_a_model(stage, config_class, examples, tmp_path, capsys):
+    settings = {"model_name_or_path": str(tmp_path / "missing"), "dataset_name": "x", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(InputError, match="missing"):
+        stage(config_class(**settings, reward_terms="missing_eos=1"), examples)
+    assert penalty_note("missing_eos=1") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "terms", ["hallucination=-1, missing_eos=-1, repetition=-1", "missing_eos=0, length=1, coverage=1", "my.py:repetition=1"]
+)
+def test_other_weights_are_not_noted(terms):
+    assert penalty_note(terms) == ""
