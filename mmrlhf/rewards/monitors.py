@@ -16,7 +16,7 @@ REFUSAL_PATTERN = re.compile(
     r"\W*(?:(?:i am|i'm|i’m) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can’t|won't|won’t|do not|don't|don’t) "
     r"(?:see|help|answer|describe|tell|determine|know|provide|assist|have)|as an ai\b|unfortunately\b|it is not possible to)"
 )
-"""Matches the beginning of a lower-cased refusal."""
+"""Matches the beginning of a lower-cased refusal in English; none in another language."""
 MAX_REFUSAL_RATE = 0.2
 """Share of answers that refuse, above which `refusal_rate` is raised."""
 MAX_ZERO_CLAIM_RATE = 0.5
