@@ -6,12 +6,19 @@ from typing import Literal
 
 from mmrlhf.config.base import Count, Fraction, NonNegative, Positive, settings
 
+AdvantageEstimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
+PolicyLossType = Literal["dapo", "grpo", "dr_grpo"]
+RatioLevel = Literal["token", "sequence"]
+KLEstimator = Literal["k1", "k2", "k3"]
+AdvantageScaling = Literal["group", "batch", "answers", "tokens", "none"]
+"""The set over which advantages are scaled, as `advantages.scale` says."""
+
 
 @settings
 class AlgorithmConfig:
     """How rewards become advantages, the losses, and the KL to the reference."""
 
-    advantage_estimator: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    advantage_estimator: AdvantageEstimator = "gae"
     """How rewards become advantages: `gae`, generalised advantage estimation (PPO); `rloo` and
     `grpo`, relative to the other answers to the prompt; or `reinforce_plus_plus`, relative to all
     answers of the step."""
@@ -35,14 +42,14 @@ class AlgorithmConfig:
     lam: Fraction = 0.95
     """Lambda of generalised advantage estimation; 1 without a critic."""
 
-    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    loss_type: PolicyLossType = "dapo"
     """Average of the policy's loss: over all tokens (`dapo`), each answer's mean over its tokens
     (`grpo`), or each answer's sum over its tokens divided by response_length (`dr_grpo`)."""
     mask_truncated_completions: bool = False
     """Leave answers that are cut off at response_length out of the policy's loss and its counts of
     tokens (DAPO's overlong filtering). Advantages still compare all answers, and the critic learns
     from all of them, so that both know what is likely to be cut off."""
-    importance_sampling_level: Literal["token", "sequence"] = "token"
+    importance_sampling_level: RatioLevel = "token"
     """Which ratio of new to old probability is clipped: each `token`'s, or that of the `sequence`,
     the geometric mean over an answer (GSPO)."""
     cliprange: Positive = 0.2
@@ -72,7 +79,7 @@ class AlgorithmConfig:
     kl_penalty: Literal["reward", "loss"] | None = None
     """Where the KL to the reference is penalised: in each token's `reward` or in the `loss`; by
     default in the loss for grpo and else in the reward."""
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    kl_estimator: KLEstimator | None = None
     """Estimate of the KL that is penalised (Schulman 2020); by default k1 in the reward and k3 in
     the loss."""
     kl_coef: NonNegative = 0.05
@@ -104,7 +111,7 @@ class AlgorithmConfig:
         return self.kl_penalty == "loss"
 
     @property
-    def penalized_kl(self) -> Literal["k1", "k2", "k3"]:
+    def penalized_kl(self) -> KLEstimator:
         """Return the estimate of the KL that is penalised."""
         return self.kl_estimator or ("k3" if self.kl_in_loss else "k1")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from mmrlhf.config.algorithm import AlgorithmConfig
+from mmrlhf.config.algorithm import AdvantageScaling, AlgorithmConfig
 from mmrlhf.config.base import Count, NonNegative, Positive, RolloutConfig, settings
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.rewards import RewardTermsConfig
@@ -31,7 +29,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngine
     """Rounds of sampling in a step, for dynamic_sampling; prompts that still score alike stay."""
 
     @property
-    def advantage_scaling(self) -> Literal["group", "batch", "answers", "tokens", "none"]:
+    def advantage_scaling(self) -> AdvantageScaling:
         """Return the set over which advantages are scaled."""
         if self.advantage_estimator == "grpo":  # with normalised reward functions it is GDPO
             return "answers" if self.compares_terms_in_groups else self.scale_rewards

@@ -10,18 +10,16 @@ on the tokens of an answer and 0 on padding.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-Estimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
-Scaling = Literal["group", "batch", "answers", "tokens", "none"]
+from mmrlhf.config.algorithm import AdvantageEstimator, AdvantageScaling
 
 
 def estimate(
-    estimator: Estimator,
+    estimator: AdvantageEstimator,
     rewards_NT: Tensor,
     values_NT: Tensor,
     mask_NT: Tensor,
@@ -50,7 +48,9 @@ def estimate(
     return advantages_PG.view(-1, 1) * mask_NT, torch.zeros_like(values_NT)
 
 
-def scale(accelerator: Accelerator, scaling: Scaling, advantages_NT: Tensor, rewards_NT: Tensor, mask_NT: Tensor) -> Tensor:
+def scale(
+    accelerator: Accelerator, scaling: AdvantageScaling, advantages_NT: Tensor, rewards_NT: Tensor, mask_NT: Tensor
+) -> Tensor:
     """Scale the advantages of a step over all processes; `group` and `none` leave them as they are.
 
     `tokens` brings those of tokens to mean 0 and standard deviation 1, `answers` those of answers

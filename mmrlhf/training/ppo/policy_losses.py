@@ -8,16 +8,13 @@ that micro-batches add up and wider padding changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrlhf.config.algorithm import KLEstimator, PolicyLossType, RatioLevel
 from mmrlhf.training.losses import Metrics
 
-LossType = Literal["dapo", "grpo", "dr_grpo"]
-RatioLevel = Literal["token", "sequence"]
-KLEstimator = Literal["k1", "k2", "k3"]
 MAX_LOG_RATIO = 20.0
 """Nats to which log-ratios are limited, so that their exponential stays finite."""
 
@@ -66,7 +63,7 @@ class Aggregation:
     so each token weighs the same in every minibatch (Liu et al. 2025, section 3).
     """
 
-    loss_type: LossType
+    loss_type: PolicyLossType
     num_tokens: Tensor | float
     num_answers: int
     max_tokens: int
