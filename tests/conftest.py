@@ -1,5 +1,6 @@
 """Fixtures that all tests share: the tiny model, synthetic scenes, data outside the repository."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -22,17 +23,38 @@ hypothesis.settings.load_profile("repeat")
 LONGEST = ("test_stages.py", "test_ppo_engine.py", "test_crash_study.py")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Keep what the tests import out of collections of garbage, which take a second with it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, so that no process waits for another one's at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
-def tiny_vlm_path() -> str:
-    """The checkpoint of the bundled tiny vision-language model."""
+def bundled_vlm_path() -> str:
+    """The checkpoint of the bundled tiny vision-language model, for tests of what it knows."""
     from mmrlhf.files.bundled import folder
 
     return str(folder("data") / "tiny_vlm")
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm_path(tmp_path_factory) -> str:
+    """The bundled model with two of its six layers, which a run takes half the time with."""
+    from tests.helpers.shallow_vlm import save_shallow_vlm
+
+    path = tmp_path_factory.mktemp("shallow") / "tiny_vlm"
+    save_shallow_vlm(path)
+    return str(path)
 
 
 @pytest.fixture

@@ -147,15 +147,15 @@ def test_an_update_that_is_not_finite_is_skipped_and_replayed(tiny_vlm_path, exa
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def test_max_kl_stops_before_the_step_is_trained_on(tiny_vlm_path, examples, tmp_path, capsys):
+def test_max_kl_stops_before_the_step_is_trained_on(bundled_vlm_path, examples, tmp_path, capsys):
     """The run ends with the policy of the step before, also if it is killed right then."""
-    config = config_of(tiny_vlm_path, tmp_path, max_steps=5, max_kl=1e-3, kl_coef=0.0)
+    config = config_of(bundled_vlm_path, tmp_path, max_steps=5, max_kl=1e-3, kl_coef=0.0)
     rows, result = assert_resumes_exactly(config, examples, step=3)
     assert [row["objective/kl"] > 1e-3 for row in rows] == [False, False, True]
     assert ["loss/policy_avg" in row for row in rows] == [True, True, False]
     assert result["steps"] == 3 and result["stopped"].startswith("stopped at step 3: its answers have a KL to the reference of ")
     assert "above max_kl 0.001; it was not trained on" in capsys.readouterr().out
-    two_steps = config_of(tiny_vlm_path, tmp_path / "two", max_steps=2, kl_coef=0.0)
+    two_steps = config_of(bundled_vlm_path, tmp_path / "two", max_steps=2, kl_coef=0.0)
     train(two_steps, examples)
     assert_same_policy(two_steps, replace(config, output_dir=f"{config.output_dir}/whole"))
 
@@ -283,7 +283,7 @@ def test_replace_prompts_puts_answers_in_their_place():
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path):
+def test_a_run_with_all_of_it_resumes_exactly(bundled_vlm_path, examples, tmp_path):
     """The kill comes after a skipped step, and between two refreshes of the reference."""
     order = [example.id for example in PromptOrder(examples, 0).take(12)]
     data = write_rows(tmp_path / "sft.jsonl", examples[:5])
@@ -296,7 +296,7 @@ def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path)
         "max_steps": 5, "ptx_coef": 0.3, "ptx_dataset_name": str(data), "sync_ref_model": True, "ref_model_sync_steps": 2,
         "dynamic_sampling": True, "reward_clip_range": "-90,90", "kl_controller": "adaptive", "target_kl": 0.1, "max_kl": 50.0,
     }  # fmt: skip
-    config = config_of(tiny_vlm_path, tmp_path, **settings)
+    config = config_of(bundled_vlm_path, tmp_path, **settings)
     rows, result = assert_resumes_exactly(config, examples, step=3, function=function)
     assert result["skipped_steps"] == 1.0 and rows[1]["skipped_steps"] == 1.0
     assert any(row.get("dynamic_sampling/replaced") for row in rows[3:])

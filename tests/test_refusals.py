@@ -209,9 +209,9 @@ def test_generate_refuses_run_folder_as_model(refusal_of, tiny_vlm_path, tmp_pat
         ("text only", "give the directory or Hub id of an image-text-to-text model"),
     ],
 )
-def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault, message, tmp_path_factory):
+def test_generate_refuses_incomplete_checkpoint(refusal_of, bundled_vlm_path, fault, message, tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "broken"
-    shutil.copytree(tiny_vlm_path, model)
+    shutil.copytree(bundled_vlm_path, model)
     weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
     if fault == "cut":
         os.truncate(weights, weights.stat().st_size // 2)

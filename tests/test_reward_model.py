@@ -27,7 +27,7 @@ from tests.helpers.stages import ppo_config, reward_config
 def test_train_reward_model_does_not_depend_on_micro_batches(tiny_vlm_path, examples, pairs, tmp_path):
     losses = []
     for tokens in (16384, 200):
-        config = reward_config(tiny_vlm_path, tmp_path / str(tokens), micro_batch_tokens=tokens)
+        config = reward_config(tiny_vlm_path, tmp_path / str(tokens), micro_batch_tokens=tokens, max_steps=2)
         train_reward_model(config, pairs)
         losses.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
@@ -59,9 +59,8 @@ def test_train_reward_model_learns_and_scores_standalone(tiny_vlm_path, pairs, r
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_reward_model_uses_facts_only_when_given(tiny_vlm_path, pairs, tmp_path, position):
     for facts in ("given", "none"):
-        model = load_reward_model(
-            str(train_reward_model(reward_config(tiny_vlm_path, tmp_path / facts, facts=facts, facts_position=position), pairs))
-        )
+        config = reward_config(tiny_vlm_path, tmp_path / facts, facts=facts, facts_position=position, max_steps=1)
+        model = load_reward_model(str(train_reward_model(config, pairs)))
         one = AnswerGroup(pairs[0].images, pairs[0].prompt, (pairs[0].chosen,), pairs[0].facts)
         with_, without = model.score([one])[0], model.score([dataclasses.replace(one, facts=())])[0]
         assert (abs(with_[0] - without[0]) > 1e-4) == (facts == "given")
@@ -185,7 +184,7 @@ def test_preference_loss_penalises_the_distance_to_the_untrained_scores():
 def test_untrained_score_coefficient_keeps_scores_near_the_untrained_ones(tiny_vlm_path, pairs, untrained_dir, tmp_path):
     untrained, distances = raw_scores(load_reward_model(str(untrained_dir)), pairs), []
     for coefficient in (0.0, 10.0):
-        settings = {"tuning": "head", "learning_rate": 1e-2, "max_steps": 30, "untrained_score_coefficient": coefficient}
+        settings = {"tuning": "head", "learning_rate": 2e-2, "max_steps": 12, "untrained_score_coefficient": coefficient}
         config = reward_config(tiny_vlm_path, tmp_path / str(coefficient), **settings)
         trained = load_reward_model(str(train_reward_model(config, pairs)))
         distances.append((raw_scores(trained, pairs) - untrained).pow(2).mean().item())

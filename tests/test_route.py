@@ -19,12 +19,12 @@ from tests.test_docs_commands import FENCE, ROOT, commands_in
 TINY_RUN = "--lora_r 4 --per_device_train_batch_size 2 --max_steps 1 --save_steps 1 --dtype float32 --micro_batch_tokens 2048"
 TINY_FLAGS = {
     "data split": "--held_out 2",
-    "sft": f"--model tiny {TINY_RUN}",
+    "sft": f"--model tiny {TINY_RUN} --response_length 4",
     "plan": "--model tiny",
     "reward": TINY_RUN,
     "reward-eval": "--probes 4",
     "ppo": f"{TINY_RUN} --num_generations 2 --num_mini_batches 1 --response_length 4 --min_probe_detection_rate 0",
-    "dpo": TINY_RUN,
+    "dpo": f"{TINY_RUN} --response_length 4",
     "eval": "--response_length 2",
 }
 """Flags that make a command small enough for a test. The others run as they are written."""

@@ -138,14 +138,14 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 
 
 @pytest.mark.slow
-def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
+def test_stages_on_two_processes_train_as_one(bundled_vlm_path, tmp_path):
     """Two processes log what a single one does, also with a share of the base in each.
 
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
     draws that its two occurrences get on one. `grpo` was stopped on two, and resumed on two and on
     one. In float32, ten steps of ppo agree up to rounding.
     """
-    out = _run_forked(tiny_vlm_path, tmp_path / "out", "exact", "traces")
+    out = _run_forked(bundled_vlm_path, tmp_path / "out", "exact", "traces")
     stages = ("sft", "reward", "dpo", "ppo")
     one = _logged(out / "one", *stages, "grpo")
     assert [row.get("skipped_steps", 0) for row in one["grpo"]][-1] == 1
@@ -168,12 +168,12 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_files_of_one_and_neither_outlives_the_other(tiny_vlm_path, tmp_path):
+def test_two_processes_write_the_files_of_one_and_neither_outlives_the_other(bundled_vlm_path, tmp_path):
     """Each process samples its share of a batch; at the end of the data one of them has no row.
 
     If one is killed, the other stops with a sentence, whatever it was computing.
     """
-    out = _run_forked(tiny_vlm_path, tmp_path / "out", "sampled", "lost")
+    out = _run_forked(bundled_vlm_path, tmp_path / "out", "sampled", "lost")
     for name in (
         "rft/round_1/answers.jsonl",
         *(f"feedback/round_1/{name}.jsonl" for name in ("answers", "verdicts", "scores", "pairs")),

@@ -23,6 +23,7 @@ from mmrlhf.commands.claim_labels import (
 )
 from mmrlhf.config import CalibrateClipConfig, PPOConfig
 from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.loading import load
 from mmrlhf.records import Claim, Example, Fact, ImageSource, InputError, Preference
 from mmrlhf.rewards.claim_rewards import build_claim_scorer
 from mmrlhf.verifiers import AnswerClaims
@@ -255,7 +256,7 @@ def test_calibrate_clip_keeps_distractors_and_template(clip_checkpoint, clip_dat
     assert verifier.distractor_pool.groups == (frozenset({"red", "blue"}),)
 
 
-def test_calibrate_vlm_output_is_accepted_by_ppo(tiny_vlm_path, vlm, tmp_path, capsys):
+def test_calibrate_vlm_output_is_accepted_by_ppo(bundled_vlm_path, tmp_path, capsys):
     rows = []
     for index in range(16):
         scene = scenes.generate_scene("selection", index, 0)
@@ -265,20 +266,20 @@ def test_calibrate_vlm_output_is_accepted_by_ppo(tiny_vlm_path, vlm, tmp_path, c
         rows.append({"image": f"{index}.png", "prompt": "?", "facts": facts})
     lexicon_file, out = str(Path(scenes.__file__).parent / "lexicon.txt"), tmp_path / "vlm.json"
     files = ["--data", write_rows(tmp_path, rows), "--out", str(out), "--lexicon_file", lexicon_file]
-    assert main(["calibrate", "vlm", "--model", tiny_vlm_path, *files, "--claim_source", "facts", "--held_out", "0.4"]) == 0
+    assert main(["calibrate", "vlm", "--model", bundled_vlm_path, *files, "--claim_source", "facts", "--held_out", "0.4"]) == 0
     output = capsys.readouterr().out
     metrics = load_calibration(out)[1]["measured"]["object"]
     assert metrics["true"] == metrics["false"] > 5 and metrics["auroc"]["value"] > 0.7
     assert metrics["ece_uncalibrated"] > 0 and "as is" in output
     ppo_config = PPOConfig(
-        model_name_or_path=tiny_vlm_path,
+        model_name_or_path=bundled_vlm_path,
         dataset_name="x",
         output_dir="x",
         reward_terms="coverage@vlm=1",
         vlm_calibration=str(out),
         lexicon_file=lexicon_file,
     )
-    claim_scorer = build_claim_scorer(ppo_config, Adapters(vlm))
+    claim_scorer = build_claim_scorer(ppo_config, Adapters(load(bundled_vlm_path)))
     answers = []
     for index in range(16):
         shape = scenes.generate_scene("selection", index, 0).objects[0].shape

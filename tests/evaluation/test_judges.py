@@ -217,17 +217,17 @@ def test_local_judge_runs_in_process(evaluate_judged, tiny_vlm_path, tmp_path, m
 
 
 @pytest.mark.slow
-def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_path, tmp_path):
+def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, bundled_vlm_path, tmp_path):
     data = tmp_path / "policy"
     data.mkdir()
     paths = fake_data.dash_b(data)
-    with transformers_serve(tiny_vlm_path, tmp_path / "serve.log") as address:
+    with transformers_serve(bundled_vlm_path, tmp_path / "serve.log") as address:
         _, rows = evaluate_judged(judge=address, judge_max_tokens=4, endpoint_timeout=60.0)
-        assert [r["model"] for r in rows] == [tiny_vlm_path] * 2 and all(r["input_tokens"] > 10 for r in rows)
+        assert [r["model"] for r in rows] == [bundled_vlm_path] * 2 and all(r["input_tokens"] > 10 for r in rows)
         settings = {"response_length": 12, "endpoint_timeout": 60.0, **paths}
         config = EvalConfig(model_name_or_path=address, output_dir=str(tmp_path / "served"), **settings)
         served = evaluate("dash_b", config)
-    config = EvalConfig(model_name_or_path=tiny_vlm_path, output_dir=str(tmp_path / "local"), **settings)
+    config = EvalConfig(model_name_or_path=bundled_vlm_path, output_dir=str(tmp_path / "local"), **settings)
     local = evaluate("dash_b", config)
     # A server's answers are written as they arrive, in any order.
     served_answers, local_answers = (
@@ -235,7 +235,7 @@ def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_
         for name in ("served", "local")
     )
     assert served_answers == local_answers and len(local_answers) == 2
-    assert served["served_model"] == tiny_vlm_path and served["endpoint"] == address
+    assert served["served_model"] == bundled_vlm_path and served["endpoint"] == address
     assert served["metrics"] == local["metrics"]
 
 

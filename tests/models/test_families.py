@@ -254,7 +254,9 @@ def test_reward_model_matches_naive_path_and_survives_saving(family, tmp_path):
 def test_stages_run_one_step(family, tmp_path):
     """sft -> reward -> ppo, by the stages' own functions, on rows with one image, two and none."""
     common = {"dataset_name": "rows", "per_device_train_batch_size": 4, "max_steps": 1, "lora_r": 4, "save_steps": 100}
-    sft_config = SFTConfig(model_name_or_path=str(family.directory), output_dir=str(tmp_path / "sft"), **common)
+    sft_config = SFTConfig(
+        model_name_or_path=str(family.directory), output_dir=str(tmp_path / "sft"), response_length=8, **common
+    )
     base = str(sft(sft_config, family.examples))
     reward_config = RewardConfig(model_name_or_path=base, output_dir=str(tmp_path / "reward"), facts="none", **common)
     reward_path = train_reward_model(reward_config, preference_pairs(family.family))

@@ -69,7 +69,7 @@ def gradients_after(vlm, num_passes: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_processes_with_different_passes_get_the_gradients_of_a_whole_base(tiny_vlm_path, tmp_path):
+def test_processes_with_different_passes_get_the_gradients_of_a_whole_base(bundled_vlm_path, tmp_path):
     """Process 1 runs more passes than process 0, which helps; then it dies, and 0 says so."""
     (tmp_path / "script.py").write_text(SCRIPT)
     env = os.environ | {
@@ -78,12 +78,12 @@ def test_processes_with_different_passes_get_the_gradients_of_a_whole_base(tiny_
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py"), tiny_vlm_path, str(tmp_path)],
+            [sys.executable, str(tmp_path / "script.py"), bundled_vlm_path, str(tmp_path)],
             env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
-    whole = {rank: gradients_after(load(tiny_vlm_path), rank + 1) for rank in range(2)}
+    whole = {rank: gradients_after(load(bundled_vlm_path), rank + 1) for rank in range(2)}
     (out, errors), _ = (process.communicate(timeout=300) for process in processes)
     assert "stopped: process 0 stops, because another one has stopped" in out, errors
     for rank in range(2):

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from mmrlhf import scenes
+from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load
 from mmrlhf.records import InputError, Message
-from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm, prompt_with_facts, reward_messages
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, make_fact_rm, prompt_with_facts, reward_messages, untrained_role
 from mmrlhf.rewards.types import Sample
 
 
@@ -37,8 +39,9 @@ def test_reward_model_untrained_score_is_base_yes_no_log_odds(vlm, untrained_rew
     assert raw_scores == pytest.approx(expected, abs=1e-3)
 
 
-def test_reward_model_untrained_ranks_clean_over_faulty_captions(untrained_reward_model):
+def test_reward_model_untrained_ranks_clean_over_faulty_captions(bundled_vlm_path):
     """With complete facts, it ranks a description over the same with a fault."""
+    untrained = RewardModel(untrained_role(Adapters(load(bundled_vlm_path))), "given", "before")
     groups = []
     for index in range(60):
         scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng([5, index])
@@ -46,7 +49,7 @@ def test_reward_model_untrained_ranks_clean_over_faulty_captions(untrained_rewar
         if scenes.verify_answer(scene, answers[1]).false_claims:
             facts = scenes.annotator_facts(scene, rng, recall=1.0, error_rate=0.0)
             groups.append(AnswerGroup((scene.image_source(),), (Message("user", question.text),), answers, facts))
-    scores = torch.tensor(untrained_reward_model.score(groups))
+    scores = torch.tensor(untrained.score(groups))
     assert (scores[:, 0] > scores[:, 1]).float().mean() > 0.9
 
 

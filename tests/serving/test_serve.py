@@ -38,7 +38,9 @@ def server(models):
 
 
 def test_greedy_completions_are_those_of_generate(server, models, examples):
-    expected = {e.id: t for e, t in generate_batches(models.policy.vlm, examples[:4], SamplingParams(24, 0.0), batch_size=4)}
+    with models.policy.active():
+        batches = generate_batches(models.policy.vlm, examples[:4], SamplingParams(24, 0.0), batch_size=4)
+        expected = {example.id: texts for example, texts in batches}
     for example in examples[:4]:
         status, reply = request(server, CHAT_PATH, {"messages": messages_of(example), "temperature": 0})
         assert status == 200 and reply["choices"][0]["message"] == {"role": "assistant", "content": expected[example.id][0]}

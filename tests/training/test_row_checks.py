@@ -32,7 +32,9 @@ def sft_row(index, answer="A red circle."):
 
 
 def sft_config(model, path, out, **settings):
-    defaults = {"max_length": 120, "max_steps": 4, "per_device_train_batch_size": 3, "lora_r": 4, "save_steps": 1}
+    defaults = {
+        "max_length": 120, "response_length": 8, "max_steps": 4, "per_device_train_batch_size": 3, "lora_r": 4, "save_steps": 1,
+    }  # fmt: skip
     return SFTConfig(model_name_or_path=model, dataset_name=path, output_dir=str(out), **{**defaults, **settings})
 
 

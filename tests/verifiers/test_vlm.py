@@ -8,6 +8,7 @@ from mmrlhf import scenes
 from mmrlhf.claims import load_lexicon
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load
 from mmrlhf.records import Claim, InputError, Message
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling
@@ -74,7 +75,8 @@ def test_vlm_verifier_calibrates_and_flips_negated_claims(vlm_verifier, examples
     assert (without_image.value, without_image.evidence) == ("unknown", "there is no image")
 
 
-def test_vlm_verifier_shipped_base_judges_claims_better_than_chance(vlm_verifier):
+def test_vlm_verifier_shipped_base_judges_claims_better_than_chance(bundled_vlm_path):
+    vlm_verifier = VLMVerifier(Role(Adapters(load(bundled_vlm_path)), None), LEXICON)
     answers = []
     for index in range(40):
         scene = scenes.generate_scene("selection", index, 0)

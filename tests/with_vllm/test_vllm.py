@@ -92,8 +92,8 @@ def same_rewards(
     assert max(run["difference"] for run in runs) < MAX_DIFFERENCE
 
 
-def test_runs_on_a_server_earn_the_rewards_of_local_runs(local_runs, tiny_vlm_path, tmp_path, capsys):
-    with vllm_server(tiny_vlm_path, tmp_path / "log", *NO_TOWER) as url:
+def test_runs_on_a_server_earn_the_rewards_of_local_runs(local_runs, bundled_vlm_path, tmp_path, capsys):
+    with vllm_server(bundled_vlm_path, tmp_path / "log", *NO_TOWER) as url:
         runs = checks.train(url, "grpo", SEEDS, STEPS, tmp_path)
         same_rewards(runs, local_runs, capsys, "server, grpo")
         (run,) = checks.train(url, "gae", 1, 3, tmp_path)
