@@ -21,7 +21,7 @@ from mmrlhf.rewards.types import Sample
 from mmrlhf.training.run import Run
 from mmrlhf.training.sampled_answers import build_samples
 from mmrlhf.training.shared_writer import SharedWriter
-from mmrlhf.training.skipped_steps import MAX_IN_A_ROW, together
+from mmrlhf.training.skipped_steps import MAX_IN_A_ROW, raise_on_all_processes
 
 NOT_FINITE = "from a batch with non-finite values"
 """Why an answer is left out with its batch. It names neither row nor reward function: which of
@@ -93,7 +93,7 @@ def write_answers(
             answers: list[AnyAnswer] = []
             problem = ""
             try:
-                with together():
+                with raise_on_all_processes():
                     answers = sample(share) if share else []
             except NotFiniteError as error:  # on all processes
                 problem = str(error)

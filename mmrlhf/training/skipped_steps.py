@@ -69,8 +69,8 @@ class SkippedSteps:
     def attempt(self, step: int, rows: Sequence[Example] | Sequence[Preference]) -> Iterator[Attempt]:
         """Run a step in a `with` block, which ends early if a number is not finite.
 
-        All processes must then leave the block (`together`). Raises InputError after the third such
-        step in a row, or if a shorter run has no other.
+        All processes must then leave the block (`raise_on_all_processes`). Raises InputError after
+        the third such step in a row, or if a shorter run has no other.
         """
         attempt, problem = Attempt(step, rows), ""
         if not self._has_begun:
@@ -168,7 +168,7 @@ def _step_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def together(attempt: Attempt | None = None) -> Iterator[None]:
+def raise_on_all_processes(attempt: Attempt | None = None) -> Iterator[None]:
     """Raise an InputError of one process on all of them, so that none waits.
 
     The most serious error of all processes is raised: a NotFiniteError, which only skips the step,

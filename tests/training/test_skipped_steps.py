@@ -231,7 +231,7 @@ def test_a_problem_of_one_process_ends_the_step_of_all(monkeypatch, is_cause):
     """Each of them knows whether the problem was its own."""
     monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [None, (False, "term f returned nan")])
     attempt = skipped_steps.Attempt(1, ())
-    with pytest.raises(NotFiniteError, match=r"^term f returned nan$"), skipped_steps.together(attempt):
+    with pytest.raises(NotFiniteError, match=r"^term f returned nan$"), skipped_steps.raise_on_all_processes(attempt):
         if is_cause:
             raise NotFiniteError("term f returned nan")
     assert attempt.is_cause == is_cause
@@ -251,7 +251,7 @@ def test_all_processes_end_a_step_by_the_gravest_error(monkeypatch, error, other
     """Only if nothing else happened is the step skipped; else the run saves and stops."""
     monkeypatch.setattr(skipped_steps, "gather_object", lambda own: [*own, *others])
     attempt = skipped_steps.Attempt(1, ())
-    with pytest.raises(InputError) as caught, skipped_steps.together(attempt):
+    with pytest.raises(InputError) as caught, skipped_steps.raise_on_all_processes(attempt):
         if error is not None:
             raise error
     assert type(caught.value) is raised[0] and raised[1] in str(caught.value)
@@ -260,7 +260,7 @@ def test_all_processes_end_a_step_by_the_gravest_error(monkeypatch, error, other
 
 def test_nothing_is_exchanged_once_a_process_is_lost(monkeypatch):
     monkeypatch.setattr(skipped_steps, "gather_object", lambda own: 1 / 0)
-    with pytest.raises(LostProcessError), skipped_steps.together(skipped_steps.Attempt(1, ())):
+    with pytest.raises(LostProcessError), skipped_steps.raise_on_all_processes(skipped_steps.Attempt(1, ())):
         raise LostProcessError("another one has stopped")
 
 

@@ -34,7 +34,7 @@ from mmrlhf.training.ppo.engine import publish_sampler
 from mmrlhf.training.ppo.prompt_order import NumberedRow, PromptOrder, StepPrompts
 from mmrlhf.training.ppo.roles import PPORoles
 from mmrlhf.training.sampled_answers import build_samples
-from mmrlhf.training.skipped_steps import Attempt, together
+from mmrlhf.training.skipped_steps import Attempt, raise_on_all_processes
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _fail(error: InputError) -> NoReturn:
 def finish_rollout(config: PPOConfig, roles: PPORoles, started: StartedRollout, attempt: Attempt, failure_file: Path) -> Rollout:
     """Wait for answers that are being sampled, and reward them. Raises like `collect_rollout`."""
     attempt.rows = [replace(row, id=row_id) for row, row_id in started.numbered]
-    with together(attempt):
+    with raise_on_all_processes(attempt):
         return _score(config, roles, started.numbered, started.wait(), failure_file, started.policy_version)
 
 
@@ -130,7 +130,7 @@ def collect_rollout(
 
     def answer(own: Sequence[NumberedRow]) -> Rollout | None:
         attempt.rows = [replace(row, id=row_id) for row, row_id in own] or attempt.rows
-        with together(attempt):
+        with raise_on_all_processes(attempt):
             return sample_and_score(config, roles, engine, own, step, failure_file) if own else None
 
     rollout = answer(list(prompts.take_all().values()))
