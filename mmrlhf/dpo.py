@@ -41,7 +41,7 @@ from mmrlhf.training.dpo.held_out_pairs import CHOOSING_METRICS, HeldOutPairs
 from mmrlhf.training.dpo.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.dpo.reference_logps import precompute, reference_logps
 from mmrlhf.training.dpo.step import Counts, compute_gradients, count, mean_metrics
-from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
+from mmrlhf.training.optim import check_loss, load_optimizer_state_dict, optimizer_state_dict, optimizer_step, set_learning_rate
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.row_order import batch_indices, total_steps
 from mmrlhf.training.run import Run
@@ -137,7 +137,7 @@ def _train(
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
-        load_optimizer(optimizer, tensors)
+        load_optimizer_state_dict(optimizer, tensors)
         skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
         evaluation.restore(tensors, state, start_step)
@@ -188,7 +188,7 @@ def _train(
                 evaluation.save_best(run, policy)
                 best_tensors, state = evaluation.checkpoint()
                 state |= {"skipped_steps": skipped_steps.state_dict(), "last": _last_metrics(metrics)}
-                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
+                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_state_dict(optimizer), **best_tensors}, state)
                 if stop:
                     raise InputError(stop)
             if is_last:

@@ -44,7 +44,7 @@ from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import RewardModel, untrained_role
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import UNDEFINED
-from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
+from mmrlhf.training.optim import check_loss, load_optimizer_state_dict, optimizer_state_dict, optimizer_step, set_learning_rate
 from mmrlhf.training.reward_model.measured_rows import MeasuredRows, j_sentence, rows_to_measure, to_answer_group
 from mmrlhf.training.reward_model.rows import training_rows
 from mmrlhf.training.reward_model.step import check_margins, compute_gradients, preference_loss
@@ -154,7 +154,7 @@ def _train(
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
-        load_optimizer(optimizer, tensors)
+        load_optimizer_state_dict(optimizer, tensors)
         best.restore(tensors, state)
         monitor.load_state_dict(state.get("monitor", {}))
         num_not_better = state["num_not_better"] if best.step is not None else 0
@@ -211,7 +211,7 @@ def _train(
                 best_tensors, state = best.checkpoint()
                 state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state_dict()}
                 state |= {"skipped_steps": skipped_steps.state_dict()}
-                run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
+                run.save_checkpoint(step, {**role.state_dict(), **optimizer_state_dict(optimizer), **best_tensors}, state)
                 if stop:
                     raise InputError(stop)
     return step, best, outcomes_before

@@ -29,7 +29,7 @@ from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
-from mmrlhf.training.optim import check_loss, load_optimizer, optimizer_step, optimizer_tensors, set_learning_rate
+from mmrlhf.training.optim import check_loss, load_optimizer_state_dict, optimizer_state_dict, optimizer_step, set_learning_rate
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_indices
 from mmrlhf.training.row_order import batch_indices, total_steps
 from mmrlhf.training.run import Run
@@ -71,7 +71,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
-        load_optimizer(optimizer, tensors)
+        load_optimizer_state_dict(optimizer, tensors)
         skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         evaluation.restore(tensors, state, start_step)
     elif measured := evaluation.evaluate(run, accelerator, role, 0):
@@ -105,7 +105,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
             if is_save_due or stop or skipped_steps.may_stop:
                 evaluation.save_best(run, role)
                 best_tensors, state = evaluation.checkpoint()
-                tensors = {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}
+                tensors = {**role.state_dict(), **optimizer_state_dict(optimizer), **best_tensors}
                 run.save_checkpoint(step + 1, tensors, {"skipped_steps": skipped_steps.state_dict()} | state)
                 if stop:
                     raise InputError(stop)

@@ -95,7 +95,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state as `optim.{index}.{name}` (AdamW: exp_avg, exp_avg_sq, step).
 
     Parameters are numbered in order. Learning rates are left out: they follow from the
@@ -105,8 +105,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"optim.{i}.{name}": tensor for i, parameter_state in state.items() for name, tensor in parameter_state.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore the state from `optimizer_tensors`; other names in `tensors` are ignored.
+def load_optimizer_state_dict(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Continue from what `optimizer_state_dict` returned; other names in `tensors` are ignored.
 
     Raises InputError if the state belongs to other parameters: another number, or other shapes.
     """

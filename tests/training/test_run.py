@@ -18,7 +18,7 @@ from mmrlhf.files import stop_signals
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
 from mmrlhf.training import checkpoint_files
-from mmrlhf.training.optim import load_optimizer, optimizer_tensors
+from mmrlhf.training.optim import load_optimizer_state_dict, optimizer_state_dict
 from mmrlhf.training.run import Run
 from tests.helpers.runs import FakeConfig, open_run
 
@@ -317,14 +317,14 @@ def test_resume_is_bit_exact(tmp_path):
 
     first, optimizer = new_model()
     take_steps(first, optimizer, range(5))
-    tensors = {f"model.{k}": v for k, v in first.state_dict().items()} | optimizer_tensors(optimizer)
+    tensors = {f"model.{k}": v for k, v in first.state_dict().items()} | optimizer_state_dict(optimizer)
     assert {"optim.0.exp_avg", "optim.0.exp_avg_sq", "optim.0.step", "optim.1.step"} < set(tensors)
     open_run(tmp_path).save_checkpoint(5, tensors, {})
 
     second, optimizer = new_model()
     step, tensors, _ = open_run(tmp_path).resume()
     second.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    load_optimizer(optimizer, tensors)
+    load_optimizer_state_dict(optimizer, tensors)
     before = tensors["optim.0.exp_avg"].clone()
     take_steps(second, optimizer, range(step, 10))
     assert torch.equal(second.weight, uninterrupted.weight) and torch.equal(second.bias, uninterrupted.bias)
@@ -332,14 +332,14 @@ def test_resume_is_bit_exact(tmp_path):
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
 
 
-def test_load_optimizer_refuses_other_parameters():
+def test_load_optimizer_state_dict_refuses_other_parameters():
     model, optimizer = new_model()
     take_steps(model, optimizer, range(1))
-    tensors = optimizer_tensors(optimizer)
+    tensors = optimizer_state_dict(optimizer)
     with pytest.raises(InputError, match=r"has optim\.1\..*, and the optimiser 1 parameters: remove the checkpoints"):
-        load_optimizer(torch.optim.AdamW([model.weight]), tensors)
+        load_optimizer_state_dict(torch.optim.AdamW([model.weight]), tensors)
     with pytest.raises(InputError, match=r"shape \(2, 3\), and its parameter \(2,\)"):
-        load_optimizer(torch.optim.AdamW([model.bias, model.weight]), tensors)
+        load_optimizer_state_dict(torch.optim.AdamW([model.bias, model.weight]), tensors)
 
 
 # ---- finished runs -------------------------------------------------------------------------------

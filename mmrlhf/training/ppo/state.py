@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.training.optim import load_optimizer, optimizer_tensors
+from mmrlhf.training.optim import load_optimizer_state_dict, optimizer_state_dict
 from mmrlhf.training.ppo.kl_controller import KLController
 from mmrlhf.training.ppo.prompt_order import PromptOrder
 from mmrlhf.training.ppo.roles import PPORoles
@@ -50,7 +50,7 @@ class PPOState:
             "stopped": self.stopped,
             "skipped_steps": self.skipped_steps.state_dict(),
         }
-        return tensors | optimizer_tensors(self.optimizer), state
+        return tensors | optimizer_state_dict(self.optimizer), state
 
     def restore(self, tensors: dict[str, Tensor], state: Mapping[str, Any], position: int) -> None:
         """Continue from what `checkpoint` returned.
@@ -66,7 +66,7 @@ class PPOState:
         self.skipped_steps.load_state_dict(state.get("skipped_steps", {}))
         for role in self.roles.changing:
             role.load_state_dict(tensors)
-        load_optimizer(self.optimizer, tensors)
+        load_optimizer_state_dict(self.optimizer, tensors)
 
 
 def build_optimizer(config: PPOConfig, roles: PPORoles) -> torch.optim.Optimizer:
