@@ -116,7 +116,7 @@ def ppo(
         roles=roles,
         optimizer=build_optimizer(config, roles),
         prompt_order=PromptOrder(examples, config.seed),
-        kl_controller=KLController.of(config, answers_per_step(config, accelerator)),
+        kl_controller=KLController.from_config(config, answers_per_step(config, accelerator)),
         skipped_steps=SkippedSteps(run, "ppo", config, accelerator, roles.changing, num_steps),
     )
     evaluation.plan(examples, num_steps)

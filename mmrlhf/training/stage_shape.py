@@ -1,4 +1,4 @@
-"""What of a training stage determines its memory: its roles, and what runs at once."""
+"""What determines the memory of a training stage: its roles, and what runs at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWER_TOKENS = 256
 
 @dataclass(frozen=True)
 class StageShape:
-    """What of a stage determines its memory, apart from settings that all stages have."""
+    """What determines the memory of a stage, besides settings that all stages have."""
 
     roles: Mapping[str, str | None]
     """The adapters on the base, each with the folder that it is loaded from."""

@@ -42,7 +42,7 @@ class KLController:
     integral: float = 0.0
 
     @classmethod
-    def of(cls, config: PPOConfig, answers_per_step: int) -> KLController:
+    def from_config(cls, config: PPOConfig, answers_per_step: int) -> KLController:
         """Return the controller that a run's settings describe."""
         if config.kl_controller == "fixed":
             return cls(config.kl_coef)

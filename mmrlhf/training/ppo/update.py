@@ -51,7 +51,7 @@ def update_roles(
             attempt.rows = [*rollout.numbered_rows, *(ptx.rows if ptx is not None else ())]
             update = update_minibatch(
                 config, accelerator, optimizer, roles, batch.select(own), len(group), ptx, attempt,
-                has_sampled=not updates and rollout.policy_version == step,
+                is_on_policy=not updates and rollout.policy_version == step,
             )  # fmt: skip
             updates.append(update)
     return updates
@@ -67,12 +67,12 @@ def update_minibatch(
     ptx: PTXBatch | None,
     attempt: Attempt,
     *,
-    has_sampled: bool,
+    is_on_policy: bool,
 ) -> dict[str, float]:
     """Take an optimiser step on this process's share of `num_prompts`; return its metrics.
 
-    `has_sampled`: whether the current policy sampled the answers, so that sampling and scoring must
-    agree. Raises NotFiniteError, on all processes, before it changes anything.
+    `is_on_policy`: whether the current policy sampled the answers, so that sampling and scoring
+    must agree. Raises NotFiniteError, on all processes, before it changes anything.
     """
     own_counts = torch.stack([minibatch.mask_NT.sum(), policy_mask(config, minibatch).sum()])
     num_tokens, num_policy_tokens = accelerator.reduce(own_counts, "sum")
@@ -94,7 +94,7 @@ def update_minibatch(
     }
     update = sum_over_processes(sums)
     check_loss(total_loss(update))
-    if has_sampled and num_policy_tokens and config.dtype == "float32":
+    if is_on_policy and num_policy_tokens and config.dtype == "float32":
         check_first_ratio(update["val/ratio"])
     parameters = [p for role in roles.trained for p in role.parameters()]
     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)

@@ -114,6 +114,6 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened():
 )
 def test_horizon_counts_answers(tmp_path, settings, gain):
     config = ppo_config("m", None, tmp_path, kl_controller="adaptive", target_kl=2.0, **settings)
-    controller = KLController.of(config, 3 * config.num_generations)
+    controller = KLController.from_config(config, 3 * config.num_generations)
     assert (controller.coef, controller.target, controller.gain) == (0.05, 2.0, gain)
-    assert KLController.of(ppo_config("m", None, tmp_path), 6).target is None
+    assert KLController.from_config(ppo_config("m", None, tmp_path), 6).target is None

@@ -61,6 +61,6 @@ def test_the_policy_loss_counts_the_tokens_that_are_left_on_all_processes(monkey
     budget = SimpleNamespace(retry_on_oom=lambda function, *args: function(*args))
     roles, attempt = SimpleNamespace(vlm=SimpleNamespace(budget=budget), trained=[]), SimpleNamespace(numbers={})
     config = config_of(mask_truncated_completions=masked, num_generations=2)
-    update.update_minibatch(config, accelerator, None, roles, batch_of(finished), 2, None, attempt, has_sampled=True)
+    update.update_minibatch(config, accelerator, None, roles, batch_of(finished), 2, None, attempt, is_on_policy=True)
     assert calls == [(num_policy_tokens, 4, 10)]
     assert (attempt.numbers["num_policy_tokens"], attempt.numbers["num_tokens"]) == (num_policy_tokens, 10)
