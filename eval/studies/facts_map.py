@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from common import Experiment, cached_result, claim_settings, run_and_report, run_parallel
 from facts_map_analysis import report
-from facts_map_curves import write_truth
+from facts_map_curves import load_run, write_truth
 from facts_map_judges import (
     CLAIM_TERMS,
     LEXICON_FILE,
@@ -158,8 +158,11 @@ def make_evaluation(experiment: Experiment, num_scenes: int) -> Callable[[VLM], 
 # ---- a cell --------------------------------------------------------------------------------------
 
 
-def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int, kl_coef: float) -> None:
-    """Train the policy of a cell, or go on with it, and write the truth about its samples."""
+def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int, kl_coef: float) -> Path:
+    """Train the policy of a cell, or go on with it, and write the truth about its samples.
+
+    Returns the folder of its run.
+    """
     cell = CELLS[name]
     directory = experiment.directory / f"ppo_{name}_kl{kl_coef:g}"
     if not (directory / "finished.json").exists():
@@ -186,6 +189,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
         evaluation = make_evaluation(experiment, settings.eval_scenes)
         ppo(config, prompts, evaluation, extra)
     write_truth(directory, experiment.data_config)
+    return directory
 
 
 def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace, experiment: Experiment) -> None:
@@ -195,8 +199,9 @@ def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace
         cached_result(args.out, f"judge-{experiment.seed}-{name}", partial(measure_judge, experiment, CELLS[name]))
 
         def train(name: str = name, kl_coef: float = kl_coef) -> dict[str, Any]:
-            train_cell(experiment, settings, name, args.steps, kl_coef)
-            return {"steps": args.steps}
+            directory = train_cell(experiment, settings, name, args.steps, kl_coef)
+            run = load_run(directory, experiment.seed, experiment.data_config)
+            return {"steps": args.steps, "evaluations": run.evaluation_rows() if run is not None else []}
 
         steps = cached_result(args.out, f"policy-{experiment.seed}-{name}-kl{kl_coef:g}", train)["steps"]
         if steps != args.steps:

@@ -58,6 +58,11 @@ class Run:
         """The number of the best evaluation by the selection split; the earliest of equals."""
         return int(np.argmax(self.metrics[SELECTED_BY]))
 
+    def evaluation_rows(self) -> list[dict[str, float]]:
+        """Return a row per evaluation, with its step, KL and metrics, to keep with a cell."""
+        columns = {"step": self.steps, "kl": self.kl} | self.metrics
+        return [{name: round(float(values[i]), 5) for name, values in columns.items()} for i in range(len(self.steps))]
+
 
 def split_cell(name: str) -> tuple[str, int, str]:
     """Return the reward of a cell (rm, both, claims or oracle), its labels, and its facts.
@@ -76,28 +81,33 @@ def load_runs(out: Path, data_configs: dict[int, ScenesConfig]) -> list[Run]:
     runs = []
     for path in sorted(out.glob("*-*/ppo_*_kl*/metrics.jsonl")):
         seed = int(path.parent.parent.name.rpartition("-")[2])
-        match = re.fullmatch(r"ppo_(.+)_kl(.+)", path.parent.name)
-        assert match is not None
-        rows = read_jsonl(path)
-        evaluated = [row for row in rows if f"eval/{SELECTED_BY}" in row]
-        if len(evaluated) < 2:
-            continue
-        steps = np.array([row["step"] for row in evaluated])
-        sampled = sampled_rows(rows)
-        truth_by_step = {row["step"]: row for row in read_truth(path.parent, data_configs[seed])}
-        truth = [truth_by_step[row["step"]] for row in sampled]
-        samples = {
-            "step": np.array([row["step"] for row in sampled]),
-            "kl": np.array([row["objective/kl"] for row in sampled]),
-            "score": np.array([row["objective/scores"] for row in sampled]),
-        }
-        samples |= {name: np.array([row[name] for row in truth]) for name in truth[0] if name != "step"}
-        names = [name.removeprefix("eval/") for name in evaluated[0] if name.startswith("eval/")]
-        metrics = {name: np.array([row[f"eval/{name}"] for row in evaluated], dtype=float) for name in names}
-        is_finished = (path.parent / "finished.json").exists()
-        kl = kl_after_steps(samples["kl"], samples["step"], steps)
-        runs.append(Run(seed, match[1], float(match[2]), steps, kl, metrics, samples, is_finished))
+        run = load_run(path.parent, seed, data_configs[seed])
+        runs += [run] if run is not None else []
     return runs
+
+
+def load_run(directory: Path, seed: int, data_config: ScenesConfig) -> Run | None:
+    """Return a run, or None if it has no evaluation after the start."""
+    match = re.fullmatch(r"ppo_(.+)_kl(.+)", directory.name)
+    assert match is not None
+    rows = read_jsonl(directory / "metrics.jsonl")
+    evaluated = [row for row in rows if f"eval/{SELECTED_BY}" in row]
+    if len(evaluated) < 2:
+        return None
+    steps = np.array([row["step"] for row in evaluated])
+    sampled = sampled_rows(rows)
+    truth_by_step = {row["step"]: row for row in read_truth(directory, data_config)}
+    truth = [truth_by_step[row["step"]] for row in sampled]
+    samples = {
+        "step": np.array([row["step"] for row in sampled]),
+        "kl": np.array([row["objective/kl"] for row in sampled]),
+        "score": np.array([row["objective/scores"] for row in sampled]),
+    }
+    samples |= {name: np.array([row[name] for row in truth]) for name in truth[0] if name != "step"}
+    names = [name.removeprefix("eval/") for name in evaluated[0] if name.startswith("eval/")]
+    metrics = {name: np.array([row[f"eval/{name}"] for row in evaluated], dtype=float) for name in names}
+    kl = kl_after_steps(samples["kl"], samples["step"], steps)
+    return Run(seed, match[1], float(match[2]), steps, kl, metrics, samples, (directory / "finished.json").exists())
 
 
 def write_truth(directory: Path, data_config: ScenesConfig) -> list[dict[str, float]]:

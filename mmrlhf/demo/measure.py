@@ -110,11 +110,10 @@ def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_d
     tasks += [(name, str(split)) for name in model_names for split in SPLITS if split == "held_out" or name not in BEST_OF_N]
     tasks += [(name, "sampled") for name in ("sft", *models.policy_paths)]
     missing = [task for task in tasks if not _answers_file(answers_dir, *task).exists()]
-    # Two parts of equal length, each with its own images.
-    parts: dict[str, list[tuple[str, str]]] = {"held-out scenes": [], "best of n, shifts": []}
+    # Two parts that take about as long as each other.
+    parts: dict[str, list[tuple[str, str]]] = {"one answer and samples": [], "best of n": []}
     for name, split in missing:
-        is_held_out = split in ("held_out", "sampled") and name not in BEST_OF_N
-        parts["held-out scenes" if is_held_out else "best of n, shifts"].append((name, split))
+        parts["best of n" if name in BEST_OF_N or split == "candidates" else "one answer and samples"].append((name, split))
     run_side_by_side(
         {name: partial(_write_answers, data_config, models, answers_dir, part) for name, part in parts.items() if part}
     )

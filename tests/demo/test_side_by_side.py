@@ -108,10 +108,8 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path, number):
         time.sleep(0.05)
     jobs = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(number)
-    assert process.wait(30) == (-9 if number == signal.SIGKILL else 128 + number)
-    deadline = time.monotonic() + 30
-    while any(is_running(pid) for pid in jobs):
-        assert time.monotonic() < deadline
+    assert process.wait(120) == (-9 if number == signal.SIGKILL else 128 + number)
+    while any(is_running(pid) for pid in jobs):  # forever, if they outlive it
         time.sleep(0.05)
     stopped = sorted(path.read_text() for path in tmp_path.glob("?-stopped"))
     assert stopped == ([] if number == signal.SIGKILL else [number.name] * 2)

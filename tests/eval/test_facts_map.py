@@ -101,6 +101,9 @@ def test_runs_are_read_without_the_steps_that_were_skipped(curves, tmp_path):
     (run,) = curves.load_runs(tmp_path, {4: ScenesConfig(seed=4)})
     assert run.samples["step"].tolist() == [1, 2, 4, 5, 6, 7, 8] and run.samples["utility"].shape == (7,)
     assert run.kl == pytest.approx([0, 0.8])
+    assert run.evaluation_rows() == [
+        {"step": 0, "kl": 0.0, "selection_claim_f1": 0.5}, {"step": 8, "kl": 0.8, "selection_claim_f1": 0.5},
+    ]  # fmt: skip
 
 
 def test_first_slope_is_the_change_along_the_root_of_kl(curves):
