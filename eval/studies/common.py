@@ -33,6 +33,7 @@ from mmrlhf.config.loader import load_config
 from mmrlhf.demo import data
 from mmrlhf.demo.measure import score_scenes
 from mmrlhf.demo.pipeline import stage_config
+from mmrlhf.demo.side_by_side import exit_after_parent
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.files.atomic import write_atomic
@@ -95,20 +96,14 @@ def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) ->
     if num_workers == 1:
         torch.set_num_threads(1)
         return [run(task) for task in tasks]
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin_worker) as pool:
         return list(pool.map(run, tasks))
 
 
-def _begin_worker(study_pid: int) -> None:
+def _begin_worker() -> None:
     """Use one core; end with the study, also if it was killed: the next one needs the cores."""
     torch.set_num_threads(1)
-
-    def watch() -> None:
-        while os.getppid() == study_pid:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def claim_settings(directory: Path, settings: Mapping[str, Any], name: str = "settings") -> None:

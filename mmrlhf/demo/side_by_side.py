@@ -1,7 +1,7 @@
 """Run independent parts of the demo at the same time, each in its own process.
 
-The tiny VLM is too small to gain from a second thread, so on two cores two processes with one
-thread each finish in half the time.
+The tiny VLM gains little from a second thread, so two processes with one thread each use two cores
+better.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def run_side_by_side(jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     With one job, or on one core, they run in this process, in turn.
 
     A signal to this process is forwarded to all jobs, and the failure of a job ends the others, so
-    that they can save a checkpoint. Raises a job's InputError, or one if a job was killed.
+    that they can save a checkpoint. Raises a job's InputError or OSError, and InputError if one was
+    killed.
     """
     if len(jobs) < 2 or num_cores() < 2:
         return {name: job() for name, job in jobs.items()}
@@ -54,7 +55,8 @@ def run_side_by_side(jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     except BaseException as error:
         number = error.signal_number if isinstance(error, stop_signals.Stopped) else signal.SIGTERM
         for _, process in running.values():
-            os.kill(process.pid, number)
+            if process.is_alive():
+                os.kill(process.pid, number)
         for _, process in running.values():
             process.join()
         raise
@@ -69,7 +71,7 @@ def _receive(receiver: Connection, name: str, process: Any) -> Any:
         raise InputError(
             f"the process of {name} ended with exit code {process.exitcode}: run the same command again, which continues"
         ) from None
-    if isinstance(result, InputError):
+    if isinstance(result, InputError | OSError):
         raise result
     return result
 
@@ -78,21 +80,23 @@ def _receive(receiver: Connection, name: str, process: Any) -> Any:
 
 
 def _run_job(name: str, job: Callable[[], Any], num_jobs: int, sender: Connection) -> None:
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
     torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() // num_jobs)))
     sys.stdout = _NamedLines(name)
     try:
         with stop_signals.handled():
             sender.send(job())
     except InputError as error:
-        sender.send(error)
+        sender.send(InputError(str(error)))  # subclasses may not be picklable
     except BrokenPipeError:  # the reader of the output has ended
         sys.exit(141)
+    except OSError as error:  # which the command reports in a sentence
+        sender.send(error)
     except KeyboardInterrupt as error:  # the first process reports it
         sys.exit(error.exit_code if isinstance(error, stop_signals.Stopped) else 130)
 
 
-def _exit_after_parent() -> None:
+def exit_after_parent() -> None:
     """End this process once the one that started it is gone, even by `kill -9`."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -31,6 +31,10 @@ def refuse(path):
     raise InputError(f"{path} has no rows")
 
 
+def fill_the_disk():
+    raise OSError(28, "No space left on device", "weights.bin")
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -72,6 +76,13 @@ def test_the_failure_of_a_job_stops_the_others(tmp_path, job, message):
     with pytest.raises(InputError, match=message):
         run_side_by_side({"a": partial(wait_for_a_signal, tmp_path, "a"), "b": partial(after, tmp_path / "a-began", job)})
     assert (tmp_path / "a-stopped").read_text() == "SIGTERM"
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_reported_as_in_one_process(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised:
+        run_side_by_side({"a": partial(wait_for_a_signal, tmp_path, "a"), "b": fill_the_disk})
+    assert raised.value.filename == "weights.bin"
 
 
 def after(path, job):
