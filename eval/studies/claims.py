@@ -14,6 +14,8 @@ aggregation   all weights 1 or -1, as of a user who does not tune them: `all-...
               model and `claims-...` without. `sum` adds values, `group` normalises each reward
               function among a prompt's answers (GDPO), `bounds` also sets --length_bounds auto.
 running       the same with running statistics
+places        claims-sum with a lexicon that also reads places in the image ("at the top left"), for
+              place_claims.py
 
 Facts are the annotator's. They list half of the absent shapes as absent, with the usual error rate.
 Each `--eval-steps` steps, greedy answers on 200 selection and 200 held-out scenes of the seed's own
@@ -69,7 +71,7 @@ from common import (
 )
 from facts_map import make_evaluation
 from facts_map_analysis import DECISION_CONFIDENCE, PRIMARY_WAY, cells_table, differences, primary_table, secondary_table
-from facts_map_curves import Run, load_runs, tuned_runs, write_truth
+from facts_map_curves import Run, load_run, load_runs, tuned_runs, write_truth
 
 from mmrlhf import scenes
 from mmrlhf.config import PPOConfig
@@ -81,6 +83,7 @@ from mmrlhf.records import Example, Fact, InputError
 from mmrlhf.scenes.vocabulary import SHAPES
 
 LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
+LEXICON_FILE_WITH_PLACES = str(Path(scenes.__file__).parent / "lexicon_with_places.txt")
 ABSENT_FACT_RATE = 0.5
 MATTERS = 0.01
 """Difference in claim F1 that would matter."""
@@ -115,7 +118,7 @@ BOUNDED = {"length_bounds": "auto"}
 
 
 def build_groups() -> dict[str, dict[str, Variant]]:
-    """Return the variants by name, in three groups."""
+    """Return the variants by name, in four groups."""
 
     def cross(aggregations: Mapping[str, dict[str, Any]]) -> dict[str, Variant]:
         return {
@@ -126,7 +129,9 @@ def build_groups() -> dict[str, dict[str, Variant]]:
         }
 
     aggregation = cross({"sum": {}, "group": GROUP_NORMALIZED})
-    return {"rewards": HAND_WEIGHTED, "aggregation": aggregation, "running": cross({"running": RUNNING_NORMALIZED})}
+    running = cross({"running": RUNNING_NORMALIZED})
+    places = {"claims-sum-places": Variant(EQUAL_WEIGHTS["claims"], {"lexicon_file": LEXICON_FILE_WITH_PLACES})}
+    return {"rewards": HAND_WEIGHTED, "aggregation": aggregation, "running": running, "places": places}
 
 
 GROUPS = build_groups()
@@ -199,7 +204,8 @@ def train_variant(experiment: Experiment, name: str, args: argparse.Namespace) -
         evaluation = make_evaluation(experiment, args.eval_scenes)
         ppo(config, build_prompts(experiment), evaluation)
     write_truth(directory, experiment.data_config)
-    return {"variant": name}
+    run = load_run(directory, experiment.seed, experiment.data_config)
+    return {"variant": name, "evaluations": run.evaluation_rows() if run is not None else []}
 
 
 def run_world(names: Sequence[str], args: argparse.Namespace, experiment: Experiment) -> None:

@@ -47,10 +47,12 @@ def test_a_policy_is_trained_with_its_variant_and_the_budget_given(claims, tmp_p
     calls = []
     monkeypatch.setattr(claims, "ppo", lambda *args, **named: calls.append(inspect.signature(ppo).bind(*args, **named)))
     monkeypatch.setattr(claims, "write_truth", lambda directory, data_config: [])
+    monkeypatch.setattr(claims, "load_run", lambda directory, seed, data_config: make_run("claims-group-bounds", seed, 0.9))
     experiment = importlib.import_module("common").Experiment(tmp_path, 7, data_overrides={"rl_scenes": 20})
     experiment.__dict__["sft_path"] = "sft"
     budget = ["--steps", "5", "--prompts-per-step", "3", "--eval-scenes", "2", "--eval-steps", "4"]
-    claims.train_variant(experiment, "claims-group-bounds", claims.parse_arguments(["--out", str(tmp_path), *budget]))
+    result = claims.train_variant(experiment, "claims-group-bounds", claims.parse_arguments(["--out", str(tmp_path), *budget]))
+    assert [row["held_out_claim_f1"] for row in result["evaluations"]] == [0.8, 0.9]
     config, prompts, evaluation = (calls[0].arguments[name] for name in ("config", "examples", "eval_function"))
     assert (config.max_steps, config.per_device_train_batch_size, config.eval_steps, config.seed) == (5, 3, 4, 7)
     assert (config.multi_objective_aggregation, config.length_bounds) == ("normalize_then_sum", "auto")
