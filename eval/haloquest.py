@@ -74,7 +74,7 @@ class HaloQuest(Benchmark):
 
     def load(self, task: Task) -> list[Example]:
         """Return the questions, with the number in the file's first column as id."""
-        rows = csv.DictReader(io.StringIO(read_text(task.path, "utf-8-sig"), newline=""))
+        rows = csv.DictReader(io.StringIO(read_text(task.path), newline=""))
         missing = [name for name in FIELDS if name not in (rows.fieldnames or ())]
         if missing:
             raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class LlavaBench(Benchmark):
             ]
         reference_rows = read_json_objects(_data_file(task, "reference"))
         references = {str(row.require("question_id")): row.require("text") for row in reference_rows}
-        contexts = {str(row.require("image")): row.fields for row in read_json_objects(_data_file(task, "context"))}
+        contexts = {str(row.require("image")): _format_context(row) for row in read_json_objects(_data_file(task, "context"))}
         examples = []
         for row in read_json_objects(_data_file(task, "questions"))[: task.limit]:
             id_, image, question, category = (str(row.require(name)) for name in ("question_id", "image", "text", "category"))
@@ -87,7 +87,7 @@ class LlavaBench(Benchmark):
                 "image": image,
                 "question": question,
                 "reference": references[id_],
-                "context": _format_context(contexts[image]),
+                "context": contexts[image],
             }
             source = task.image_source(image, location=row.location, name="image")
             examples.append(Example(id_, (source,), (Message("user", question),), meta=meta))
@@ -190,11 +190,14 @@ def _rule_prefix(task: Task) -> str:
     return "llava_bench_" if _data_file(task, "context").name == "context.jsonl" else ""
 
 
-def _format_context(fields: Mapping[str, Any]) -> str:
-    """Return captions and labelled boxes in the format of the judge's prompt."""
-    captions = fields.get("captions") or fields.get("caption") or []
+def _format_context(row: Row) -> str:
+    """Return captions and labelled boxes in the format of the judge's prompt. Raises InputError."""
+    captions, instances = row.fields.get("captions") or row.fields.get("caption") or [], row.fields.get("instances") or []
     captions = captions if isinstance(captions, list) else [captions]
-    boxes = [f"{instance['category']}: {instance['bbox']}" for instance in fields.get("instances", ())]
+    try:
+        boxes = [f"{instance['category']}: {instance['bbox']}" for instance in instances]
+    except (KeyError, TypeError):
+        row.fail("`instances` must be a list of objects with category and bbox: give the file of this set")
     return "\n\n".join("\n".join(map(str, lines)) for lines in (captions, boxes) if lines)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import io
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -98,21 +100,33 @@ def read_lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
 def read_json(path: Path) -> Any:
     """Return the JSON value of a file. Raises InputError if it cannot be read or is not JSON."""
     with open_binary(path) as file:
-        return parse_json(file.read(), str(path))
+        return _parse_unicode_json(file.read(), str(path))
 
 
 def read_json_objects(path: Path) -> list[Row]:
     """Return the rows of a JSON list or JSONL, null fields included. Raises InputError."""
     with open_binary(path) as file:
-        if file.peek(1).lstrip()[:1] == b"[":
-            located_values = [(f"{path} row {n}", value) for n, value in enumerate(parse_json(file.read(), str(path)), 1)]
+        if file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+            values = _parse_unicode_json(file.read(), str(path))
+            located_values = [(f"{path} row {n}", value) for n, value in enumerate(values, 1)]
         else:
-            lines = enumerate(read_lines(file, path), 1)
-            located_values = [(f"{path} line {n}", parse_json(line, f"{path} line {n}")) for n, line in lines if line.strip()]
+            lines = ((f"{path} line {n}", line) for n, line in enumerate(read_lines(file, path), 1) if line.strip())
+            located_values = [(location, _parse_unicode_json(line, location)) for location, line in lines]
     for location, value in located_values:
         if not isinstance(value, dict):
             raise InputError(f"{location}: a row must be an object with fields, not {type_name(value)}")
     return [Row(location, number, value) for number, (location, value) in enumerate(located_values, 1)]
+
+
+def _parse_unicode_json(text: bytes, location: str) -> Any:
+    """Parse JSON. Raises InputError as `parse_json`, and for text that no file can hold."""
+    value = parse_json(text, location)
+    if re.search(rb"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{location}: not valid Unicode: remove the unpaired surrogate") from None
+    return value
 
 
 class _RepeatedFieldError(ValueError):
@@ -191,18 +205,19 @@ def open_binary(path: Path) -> io.BufferedReader:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file") from None
 
 
-def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
-    """Decode the content of a file. Raises InputError if it is not UTF-8."""
+def decode_text(content: bytes, path: Path) -> str:
+    """Decode the content of a file, without a byte order mark. Raises InputError if it is not
+    UTF-8."""
     try:
-        return content.decode(encoding)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
 
 
-def read_text(path: Path, encoding: str = "utf-8") -> str:
+def read_text(path: Path) -> str:
     """Return the text of a file. Raises InputError if it cannot be read or is not UTF-8."""
     with open_binary(path) as file:
-        return decode_text(file.read(), path, encoding)
+        return decode_text(file.read(), path)
 
 
 def _drop_nulls(value: Any) -> Any:

@@ -32,7 +32,7 @@ def read_sheet(path: Path) -> list[dict[str, Any]]:
 
 def _read_delimited(path: Path) -> list[dict[str, Any]]:
     with open_binary(path) as file:
-        text = decode_text(file.read(), path, "utf-8-sig")
+        text = decode_text(file.read(), path)
     csv.field_size_limit(MAX_CELL_CHARS)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     rows = []

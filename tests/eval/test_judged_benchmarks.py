@@ -299,6 +299,9 @@ def test_llava_bench_asks_by_the_rules_of_its_images(tmp_path, caption):
     (tmp_path / "rule.json").write_text(json.dumps({"conv": rules["conv"], "llava_bench_conv": {"prompt": "Rule."}}))
     with pytest.raises(InputError, match=r"rule.json has no rule llava_bench_conv with role and prompt"):
         list(benchmark.judge_requests({"0": ["A cat."]}, task))
+    fake_data.write_jsonl(tmp_path / "context.jsonl", [{"image": "0.jpg", "caption": caption, "instances": ["star"]}])
+    with pytest.raises(InputError, match=r"context.jsonl line 1: `instances` must be a list of objects with category and bbox"):
+        benchmark.load(task)
 
 
 @pytest.mark.parametrize("name", ["tuple", "score", "scores"])

@@ -29,6 +29,9 @@ from tests.helpers.results import metric_value, notes_of, robust_value
         ("Overall, Answer 2 is the preferred one.", None, 2),
         ("Answer 1 is not better than Answer 2.", None, None),
         ("Answer 2 is better than Answer 1.", None, 2),
+        ("Answer 1 is shorter.\n**Overall Judgement:** Answer 2", None, 2),
+        ("Overall Judgment: Answer 1 and Answer 2 are equally good.", None, None),
+        ("I would choose Answer 2.", None, 2),
         ("Answer 1 is better at first. Overall Judgment: Answer 2 is slightly better", 2, 2),
     ],
 )
@@ -91,6 +94,13 @@ def test_vl_rewardbench_tells_pairs_that_share_an_id_apart(run_benchmark, tmp_pa
     assert len({example.id for example in examples}) == len(examples) == 4
     assert all(example.id.startswith("mathverse_1~") and benchmark.categories(example) == ["reasoning"] for example in examples)
     assert "1 rows of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", [{"response": ["red", 3]}, {"human_ranking": [None, 1]}, {"human_ranking": {"0": 1}}])
+def test_vl_rewardbench_refuses_pairs_that_are_none(tmp_path, field):
+    write_jsonl(tmp_path / "data.jsonl", [vl_pair(["red", "blue"], human_ranking=[0, 1]) | field])
+    with pytest.raises(InputError, match=r"data.jsonl line 1: a pair needs two responses that are texts, and a ranking"):
+        load_benchmark("vl_rewardbench").load(Task(str(tmp_path / "data.jsonl")))
 
 
 LMMS_EVAL_PROMPT = "Compare.\n\nQuestion: {}\n\nAnswer 1: {}\n\nAnswer 2: {}\n\nPlease evaluate both answers by:\n1. Accuracy"

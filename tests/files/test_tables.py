@@ -200,6 +200,18 @@ def test_table_refuses_a_long_line(tmp_path, monkeypatch):
         rows.read_json_objects(file)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_json_objects_may_follow_a_byte_order_mark(tmp_path, as_list):
+    file, objects = tmp_path / "a.json", [{"a": "\N{SNOWMAN}"}, {"a": "\N{DOG}"}]
+    text = json.dumps(objects, indent=1) if as_list else "\n".join(map(json.dumps, objects))
+    file.write_text("\ufeff" + text)
+    assert [row.fields for row in rows.read_json_objects(file)] == objects
+    file.write_text(text.replace(r"\udc15", ""))  # half of the dog
+    place = "a.json" if as_list else "a.json line 2"
+    with pytest.raises(InputError, match=rf"{place}: not valid Unicode: remove the unpaired surrogate"):
+        rows.read_json_objects(file)
+
+
 def test_table_refuses_a_large_parquet_row_group(tmp_path, monkeypatch):
     file = tmp_path / "large.parquet"
     datasets.Dataset.from_dict({"prompt": ["a" * 2000]}).to_parquet(str(file))
