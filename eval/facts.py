@@ -32,7 +32,7 @@ from mmrlhf.records import CLAIM_KINDS, Example, Fact, InputError
 from mmrlhf.text.word_counts import count_words
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import counted_verdicts
-from mmrlhf.verifiers.facts import claims_of_fact
+from mmrlhf.verifiers.fact_claims import claims_of_fact
 from mmrlhf.verifiers.nouns import is_a
 
 VERDICTS = ("supported", "contradicted", "unknown")
@@ -59,7 +59,7 @@ class Options:
 class OwnFacts(Benchmark):
     """Answers about a user's images, checked against a user's facts."""
 
-    version = "2"
+    version = "3"
     license = "the user's own data"
     headline = "chair_s"
     direction = "lower"

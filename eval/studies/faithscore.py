@@ -16,7 +16,7 @@ makes too. `elsewhere` are claims in parts that do not describe: what a reward w
 a label.
 
 Verdicts: with --context, the captions and boxes of LLaVA-Bench on the same images, each fact is
-verified against captions and COCO's objects with their numbers; with --absent, also against the
+verified against captions and COCO's objects with boxes and numbers; with --absent, also against the
 classes without a box, although the image shows some of them. The table has verdicts by people's
 label.
 """
@@ -34,7 +34,7 @@ from typing import Any
 from common import markdown_table
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
-from mmrlhf.facts.parse import parse_fact_fields
+from mmrlhf.facts.parse import count_fact, parse_box, parse_fact_fields
 from mmrlhf.files.rows import Row, read_json_objects, type_name
 from mmrlhf.metrics.intervals import wilson
 from mmrlhf.records import CLAIM_KINDS, Claim, Fact
@@ -91,10 +91,15 @@ def read_context(path: Path, with_absent: bool) -> dict[str, tuple[Fact, ...]]:
         classes = dict.fromkeys(object_by_synonym().values())
         fields = {
             "captions": row.require("captions"),
-            "objects": [[name, count, None] for name, count in counts.items()],
             "absent": [name for name in classes if with_absent and name not in counts],
         }
-        facts[Path(str(row.require("image"))).stem] = parse_fact_fields(Row(row.location, row.number, fields), path.name)
+        listed = [
+            Fact("object", str(instance["category"]), path.name, box=parse_box(row, instance["bbox"], "bbox"))
+            for instance in row.fields.get("instances", ())
+        ]
+        counted = [count_fact(count, name, path.name) for name, count in counts.items()]
+        others = parse_fact_fields(Row(row.location, row.number, fields), path.name)
+        facts[Path(str(row.require("image"))).stem] = (*listed, *counted, *others)
     return facts
 
 

@@ -11,7 +11,7 @@ from mmrlhf.records import CLAIM_KINDS, Claim, Example, Fact, InputError, Prefer
 from mmrlhf.report.progress import progress
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import strip_negation
-from mmrlhf.verifiers.facts import claims_of_fact
+from mmrlhf.verifiers.fact_claims import claims_of_fact
 from mmrlhf.verifiers.verbalize import DistractorPool, distractors
 
 Rows = Sequence[Example | Preference]

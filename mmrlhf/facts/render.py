@@ -91,13 +91,15 @@ def _one_line(fact: Fact) -> str:
     return " ".join(fact.text.split())
 
 
-def _render_typed(facts: Sequence[Fact]) -> str:
-    def format_box(fact: Fact) -> str:
-        return f" [{', '.join(f'{coordinate:.2f}' for coordinate in fact.box)}]" if fact.box else ""
+def box_text(fact: Fact) -> str:
+    """Return a fact's box as it follows the fact's text, ` [0.10, 0.20, 0.50, 0.75]`, or ""."""
+    return f" [{', '.join(f'{coordinate:.2f}' for coordinate in fact.box)}]" if fact.box else ""
 
+
+def _render_typed(facts: Sequence[Fact]) -> str:
     scope, listed = split_scope(facts)
     heading = f"Facts ({scope})" if scope else "Facts"
-    return f"{heading}: " + "; ".join(f"{fact.kind} {_one_line(fact)}{format_box(fact)}" for fact in listed) + "."
+    return f"{heading}: " + "; ".join(f"{fact.kind} {_one_line(fact)}{box_text(fact)}" for fact in listed) + "."
 
 
 def _render_captions(facts: Sequence[Fact]) -> str:

@@ -16,11 +16,9 @@ from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
 from mmrlhf.text.words import IMAGE_RELATIONS, word_set
 from mmrlhf.verifiers.exclusions import WHOLE_PLACES, canonical_value, mutually_exclusive
-from mmrlhf.verifiers.listed import ListedObject, compare_places, excluding_places
+from mmrlhf.verifiers.listed import Evidence, ListedObject, excluding_places, relation_evidence
 from mmrlhf.verifiers.nouns import is_a
 
-Evidence = list[tuple[str, float]]
-"""Facts as text for reports, each with its confidence."""
 GENERAL_NOUNS = word_set(
     "object thing item shape figure animal creature vehicle furniture food fruit vegetable plant building structure clothing"
     " clothes garment tool toy device machine appliance container instrument group pair set scene picture image photo photograph"
@@ -84,8 +82,7 @@ class CompleteList:
         if claim.relation in IMAGE_RELATIONS:
             return excluding_places(claim.relation, self._candidates(claim.subject, lexicon) or [])
         subjects, targets = (self._candidates(noun, lexicon) for noun in (claim.subject, claim.target))
-        outcomes = list(compare_places(claim.relation, subjects or [], targets or []))
-        return [evidence for _, evidence in outcomes] if all(holds is False for holds, _ in outcomes) else []
+        return relation_evidence(claim.relation, subjects or [], targets or [], are_all_listed=True)[1]
 
 
 def _may_name(name: str, noun: str, lexicon: Lexicon) -> bool:

@@ -10,15 +10,13 @@ unknown. A complete list also contradicts claims about anything that it leaves o
 from __future__ import annotations
 
 import functools
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
-from mmrlhf.claims.noun_phrases import word_to_number
-from mmrlhf.claims.verb_forms import present_participle
+from mmrlhf.claims import Lexicon, load_lexicon
 from mmrlhf.facts import split_scope
+from mmrlhf.facts.render import box_text
 from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOURS, IMAGE_RELATIONS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
 from mmrlhf.verifiers.closed_world import CompleteList, Evidence
@@ -34,10 +32,11 @@ from mmrlhf.verifiers.exclusions import (
     canonical_value,
     mutually_exclusive,
 )
-from mmrlhf.verifiers.listed import ListedObject, compare_places, image_place_evidence, is_place_of_unlisted, read_place
+from mmrlhf.verifiers.fact_claims import claims_of_fact
+from mmrlhf.verifiers.listed import ListedObject, image_place_evidence, is_place_of_unlisted, read_place, relation_evidence
 from mmrlhf.verifiers.nouns import is_a, may_be_same
 
-# ---- index and entry point ----------------------------------------------------------------------
+# ---- entry point -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -103,7 +102,7 @@ def is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -
     return False
 
 
-# ---- facts as claims ---------------------------------------------------------------------------
+# ---- index ---------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
@@ -118,7 +117,7 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
         noun = next((claim.subject for claim in claims if claim.kind == "object" and not claim.negated), "")
         if fact.kind == "object" and noun:
             values = {canonical_value(c.value) for c in claims if c.kind == "attribute" and c.subject == noun and not c.negated}
-            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence, place))
+            fact_index.listed.append(ListedObject(noun, frozenset(values), evidence, place, fact.box))
     if split_scope(facts)[0] == "complete":
         scope = next(_evidence_of(fact) for fact in facts if fact.kind == "scope")
         counts = {noun: max(numbers) for noun, numbers in fact_index.counts.items()}
@@ -128,91 +127,8 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
 
 def _evidence_of(fact: Fact) -> tuple[str, float]:
     """Return a fact as text for reports, and its confidence."""
-    return f"{fact.kind}: {' '.join(fact.text.split())}" + (f" ({fact.source})" if fact.source else ""), fact.confidence
-
-
-def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
-    """Yield the claims that a fact makes, except hedged ones. OCR text and scopes make none."""
-    if fact.kind in ("ocr", "scope"):
-        return
-    text = fact.text
-    if fact.kind == "qa":
-        text = _question_to_statement(text)
-    claims = [claim for claim in extract_claims(text, lexicon) if not claim.hedged]
-    if fact.kind == "absent":
-        attribute_claims = [c for c in claims if c.kind == "attribute"]
-        if attribute_claims:
-            # "Red car" is absent: a car of another colour may be there.
-            yield from (replace(claim, negated=True) for claim in attribute_claims)
-            return
-        nouns = [c.subject for c in claims if c.kind == "object"] or [lexicon.canonical_name(_singularize(text, lexicon))]
-        yield from (Claim("object", noun, negated=True) for noun in nouns[-1:])
-        return
-    if fact.kind == "object" and not any(c.kind == "object" for c in claims):
-        claims = [Claim("object", lexicon.canonical_name(_singularize(text, lexicon)))]
-    if fact.kind == "relation" and not any(c.kind in ("relation", "action") for c in claims):
-        claims = list(_claims_of_triple(fact.text, lexicon)) or claims
-    if fact.kind in ("attribute", "count") and not any(c.kind == fact.kind for c in claims):
-        claims = _read_remainder(fact, claims)
-    yield from claims
-
-
-def _claims_of_triple(text: str, lexicon: Lexicon) -> list[Claim]:
-    """Return the claims of a scene graph's bare words, such as `train crossing bridge`."""
-    words = text.lower().split()
-    for index in range(1, len(words) - 1):
-        # The -ing form and articles show which word is the verb.
-        if lexicon.is_verb(words[index]):
-            verb = present_participle(lexicon.verb_base(words[index]))
-            claims = extract_claims(f"The {' '.join(words[:index])} {verb} the {' '.join(words[index + 1 :])}", lexicon)
-            if any(claim.kind == "action" for claim in claims):
-                return claims
-    return []
-
-
-def _read_remainder(fact: Fact, claims: list[Claim]) -> list[Claim]:
-    """Return the claims of a noun with a value, such as `dog: brown` or `dogs 2`; zero denies the
-    noun."""
-    if len(claims) != 1 or claims[0].kind != "object" or claims[0].negated:
-        return claims
-    start, end = claims[0].span
-    value = f"{fact.text[:start]} {fact.text[end:]}".lower().strip(" :=,.-")
-    if fact.kind == "count":
-        if value in NO_NUMBER:
-            return [replace(claims[0], negated=True)]
-        number = word_to_number(value)
-        return claims if number is None else [*claims, replace(claims[0], kind="count", value=str(number))]
-    is_word = value.replace(" ", "").isalpha()
-    return [*claims, replace(claims[0], kind="attribute", value=value)] if is_word else claims
-
-
-def _singularize(text: str, lexicon: Lexicon) -> str:
-    head, space, last = " ".join(text.lower().split()).rpartition(" ")
-    singular = lexicon.singular(last)
-    return f"{head}{space}{singular[0] if singular else last}"
-
-
-NO_NUMBER = frozenset(("0", "zero", "no", "none"))
-"""Words for a number of nothing."""
-_EXISTENCE_QUESTION = re.compile(r"(?:is|are) there (.+?)\?\s*(yes|no)\b.*", re.IGNORECASE | re.DOTALL)
-_COUNT_QUESTION = re.compile(
-    r"how many (.+?) (?:are|can|do|is)\b.*?\?\s*(?:there (?:are|is) )?(\w+)\b.*", re.IGNORECASE | re.DOTALL
-)
-_COLOUR_QUESTION = re.compile(r"what colou?r (?:is|are) (.+?)\?\s*(.+)", re.IGNORECASE | re.DOTALL)
-
-
-def _question_to_statement(text: str) -> str:
-    """Return a question and its answer as a statement, or the answer if no pattern matches."""
-    text = " ".join(text.split())
-    if match := _EXISTENCE_QUESTION.fullmatch(text):
-        noun = re.sub(r"^(?:an?|any|some) ", "", match[1], flags=re.IGNORECASE)
-        return f"There is {'a' if match[2].lower() == 'yes' else 'no'} {noun}."
-    if match := _COUNT_QUESTION.fullmatch(text):
-        return f"There are {'no' if match[2].lower() in NO_NUMBER else match[2]} {match[1]}."
-    if match := _COLOUR_QUESTION.fullmatch(text):
-        # An answer of more than three words is a sentence of its own.
-        return match[2] if len(match[2].split()) > 3 else f"{match[1]} is {match[2].strip('. ').lower()}."
-    return text.rpartition("?")[2]
+    source = f" ({fact.source})" if fact.source else ""
+    return f"{fact.kind}: {' '.join(fact.text.split())}{box_text(fact)}{source}", fact.confidence
 
 
 def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float]) -> None:
@@ -322,6 +238,12 @@ def _is_single(noun: str, fact_index: FactIndex) -> bool:
     return 1 in fact_index.counts.get(noun, {}) and _is_unique(noun, fact_index)
 
 
+def _are_all_listed(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> bool:
+    """Return whether facts count as many objects of that name as they list."""
+    numbers = fact_index.counts.get(noun, {})
+    return set(numbers) == {sum(is_a(listed.noun, noun, lexicon) for listed in fact_index.listed)}
+
+
 def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
     value = canonical_value(claim.value)
     tables = [table for name, table in fact_index.attributes.items() if is_a(name, claim.subject, lexicon)]
@@ -367,10 +289,9 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
         supporting, excluding = image_place_evidence(claim, fact_index.listed, fact_index.relations, count, lexicon)
         return supporting, contradicting + excluding
     subjects, targets = ([o for o in fact_index.listed if is_a(o.noun, n, lexicon)] for n in (claim.subject, claim.target))
-    outcomes = list(compare_places(claim.relation, subjects, targets))
-    # A claim has no attributes: of two rings, it may mean either, so both must agree.
-    by_places = [evidence for _, evidence in outcomes] if all(holds for holds, _ in outcomes) else []
-    return [*evidence_by_relation.get(relation, []), *by_places], contradicting
+    are_all_listed = all(_are_all_listed(noun, fact_index, lexicon) for noun in (claim.subject, claim.target))
+    by_places, reverse = relation_evidence(claim.relation, subjects, targets, are_all_listed)
+    return [*evidence_by_relation.get(relation, []), *by_places], contradicting + reverse
 
 
 def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
