@@ -50,7 +50,7 @@ from mmrlhf.text.answer_parsing import parse_yes_no
 
 ID_FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 REQUIRED_FIELDS = (*ID_FIELDS, "visual_input", "question", "gt_answer", "gt_answer_details")
-INDEX = re.compile(r"(?:hb_)?(V[DS])_(\w+?)_(\d+)_(\d+)_(\d+)")
+INDEX = re.compile(r"(?:hb[_/-])?(v[ds])[_/-](\w+?)[_/-](\d+)[_/-](\d+)[_/-](\d+)", re.IGNORECASE)
 KNOWN_VERSIONS = {"ca6e0fb677dd56e5fb0e2700d06c58d01f8a6ae66e0f1773b2ac48c0a095d051": "HallusionBench of 2023, 1129"}
 CORRECT_TEMPLATE = """A model was asked about a picture. Compare its answer with the reference.
 
@@ -129,7 +129,7 @@ class HallusionBench(Benchmark):
             return next((id_ for id_ in ids if id_ in task.examples), ids[0])
         id_ = first_present(fields, ("id", "question_id", "index"))
         parts = INDEX.fullmatch(id_) if id_ is not None else None
-        return "/".join(parts.groups()) if parts else id_
+        return "/".join([parts[1].upper(), *parts.groups()[1:]]) if parts else id_
 
     def identity(self, example: Example) -> tuple[str, str]:
         """Return the question, and the name of the image, which repeats in every subcategory."""

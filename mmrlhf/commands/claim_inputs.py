@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, IMAGE_FIELDS, MAX_PATH_CHARS, lmms_eval_answer, lmms_eval_fields
-from mmrlhf.evaluation.prediction_files import PLAIN_FIELDS, WRAPPERS
+from mmrlhf.evaluation.json_rows import WRAPPERS, answer_text, rows_of_object
+from mmrlhf.evaluation.prediction_files import PLAIN_FIELDS, ROW_FIELDS
 from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
 from mmrlhf.files.sheets import read_sheet
@@ -22,6 +23,16 @@ ANSWER_FIELDS = ("answers", *PLAIN_FIELDS)
 is a list."""
 LOG_FIELDS = ("filtered_resps", "resps")
 """Fields of lmms-eval's samples that hold generations."""
+OBJECT_FIELDS = (ROW_FIELDS | {*ANSWER_FIELDS, *LOG_FIELDS}) - {*WRAPPERS}
+"""Fields by which a JSON object is a row, and no list of rows."""
+PAIR_FIELDS = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("response", "rejected_response"),
+    ("messages", "rejected_response"),
+    ("messages", "rejected_messages"),
+)
+"""Fields of a pair's two answers, in the files of TRL and LLaMA-Factory, OpenAI and ms-swift."""
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 SHEET_SUFFIXES = (".tsv", ".csv", ".xlsx")
 _JSON_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*[\[{\"]|\{\s*\n\s*\")")
@@ -92,18 +103,12 @@ def _json_object(path: Path) -> dict[str, Any] | None:
 
 
 def _rows_of_object(value: dict[str, Any], path: str) -> Iterator[RawRow]:
-    """Yield a single row, the rows that it wraps, or those of a map from image names to answers."""
-    if value and not value.keys() & {*ANSWER_FIELDS} and all(isinstance(text, str) for text in value.values()):
-        yield from _located(path, [{"image": name, "text": text} for name, text in value.items()])
-        return
-    is_row = not value.keys().isdisjoint({*ANSWER_FIELDS, *LOG_FIELDS} - {"answers"})
-    inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), list | dict)), None)
-    if not is_row and inner:
-        rows = list(inner.values()) if isinstance(inner, dict) else inner
-        if all(isinstance(row, dict) for row in rows):
-            yield from _located(path, rows)
-            return
-    yield RawRow(f"{path}, row 1", 1, value)
+    """Yield the rows of an object; the keys of a map are names of images."""
+    rows = rows_of_object(value, OBJECT_FIELDS, ("image", "images", *IMAGE_FIELDS, *ID_FIELDS))
+    if all(isinstance(row, dict) for row in rows):
+        yield from _located(path, rows)
+    else:
+        yield RawRow(f"{path}, row 1", 1, value)
 
 
 def _located(path: str, values: Sequence[Any]) -> Iterator[RawRow]:
@@ -146,23 +151,21 @@ def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
     if isinstance(content, dict) and not content.keys().isdisjoint(LOG_FIELDS):
         content = {**lmms_eval_fields(content), "answer": lmms_eval_answer(content)}
     row = RawRow(location, number, content).parse()
-    if {"chosen", "rejected"} <= row.fields.keys():
-        for name in ("chosen", "rejected"):
-            value = row.fields[name]
-            if isinstance(value, list) and value and isinstance(value[-1], dict):  # a conversation
-                value = value[-1].get("content")
-            yield Answer(location, number, row.require_text(value, name), _image_names(row), row.fields.get("id"))
-        return
+    for names in PAIR_FIELDS:
+        if row.fields.keys() >= {*names}:
+            for name in names:
+                text = row.require_text(answer_text(row.fields[name]), name)
+                yield Answer(location, number, text, _image_names(row), row.fields.get("id"))
+            return
     present = [field for field in ANSWER_FIELDS if field in row.fields]
     name = present[0] if present else row.require_any("text", *ANSWER_FIELDS, hint="put the answer of the row there")
     value = row.fields[name]
     if name == "answers" and not isinstance(value, list):
         row.fail(f"`answers` must be a list of texts, not {type_name(value)}")
-    if name != "answers" and isinstance(value, list) and len(value) == 1:  # the only generation
-        value = value[0]
+    is_list = isinstance(value, list) and all(isinstance(text, str | None) for text in value)
     images = _image_names(row)
     id_ = next((row.fields[field] for field in ID_FIELDS if field in row.fields), None)
-    for text in value if name == "answers" else [value]:
+    for text in value if name == "answers" or is_list else [answer_text(value)]:
         if text is not None:
             row.require_text(text, name)
         yield Answer(location, number, text or "", images, id_)

@@ -17,9 +17,10 @@ Fields = Mapping[str, Any]
 
 POSITION_FIELDS = ("index", "doc_id")
 """Fields that count the rows of a program's own copy of the data: VLMEvalKit's, lmms-eval's."""
-ID_FIELDS = ("id", "question_id", *POSITION_FIELDS)
+ID_FIELDS = ("id", "question_id", *POSITION_FIELDS, "custom_id")
 """Names under which answer files give the id of an example, in order of preference."""
-QUESTION_FIELDS = ("question", "query", "prompt", "input")
+QUESTION_FIELDS = ("question", "query", "prompt", "input", "messages", "conversations")
+"""Names of a question; each may hold text or the turns of a chat."""
 IMAGE_FIELDS = (
     "image_source",
     "image_path",
@@ -33,7 +34,7 @@ IMAGE_FIELDS = (
     "image_id",
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-SPLIT_FIELDS = ("category", "split")
+SPLIT_FIELDS = ("category", "split", "subset", "type")
 MAX_QUESTION_CHARS, MAX_PATH_CHARS = 16_000, 300
 """A table may hold the image itself in place of a name, and a prompt may hold a document."""
 
@@ -96,9 +97,11 @@ def read_facts(
         own_id, named = rest, (split,)
     file = str(fields.get("file", ""))
     if not named and known_splits:
+        own_id, named = _split_and_number(own_id, known_splits)
         stated = " ".join(str(fields.get(name) or "") for name in SPLIT_FIELDS)
-        named = splits_in(stated, known_splits) or splits_in(file, known_splits)
-    asked = str(first_present(fields, QUESTION_FIELDS) or "")[:MAX_QUESTION_CHARS]
+        named = splits_in(stated, known_splits) or named or splits_in(file, known_splits)
+    question = next((fields[name] for name in QUESTION_FIELDS if fields.get(name) is not None), "")
+    asked = "\n".join(_texts(question))[:MAX_QUESTION_CHARS]
     number = first_present(fields, ("question_id", "id", *POSITION_FIELDS))
     return RowFacts(
         own_id,
@@ -112,14 +115,23 @@ def read_facts(
     )
 
 
+def _split_and_number(id_: str | None, known_splits: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the number at the end of an id that names a split (`coco_pope_adversarial_17`), and
+    the split. Other ids stay as they are, without a split."""
+    number = re.search(r"\d+$", id_ or "")
+    named = splits_in(id_ or "", known_splits)
+    return (number[0], named) if number and len(named) == 1 else (id_, ())
+
+
 def _image_in_id(id_: str | None) -> str:
     """Return an id if it is the name of an image, as in MME's logs; else ""."""
     return id_ if id_ is not None and id_.lower().endswith(IMAGE_SUFFIXES) else ""
 
 
 def splits_in(text: str, known_splits: Sequence[str]) -> tuple[str, ...]:
-    """Return the splits that a text names, such as `adversarial,popular` or `coco_pope_random`."""
-    words = re.findall(r"[^\W_]+", text)
+    """Return the splits that a text names, such as `adversarial,popular` or `coco_pope_random`, in
+    any case."""
+    words = re.findall(r"[^\W_]+", text.casefold())
     return tuple(split for split in known_splits if split in words)
 
 
@@ -137,16 +149,23 @@ def fold(text: str) -> str:
     return " ".join(re.sub(r"<image>|<image \d+>|<ImageHere>", " ", text).casefold().split())
 
 
+_QUESTION = re.compile(r"[^\s.:!?][^\n.:!?]*\?")
+"""A sentence that ends in a question mark."""
+
+
 def _wordings(asked: str, question_key: Callable[[str], str]) -> Iterator[str]:
-    """Yield the whole text, then without its last lines, then without its first ones: other
-    programs put instructions there."""
+    """Yield the whole text, then without its last lines, then without its first ones, and last its
+    only question: other programs put instructions around it."""
     lines = [line for line in asked.replace("<image>", "\n").splitlines() if line.strip()]
     spans = [
         (0, len(lines)),
         *((0, end) for end in range(len(lines) - 1, 0, -1)),
         *((start, len(lines)) for start in range(1, len(lines))),
     ]
-    keys = (question_key("\n".join(lines[start:end])) for start, end in spans[:40])
+    texts = ["\n".join(lines[start:end]) for start, end in spans[:40]]
+    if asked.count("?") == 1:
+        texts += _QUESTION.findall(asked)
+    keys = map(question_key, texts)
     yield from dict.fromkeys(key for key in keys if any(map(str.isalnum, key)))
 
 
@@ -168,7 +187,7 @@ def lmms_eval_fields(row: Fields) -> dict[str, Any]:
                 fields.setdefault(name, value)
     fields |= {name: row[name] for name in ("doc_id", "file") if row.get(name) is not None}
     if not any(fields.get(name) for name in QUESTION_FIELDS):
-        fields["input"] = "\n".join(_texts(row.get("input")))
+        fields["input"] = "\n".join(_texts(row.get("input") or row.get("arguments")))
     return fields
 
 
@@ -190,5 +209,5 @@ def _texts(prompt: Any) -> Iterator[str]:
     elif isinstance(prompt, list):
         for part in prompt:
             yield from _texts(part)
-    elif isinstance(prompt, dict) and prompt.get("role") in (None, "user"):
-        yield from _texts(prompt.get("content") if "content" in prompt else prompt.get("text"))
+    elif isinstance(prompt, dict) and prompt.get("role", prompt.get("from")) in (None, "user", "human"):
+        yield from _texts(next((prompt[name] for name in ("content", "value", "text") if name in prompt), None))

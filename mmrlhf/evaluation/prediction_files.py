@@ -27,6 +27,7 @@ from mmrlhf.evaluation.answer_rows import (
 )
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, Task
 from mmrlhf.evaluation.join import Joined, join_rows
+from mmrlhf.evaluation.json_rows import answer_text, rows_of_object
 from mmrlhf.evaluation.row_matching import Target
 from mmrlhf.files.rows import open_binary, parse_json, preview, read_lines, type_name
 from mmrlhf.files.sheets import read_sheet
@@ -42,13 +43,14 @@ SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
 """Expected content of an answer file for a benchmark without an official format."""
 PLAIN_FIELDS = (
-    "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "completion", "caption", "answer",
-    "text",
+    "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "outputs", "generated_text", "completion",
+    "generation", "generations", "generated_caption", "pred_caption", "predicted_caption", "description", "caption", "answer", "text", "messages",
+    "conversations", "choices",
 )  # fmt: skip
-"""Usual names of an answer. `answer` and `text` come last: they may be the reference or the
-question."""
-WRAPPERS = ("imgToEval", "logs", "answers", "sentences", "predictions", "responses", "results", "outputs", "samples", "data")
-"""Fields of a JSON object that may contain the rows."""
+"""Usual names of an answer. `answer` and `text` come late, because they may be the reference or the
+question, and conversations last."""
+ROW_FIELDS = frozenset((*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS, "images"))
+"""Fields by which a row says which question it answers."""
 MAX_ANSWER_CHARS = 10_000_000
 NO_ANSWER = "Failed to obtain answer"
 """The start of the text that VLMEvalKit writes in place of a missing answer."""
@@ -177,8 +179,7 @@ def _detect_format(row: Fields, benchmark: Benchmark) -> str | None:
         return "llava"
     if "prediction" in row:
         return "vlmevalkit"
-    names_question = not {*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS}.isdisjoint(row)
-    return "plain" if names_question and not row.keys().isdisjoint(PLAIN_FIELDS) else None
+    return "plain" if not ROW_FIELDS.isdisjoint(row) and not row.keys().isdisjoint(PLAIN_FIELDS) else None
 
 
 def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Benchmark) -> tuple[Fields, list[str | None]]:
@@ -200,8 +201,7 @@ def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Bench
 
 
 def _check_text(location: str, value: Any) -> str | None:
-    if isinstance(value, list) and len(value) == 1:  # the only generation
-        value = value[0]
+    value = answer_text(value)
     if value is None:
         return None
     if not isinstance(value, str):
@@ -301,7 +301,7 @@ def _read_contents(path: Path, notes: list[str]) -> list[Any]:
         return _read_lines(path, content, notes)
     if isinstance(value, list):
         return value
-    return _unwrap(value) if isinstance(value, dict) else [value]
+    return rows_of_object(value, ROW_FIELDS, ID_FIELDS) if isinstance(value, dict) else [value]
 
 
 def _read_lines(path: Path, content: bytes, notes: list[str]) -> list[Any]:
@@ -316,21 +316,3 @@ def _read_lines(path: Path, content: bytes, notes: list[str]) -> list[Any]:
                 raise
             notes.append(f"{path} line {number} is torn, and is left out")
     return values
-
-
-def _unwrap(value: dict[str, Any]) -> list[Any]:
-    """Return the rows of a JSON object: inside it, from id to row or to text, or itself one row."""
-    row_fields = {*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS}
-    if not row_fields.isdisjoint(value):  # a single answer, not a wrapper
-        return [value]
-    for wrapper in WRAPPERS:
-        inner = value.get(wrapper)
-        if isinstance(inner, dict):
-            return list(inner.values())
-        if isinstance(inner, list):
-            return inner
-    if len(value) > 1 and all(isinstance(inner, str) for inner in value.values()):
-        return [{"id": id_, "answer": text} for id_, text in value.items()]
-    if value and all(isinstance(inner, dict) for inner in value.values()):
-        return [{"id": id_, **inner} for id_, inner in value.items()]
-    return [value]

@@ -174,7 +174,8 @@ def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: Exa
     )
     if next(fitting_starts, None) != 0 or next(fitting_starts, None) is not None:
         return None
-    return Match({number: target.id for number, target in zip(block, targets, strict=False)}, 1.0, "order")
+    ids = {number: target.id for number, target in zip(block, targets, strict=False)}
+    return Match(_without_guesses(ids, rows, split, index), 1.0, "order")
 
 
 def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
@@ -228,4 +229,22 @@ def _at_distance(
     num_asked, num_placed = (sum(bool(rows[n].wordings) for n in some) for some in (numbers, placed))
     # The data may have only the first of these questions, and the rows may lack some of them.
     num_expected = max(num_placed, min(num_asked, len(target_at)))
-    return Match(ids, 1.0, "distance") if len(ids) >= MIN_MATCH_RATE * num_expected else None
+    if len(ids) < MIN_MATCH_RATE * num_expected:
+        return None
+    return Match(_without_guesses(ids, rows, split, index), 1.0, "distance")
+
+
+def _without_guesses(ids: dict[int, str], rows: Sequence[RowFacts], split: str, index: ExampleIndex) -> dict[int, str]:
+    """Leave out rows of an incomplete log whose question the data has with an image and without.
+
+    The log may lack exactly the questions without an image, and places tell nothing about that.
+    """
+    targets = index.by_split[split]
+    if len(ids) >= len(targets):
+        return ids
+    asked_both_ways = {t.question for t in targets if t.image} & {t.question for t in targets if not t.image}
+    return {
+        number: id_
+        for number, id_ in ids.items()
+        if index.examples[id_].question not in asked_both_ways or index.has_known_image(rows[number])
+    }

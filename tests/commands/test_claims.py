@@ -144,6 +144,9 @@ def test_claims_are_read_back_as_written():
         {"question": "What?", "response": "A dog."},
         {"index": 1, "prediction": "A dog."},
         {"doc_id": 1, "doc": {"image": "a.jpg"}, "filtered_resps": ["A dog."], "resps": [["A dog. "]]},
+        {"images": ["a.jpg"], "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]},
+        {"id": 1, "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]},
+        {"custom_id": "1", "response": {"body": {"choices": [{"message": {"role": "assistant", "content": "A dog."}}]}}},
     ],
 )
 def test_extract_claims_reads_the_usual_names_of_answers(tmp_path, row):
@@ -172,6 +175,26 @@ def test_extract_claims_reads_rows_inside_an_object(tmp_path, name):
     by_number = {"imgToEval": {str(number): row for number, row in enumerate(rows)}}
     assert read_texts(tmp_path, name, json.dumps(by_number, indent=1)) == (0, ["A dog.", "A cat."])
     assert read_texts(tmp_path, name, json.dumps(rows[0], indent=1)) == (0, ["A dog."])
+
+
+DOG, CAT = {"role": "assistant", "content": "A dog."}, {"role": "assistant", "content": "A cat."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "A dog.", "rejected": "A cat."},
+        {"chosen": [DOG], "rejected": [CAT]},
+        {"conversations": [], "chosen": {"from": "gpt", "value": "A dog."}, "rejected": {"from": "gpt", "value": "A cat."}},
+        {"preferred_output": [DOG], "non_preferred_output": [CAT]},
+        {"query": "What?", "response": "A dog.", "rejected_response": "A cat."},
+        {"messages": [{"role": "user", "content": "What?"}, DOG], "rejected_response": "A cat."},
+        {"messages": [DOG], "rejected_messages": [CAT]},
+        {"outputs": ["A dog.", "A cat."]},
+    ],
+)
+def test_extract_claims_reads_both_answers_of_a_pair(tmp_path, row):
+    assert read_texts(tmp_path, "a.jsonl", json.dumps(row)) == (0, ["A dog.", "A cat."])
 
 
 def test_extract_claims_finds_facts_by_image_id(tmp_path):

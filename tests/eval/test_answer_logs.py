@@ -175,6 +175,9 @@ def hallusion_forms():
              "l2-category": f"{row['category']}_{row['subcategory']}", "prediction": a}
             for row, a in with_image
         ],
+        "sheet of other spelling": [
+            {"index": f"HB_{underscored[id(row)]}".replace("_", "-"), "question": row["question"], "prediction": a} for row, a in with_image
+        ],
         "lmms-eval": [
             {"doc_id": n, "input": row["question"], "filtered_resps": [a], "aAcc": {**row, "filename": "x", "model_prediction": a}}
             for n, (row, a) in enumerate(with_image)
@@ -185,9 +188,10 @@ def hallusion_forms():
 @pytest.mark.parametrize("form", hallusion_forms())
 def test_hallusionbench_reads_other_programs_rows(score, hallusion, form):
     rows = hallusion_forms()[form]
-    result = score("hallusionbench", rows, hallusion, suffix=".tsv" if form == "sheet" else ".jsonl")
+    result = score("hallusionbench", rows, hallusion, suffix=".tsv" if "sheet" in form else ".jsonl")
     assert result["n"] == len(rows) and result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0
     assert robust_value(result, "a_acc") == pytest.approx(100 * (len(rows) - 1) / len(rows))
+    assert robust_value(result, "f_acc") == pytest.approx(100 * 2 / 3)  # the last answer is wrong, on its own figure
 
 
 def test_hallusionbench_does_not_guess_between_figures(score, hallusion):

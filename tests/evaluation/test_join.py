@@ -98,6 +98,16 @@ def test_join_goes_by_order_only_where_every_row_agrees():
     assert join([{"text": "x"}] * 4, FOUR)[0] == ["", "", "", ""]
 
 
+def test_join_does_not_guess_by_order_whether_a_question_came_with_its_image():
+    examples = [target("a", "A dog?", "1.jpg"), target("b", "A cat?"), target("c", "A cat?", "2.jpg")]
+    for ids in ([7, 8], [None, None]):  # b or c: a log may lack all questions without an image
+        rows = [{"id": id_, "question": question} for id_, question in zip(ids, ("A dog?", "A cat?"), strict=True)]
+        found, notes = join(rows, examples)
+        assert found == ["a", "?"] and "unclear" in notes
+    whole = [{"question": question} for question in ("A dog?", "A cat?", "A cat?")]
+    assert join(whole, examples)[0] == ["a", "b", "c"]
+
+
 def test_join_takes_bare_positions_only_if_they_count_all_examples():
     assert join([{"doc_id": n} for n in range(4)], FOUR)[0] == ["10", "11", "12", "13"]
     assert join([{"doc_id": n} for n in range(3)], FOUR)[0] == ["?", "?", "?"]
@@ -197,6 +207,24 @@ def test_row_facts_read_the_fields_of_other_programs():
         "",
     ]
     assert splits_in("coco_pope_random", SPLITS) == ("random",) and splits_in("randomised", SPLITS) == ()
+    assert splits_in("Random; POPULAR", SPLITS) == ("random", "popular")
+    row = facts({"id": "coco_pope_adversarial_17", "prompt": [{"role": "user", "content": [{"text": "A cat?"}]}]}, SPLITS)
+    assert (row.id, row.splits, row.asked) == ("17", ("adversarial",), "A cat?")
+    assert facts({"id": "random_popular_17"}, SPLITS).id == "random_popular_17"  # which of the two?
+    assert facts({"id": "5", "subset": "Popular"}, SPLITS).splits == ("popular",)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Is there a cat? Please answer yes or no.",
+        "USER: <image>\nIs there a cat? ASSISTANT:",
+        "Look closely.\nAnswer this question: Is there a cat?\nOne word.",
+    ],
+)
+def test_row_facts_find_the_only_question_among_instructions(asked):
+    assert fold("Is there a cat?") in facts({"id": "1", "prompt": asked}).wordings
+    assert fold("Is there a cat?") not in facts({"id": "1", "prompt": f"{asked} Is there a dog?"}).wordings
 
 
 def test_lmms_eval_samples_say_what_was_asked():
@@ -212,3 +240,4 @@ def test_lmms_eval_samples_say_what_was_asked():
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A cat?"}]},
     ]
     assert lmms_eval_fields({"doc_id": 0, "input": chat})["input"] == "A cat?"
+    assert lmms_eval_fields({"doc_id": 0, "arguments": [["A cat?", {"until": ["\n"]}]]})["input"] == "A cat?"
