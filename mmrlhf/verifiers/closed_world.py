@@ -16,7 +16,7 @@ from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
 from mmrlhf.text.words import IMAGE_RELATIONS, word_set
 from mmrlhf.verifiers.exclusions import WHOLE_PLACES, canonical_value, mutually_exclusive
-from mmrlhf.verifiers.listed import Evidence, ListedObject, excluding_places, relation_evidence
+from mmrlhf.verifiers.listed import Evidence, ListedObject, agreeing_evidence, excluding_places
 from mmrlhf.verifiers.nouns import is_a
 
 GENERAL_NOUNS = word_set(
@@ -82,7 +82,7 @@ class CompleteList:
         if claim.relation in IMAGE_RELATIONS:
             return excluding_places(claim.relation, self._candidates(claim.subject, lexicon) or [])
         subjects, targets = (self._candidates(noun, lexicon) for noun in (claim.subject, claim.target))
-        return relation_evidence(claim.relation, subjects or [], targets or [], are_all_listed=True)[1]
+        return agreeing_evidence(claim.relation, subjects or [], targets or [], False)
 
 
 def _may_name(name: str, noun: str, lexicon: Lexicon) -> bool:

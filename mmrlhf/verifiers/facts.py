@@ -33,7 +33,7 @@ from mmrlhf.verifiers.exclusions import (
     mutually_exclusive,
 )
 from mmrlhf.verifiers.fact_claims import claims_of_fact
-from mmrlhf.verifiers.listed import ListedObject, image_place_evidence, is_place_of_unlisted, read_place, relation_evidence
+from mmrlhf.verifiers.listed import ListedObject, agreeing_evidence, image_place_evidence, is_place_of_unlisted, read_place
 from mmrlhf.verifiers.nouns import is_a, may_be_same
 
 # ---- entry point -------------------------------------------------------------------------------
@@ -238,10 +238,16 @@ def _is_single(noun: str, fact_index: FactIndex) -> bool:
     return 1 in fact_index.counts.get(noun, {}) and _is_unique(noun, fact_index)
 
 
-def _are_all_listed(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> bool:
-    """Return whether facts count as many objects of that name as they list."""
-    numbers = fact_index.counts.get(noun, {})
-    return set(numbers) == {sum(is_a(listed.noun, noun, lexicon) for listed in fact_index.listed)}
+def _counted_objects(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> list[ListedObject]:
+    """Return all objects that a noun may refer to; none unless facts count as many as they list.
+
+    A man is one of the listed people. An animal may be one that nobody listed.
+    """
+    objects = [o for o in fact_index.listed if is_a(noun, o.noun, lexicon) or is_a(o.noun, noun, lexicon)]
+    for name in {o.noun for o in objects}:
+        if not is_a(noun, name, lexicon) or set(fact_index.counts.get(name, {})) != {sum(o.noun == name for o in objects)}:
+            return []
+    return objects
 
 
 def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
@@ -286,12 +292,13 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
             contradicting += _absence_evidence(noun, fact_index, lexicon)
     if claim.relation in IMAGE_RELATIONS:
         count = max(fact_index.counts.get(claim.subject, {}), default=0)
-        supporting, excluding = image_place_evidence(claim, fact_index.listed, fact_index.relations, count, lexicon)
+        counted = _counted_objects(claim.subject, fact_index, lexicon)
+        supporting, excluding = image_place_evidence(claim, fact_index.listed, fact_index.relations, count, counted, lexicon)
         return supporting, contradicting + excluding
     subjects, targets = ([o for o in fact_index.listed if is_a(o.noun, n, lexicon)] for n in (claim.subject, claim.target))
-    are_all_listed = all(_are_all_listed(noun, fact_index, lexicon) for noun in (claim.subject, claim.target))
-    by_places, reverse = relation_evidence(claim.relation, subjects, targets, are_all_listed)
-    return [*evidence_by_relation.get(relation, []), *by_places], contradicting + reverse
+    supporting = [*evidence_by_relation.get(relation, []), *agreeing_evidence(claim.relation, subjects, targets, True)]
+    subjects, targets = (_counted_objects(noun, fact_index, lexicon) for noun in (claim.subject, claim.target))
+    return supporting, contradicting + agreeing_evidence(claim.relation, subjects, targets, False)
 
 
 def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:

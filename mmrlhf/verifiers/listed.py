@@ -83,17 +83,13 @@ def compare_places(
             yield order == sign if order else None, evidence
 
 
-def relation_evidence(
-    relation: str, subjects: Sequence[ListedObject], targets: Sequence[ListedObject], are_all_listed: bool
-) -> tuple[Evidence, Evidence]:
-    """Return evidence for a relation of listed objects, and against it if they all are listed.
+def agreeing_evidence(relation: str, subjects: Sequence[ListedObject], targets: Sequence[ListedObject], holds: bool) -> Evidence:
+    """Return the facts by which a relation holds, or does not, for all pairs of two objects.
 
-    A claim has no attributes: of two rings, it may mean either, so all pairs must agree.
+    A claim has no attributes: of two dogs, it may mean either, so all pairs must agree.
     """
     outcomes = list(compare_places(relation, subjects, targets))
-    evidence = [facts for _, facts in outcomes]
-    supporting = evidence if all(holds for holds, _ in outcomes) else []
-    return supporting, evidence if are_all_listed and all(holds is False for holds, _ in outcomes) else []
+    return [evidence for _, evidence in outcomes] if all(outcome is holds for outcome, _ in outcomes) else []
 
 
 def _order(a: Box, b: Box, axis: int) -> int:
@@ -122,6 +118,7 @@ def image_place_evidence(
     objects: Sequence[ListedObject],
     stated: Mapping[tuple[str, str], Mapping[str, Sequence[tuple[str, float]]]],
     num_counted: int,
+    counted: Sequence[ListedObject],
     lexicon: Lexicon,
 ) -> tuple[Evidence, Evidence]:
     """Return evidence for a claim about a place in the image, and evidence against it.
@@ -129,7 +126,8 @@ def image_place_evidence(
     One object at the place supports the claim. It is contradicted if all listed objects of its name
     are elsewhere, or a fact of `stated` (relations by subject and target) puts the only one at the
     opposite side, but not if there are more of them (`num_counted`) than listed. Annotations with
-    boxes may leave out objects, so boxes contradict only if the objects are counted.
+    boxes may leave out objects, so boxes contradict only if facts count them: `counted` are then
+    all objects that the claim may mean.
     """
     supporting = [o.evidence for o in objects if is_a(o.noun, claim.subject, lexicon) and _is_at(claim.relation, o)]
     contradicting: Evidence = []
@@ -144,9 +142,9 @@ def image_place_evidence(
                 supporting += evidence
             elif is_there is False and is_unique and noun == claim.subject:
                 contradicting += evidence
-    are_all_listed = num_counted == len(same_name) or (num_counted == 0 and all(o.place is not None for o in same_name))
-    if not supporting and are_all_listed:
-        contradicting += excluding_places(claim.relation, same_name)
+    if not supporting:
+        have_places = num_counted <= len(same_name) and all(o.place is not None for o in same_name)
+        contradicting += excluding_places(claim.relation, same_name if same_name and have_places else counted)
     return supporting, contradicting
 
 

@@ -64,6 +64,24 @@ def test_boxes_contradict_a_relation_only_if_all_objects_of_both_names_are_count
     assert relation_value("dog", "left of", "cat", *second) == "supported"
 
 
+def test_boxes_of_people_contradict_what_is_said_of_a_man_and_support_nothing_of_him():
+    """The person may be a woman; but whoever is there is not on the other side."""
+    person = (listed("person", (0.6, 0.1, 0.8, 0.9)), Fact("count", "1 person"))
+    facts = (listed("dog", DOG), Fact("count", "1 dog"), *person)
+    assert relation_value("person", "right of", "dog", *facts) == "supported"
+    assert relation_value("man", "right of", "dog", *facts) == "unknown"
+    assert relation_value("man", "left of", "dog", *facts) == "contradicted"
+    assert relation_value("dog", "right of", "man", *facts) == "contradicted"
+    assert relation_value("man", "left of", "woman", *facts) == "unknown"  # one person cannot be both
+
+
+def test_a_listed_kind_does_not_speak_for_what_may_not_be_listed():
+    facts = (listed("dog", DOG), listed("coffee table", CAT), Fact("count", "1 dog"), Fact("count", "1 coffee table"))
+    assert relation_value("dog", "left of", "table", *facts) == "supported"
+    assert relation_value("dog", "right of", "table", *facts) == "unknown"  # of another table
+    assert relation_value("dog", "right of", "coffee table", *facts) == "contradicted"
+
+
 def test_a_place_in_words_counts_before_a_box():
     facts = (Fact("object", "dog at the right", box=DOG), listed("cat", (0.4, 0.4, 0.6, 0.6)), *COUNTS)
     assert relation_value("dog", "right of", "cat", *facts) == "supported"
