@@ -13,7 +13,19 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Literal
 
-from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize, states_alternative
+from mmrlhf.text.answer_words import (
+    LEADING_YES_NO,
+    NO,
+    NO_PREFIXES,
+    WORD,
+    YES,
+    YES_PREFIXES,
+    canonicalise_objects,
+    content_words,
+    is_vowel_sign,
+    singularize,
+    states_alternative,
+)
 from mmrlhf.text.chinese_answers import chinese_yes_no, is_chinese
 from mmrlhf.text.count_answers import count_verdict
 from mmrlhf.text.existence_answers import asked_object, counts_none, state_existence
@@ -52,10 +64,11 @@ def normalise(answer: str) -> str:
     text = text.strip()
     if len(text) > 2 * MAX_READ_CHARS:
         text = f"{text[:MAX_READ_CHARS]}\n{text[-MAX_READ_CHARS:]}"
-    # NFKC unifies full-width and other compatibility forms; Cf are invisible format characters, Mn
-    # combining marks. Marks that are letters of their script stay.
+    # NFKC unifies full-width and other compatibility forms. Cf are invisible format characters.
     text = "".join(
-        char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in ("Cf", "Mn") or char.isalpha()
+        char
+        for char in unicodedata.normalize("NFKC", text)
+        if unicodedata.category(char) not in ("Cf", "Mn") or is_vowel_sign(char)
     )
     text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
     return re.sub(r"[^\S\n]+", " ", _MARKUP.sub(" ", text)).strip()
@@ -63,20 +76,15 @@ def normalise(answer: str) -> str:
 
 # ---- yes or no ---------------------------------------------------------------------------------
 
-_YES = r"yes|yeah|yep|yup|oui|sí|si|sì|ja|да|sim|tak|evet|نعم"
-_NO = r"no|nope|nah|non|nein|nee|nej|нет|não|nao|nie|hayır|لا"
-_YES_PREFIX = ("はい", "예", "네", "हाँ", "✅", "✔", "👍")
-_NO_PREFIX = ("いいえ", "아니", "नहीं", "❌", "✖", "👎", "🚫")
-_LEADING_YES_NO = re.compile(rf"[^\w✅✔👍❌✖👎🚫]*(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b")
 _CONCLUSION = re.compile(
     rf"\b(?:(?:answer|verdict|conclusion|response|a)\b\W*(?:is|would be|must be|should be)?\W*|(?:but|so|therefore"
     rf"|thus|hence)\W+)"
-    rf"(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?!\s+(?:other|longer|more)\b)(?=\W*(?:$|[.,:;!\n\"'}}\])-]))"
+    rf"(?:(?P<yes>{YES})|(?P<no>{NO}))\b(?!\s+(?:other|longer|more)\b)(?=\W*(?:$|[.,:;!\n\"'}}\])-]))"
 )
 """A stated conclusion. Nothing may follow it: "but no dog" is not a verdict on the question."""
 _STANDALONE = re.compile(
-    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})"
-    rf"|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
+    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually|lean(?:ing)? towards?))\s*[\"']?(?:(?P<yes>{YES})"
+    rf"|(?P<no>{NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
 )
 """A yes or no set off at the end of a sentence: "Based on the picture, yes." """
 _YES_AND_NO = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)no|no(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)yes)\b")
@@ -86,8 +94,8 @@ _IDIOM = re.compile(
     r"|\bnot only\b|\bwhy not\b|\bno (?:other|fewer|less)\b"
 )
 """Phrases with no or not that negate nothing."""
-_LABEL = re.compile(r"\s*:\s*(?=(?:absent|missing|present|visible|not)\b)")
-"""A colon in place of a verb: "Dog: absent"."""
+_LABEL = re.compile(r"(?:\s*:\s*|\s+[-–—]\s+)(?=(?:absent|missing|present|visible|not)\b)")
+"""A colon or a dash in place of a verb: "Dog: absent"."""
 _CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
 """A condition, which states nothing."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
@@ -99,13 +107,13 @@ _UNSURE = re.compile(
     r"|unable(?! to (?:see|find|spot|detect))|impossible to|maybe|perhaps|possibly"
     r"|(?:hard|difficult|not easy) to (?:say|tell|determine|see)|(?:too \w+ to)|either .+ or"
     r"|(?:can't|cannot|can not|couldn't|could not|don't|do not|doesn't|does not) "
-    r"(?:\w+ )?(?:tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
+    r"(?:\w+ )?(?:rule out|exclude|tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
     r"|(?:could|might|may) (?:also )?(?:be|look))\b"
 )
 """The answer is unsure."""
 _ASSENT = re.compile(
     r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely"
-    r"|certainly|exactly|affirmative"
+    r"|certainly|exactly|affirmative|i (?:\w+ly )?agree|agreed"
     r"|you(?:'re| are) right|(?:it|there|they|he|she|this|that)(?: (?:is|are|does|do|has|have|was|can)|'s)(?= *(?:$|[.!]))"
     r"|i (?:think|believe|guess|suppose) so|(?:it )?(?:appears|seems|looks) (?:so|like it|that way))\b"
 )
@@ -114,7 +122,7 @@ _DISSENT = re.compile(
     r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither"
     r"|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
     r"|(?:i(?:'m| am) afraid|probably|(?:most |very )?likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems"
-    r"|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear"
+    r"|appears)) (?:not|no)\b|i doubt\b|i (?:(?:would|must|have to|would have to) )?disagree\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear"
     r"|seem|look) (?:so|like it)"
     r"|(?:it|there|they|he|she|this|that) ?(?:is|are|does|do|has|have|was|can)(?:n't| not)(?= *(?:$|[.!])))"
 )
@@ -245,11 +253,11 @@ def leading_yes_no(text: str) -> YesNo | None:
     stripped = text.lstrip(" \"'([{-:,.\n\t*")
     if is_chinese(first_words := re.split(r"[,.，。!！;；\n]", stripped)[0]):
         return chinese_yes_no(first_words)[0]
-    if stripped.startswith(_YES_PREFIX):
+    if stripped.startswith(YES_PREFIXES):
         return "yes"
-    if stripped.startswith(_NO_PREFIX):
+    if stripped.startswith(NO_PREFIXES):
         return "no"
-    match = None if _IDIOM.match(stripped) else _LEADING_YES_NO.match(text)
+    match = None if _IDIOM.match(stripped) else LEADING_YES_NO.match(text)
     if match is None:
         return None
     return "yes" if match["yes"] else "no"

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from mmrlhf.text.coco_objects import object_by_synonym
 from mmrlhf.text.words import word_set
 
+YES = "yes|yeah|yep|yup|ya|oui|sí|si|sì|ja|да|так|sim|tak|ano|igen|kyllä|evet|ναι|iya|có|כן|نعم|بله|हाँ|हां|হ্যাঁ"
+NO = "no|nope|nah|non|nein|nee|nej|nei|нет|ні|ne|não|nao|nie|nem|ei|hayır|όχι|tidak|không|לא|لا|نه|خیر|नहीं|না"
+"""Words for yes and no in common languages, as alternatives of a regular expression."""
+LEADING_YES_NO = re.compile(rf"[^\w✅✔👍❌✖👎🚫]*(?:(?P<yes>{YES})|(?P<no>{NO}))(?![\w\u0900-\u0963\u0966-\u0dff])")
+"""No letter may follow: `\\w` lacks the vowel signs of India's scripts (U+0900 to U+0DFF)."""
+YES_PREFIXES = ("はい", "예", "네", "ใช่", "✅", "✔", "👍")
+NO_PREFIXES = ("いいえ", "아니", "ไม่", "❌", "✖", "👎", "🚫")
+"""Beginnings of answers in languages without spaces between words."""
 WORD = re.compile(r"[^\W_]+(?:'t)?")
 _STOP_WORDS = word_set(
     "a an the is are was were be there any some in on of at to with and or do does did can could you i we see "
@@ -37,6 +46,16 @@ _SIDE = re.compile(r"\bthe (?:far )?right\b|\bright (?:of|side|hand|corner)\b")
 """Right as a side; else it means correct, which names nothing."""
 
 
+def is_vowel_sign(char: str) -> bool:
+    """Return whether a combining mark is part of its script's spelling, as in Hindi and Thai.
+
+    Accents, overlays, optional vowel points (Arabic, Hebrew) and variation selectors are not.
+    """
+    combining_class = unicodedata.combining(char)
+    is_selector = "\ufe00" <= char <= "\ufe0f"
+    return (combining_class in (0, 7, 8, 9) and not is_selector) or 40 <= combining_class < 200
+
+
 def content_words(question: str) -> list[str]:
     """Return the words for the subject of a question: dog in "Is there a dog in the image?"."""
     first_line = re.split(r"[?\n]", question)[0]
@@ -47,15 +66,15 @@ def content_words(question: str) -> list[str]:
 def states_alternative(words: Sequence[str], question_words: Sequence[str], has_pronoun_subject: bool) -> bool:
     """Return whether a clause states another property of the thing in question, such as its colour.
 
-    "The car is blue", "a blue car" and "it is blue" answer "Is the car red?"; "it is next to a blue
-    house" does not.
+    "The car is blue", "a blue car", "it is blue" and "blue" answer "Is the car red?"; "it is next
+    to a blue house" does not.
     """
     for alternatives in _ALTERNATIVES:
         asked, stated = alternatives.intersection(question_words), alternatives.intersection(words)
         if len(asked) != 1 or not stated or asked & stated or {*stated, *asked} == {"grey", "gray"}:
             continue
         others = [word for word in question_words if word not in asked]
-        if has_pronoun_subject and words[-1] in stated:
+        if words[-1] in stated and (has_pronoun_subject or len(words) == 1):
             return True
         is_same_thing = others and all(word in words for word in others)
         places = [i for i, word in enumerate(words) if word in stated]

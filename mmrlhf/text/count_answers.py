@@ -36,7 +36,7 @@ _NOT_COUNTED = re.compile(
 )
 """Phrases with a one that counts nothing: "one of the cars", "one can see"."""
 _STATES_COUNT = re.compile(
-    r"^\W*(?:(?:there(?:'s| is| are)|it(?:'s| is| has)|they are|i (?:can )?(?:see|count)|we (?:can )?(?:see|count)) )?$"
+    r"^\W*(?:(?:there(?:'s| is| are)|it(?:'s| is| has)|they are|(?:i|we) (?:can )?(?:only |just |clearly )?(?:see|count)) )?$"
 )
 """Text allowed before a number without a noun: "There are two.", "I count two"."""
 _ENDS = re.compile(r"^\s*(?:$|[.,;!]|of (?:them|these|those)\b|in (?:the|this)\b|here\b|there\b|visible\b|shown\b|present\b)")
@@ -61,6 +61,7 @@ def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
         return None
     (bound, number), noun = asked
     clause = _NOT_COUNTED.sub(" ", clause)
+    total: tuple[Bound, int] | None = None
     for match in _COUNT.finditer(clause):
         nouns = [singularize(word) for word in WORD.findall(match["nouns"])]
         is_bare = bool(_STATES_COUNT.match(clause[: match.start()]) and (not nouns) and _ENDS.match(clause[match.end() :]))
@@ -70,8 +71,12 @@ def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
             if _number_and_bound(match) == (bound, number):
                 return "no"
             continue
-        return _compare(*_number_and_bound(match), bound, number)
-    return None
+        counted = _number_and_bound(match)
+        if total is None:
+            total = counted
+        elif clause[: match.start()].endswith(" and ") and total[0] == counted[0] == "exact":
+            total = "exact", total[1] + counted[1]  # two red buses and two blue buses
+    return None if total is None else _compare(*total, bound, number)
 
 
 def _asked_count(question: str) -> tuple[tuple[Bound, int], str] | None:

@@ -91,6 +91,14 @@ def _rewrites(name: str) -> list[tuple[re.Pattern[str], str]]:
         # no people, but a dog; definitely not a cat
         (rf"^\W*no (?!{thing})\w+,? (?:but|only|just) (?=(?:(?:an?|one|two|the) )?(?:\w+ )?{thing})", ""),
         (rf"^\W*(?:definitely|certainly|clearly) not an? (?!{thing})\w+\W*$", ""),
+        # nothing but a dog; anything but a dog; what looks like a dog is in fact a fox
+        (rf"\bnothing (?:else )?(?:but|except|other than) (?=(?:(?:an?|one|the) )?(?:\w+ )?{thing})", ""),
+        (rf"\b(?:anything|everything) but (?:an? |any )?(?=(?:\w+ )?{thing})", "no "),
+        (
+            rf"\bwhat (?:looks|looked|appears|seems|may look|might look) (?:like|to be) (?:an? )?(?=(?:\w+ )?{thing}"
+            r" (?:is|are|was|turns out to be) (?:actually |really |in fact |just |only )?(?:an? |some ))",
+            "no ",
+        ),
         (r"\bnot far\b", "near"),
         (
             r"\bit(?:'s| is) (?:\w+ )?(?:unlikely|doubtful|improbable) (?:that )?(?:there (?:is|are) )?(?:an?|any) "

@@ -70,10 +70,52 @@ def test_labelled_answers_cover_every_verdict():
         ("There is nothing but a dog.", "yes"),
         ("I believe there isn't one.", "no"),
         ("I see a dog, but there isn't any on the left.", "yes"),
+        ("dog - not visible", "no"),
+        ("Dog \N{EN DASH} present", "yes"),
+        ("Nothing but a small dog.", "yes"),
+        ("There is nothing but grass.", None),
+        ("Anything but a dog.", "no"),
+        ("What looks like a dog is in fact a fox.", "no"),
+        ("What looks like a dog is running.", "yes"),
+        ("I agree.", "yes"),
+        ("I would have to disagree.", "no"),
+        ("I'd lean towards no", "no"),
+        ("I cannot rule out a dog.", None),
     ],
 )
 def test_parse_yes_no_matches_hand_labels(answer, expected):
     assert parse_yes_no(answer, "Is there a dog in the image?") == expected
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ("हाँ, एक कुत्ता है।", "नहीं।"),
+        ("हां", "नहीं, कोई कुत्ता नहीं है"),
+        ("হ্যাঁ", "না, নেই"),
+        ("ใช่", "ไม่ใช่"),
+        ("نَعَم", "لا"),
+        ("כן", "לא"),
+        ("بله", "خیر"),
+        ("Ναι", "Όχι"),
+        ("Có", "Không có"),
+        ("Ya", "Tidak ada"),
+        ("Ano", "Ne"),
+        ("Igen", "Nem"),
+        ("Kyllä", "Ei"),
+        ("Так", "Ні"),
+        ("Ja, da ist ein Hund.", "Nei."),
+        ("y\u0336e\u0336s\u0336", "n\u0336o\u0336"),  # struck through
+    ],
+)
+def test_parse_yes_no_reads_the_words_of_other_languages(yes, no):
+    question = "Is there a dog in the image?"
+    assert (parse_yes_no(yes, question), parse_yes_no(no, question)) == ("yes", "no")
+
+
+@pytest.mark.parametrize("answer", ["नारी", "নারী", "हाथी", "Da ist kein Hund."])
+def test_parse_yes_no_does_not_take_the_beginning_of_a_word(answer):
+    assert parse_yes_no(answer, "Is there a dog in the image?") is None
 
 
 @pytest.mark.parametrize(
@@ -106,6 +148,8 @@ def test_parse_yes_no_understands_synonyms(question, answer, expected):
         ("Is the dog to the right of the cat?", "The dog is to the right of the cat.", "yes"),
         ("Is the dog to the right of the cat?", "It is to the left.", "no"),
         ("Is this photo taken indoors?", "The photo was taken outdoors.", "no"),
+        ("Is the car red?", "Blue.", "no"),
+        ("Is the car grey?", "Gray", None),
         ("Is a dog shown, right?", "A dog is shown.", "yes"),
     ],
 )
