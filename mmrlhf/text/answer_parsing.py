@@ -22,7 +22,7 @@ from mmrlhf.text.answer_words import (
     YES_PREFIXES,
     canonicalise_objects,
     content_words,
-    is_vowel_sign,
+    remove_invisible,
     singularize,
     states_alternative,
 )
@@ -64,12 +64,7 @@ def normalise(answer: str) -> str:
     text = text.strip()
     if len(text) > 2 * MAX_READ_CHARS:
         text = f"{text[:MAX_READ_CHARS]}\n{text[-MAX_READ_CHARS:]}"
-    # NFKC unifies full-width and other compatibility forms. Cf are invisible format characters.
-    text = "".join(
-        char
-        for char in unicodedata.normalize("NFKC", text)
-        if unicodedata.category(char) not in ("Cf", "Mn") or is_vowel_sign(char)
-    )
+    text = remove_invisible(unicodedata.normalize("NFKC", text))  # NFKC unifies full-width and other compatibility forms
     text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
     return re.sub(r"[^\S\n]+", " ", _MARKUP.sub(" ", text)).strip()
 

@@ -46,14 +46,19 @@ _SIDE = re.compile(r"\bthe (?:far )?right\b|\bright (?:of|side|hand|corner)\b")
 """Right as a side; else it means correct, which names nothing."""
 
 
-def is_vowel_sign(char: str) -> bool:
-    """Return whether a combining mark is part of its script's spelling, as in Hindi and Thai.
+def remove_invisible(text: str) -> str:
+    """Return a text without format characters, and without the combining marks that its script can
+    do without: accents, overlays, vowel points (Arabic, Hebrew) and variation selectors."""
+    return "".join(char for char in text if not _is_invisible(char))
 
-    Accents, overlays, optional vowel points (Arabic, Hebrew) and variation selectors are not.
-    """
+
+def _is_invisible(char: str) -> bool:
+    category = unicodedata.category(char)
+    if category != "Mn":
+        return category == "Cf"
     combining_class = unicodedata.combining(char)
-    is_selector = "\ufe00" <= char <= "\ufe0f"
-    return (combining_class in (0, 7, 8, 9) and not is_selector) or 40 <= combining_class < 200
+    is_spelling = combining_class in (0, 7, 8, 9) or 40 <= combining_class < 200  # as in Hindi and Thai
+    return not is_spelling or "\ufe00" <= char <= "\ufe0f"
 
 
 def content_words(question: str) -> list[str]:

@@ -106,6 +106,7 @@ def test_parse_yes_no_matches_hand_labels(answer, expected):
         ("Так", "Ні"),
         ("Ja, da ist ein Hund.", "Nei."),
         ("y\u0336e\u0336s\u0336", "n\u0336o\u0336"),  # struck through
+        ("\u200bYe\u200bs", "N\u00ado"),  # a zero-width space, a soft hyphen
     ],
 )
 def test_parse_yes_no_reads_the_words_of_other_languages(yes, no):
