@@ -19,6 +19,8 @@ IMAGE_PARTS: dict[str, tuple[str, ...]] = {
     "input_image": ("image_url",),
 }
 """Types of parts that show an image, with the keys that may contain the image itself."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of parts that are text; the last two are those of OpenAI's Responses API."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
         part_type = part.get("type") if isinstance(part, dict) else None
         if part_type in IMAGE_PARTS:
             segments.append("")
-        elif part_type == "text":
+        elif part_type in TEXT_PARTS:
             _require_turn_text(row, part.get("text"), f"{name}[{number}].text")
             continued, *rest = part["text"].split(PLACEHOLDER)
             segments[-1] += continued  # not stripped, because parts are joined without separators

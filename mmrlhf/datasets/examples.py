@@ -14,6 +14,7 @@ from mmrlhf.datasets.conversations import (
 from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_id, parse_images, without_decimals
 from mmrlhf.datasets.llamafactory_swift import (
     is_factory_pair,
+    is_openai_pair,
     is_swift_conversation,
     is_swift_pair,
     parse_any_conversation,
@@ -173,6 +174,8 @@ def _split_last_answer(row: Row, turns: list[Turn], name: str) -> tuple[list[Tur
 def detect_format(row: Row) -> str:
     """Return the name of a row's format."""
     has_field = row.fields.__contains__
+    if is_openai_pair(row):
+        return "OpenAI pairs"
     if is_swift_pair(row):
         return "ms-swift pairs"
     if is_factory_pair(row):

@@ -135,8 +135,10 @@ IMAGE_FIELD = re.compile(r"ima?g|picture|photo", re.IGNORECASE)
 """Part of the name of a field that may contain an image."""
 IMAGE_VALUE = re.compile(r"data:image/|[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm)\s*$", re.IGNORECASE)
 """Text that is an encoded image, or the path of one."""
-TEXT_FIELDS = ("id", "idx", "messages", "system", "solution", "answer")
-"""Fields that never contain an image next to `messages`, regardless of their text."""
+TEXT_FIELDS = ("id", "idx", "messages", "conversations", "system", "solution", "answer")
+"""Fields that never contain an image next to a conversation, regardless of their text."""
+IMAGE_TAG = re.compile(r"<img>[^<>\n]+</img>")
+"""An image in Qwen-VL's text."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
 """Fields with turns whose parts may contain images; the first of them that a row has."""
 
@@ -152,7 +154,7 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
     if part_images:
         yield from _chosen_source(row, names, part_images)
         return
-    if not names and ("conversations" in row.fields or _is_null(row) or _is_text_only(row)):
+    if not names and (_is_null(row) or _is_text_only(row)):
         return  # text-only rows of conversations have no image field, those of tables a null
     field_name = names[0] if names else row.require_any("images", "image", hint="add it, `[]` for a row without images")
     value = row.fields[field_name]
@@ -176,10 +178,12 @@ def _is_typo(name: str) -> bool:
 
 
 def _is_text_only(row: Row) -> bool:
-    """Return whether `messages` show no image and no field seems to contain one."""
-    messages = row.fields.get("messages")
-    if messages is None or PLACEHOLDER in str(messages):
+    """Return whether a conversation shows no image and no field seems to contain one."""
+    turns = row.fields.get("messages", row.fields.get("conversations"))
+    if turns is None or ("messages" in row.fields and PLACEHOLDER in str(turns)):
         return False
+    if tag := IMAGE_TAG.search(str(turns)):
+        row.fail(f"its text shows an image as {preview(tag[0])}: write {PLACEHOLDER} there, and the path in `images`")
     return not any(
         IMAGE_FIELD.search(name) or _is_typo(name) or (name not in TEXT_FIELDS and _looks_like_image(value))
         for name, value in row.fields.items()

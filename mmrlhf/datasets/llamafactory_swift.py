@@ -1,11 +1,12 @@
-"""Parse rows of LLaMA-Factory and ms-swift, whose prompts and answers are in other fields.
+"""Parse rows of LLaMA-Factory, ms-swift and OpenAI, whose prompts and answers are in other fields.
 
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or
                 rejected_messages as a second conversation; or query and response;
                 or conversation, a list of {human, assistant};
                 rejected_images, if the rejected conversation shows other images
-Both            a prompt that is text may follow `history`, and every prompt `system`
+OpenAI          input with messages; preferred_output and non_preferred_output, a message each
+The first two   a prompt that is text may follow `history`, and every prompt `system`
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from mmrlhf.datasets.conversations import (
     parse_turn,
     parse_turns,
 )
-from mmrlhf.files.rows import Row, type_name
+from mmrlhf.files.rows import Row, preview, type_name
 
 PROMPT_FIELDS = ("prompt", "question", "messages", "conversations", "query")
+OPENAI_ANSWERS = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", "rejected_response", "rejected_messages",
                           "rejected_images"))  # fmt: skip
 
@@ -30,9 +32,12 @@ SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", 
 def unpack_instruction(row: Row) -> Row:
     """Rename Alpaca's instruction, input and output, and the `problem` of reasoning datasets.
 
-    ms-swift's `conversation` of {human, assistant} becomes `messages`. Other rows stay as they are.
-    Raises InputError if one of the fields has another type.
+    ms-swift's `conversation` of {human, assistant} and the messages in OpenAI's `input` become
+    `messages`. Other rows stay as they are. Raises InputError if one of the fields has another
+    type.
     """
+    if is_openai_pair(row):
+        return _unpack_openai_pair(row)
     if is_swift_conversation(row):
         return _unpack_conversation(row)
     name = next((name for name in ("instruction", "problem") if name in row.fields), None)
@@ -43,6 +48,26 @@ def unpack_instruction(row: Row) -> Row:
     fields["prompt"] = "\n".join(text for text in texts if text)
     if "output" in row.fields and not {"chosen", "rejected"} & row.fields.keys():
         fields["completion"] = row.fields["output"]
+    return replace(row, fields=fields)
+
+
+def is_openai_pair(row: Row) -> bool:
+    """Return whether the row is a pair for preference fine-tuning at OpenAI."""
+    return "preferred_output" in row.fields or "non_preferred_output" in row.fields
+
+
+def _unpack_openai_pair(row: Row) -> Row:
+    prompt = row.require("input")
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        row.fail(f"`input` must be an object with messages, not {preview(prompt)}")
+    fields = {name: value for name, value in row.fields.items() if name not in ("input", *OPENAI_ANSWERS)}
+    fields["messages"] = prompt["messages"]
+    for name, new_name in OPENAI_ANSWERS.items():
+        answer = row.require(name)
+        is_answer = isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict)
+        if not is_answer or answer[0].get("role") != "assistant":
+            row.fail(f"`{name}` must be a list of one message of the assistant, not {preview(answer)}")
+        fields[new_name] = answer[0]
     return replace(row, fields=fields)
 
 

@@ -24,6 +24,7 @@ from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts,
 from mmrlhf.datasets.llamafactory_swift import (
     SWIFT_FIELDS,
     is_factory_pair,
+    is_openai_pair,
     is_swift_pair,
     parse_factory_pair,
     parse_swift_pair,
@@ -87,7 +88,7 @@ def is_preference(row: Row) -> bool:
     fields = row.fields
     if is_rlhf_v(row) or any(name in fields for name in ("chosen", "rejected", "output_1", "output_2", "preference")):
         return True
-    if is_swift_pair(row):
+    if is_swift_pair(row) or is_openai_pair(row):
         return True
     if "answers" in fields:
         return "ranks" in fields or "ratings" in fields

@@ -1,4 +1,4 @@
-"""Rows as LLaMA-Factory, ms-swift, tables and image folders have them."""
+"""Rows as LLaMA-Factory, ms-swift, OpenAI, tables and image folders have them."""
 
 import json
 import re
@@ -50,6 +50,11 @@ PAIR_ROWS = {
         "rejected_messages": [user_turn(QUESTION), assistant_turn("Carrots.")],
     },
     "ms-swift, query": {"query": QUESTION, "response": "Broccoli.", "rejected_response": "Carrots."},
+    "OpenAI": {
+        "input": {"messages": [user_turn(QUESTION)], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [assistant_turn("Broccoli.")],
+        "non_preferred_output": [assistant_turn("Carrots.")],
+    },
 }
 
 
@@ -296,18 +301,44 @@ def test_lists_of_turns_next_to_messages_are_a_pair_of_trl(folder):
     assert (example.prompt, example.answer) == (pair.prompt, None)
 
 
-def test_text_only_rows_of_messages_need_no_field_of_images(folder):
+@pytest.mark.parametrize("turns", ["messages", "conversations"])
+def test_text_only_rows_of_conversations_need_no_field_of_images(folder, turns):
     messages = [user_turn("What?"), assistant_turn("A cup.")]
-    assert read_examples(write_jsonl(folder, {"messages": messages}))[0].images == ()
-    shown = [user_turn("<image>What?"), assistant_turn("A cup.")]
-    for row in ({"messages": shown}, {"messages": messages, "img": "a.png"}, {"messages": messages, "iamges": ["a.png"]}):
+    assert read_examples(write_jsonl(folder, {turns: messages}))[0].images == ()
+    shown = {"messages": [user_turn("<image>What?"), assistant_turn("A cup.")]}
+    for row in (shown, {turns: messages, "img": "a.png"}, {turns: messages, "iamges": ["a.png"]}):
         assert re.search(r"`images?` is missing: ", error_of(read_examples, write_jsonl(folder, row)))
     for name in ("media", "visual", "file", "path", "file_path", "screenshot", "frame", "jpg", "pixel_values"):
         for value in ("a.png", "sub/A b.JPG", ["a.png"], "data:image/png;base64,AAAA", {"bytes": "AAAA"}, {"path": "a.png"}):
-            error = error_of(read_examples, write_jsonl(folder, {"messages": messages, name: value}))
+            error = error_of(read_examples, write_jsonl(folder, {turns: messages, name: value}))
             assert re.search(r"`images?` is missing: ", error), (name, value)
     for row in ({"id": "a.png"}, {"source": "a book"}, {"score": 0.5}):
-        assert read_examples(write_jsonl(folder, {"messages": messages, **row}))[0].images == ()
+        assert read_examples(write_jsonl(folder, {turns: messages, **row}))[0].images == ()
+    tagged = [user_turn("Picture 1: <img>a.png</img>\nWhat?"), assistant_turn("A cup.")]  # Qwen-VL's
+    error = error_of(read_examples, write_jsonl(folder, {turns: tagged}))
+    assert "its text shows an image as '<img>a.png</img>': write <image> there, and the path in `images`" in error
+
+
+def test_parts_of_the_responses_api_are_read(folder):
+    question = [{"type": "input_image", "image_url": "a.png"}, {"type": "input_text", "text": "What?"}]
+    answer = {"role": "assistant", "content": [{"type": "output_text", "text": "A cup."}]}
+    (example,) = read_examples(write_jsonl(folder, {"messages": [{"role": "user", "content": question}, answer]}))
+    assert (example.prompt[0].content, example.answer, len(example.images)) == ("What?", "A cup.", 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input": "What?"}, "`input` must be an object with messages, not 'What?'"),
+        ({"preferred_output": []}, "`preferred_output` must be a list of one message of the assistant, not []"),
+        (
+            {"non_preferred_output": [user_turn("A cup.")]},
+            "`non_preferred_output` must be a list of one message of the assistant",
+        ),
+    ],
+)
+def test_pairs_of_openai_are_refused_by_field(fields, message, folder):
+    assert message in error_of(read_preferences, write_jsonl(folder, {**PAIR_ROWS["OpenAI"], **IMAGE, **fields}))
 
 
 @pytest.mark.parametrize("fields", [{"instruction": "What?", "output": "A cup."}, {"query": "What?", "response": "A cup."}])
