@@ -330,7 +330,7 @@ def _add_file(lexicon: Lexicon, path: Path) -> None:
         if section in ("coco", "same thing", "image places"):
             name, separator, rest = line.partition(":")
             name = name.strip()
-            if not separator:
+            if not separator and section != "image places":  # whose phrases may be the place itself
                 raise InputError(f"lexicon {path}, line {line_number}: [{section}] needs lines of the form `name: other names`")
             if section == "image places":
                 if name not in IMAGE_PLACES:

@@ -27,7 +27,7 @@ def test_load_lexicon_user_file_adds_words(tmp_path):
         ("dog\n", "line 1: an entry comes before any section"),
         ("[cocoa]\n", "line 1: there is no section [cocoa]"),
         ("[coco]\n\ndog, puppy\n", "line 3: [coco] needs lines of the form"),
-        ("[image places]\nupper left\n", "line 2: [image places] needs lines of the form"),
+        ("[image places]\nupper left\n", "line 2: upper left is not a place in the image: use top left, top middle"),
         ("[image places]\nupper left: top left\n", "line 2: upper left is not a place in the image: use top left, top middle"),
     ],
 )

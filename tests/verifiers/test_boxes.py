@@ -15,7 +15,7 @@ COUNTS = (Fact("count", "1 dog"), Fact("count", "1 cat"))
 @pytest.fixture(scope="module")
 def lexicon(tmp_path_factory):
     path = tmp_path_factory.mktemp("lexicon") / "places.txt"
-    path.write_text("[image places]\ntop left: upper left\nleft: left-hand\nright: right-hand\ncentre: middle\n")
+    path.write_text("[image places]\ntop left\nleft\nright\ncentre: middle\n")
     return load_lexicon(str(path))
 
 
