@@ -39,6 +39,8 @@ ImageInfo = tuple[str, list[str], list[str]]
 """File name, objects and captions of an image."""
 MentionsAndLength = tuple[list[tuple[str, str]], int]
 """A caption's mentions, as pairs of the word and its object, and the caption's length in words."""
+COCO_SPLITS = ("", "COCO_val2014_", "COCO_train2014_")
+"""How the file names of COCO's images begin."""
 EMPTY_REASON = "no caption names an object, or the images hold none"
 
 
@@ -100,12 +102,19 @@ class Chair(Benchmark):
         return renamed
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the image id of a row: its own, or the number at the end of the image's name."""
+        """Return the image id of a row: its own, or the number at the end of the image's name.
+
+        A map of objects may have COCO's file names as ids.
+        """
         image = first_present(fields, ("image_id", *IMAGE_FIELDS, "id", "question_id"))
         if image is None or image in task.examples:
             return image
-        number = re.search(r"(\d+)(?:\.\w+)?$", image)
-        return number[1].lstrip("0") or "0" if number else image
+        match = re.search(r"(\d+)(?:\.\w+)?$", image)
+        if match is None:
+            return image
+        number = match[1].lstrip("0") or "0"
+        names = [f"{split}{number.zfill(12)}{suffix}" for split in COCO_SPLITS for suffix in (".jpg", "")]
+        return next((name for name in names if name in task.examples), number)
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Compare the objects of the first answer and the image, by the script's rules and ours."""

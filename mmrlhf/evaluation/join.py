@@ -265,7 +265,7 @@ class _Report:
                 else:
                     kind = "question"
             self._counts[kind] += 1
-            names = (preview(name, 40)[1:-1] for name in (row.id or "", id_))
+            names = (preview(str(name), 40)[1:-1] for name in (row.number if row.id is None else row.id, id_))
             self._examples.setdefault(kind, "as {}, which is {}".format(*names))
 
     def reject(self, block: Sequence[int], splits: Sequence[str], is_other_split: bool) -> None:

@@ -53,6 +53,13 @@ def test_chair_object_map_accepts_synonyms(tmp_path):
         evaluate_chair(tmp_path, ["A dog."], {"1": [18]})
 
 
+@pytest.mark.parametrize("image", [42, "000000000042.jpg", "val2014/COCO_val2014_000000000042.jpg"])
+@pytest.mark.parametrize("name", ["COCO_val2014_000000000042.jpg", "000000000042.jpg", "COCO_train2014_000000000042"])
+def test_chair_finds_images_of_a_map_by_name_in_rows_by_id(tmp_path, name, image):
+    result = evaluate_chair(tmp_path, {image: "A dog and a cat."}, {name: ["dog"], "7": ["cat"]})
+    assert (result["n"], metric_value(result, "chair_i", "robust")) == (1, 50)
+
+
 def test_chair_reports_missing_captions(tmp_path, capsys):
     result = evaluate_chair(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
     assert (result["n"], result["examples"], result["counts"]["missing"]) == (2, 4, 0)

@@ -88,6 +88,12 @@ def test_join_finds_a_constant_distance_between_ids_and_questions(first):
     assert join(rows, gaps)[0] == ["10", "11", "?", "15", "18"]
 
 
+def test_a_note_on_a_distance_names_a_number_that_is_no_id():
+    rows = [read_facts({"index": n, "question": question}, lambda row: None, fold, ()) for n, question in enumerate(QUESTIONS)]
+    joined = join_rows(rows, FOUR)
+    assert [ids[0] for ids in joined.ids] == ["10", "11", "12", "13"] and "(as 0, which is 10)" in joined.notes["distance"]
+
+
 def test_join_goes_by_order_only_where_every_row_agrees():
     rows = [{"answer_id": str(n), "prompt": question} for n, question in enumerate(QUESTIONS)]
     ids, notes = join(rows, FOUR)
