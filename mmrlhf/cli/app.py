@@ -7,11 +7,9 @@ torch with it, is imported only once its arguments are valid, so help and errors
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +56,7 @@ from mmrlhf.config.loader import renamed, suggestion
 from mmrlhf.files import stop_signals
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
+from mmrlhf.report.library_output import print_engine_notes, silence_libraries
 from mmrlhf.text.printable import printable
 
 DESCRIPTION = """Train vision-language models with feedback, so that they claim only what the image shows.
@@ -79,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
         arguments.remove("--verbose")
-        _print_engine_notes()
-    _silence_libraries(arguments)
+        print_engine_notes()
+    _limit_library_output(arguments)
     try:
         with stop_signals.handled():
             return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
@@ -104,27 +103,13 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _print_engine_notes() -> None:
-    """Print the engine's decisions, such as whether it shares prefixes."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
-    logger = logging.getLogger("mmrlhf")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [handler]  # not a second one, if `main` is called again
-
-
-def _silence_libraries(argv: list[str]) -> None:
+def _limit_library_output(argv: list[str]) -> None:
     """Keep progress bars and advice of other libraries out of logs; the user's settings win.
 
     Warnings and errors stay. Download bars stay on a terminal, except in the demo, which downloads
     nothing.
     """
-    # PEFT imports bitsandbytes, which advises on an optional kernel.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # An adapter records its base as a path, which a run may spell differently.
-    warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed", UserWarning)
-    # PEFT uses a name deprecated by transformers, which the user cannot change.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    silence_libraries()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if argv[:1] == ["demo"] or not sys.stderr.isatty():

@@ -1,10 +1,12 @@
 """Jobs in separate processes: results, errors, signals and output."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,8 @@ def two_cores(monkeypatch):
 def report(word):
     print(word, end=" ")
     print("and more\n\nlast")
+    warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
+    logging.getLogger("mmrlhf.engine.prefill").info("shared-prefix batching is on")
     return word, os.getpid(), torch.get_num_threads()
 
 
@@ -31,8 +35,8 @@ def refuse(path):
     raise InputError(f"{path} has no rows")
 
 
-def fill_the_disk():
-    raise OSError(28, "No space left on device", "weights.bin")
+def raise_error(error):
+    raise error
 
 
 def die():
@@ -50,14 +54,19 @@ def wait_for_a_signal(folder, name):
 
 
 @pytest.mark.slow
-def test_jobs_run_in_processes_with_a_core_each(capfd):
+def test_jobs_run_in_processes_with_a_core_each(capfd, caplog):
+    """They print engine notes if this process does (`--verbose`), and no advice of libraries."""
+    caplog.set_level(logging.INFO, "mmrlhf")
     results = run_side_by_side({"sft": partial(report, "one"), "clean_sft": partial(report, "two")})
     assert list(results) == ["sft", "clean_sft"]
     words, pids, threads = zip(*results.values(), strict=True)
     assert words == ("one", "two") and len({*pids, os.getpid()}) == 3 and threads == (1, 1)
-    lines = capfd.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("sft: ")] == ["sft: one and more", "sft: last"]
-    assert [line for line in lines if line.startswith("clean_sft: ")] == ["clean_sft: two and more", "clean_sft: last"]
+    output, errors = capfd.readouterr()
+    note = "note: shared-prefix batching is on"
+    for name, word in (("sft", "one"), ("clean_sft", "two")):
+        lines = [line.removeprefix(f"{name}: ") for line in output.splitlines() if line.startswith(f"{name}: ")]
+        assert lines == [f"{word} and more", "last", note]
+    assert "deprecated" not in errors
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -79,10 +88,20 @@ def test_the_failure_of_a_job_stops_the_others(tmp_path, job, message):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_reported_as_in_one_process(tmp_path):
-    with pytest.raises(OSError, match="No space left") as raised:
-        run_side_by_side({"a": partial(wait_for_a_signal, tmp_path, "a"), "b": fill_the_disk})
-    assert raised.value.filename == "weights.bin"
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "weights.bin"),
+        BrokenPipeError(32, "Broken pipe"),  # the reader of the output has ended
+        OSError("no file is named"),
+    ],
+)
+def test_an_os_error_is_raised_as_in_one_process(tmp_path, error):
+    """Its note has the traceback of the job, which the command prints if no file is named."""
+    with pytest.raises(type(error)) as raised:
+        run_side_by_side({"a": partial(wait_for_a_signal, tmp_path, "a"), "b": partial(raise_error, error)})
+    assert raised.value.args == error.args and raised.value.filename == error.filename
+    assert "in raise_error" in raised.value.__notes__[0]
 
 
 def after(path, job):
@@ -108,16 +127,43 @@ if __name__ == "__main__":
 """
 
 
+def start_script(folder, **options):
+    """Start two jobs that wait for a signal in a process of their own."""
+    (folder / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder)], env=environment, **options)
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def have_begun(process, folder):
+    assert process.poll() is None
+    return all((folder / f"{name}-began").exists() for name in "ab")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("have_imported", [False, True])
+def test_ctrl_c_in_a_terminal_ends_jobs_without_a_traceback(tmp_path, have_imported):
+    """It reaches all processes, also those that still import modules."""
+    process = start_script(tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    while not (have_begun(process, tmp_path) if have_imported else len(children(process)) == 3):  # with multiprocessing's
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and errors == b""
+    stopped = sorted(path.read_text() for path in tmp_path.glob("?-stopped"))
+    assert stopped == (["SIGTERM"] * 2 if have_imported else [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_jobs_end_with_the_process_that_started_them(tmp_path, number):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], env=environment)
-    while not all((tmp_path / f"{name}-began").exists() for name in "ab"):
-        assert process.poll() is None
+    process = start_script(tmp_path)
+    while not have_begun(process, tmp_path):
         time.sleep(0.05)
-    jobs = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    jobs = children(process)
     process.send_signal(number)
     assert process.wait(120) == (-9 if number == signal.SIGKILL else 128 + number)
     while any(is_running(pid) for pid in jobs):  # forever, if they outlive it
