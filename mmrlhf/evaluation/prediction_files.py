@@ -51,6 +51,8 @@ PLAIN_FIELDS = (
 question, and conversations last."""
 ROW_FIELDS = frozenset((*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS, "images"))
 """Fields by which a row says which question it answers."""
+BINARY_STARTS = (b"PK\x03\x04", b"\x1f\x8b", b"PAR1")
+"""How ZIP archives (XLSM, NumPy's), gzip files and parquet files begin."""
 MAX_ANSWER_CHARS = 10_000_000
 NO_ANSWER = "Failed to obtain answer"
 """The start of the text that VLMEvalKit writes in place of a missing answer."""
@@ -295,6 +297,8 @@ def _read_contents(path: Path, notes: list[str]) -> list[Any]:
                 pass
             file.seek(0)
         content = file.read()
+    if b"\0" in content[:4096] or content.startswith(BINARY_STARTS):
+        raise InputError(f"{path} is a binary file: save it as JSON, JSON lines, TSV, CSV or XLSX")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

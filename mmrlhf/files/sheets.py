@@ -19,10 +19,15 @@ MAX_CELL_CHARS = 1 << 30
 MAX_UNPACKED_BYTES = 64 << 20
 MAX_COLUMNS, MAX_CELLS = 1000, 2_000_000
 """Maximum size of an unpacked workbook: a small file may unpack to an enormous one."""
+MAX_HEADER_ROW = 100
+"""Last row of a workbook's sheet in which the names of its columns may be."""
+DELIMITERS = ",;\t"
+"""Delimiters of CSV; Excel writes semicolons in countries with decimal commas."""
 
 
 def read_sheet(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a sheet, the first one of a workbook. Missing cells are null.
+    """Return the rows of a sheet, the first one of a workbook that has any. Missing cells are null.
+    The first row that is not blank names the columns.
 
     Raises InputError if the file is not a sheet, if columns share a name, or if a row has more
     cells than there are columns.
@@ -32,11 +37,14 @@ def read_sheet(path: Path) -> list[dict[str, Any]]:
 
 def _read_delimited(path: Path) -> list[dict[str, Any]]:
     with open_binary(path) as file:
-        text = decode_text(file.read(), path)
+        text = decode_text(file.read(), path).lstrip("\r\n")
     csv.field_size_limit(MAX_CELL_CHARS)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix == ".tsv" else next((mark for mark in DELIMITERS if mark in header), ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows = []
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for number, row in enumerate(reader, 1):
             if None in row:
                 raise InputError(
@@ -61,21 +69,35 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
             workbook = load_workbook(file, read_only=True, data_only=True)
             if not workbook.worksheets:
                 raise ValueError("it has no sheet")
-            sheet = workbook.worksheets[0]
-            names = [_cell_text(name) for name in next(sheet.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True), ())]
-            while names and not names[-1]:
-                names.pop()
-            rows = []
-            for number, cells in enumerate(sheet.iter_rows(min_row=2, max_col=len(names) or 1, values_only=True), 1):
-                if number * len(names) > MAX_CELLS:
-                    raise ValueError(f"it has more than {MAX_CELLS} cells")
-                if any(cell is not None for cell in cells):
-                    rows.append({name: _cell_text(cell) for name, cell in zip(names, cells, strict=False)})
+            for sheet in workbook.worksheets:
+                names, rows = _read_worksheet(sheet)
+                if rows:
+                    break
         except Exception as error:
             problem = " ".join(f"{error}".split())[:200] or type(error).__name__
             raise InputError(f"{path} cannot be read as XLSX ({problem}): save it again, or as TSV") from None
     _refuse_repeated(path, names)
     return rows
+
+
+def _read_worksheet(sheet: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the names of a worksheet's columns, and its rows. Raises ValueError if it is too
+    large."""
+    names: list[str] = []
+    header_row = 0
+    while not names and header_row < MAX_HEADER_ROW:
+        header_row += 1
+        cells = next(sheet.iter_rows(min_row=header_row, max_row=header_row, max_col=MAX_COLUMNS, values_only=True), ())
+        names = [_cell_text(name).strip() for name in cells]
+        while names and not names[-1]:
+            names.pop()
+    rows = []
+    for number, cells in enumerate(sheet.iter_rows(min_row=header_row + 1, max_col=len(names) or 1, values_only=True), 1):
+        if number * len(names) > MAX_CELLS:
+            raise ValueError(f"it has more than {MAX_CELLS} cells")
+        if any(cell is not None for cell in cells):
+            rows.append({name: _cell_text(cell) for name, cell in zip(names, cells, strict=False)})
+    return names, rows
 
 
 def _refuse_repeated(path: Path, names: Sequence[str]) -> None:

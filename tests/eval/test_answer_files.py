@@ -71,6 +71,7 @@ def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
         (b'{"question_id": 1, "answer": "Yes"}\n{"answer": "No"}', "row 2: nothing says which question is answered"),
         (b"[1, 2]", "row 1: an answer must be an object"),
         (b"", "holds no answers"),
+        (b"PK\x03\x04xl", "a.jsonl is a binary file: save it as JSON, JSON lines, TSV, CSV or XLSX"),
         (b"{", "not JSON"),
         (b'{"question_id": 1, "answer": "\\ud800"}', "the answer is not valid Unicode: remove the unpaired surrogate"),
         (b'{"question_id": "\\ud800", "answer": "Yes"}', "the id is not valid Unicode: remove the unpaired surrogate"),

@@ -27,6 +27,30 @@ def test_read_sheet_gives_cells_as_text(tmp_path):
     assert read_sheet(write_xlsx(tmp_path / "empty.xlsx", [])) == []
 
 
+def test_read_sheet_takes_the_first_sheet_with_rows_below_its_first_row_with_cells(tmp_path):
+    book = openpyxl.Workbook()
+    book.create_sheet("only names").append(["a", "b"])
+    full = book.create_sheet("full")
+    for row in ([], [None], ["id", " answer "], [1, "Yes"]):
+        full.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert read_sheet(tmp_path / "a.xlsx") == [{"id": "1", "answer": "Yes"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,answer\n1,A; B\n",
+        "id;answer\n1;A; B\n".replace("A; B", '"A; B"'),
+        "id\tanswer\n1\tA; B\n",
+        "\n\r\nid, answer\n1,A; B\n",
+    ],
+)
+def test_read_sheet_finds_the_delimiter_and_the_names(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    assert read_sheet(tmp_path / "a.csv") == [{"id": "1", "answer": "A; B"}]
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.xlsx"])
 def test_read_sheet_refuses_two_columns_of_one_name(tmp_path, name):
     header, row = ["index", "answer", "", "", "answer"], ["1", "Yes", "a", "b", "No"]
