@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmrlhf.report.terminal import print_whole
+from mmrlhf.text.printable import printable
 
 COUNT_LABELS = {
     "missing": "missing",
@@ -45,17 +46,17 @@ def print_eval_result(result: Mapping[str, Any]) -> None:
     last_part = ""
     for part, name in dict.fromkeys(key for leaves in columns.values() for key in leaves):
         if part != last_part:
-            table.add_row(Text(part, "bold"))
+            table.add_row(Text(printable(part), "bold"))
             last_part = part
         cells = [
             cell for leaves in columns.values() for cell in (_cells(leaves[part, name]) if (part, name) in leaves else ("", ""))
         ]
-        table.add_row(Text("  " * bool(part) + name, "bold" if name == result.get("headline") else ""), *cells)
+        table.add_row(Text("  " * bool(part) + printable(name), "bold" if name == result.get("headline") else ""), *cells)
     print_whole(table)
     console = Console(highlight=False, soft_wrap=True)
     for mode, reasons in result["reasons"].items():
         for reason in dict.fromkeys(_iter_reasons(reasons)):
-            console.print(f"{mode}: undefined, because {reason}", markup=False)
+            console.print(f"{mode}: undefined, because {printable(reason)}", markup=False)
     problems = [f"{count} {COUNT_LABELS.get(name, name)}" for name, count in result["counts"].items() if count]
     if problems:
         console.print(f"answers: {', '.join(problems)}", markup=False)

@@ -44,3 +44,11 @@ def test_other_modes_have_columns_of_their_own(capsys):
         ["ead", "0.9"],
         ["official:", "undefined,", "because", "no", "question", "asks", "it"],
     ]
+
+
+def test_names_from_the_data_cannot_control_the_terminal(capsys):
+    name = "\x1b[31mconv\u202e"
+    result = make_result(robust={name: {"f1": leaf(0.5)}, f"{name}2": None})
+    print_eval_result({**result, "counts": {}, "reasons": {"robust": {name: f"no answer to {name}"}}})
+    output = capsys.readouterr().out
+    assert output.count("conv") == 3 and not {"\x1b", "\u202e"} & {*output}
