@@ -111,9 +111,12 @@ def after(path, job):
 
 
 SCRIPT = """
-import sys
+import sys, time
 from functools import partial
 from pathlib import Path
+if __name__ == "__mp_main__" and sys.argv[2:]:  # in a job, which imports its main module
+    Path(sys.argv[1], f"importing-{time.time_ns()}").touch()
+    time.sleep(60)
 from mmrlhf.demo import side_by_side
 from mmrlhf.files import stop_signals
 from tests.demo.test_side_by_side import wait_for_a_signal
@@ -127,42 +130,41 @@ if __name__ == "__main__":
 """
 
 
-def start_script(folder, **options):
-    """Start two jobs that wait for a signal in a process of their own."""
-    (folder / "script.py").write_text(SCRIPT)
+def start_script(*arguments, **options):
+    """Start two jobs, which wait for a signal, in a process of their own."""
+    script = arguments[0] / "script.py"
+    script.write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder)], env=environment, **options)
+    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], env=environment, **options)
 
 
 def children(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def have_begun(process, folder):
-    assert process.poll() is None
-    return all((folder / f"{name}-began").exists() for name in "ab")
+def wait_for_jobs(process, folder, files="?-began"):
+    while len(list(folder.glob(files))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("have_imported", [False, True])
-def test_ctrl_c_in_a_terminal_ends_jobs_without_a_traceback(tmp_path, have_imported):
+@pytest.mark.parametrize(("arguments", "files", "stopped"), [((), "?-began", ["SIGTERM"] * 2), (["imports"], "importing-*", [])])
+def test_ctrl_c_in_a_terminal_ends_jobs_without_a_traceback(tmp_path, arguments, files, stopped):
     """It reaches all processes, also those that still import modules."""
-    process = start_script(tmp_path, stderr=subprocess.PIPE, start_new_session=True)
-    while not (have_begun(process, tmp_path) if have_imported else len(children(process)) == 3):  # with multiprocessing's
-        time.sleep(0.01)
+    process = start_script(tmp_path, *arguments, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for_jobs(process, tmp_path, files)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and errors == b""
-    stopped = sorted(path.read_text() for path in tmp_path.glob("?-stopped"))
-    assert stopped == (["SIGTERM"] * 2 if have_imported else [])
+    assert [path.read_text() for path in tmp_path.glob("?-stopped")] == stopped
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_jobs_end_with_the_process_that_started_them(tmp_path, number):
     process = start_script(tmp_path)
-    while not have_begun(process, tmp_path):
-        time.sleep(0.05)
+    wait_for_jobs(process, tmp_path)
     jobs = children(process)
     process.send_signal(number)
     assert process.wait(120) == (-9 if number == signal.SIGKILL else 128 + number)
