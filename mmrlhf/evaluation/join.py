@@ -154,8 +154,8 @@ def _assign(
 
 
 def _blocks(rows: Sequence[RowFacts], numbers: list[int], num_examples: int) -> list[list[int]]:
-    """Cut rows where ids restart, at the block's first id or an id with another question, and where
-    they leave a gap of more than all examples.
+    """Cut rows where ids restart (at the block's first id, at an id with another question, or below
+    the first after rising only), and where they leave a gap of more than all examples.
 
     A repeated id with the same question is a duplicate answer, and stays in its block.
     """
@@ -163,15 +163,21 @@ def _blocks(rows: Sequence[RowFacts], numbers: list[int], num_examples: int) -> 
     for cluster in _clusters(rows, numbers, num_examples):
         blocks.append([])
         question_of_id: dict[str, str] = {}
+        is_repeating = len({rows[number].id for number in cluster}) < len(cluster)
+        # First and last number of a block, None once a number falls, or where no id restarts.
+        rising: list[int] | None = [] if is_repeating else None
         for number in cluster:
             row = rows[number]
             if row.id is not None:
                 question = row.wordings[0] if row.wordings else ""
                 is_first = row.id == next(iter(question_of_id), None)
-                if row.id in question_of_id and (is_first or question_of_id[row.id] != question):
+                is_repeated = row.id in question_of_id and (is_first or question_of_id[row.id] != question)
+                if is_repeated or (rising and row.number is not None and row.number < rising[0]):
                     blocks.append([])
-                    question_of_id = {}
+                    question_of_id, rising = {}, [] if is_repeating else None
                 question_of_id[row.id] = question
+                if rising is not None and row.number is not None:
+                    rising = [*rising[:1], row.number] if not rising or row.number > rising[-1] else None
             blocks[-1].append(number)
     return blocks
 

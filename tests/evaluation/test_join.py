@@ -159,6 +159,8 @@ def test_join_cuts_logs_of_several_splits():
         assert join(rows[:5], THREE, SPLITS)[0] == expected[:5]  # broke off: what is left is popular
     shuffled = [running_on[n] for n in (3, 0, 5, 2, 1, 4)]
     assert join(shuffled, THREE, SPLITS)[0] == [expected[n] for n in (3, 0, 5, 2, 1, 4)]
+    # the first answer of the first split is lost, and its id is the second split's
+    assert join(restarting[1:], THREE, SPLITS)[0] == expected[1:]
     # a single row that all splits have, and nothing else to tell
     ids, notes = join(running_on[2:3], THREE, SPLITS)
     assert ids == ["?"] and "1 rows fit several splits" in notes["several splits"]
