@@ -149,10 +149,6 @@ def fold(text: str) -> str:
     return " ".join(re.sub(r"<image>|<image \d+>|<ImageHere>", " ", text).casefold().split())
 
 
-_QUESTION = re.compile(r"[^\s.:!?][^\n.:!?]*\?")
-"""A sentence that ends in a question mark."""
-
-
 def _wordings(asked: str, question_key: Callable[[str], str]) -> Iterator[str]:
     """Yield the whole text, then without its last lines, then without its first ones, and last its
     only question: other programs put instructions around it."""
@@ -164,7 +160,7 @@ def _wordings(asked: str, question_key: Callable[[str], str]) -> Iterator[str]:
     ]
     texts = ["\n".join(lines[start:end]) for start, end in spans[:40]]
     if asked.count("?") == 1:
-        texts += _QUESTION.findall(asked)
+        texts.append(re.split(r"[\n.:!]", asked.partition("?")[0])[-1].strip() + "?")
     keys = map(question_key, texts)
     yield from dict.fromkeys(key for key in keys if any(map(str.isalnum, key)))
 
