@@ -89,7 +89,9 @@ _IDIOM = re.compile(
     r"|\bnot only\b|\bwhy not\b|\bno (?:other|fewer|less)\b"
 )
 """Phrases with no or not that negate nothing."""
-_LABEL = re.compile(r"(?:\s*:\s*|\s+[-–—]\s+)(?=(?:absent|missing|present|visible|not)\b)")
+_LABEL = re.compile(
+    r"\s*:\s*(?=(?:absent|missing|present|visible|not)\b)|\s+[-–—]\s+(?=(?:(?:not )?(?:present|visible|there|shown|seen)|absent|missing)\b)"
+)
 """A colon or a dash in place of a verb: "Dog: absent"."""
 _CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
 """A condition, which states nothing."""

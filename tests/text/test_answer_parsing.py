@@ -71,6 +71,7 @@ def test_labelled_answers_cover_every_verdict():
         ("I believe there isn't one.", "no"),
         ("I see a dog, but there isn't any on the left.", "yes"),
         ("dog - not visible", "no"),
+        ("There is a dog - not a cat.", "yes"),
         ("Dog \N{EN DASH} present", "yes"),
         ("Nothing but a small dog.", "yes"),
         ("There is nothing but grass.", None),
