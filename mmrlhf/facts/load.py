@@ -45,6 +45,10 @@ def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[F
     return () if key is None else facts[key]
 
 
+OTHER_NAME_FIELDS = ("file_name", "image_path", "img_path", "image_id")
+"""Fields that name a row's image if `image`, `images` and `id` do not."""
+IMAGE_NAME_FIELDS = ("image", "images", *OTHER_NAME_FIELDS, "id")
+"""Fields that may name the image of a row with captions; the first that a row has."""
 NAMES_HINT = "name images as the rows do, or rows whose images have no name by their id"
 """How facts that match no row can be mended."""
 
@@ -176,6 +180,8 @@ def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, st
         for raw_row in read_rows(str(path)):
             row = raw_row.parse()
             image, id_ = _row_name(row, "image"), _row_name(row, "id")
+            if image is None and id_ is None:
+                image = next((name for field in OTHER_NAME_FIELDS if (name := _row_name(row, field)) is not None), None)
             if image is None and id_ is None and require_name:
                 row.require("image")
             yield image, id_, parse_fact_fields(row, path.name)
@@ -220,10 +226,6 @@ def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[F
     else:
         for name, captions in value.items():
             yield name, parse_fact_fields(Row(f"{path}, {preview(name)}", 0, {"captions": captions}), path.name)
-
-
-IMAGE_NAME_FIELDS = ("image", "images", "file_name", "image_path", "img_path", "image_id", "id")
-"""Fields that may name the image of a row with captions; the first that a row has."""
 
 
 def read_captions(path: str | Path, caption_key: str, split: str = "train") -> FactsByImage:

@@ -249,6 +249,17 @@ def test_extract_claims_matches_unnamed_facts_by_row(tmp_path, capsys):
     assert code == 2 and entries is None and "line 3: " in error and "has only 2 rows" in error
 
 
+@pytest.mark.parametrize("field", ["file_name", "image_path", "img_path", "image_id"])
+def test_extract_claims_never_joins_facts_that_name_their_image_by_row(tmp_path, field):
+    facts = [{field: "a", "absent": ["dog"]}, {field: "b", "captions": ["A dog."]}]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"image": f"{name}.jpg", "text": "A dog."}) for name in "ba"))
+    assert (
+        main(["claims", str(tmp_path / "in.jsonl"), "--facts", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path / "o")]) == 0
+    )
+    assert [row["claims"][0]["verdict"] for row in read_rows(tmp_path / "o")] == ["supported", "contradicted"]
+
+
 def test_extract_claims_map_of_facts_needs_image_names(tmp_path, capsys):
     (tmp_path / "captions.json").write_text(json.dumps({"a.jpg": ["A dog."]}))
     (tmp_path / "in.txt").write_text("A dog.\n")
