@@ -11,13 +11,11 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mmrlhf.config import ServeConfig
@@ -59,8 +57,8 @@ def serve(config: ServeConfig) -> None:
             try:
                 while True:  # a signal that another thread receives does not end a wait without a limit
                     time.sleep(1)
-            except KeyboardInterrupt as error:
-                _ignore_repeats(error)
+            except KeyboardInterrupt:
+                pass
             again = f"Ctrl-C again, after {stop_signals.REPEAT_SECONDS:g} seconds, refuses them"
             _notify(f"stopping: answering the requests that wait ({again})")
     except KeyboardInterrupt as error:
@@ -75,18 +73,6 @@ def _print_address(config: ServeConfig, models: Models, server: Server) -> None:
     print(f"serving {config.model_name_or_path} at {address_of(server)}: {', '.join(parts)} (Ctrl-C stops)", flush=True)
     if server.service.token is not None:
         print(f"token: {server.service.token} (send the header Authorization: Bearer TOKEN)", flush=True)
-
-
-def _ignore_repeats(stop: KeyboardInterrupt) -> None:
-    """Ignore the received signal for REPEAT_SECONDS, because launchers also forward it."""
-    number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
-    handler, start = signal.getsignal(number), time.monotonic()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - start >= stop_signals.REPEAT_SECONDS and callable(handler):
-            handler(number, frame)
-
-    signal.signal(number, handle)
 
 
 def _notify(text: str) -> None:

@@ -25,7 +25,8 @@ REPEAT_SECONDS = 2.0
 
 _deferred = False
 _pending: int | None = None
-_pending_since = 0.0
+_times: dict[int, float] = {}
+"""When each signal came last, without its repetitions."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -81,14 +82,17 @@ def pending() -> int:
 def _reset() -> None:
     global _deferred, _pending
     _deferred, _pending = False, None
+    _times.clear()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _pending, _pending_since
-    if _deferred and _pending == number and time.monotonic() - _pending_since < REPEAT_SECONDS:
-        return
+    global _pending
+    now = time.monotonic()
+    if number in _times and now - _times[number] < REPEAT_SECONDS:
+        return  # also if `Stopped` is already raised: what it ends may be in the middle of closing a file
+    _times[number] = now
     if _deferred and _pending is None:
-        _pending, _pending_since = number, time.monotonic()
+        _pending = number
         text = f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; a second signal stops at once\n"
         os.write(2, text.encode())  # print may be in the middle of a line of the interrupted code
         return

@@ -64,6 +64,21 @@ def test_a_deferred_signal_is_pending_until_the_block_ends():
     assert stop_signals.pending() == 0
 
 
+def test_a_repetition_does_not_interrupt_what_the_signal_ends(monkeypatch):
+    with stop_signals.handled():
+        with pytest.raises(stop_signals.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes it on, while files are closed
+        with pytest.raises(stop_signals.Stopped, match=r"^2$"):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)
+        with pytest.raises(stop_signals.Stopped, match=r"^15$"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with stop_signals.handled(), pytest.raises(stop_signals.Stopped):  # of another command
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
     """Slurm sends it to a launcher and to its processes, and the launcher passes it on."""
     with stop_signals.handled():
