@@ -250,6 +250,8 @@ def _allowed_changes(config: Any) -> set[str]:
     names = {name.strip() for name in (getattr(config, "allow_change", None) or "").split(",")} - {""}
     known = {field.name for field in dataclasses.fields(config)} | {"num_processes"}
     for name in sorted(names):
+        if new_name := loader.renamed_field(name, known):
+            raise InputError(f"allow_change: {loader.renamed(name, new_name)}")
         if name not in known:
             raise InputError(f"allow_change {name} is not a setting: {loader.suggestion(name, known)}")
         if name in FIXED_SETTINGS and name not in GLOBAL_BATCH:

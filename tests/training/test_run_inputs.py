@@ -316,6 +316,8 @@ def test_run_with_a_settings_former_name_goes_on_under_the_new_one(tmp_path):
     settings.write_text(settings.read_text().replace("allow_worse_reward_model: true", "allow_worse_judge: true"))
     with pytest.raises(InputError, match=r"allow_worse_reward_model \(was True, now False\)"):
         Run(str(tmp_path), FakeConfigWithRenamedSetting())
+    with pytest.raises(InputError, match=r"^allow_change: `allow_worse_judge` was renamed: use `allow_worse_reward_model`$"):
+        Run(str(tmp_path), FakeConfigWithRenamedSetting(allow_change="allow_worse_judge"))
     run = Run(str(tmp_path), FakeConfigWithRenamedSetting(allow_worse_reward_model=True))
     assert run.resume()[0] == 5
     run.begin()
