@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -125,6 +125,15 @@ def _assign(
         best = [split for split in sizes if sizes[split] == max(sizes.values())]
         if not is_only and max(sizes.values(), default=0) < len(block):
             runs = _segments(rows, block, splits, index, used)
+            together = _disjoint(matches, used)
+            num_together = sum(len(match.ids) for match in together.values())
+            if num_together > max(len(runs), max(sizes.values(), default=0)):
+                for split, part in together.items():
+                    used.append(split)
+                    ids |= part.ids
+                    split_of |= dict.fromkeys(part.ids, split)
+                    report.count_joined(part, split)
+                continue
             if len(runs) > max(sizes.values(), default=0):
                 ids |= runs
                 used += {index.examples[id_].split for id_ in runs.values()}
@@ -151,6 +160,14 @@ def _assign(
             ids |= {number: id_ for number, id_ in trusted.items() if not rows[number].wordings}
         report.reject(block, splits, is_other_split=is_only and bool(used))
     return ids, split_of
+
+
+def _disjoint(matches: Mapping[str, Match | None], used: Sequence[str]) -> dict[str, Match]:
+    """Return the matches of several unused splits if no row is in two of them, as where ids run on
+    from split to split; else none."""
+    found = {split: match for split, match in matches.items() if match is not None and split not in used}
+    numbers = [number for match in found.values() for number in match.ids]
+    return found if len(found) > 1 and len({*numbers}) == len(numbers) else {}
 
 
 def _blocks(rows: Sequence[RowFacts], numbers: list[int], num_examples: int) -> list[list[int]]:

@@ -166,6 +166,16 @@ def test_join_cuts_logs_of_several_splits():
     assert ids == ["?"] and "1 rows fit several splits" in notes["several splits"]
 
 
+def test_join_finds_the_splits_of_ids_that_run_on_where_answers_are_lost():
+    absent = {"random": "zebra bear cow pig hen", "popular": "car chair bed sink cup", "adversarial": "fork bat tie vase kite"}
+    words = {split: f"dog {text} man bus sun cat" for split, text in absent.items()}
+    targets = split_targets(**words)
+    rows = asked(*" ".join(words.values()).split())  # 1 to 30, ten in each split
+    kept = [number for number in range(30) if number not in (3, 16, 29)]
+    ids, notes = join([rows[number] for number in kept], targets, SPLITS)
+    assert ids == [targets[number].id for number in kept] and "18 rows have ids at a constant distance" in notes["distance"]
+
+
 def test_join_counts_a_row_in_each_split_that_it_names():
     rows = [
         {"index": 0, "question": "A dog?", "category": "adversarial,popular,random"},
