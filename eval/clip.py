@@ -55,7 +55,7 @@ class Options:
 class ClaimsByClip(Benchmark):
     """Answers about a user's images, checked by an open_clip model."""
 
-    version = "2"
+    version = "3"
     license = "the user's own data"
     headline = "chair_s"
     direction = "lower"

@@ -87,9 +87,8 @@ def _receive(receiver: Connection, name: str, process: Any) -> Any:
         result = receiver.recv()
     except EOFError:
         process.join()
-        raise InputError(
-            f"the process of {name} ended with exit code {process.exitcode}: run the same command again, which continues"
-        ) from None
+        cause = "its error is above" if process.exitcode > 0 else "run the same command again, which continues"
+        raise InputError(f"the process of {name} ended with exit code {process.exitcode}: {cause}") from None
     if isinstance(result, InputError | OSError):
         raise result
     return result

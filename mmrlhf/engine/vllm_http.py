@@ -39,7 +39,7 @@ from mmrlhf.text.printable import printable
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt in the form of a request, with no tensors left.
+    """A prompt in the form of a request, with no tensors left to pack.
 
     `sent_ids` are the token ids to send, in which a server expands placeholders of pixels;
     `token_ids` is the result that it must reach. `features` is the request's field, None for

@@ -79,7 +79,11 @@ def test_one_job_and_one_core_need_no_process(monkeypatch, cores):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "message"),
-    [(partial(refuse, "rows.jsonl"), r"^rows\.jsonl has no rows$"), (die, "^the process of b ended with exit code -9: run")],
+    [
+        (partial(refuse, "rows.jsonl"), r"^rows\.jsonl has no rows$"),
+        (die, "^the process of b ended with exit code -9: run the same command"),
+        (partial(raise_error, ValueError("a bug")), "^the process of b ended with exit code 1: its error is above"),
+    ],
 )
 def test_the_failure_of_a_job_stops_the_others(tmp_path, job, message):
     with pytest.raises(InputError, match=message):

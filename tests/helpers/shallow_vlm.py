@@ -20,6 +20,7 @@ def save_shallow_vlm(target: Path) -> None:
     source = folder("data") / "tiny_vlm"
     shutil.copytree(source, target)
     config = json.loads((source / "config.json").read_text())
+    assert config["text_config"]["num_hidden_layers"] == int(LAYERS[-1]) + 1
     config["text_config"]["num_hidden_layers"] = len(LAYERS)
     (target / "config.json").write_text(json.dumps(config))
     weights = {}
