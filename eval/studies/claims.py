@@ -14,8 +14,8 @@ aggregation   all weights 1 or -1, as of a user who does not tune them: `all-...
               model and `claims-...` without. `sum` adds values, `group` normalises each reward
               function among a prompt's answers (GDPO), `bounds` also sets --length_bounds auto.
 running       the same with running statistics
-places        claims-sum with a lexicon that also reads places in the image ("at the top left"), for
-              place_claims.py
+places        claims-sum and claims-alone with a lexicon that also reads places in the image ("at the
+              top left"), for place_claims.py
 
 Facts are the annotator's. They list half of the absent shapes as absent, with the usual error rate.
 Each `--eval-steps` steps, greedy answers on 200 selection and 200 held-out scenes of the seed's own
@@ -130,7 +130,11 @@ def build_groups() -> dict[str, dict[str, Variant]]:
 
     aggregation = cross({"sum": {}, "group": GROUP_NORMALIZED})
     running = cross({"running": RUNNING_NORMALIZED})
-    places = {"claims-sum-places": Variant(EQUAL_WEIGHTS["claims"], {"lexicon_file": LEXICON_FILE_WITH_PLACES})}
+    reading_places = {"lexicon_file": LEXICON_FILE_WITH_PLACES}
+    places = {
+        "claims-sum-places": Variant(EQUAL_WEIGHTS["claims"], reading_places),
+        "claims-alone-places": Variant(HAND_WEIGHTED["claims-alone"].reward_terms, reading_places),
+    }
     return {"rewards": HAND_WEIGHTED, "aggregation": aggregation, "running": running, "places": places}
 
 

@@ -1,13 +1,14 @@
 """Does a policy name fewer wrong places if the reward reads them?
 
-    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 7 --only claims-sum places
+    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 7 --only claims-sum claims-alone places
     python eval/studies/place_claims.py --out runs/claims --seeds 4 5 6 7
 
-The two policies of claims.py are trained on the same facts, which list places. The lexicon of
-`claims-sum` reads no places, so a wrong one costs nothing; that of `claims-sum-places` does. Both,
-and the SFT model that they start from, answer requests to describe held-out scenes, one sample at
-temperature 1 each, and the scene graph judges all claims, among them places such as "a ring at the
-top left".
+The policies of claims.py are trained on the same facts, which list places. The lexicon of
+`claims-sum` and `claims-alone` reads no places, so a wrong one costs nothing; that of the two
+`...-places` does. `claims-sum` pays as much for a right claim as a wrong one costs, `claims-alone` a
+fifth. All, and the SFT model that they start from, answer requests to describe held-out scenes, one
+sample at temperature 1 each, and the scene graph judges all claims, among them places such as "a
+ring at the top left".
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from mmrlhf.models.policy import load_policy
 from mmrlhf.records import Claim, Example, InputError
 from mmrlhf.scenes.vocabulary import CELL_NAMES
 
-POLICIES = ("sft", "claims-sum", "claims-sum-places")
+POLICIES = ("sft", "claims-sum", "claims-sum-places", "claims-alone", "claims-alone-places")
+COMPARED = (("claims-sum-places", "claims-sum"), ("claims-alone-places", "claims-alone"), ("claims-alone-places", "sft"))
 SAMPLED = SamplingParams(data.RESPONSE_LENGTH, 1.0)
 METRICS = ("places", "wrong_places", "wrong_share", "false_others", "claim_f1", "coverage", "mean_length")
 PERCENT = ("wrong_share", "claim_f1", "coverage")
@@ -101,7 +103,7 @@ def report(args: argparse.Namespace) -> None:
         for policy in POLICIES
     }
     rows = [(policy, *(format_mean([c[m] for c in cells[policy]], m in PERCENT) for m in METRICS)) for policy in POLICIES]
-    for a, b in (("claims-sum", "sft"), ("claims-sum-places", "sft"), ("claims-sum-places", "claims-sum")):
+    for a, b in COMPARED:
         pairs = list(zip(cells[a], cells[b], strict=True))
         rows.append((f"{a} - {b}", *(format_mean([x[m] - y[m] for x, y in pairs], m in PERCENT, "+") for m in METRICS)))
     print(markdown_table(("policy", *METRICS), rows))
