@@ -14,8 +14,8 @@ aggregation   all weights 1 or -1, as of a user who does not tune them: `all-...
               model and `claims-...` without. `sum` adds values, `group` normalises each reward
               function among a prompt's answers (GDPO), `bounds` also sets --length_bounds auto.
 running       the same with running statistics
-places        claims-sum and claims-alone with a lexicon that also reads places in the image ("at the
-              top left"), for place_claims.py
+places        claims-sum and claims-alone with a lexicon that also reads places in the image ("at
+              the top left"), for place_claims.py
 
 Facts are the annotator's. They list half of the absent shapes as absent, with the usual error rate.
 Each `--eval-steps` steps, greedy answers on 200 selection and 200 held-out scenes of the seed's own

@@ -1,14 +1,14 @@
 """Does a policy name fewer wrong places if the reward reads them?
 
-    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 7 --only claims-sum claims-alone places
-    python eval/studies/place_claims.py --out runs/claims --seeds 4 5 6 7
+    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 --only claims-sum claims-alone places
+    python eval/studies/place_claims.py --out runs/claims --seeds 4 5 6
 
 The policies of claims.py are trained on the same facts, which list places. The lexicon of
 `claims-sum` and `claims-alone` reads no places, so a wrong one costs nothing; that of the two
-`...-places` does. `claims-sum` pays as much for a right claim as a wrong one costs, `claims-alone` a
-fifth. All, and the SFT model that they start from, answer requests to describe held-out scenes, one
-sample at temperature 1 each, and the scene graph judges all claims, among them places such as "a
-ring at the top left".
+`...-places` does. `claims-sum` pays as much for a right claim as a wrong one costs, `claims-alone`
+a fifth. All, and the SFT model that they start from, answer requests to describe held-out scenes,
+one sample at temperature 1 each, and the scene graph judges all claims, among them places such as
+"a ring at the top left".
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def report(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of claims.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6, 7], metavar="SEED")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], metavar="SEED")
     parser.add_argument("--kl-coef", type=float, default=0.3, metavar="C")
     parser.add_argument("--scenes", type=int, default=1000, metavar="N", help="held-out scenes of a seed's own")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
