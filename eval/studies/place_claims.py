@@ -1,6 +1,7 @@
-"""Does a policy name fewer wrong places if the reward reads them?
+r"""Does a policy name fewer wrong places if the reward reads them?
 
-    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 --only claims-sum claims-alone places
+    python eval/studies/claims.py --out runs/claims --seeds 4 5 6 --only places claims-sum \
+        claims-alone
     python eval/studies/place_claims.py --out runs/claims --seeds 4 5 6
 
 The policies of claims.py are trained on the same facts, which list places. The lexicon of
