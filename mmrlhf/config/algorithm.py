@@ -30,7 +30,7 @@ class AlgorithmConfig:
     reinforce_plus_plus and not for rloo. grpo has scale_rewards instead."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
-    the answer (always without a critic)."""
+    the answer (always without a critic, and if reward functions are normalised)."""
     num_ppo_epochs: Count = 2
     """Passes over the answers of a step."""
     num_mini_batches: Count = 2
@@ -114,8 +114,3 @@ class AlgorithmConfig:
     def penalized_kl(self) -> KLEstimator:
         """Return the estimate of the KL that is penalised."""
         return self.kl_estimator or ("k3" if self.kl_in_loss else "k1")
-
-    @property
-    def credits_spans(self) -> bool:
-        """Return whether span rewards go to their own tokens; else they are added up."""
-        return self.span_credit == "token" and self.has_critic

@@ -36,3 +36,14 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngine
         if self.advantage_estimator == "rloo":
             return "answers" if self.normalize_advantages else "none"
         return "none" if self.normalize_advantages is False else "tokens"
+
+    @property
+    def credits_spans(self) -> bool:
+        """Return whether span rewards go to their own tokens; else they are added up.
+
+        Of normalised ones the mean is subtracted, from the answer as a whole. If it were subtracted
+        at the answer's end and spans kept their tokens, the end would cost as much as all claims
+        earn: policies then write longer and longer answers (docs/results.md).
+        """
+        are_normalized = self.multi_objective_aggregation == "normalize_then_sum"
+        return self.span_credit == "token" and self.has_critic and not are_normalized

@@ -58,8 +58,9 @@ class Moments:
 def normalize(breakdown: RewardBreakdown, moments: Mapping[str, Moments], max_deviations: float = math.inf) -> RewardBreakdown:
     """Return an answer's rewards with each value as (value - mean) x scale, at most max_deviations.
 
-    Spans keep their places and are scaled by the same factor. The mean is subtracted from the
-    answer as a whole. A function without differences contributes 0, also in every span.
+    Spans keep their places, for the ledger, and are scaled by the same factor. The mean is
+    subtracted from the answer as a whole. A function without differences contributes 0, also in
+    every span.
     """
     terms, spans, normalized = {}, {}, {}
     for name, value in breakdown.values.items():
