@@ -14,7 +14,6 @@ aggregation   all weights 1 or -1, as of a user who does not tune them: `all-...
               model and `claims-...` without. `sum` adds values, `group` normalises each reward
               function among a prompt's answers (GDPO), `bounds` also sets --length_bounds auto.
 running       the same with running statistics
-credit        claims-group with all rewards at the end of the answer
 places        claims-sum and claims-alone with a lexicon that also reads places in the image ("at
               the top left"), for place_claims.py
 
@@ -136,8 +135,7 @@ def build_groups() -> dict[str, dict[str, Variant]]:
         "claims-sum-places": Variant(EQUAL_WEIGHTS["claims"], reading_places),
         "claims-alone-places": Variant(HAND_WEIGHTED["claims-alone"].reward_terms, reading_places),
     }
-    credit = {"claims-group-at-end": Variant(EQUAL_WEIGHTS["claims"], {**GROUP_NORMALIZED, "span_credit": "last_token"})}
-    return {"rewards": HAND_WEIGHTED, "aggregation": aggregation, "running": running, "credit": credit, "places": places}
+    return {"rewards": HAND_WEIGHTED, "aggregation": aggregation, "running": running, "places": places}
 
 
 GROUPS = build_groups()
@@ -149,7 +147,7 @@ EFFECTS = {
 """Comparisons that decide: pairs of variants, whose mean is taken within a seed."""
 FURTHER_COMPARISONS = [
     *((f"{reward}-running", f"{reward}-sum") for reward in EQUAL_WEIGHTS),
-    ("all-group", "dense-coverage"), ("claims-group", "claims-alone"), ("claims-group-at-end", "claims-group"),
+    ("all-group", "dense-coverage"), ("claims-group", "claims-alone"),
     *((name, "terminal") for name in HAND_WEIGHTED if name != "terminal"), ("dense", "at-end"),
 ]  # fmt: skip
 
