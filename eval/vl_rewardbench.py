@@ -218,8 +218,7 @@ def _harness_swaps(response: Sequence[str]) -> int:
 
 
 def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:
-    response = row.require("response")
-    ranking = row.require(row.require_any(ranking_field, "human_ranking", "ranking"))
+    response, ranking = row.require("response"), row.require(row.require_any(ranking_field, "human_ranking", "ranking"))
     is_pair = isinstance(response, list) and len(response) == 2 and all(isinstance(text, str) for text in response)
     if not is_pair or ranking not in ([0, 1], [1, 0]):
         row.fail("a pair needs two responses that are texts, and a ranking that is [0, 1] or [1, 0]")
@@ -285,9 +284,8 @@ _ROBUST = re.compile(
     # Answer 2 is the better ...
     r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall|far|generally)\W+)*"
     r"(?:better|superior|preferred|preferable)\b"
-    # The better answer is Answer 2
+    # The better answer is Answer 2; Overall Judgment: Answer 2
     r"|(?:better|preferred|superior) (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)"
-    # Overall Judgment: Answer 2
     r"|\boverall judge?ment\W+(?:is\W+)?(?:answer|response)\W*(\d+)(?=[^\w\n]*(?:\n|$))"
     # I prefer Answer 2; Answer 1 is worse than Answer 2
     r"|\b(?:prefer|choose|pick|favou?r|(?:is|as)\W+(?:(?:slightly|much|clearly|far)\W+)*(?:worse than|inferior to))\W+(?:answer|response)\W*(\d+)",

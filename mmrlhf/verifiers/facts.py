@@ -239,7 +239,7 @@ def _is_single(noun: str, fact_index: FactIndex) -> bool:
 
 
 def _counted_objects(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> list[ListedObject]:
-    """Return all objects that a noun may refer to; none unless facts count as many as they list.
+    """Return all objects that a noun may refer to, if facts count as many as they list, else [].
 
     A man is one of the listed people. An animal may be one that nobody listed.
     """
