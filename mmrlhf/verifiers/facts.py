@@ -239,9 +239,10 @@ def _is_single(noun: str, fact_index: FactIndex) -> bool:
 
 
 def _counted_objects(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> list[ListedObject]:
-    """Return all objects that a noun may refer to, if facts count as many as they list, else [].
+    """Return the listed objects that a noun may refer to, or [] if others may be in the image.
 
-    A man is one of the listed people. An animal may be one that nobody listed.
+    All are listed if facts count as many. A man is one of the listed people. An animal may be one
+    that nobody listed.
     """
     objects = [o for o in fact_index.listed if is_a(noun, o.noun, lexicon) or is_a(o.noun, noun, lexicon)]
     for name in {o.noun for o in objects}:
