@@ -36,7 +36,7 @@ from mmrlhf.verifiers.fact_claims import claims_of_fact
 from mmrlhf.verifiers.listed import ListedObject, agreeing_evidence, image_place_evidence, is_place_of_unlisted, read_place
 from mmrlhf.verifiers.nouns import is_a, may_be_same
 
-# ---- entry point -------------------------------------------------------------------------------
+# ---- entry point ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -102,7 +102,7 @@ def is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -
     return False
 
 
-# ---- index ---------------------------------------------------------------------------
+# ---- index ---------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
