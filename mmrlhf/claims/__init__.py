@@ -14,7 +14,7 @@ from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms
 from mmrlhf.claims.extraction import extract_claims
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
-VERSION = 4
+VERSION = 5
 """Version of the rules. A claims file begun by another version cannot be resumed."""
 
 __all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]

@@ -15,18 +15,21 @@ from mmrlhf.claims.grammar import (
     ADVICE_MARKERS,
     ADVICE_VERBS,
     ADVISING_MODALS,
+    CONTRASTS,
     COPULAS,
+    IMAGINING_VERBS,
     MEASURE_NOUNS,
     NEGATIVE_PRONOUNS,
     PICTURE_NOUNS,
     PLURAL_MODIFIERS,
+    SCATTERING_VERBS,
     SIDES_OF_PRONOUNS,
     TRACE_NOUNS,
 )
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.list_items import DENIAL_WORDS, begins_item, denies_list
-from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
-from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase
+from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, has_capital, is_wall_art, parse_phrase, word_to_number
+from mmrlhf.claims.phrase_roles import begin_relative_clause, process_of_phrase, process_phrase
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
 from mmrlhf.claims.pronouns import process_pronoun
 from mmrlhf.claims.relations import begin_relation
@@ -38,6 +41,7 @@ from mmrlhf.claims.tags import (
     COORDINATION_KEEPING_TAGS,
     COORDINATION_TAGS,
     DETERMINER_TAGS,
+    FINITE_VERB_TAGS,
     MAIN_VERB_TAGS,
     PARTICIPLE_TAGS,
     STANDALONE_TAGS,
@@ -81,6 +85,8 @@ class _SentencePass:
         """The phrase after `the number of`, which a number after a form of be counts."""
         self.possessor: Phrase | None = None
         """The phrase before 's."""
+        self.topic: Phrase | None = None
+        """The latest phrase after `about`, which is not in the image: a book about."""
         self.previous_tag = "."
         self.is_coordinated = False
         """Whether a comma or `and` comes just before."""
@@ -137,13 +143,54 @@ class _SentencePass:
             self.possessor = phrase
             self.next_index, self.previous_tag = stop + 1, "S"
             return
-        if self.previous_tag == "F" and self.of_head is not None:
+        self.topic = phrase if self._continues_topic(phrase) else None
+        is_compared = self._is_compared(start)
+        if is_compared and phrase.is_definite:
+            builder.add_phrase(phrase)  # but: unlike most dogs
+        elif is_compared or self.topic is not None:
+            pass  # not in the image
+        elif self.previous_tag == "F" and self.of_head is not None:
             process_of_phrase(builder, phrase, self.of_head)
+        elif self._begins_reduced_clause(phrase, next_tag):
+            begin_relative_clause(builder, phrase)
         else:
             process_phrase(builder, phrase, self.previous_tag, self.is_coordinated, next_tag, self.possessor)
         self.possessor = None
         self.of_head = phrase if next_tag == "F" else None
         self.previous_tag, self.is_coordinated = "N", False
+
+    def _continues_topic(self, phrase: Phrase) -> bool:
+        """Return whether a text or a talk is about a phrase: a book about *cats* and *dogs*.
+
+        A definite phrase names something in the image: curious about *the cat*.
+        """
+        words = self.builder.tokens.words
+        if phrase.is_definite:
+            return False
+        if words[phrase.start - 1] == "about" and self.previous_tag == "A":
+            return self.builder.state.verb not in SCATTERING_VERBS
+        if self.topic is None or any(tag not in "C,F" for tag in self.tags[self.topic.end : phrase.start]):
+            return False
+        return self.previous_tag == "F" or (self.is_coordinated and phrase.is_bare and self.topic.is_bare)
+
+    def _is_compared(self, start: int) -> bool:
+        """Return whether something differs from a phrase: unlike *the dog*, the cat is black."""
+        words = self.builder.tokens.words
+        return words[start - 1] == "unlike" or " ".join(words[max(0, start - 3) : start]) in CONTRASTS
+
+    def _begins_reduced_clause(self, phrase: Phrase, next_tag: str) -> bool:
+        """Return whether a phrase begins a clause about the last one: the shirt *the man* wears."""
+        state = self.builder.state
+        return (
+            self.previous_tag == "N"
+            and self.tags[phrase.start] == "D"
+            and next_tag in FINITE_VERB_TAGS
+            and bool(state.subjects)
+            and bool(state.conjuncts)
+            and state.conjuncts[-1].end == phrase.start
+            and not has_capital(self.builder.tokens, phrase.start - 1)  # Thomas the Train
+            and state.fronted_relation is None
+        )
 
     def _apply_quantifier(self, phrase: Phrase, quantifier: Phrase) -> None:
         """Give a phrase after `of` the number and the negation of the phrase before it."""
@@ -239,6 +286,8 @@ class _SentencePass:
 
 def _end_before_clause(tokens: Tokens, stop: int) -> int:
     """Return where a phrase ends before a relative clause: the tools | professionals use."""
+    if tokens.words[stop - 1] == "people" and tokens.tags[stop - 2] == "N":
+        return stop - 1  # the food | people eat
     if tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
         return stop
     return stop if tokens.words[stop - 2] in PLURAL_MODIFIERS or not tokens.is_plural[stop - 1] else stop - 1
@@ -269,7 +318,10 @@ def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
         if words[index] == "you" and words[index + 1] in ADVISING_MODALS:
             if not ADVICE_VERBS.isdisjoint(words[index + 2 : index + 5]):
                 return index
-        elif words[index] in ("recommend", "suggest", "advise") and words[max(begin, index - 2)] in ("i", "i'd", "would"):
+        # let's *imagine* a cat
+        elif (words[index] in IMAGINING_VERBS and index > first) or (
+            words[index] in ("recommend", "suggest", "advise") and words[max(begin, index - 2)] in ("i", "i'd", "would")
+        ):
             return index
     return end
 

@@ -225,15 +225,17 @@ DENYING_QUANTIFIERS = word_set("none neither")
 """Words before `of` that deny the following phrase: *none* of the people wear hats."""
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: things that *we* do not see are absent."""
+IMAGINING_VERBS = word_set("imagine envision visualize visualise")
+"""Verbs about something absent: one can *imagine* a dog. But as an imperative they describe."""
 ADVICE_VERBS = word_set(
     "consider add try place put use choose ensure avoid remember opt incorporate arrange install keep move replace remove include "
-    "hang paint bring make set start invest introduce create swap switch position organize organise"
+    "hang paint bring make set start invest introduce create swap switch position organize organise suppose pretend"
 )
-"""Imperatives, or verbs after `you could`, that advise something absent: *consider* a lamp."""
+"""Imperatives, or verbs after `you could`, about something absent: *add* a lamp, *suppose* ..."""
 ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations warning reminder")
 """Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
-ADVICE_MARKERS = ADVICE_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise sure")
+ADVICE_MARKERS = ADVICE_VERBS | IMAGINING_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise sure")
 """A text without one of these gives no advice."""
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""
@@ -249,6 +251,10 @@ NEGATIVE_PREPOSITIONS = word_set("without lacks lacking") | frozenset(
 """Prepositions whose object is absent."""
 EXCEPTIVE_PREPOSITIONS = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
 """Prepositions whose object is present although the sentence is negated."""
+CONTRASTS = frozenset(("in contrast to", "in contrast with", "as opposed to"))
+"""Words before what something differs from."""
+SCATTERING_VERBS = word_set("scattered strewn spread gathered moving walking running")
+"""Verbs after which `about` gives a place: toys *scattered* about the room."""
 DEFINITE_DETERMINERS = word_set("the this these those his her its their my your our whose both")
 """Determiners of phrases that refer to something already known."""
 MEASURE_NOUNS = word_set(

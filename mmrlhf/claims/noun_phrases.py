@@ -227,7 +227,7 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
     return begin
 
 
-def _has_capital(tokens: Tokens, index: int) -> bool:
+def has_capital(tokens: Tokens, index: int) -> bool:
     return tokens.text[tokens.starts[index]].isupper()
 
 
@@ -239,7 +239,7 @@ def _find_proper_name(tokens: Tokens, phrase: Phrase, head: int, end: int) -> in
     """
     tags = tokens.tags
     start = end
-    while start > head and _has_capital(tokens, start - 1):
+    while start > head and has_capital(tokens, start - 1):
         start -= 1
     if UNKNOWN_TAGS.isdisjoint(tags[start:end]):
         return end
@@ -274,9 +274,10 @@ def _joins_numbers(tokens: Tokens, index: int) -> bool:
 
 
 def _counts_phrase(tokens: Tokens, phrase: Phrase, index: int, number: int) -> bool:
-    """Return whether a number says how many there are: not in 12 year old, a 747 plane."""
+    """Return whether a number counts: not in 12 year old, a 747 plane, a 2019 Honda."""
     next_word = tokens.words[index + 1]
-    if next_word in UNIT_WORDS and index + 1 < phrase.end - 1:
+    is_name = tokens.words[index].isdecimal() and tokens.words[index - 1] in ("a", "an")
+    if is_name or (next_word in UNIT_WORDS and index + 1 < phrase.end - 1):
         return False
     # 2 x fork
     if tokens.starts[index + 1] > tokens.ends[index] + 1:

@@ -66,7 +66,7 @@ def process_phrase(
     if not phrase.name and phrase.noun in MEMBER_NOUNS and _process_member(builder, phrase, is_coordinated, next_tag):
         return
     if tokens.words[phrase.start] == "whose" and state.conjuncts and previous_tag in ("N", ","):
-        _begin_clause_of_part(builder, phrase)
+        begin_relative_clause(builder, phrase)
         return
     if is_coordinated and _names_member(state, phrase, previous_tag):
         builder.add_phrase(phrase)
@@ -159,8 +159,8 @@ def process_phrase(
     resolve_fronted_place(builder, phrase)
 
 
-def _begin_clause_of_part(builder: ClaimBuilder, phrase: Phrase) -> None:
-    """Begin a clause about somebody's possession: a girl, *whose hat* is red, sits."""
+def begin_relative_clause(builder: ClaimBuilder, phrase: Phrase) -> None:
+    """Begin a clause with its own subject: a girl, *whose hat* is red; the bus *a man* drives."""
     state = builder.state
     builder.add_phrase(phrase)
     state.outer_subjects = None if state.has_finite_verb else state.subjects

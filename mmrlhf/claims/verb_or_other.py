@@ -88,6 +88,11 @@ def _is_inverted(word: WordContext) -> bool:
     return opens_clause and _is_common_verb(word) and word.next_tag in ("D", "#")
 
 
+def _follows_numeric_name(word: WordContext) -> bool:
+    """Return whether `a` and a number are a name, as no singular follows: a 747 *stands*."""
+    return word.word_at(-2) in ("a", "an") and word.text.endswith("s") and _is_common_verb(word)
+
+
 def _joins_noun(tags: list[str], index: int) -> bool:
     """Return whether the noun before a word is joined to another: a fork and *knife* lie here.
 
@@ -212,6 +217,7 @@ VERB_OR_OTHER = RuleTable(
         "O",
         lambda w: w.word_at(-1) in ("cannot", "no longer") or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
     ),
+    Rule("A 747 *stands* here.", "V", "#", _follows_numeric_name),
     Rule("They *play* in the park.", "V", "Q", lambda w: w.word_at(-1) != "each other"),
     Rule("Watering in the morning can *help*.", "V", "M", lambda w: not _is_noun_subject(w)),
     Rule(

@@ -301,9 +301,35 @@ SIGNS = {
 }
 
 
-@pytest.mark.parametrize("text", CLAUSES | SIGNS)
-def test_extract_claims_of_clauses_and_signs(text):
-    assert claim_fields(text) == expected_claims(*(CLAUSES | SIGNS)[text])
+MENTIONS = {
+    # what a text is about, what is compared and what is imagined are not in the image
+    "A woman on a bench reads a book about cats and dogs.": {"woman", "bench", "woman>on>bench", "book"},
+    "A poster about a lion hangs on the wall.": {"poster", "wall", "poster>on>wall"},
+    "Two men talk about a horse.": {"man", "man#2"},
+    "The boy is curious about the frog, which is green.": {"boy", "frog", "frog=green"},
+    "Toys are scattered about a room.": {"toy", "room"},
+    "There are about twenty cows.": {"cow", "?cow#20"},
+    "Unlike the dog, the cat is black.": {"dog", "cat", "cat=black"},
+    "In contrast to the red car, the bus is blue.": {"car", "car=red", "bus", "bus=blue"},
+    "Unlike most dogs, this dog is green.": {"dog", "dog=green"},
+    "A man stands here, and one can easily imagine a dog beside him.": {"man"},
+    "Imagine a long hallway in a school.": {"hallway", "hallway=long", "school", "hallway>in>school"},
+    # a relative clause without a pronoun
+    "The shirt the man wears is red.": {"shirt", "shirt=red", "man"},
+    "The dog the woman is holding is white.": {"dog", "dog=white", "woman"},
+    "The bench the boy sits on is green.": {"bench", "bench=green", "boy"},
+    "The food people eat is on a table.": {"food", "food>on>table", "table"},
+    "On the table the cat sleeps.": {"table", "cat", "cat>on>table"},
+    "A cake with a Thomas the Train theme is on a table.": {"cake", "table", "cake>on>table"},
+    # a number that is a name
+    "A 747 stands on the runway.": {"runway"},
+    "A 2019 Honda stands on the road.": {"honda", "road", "honda>on>road"},
+}
+
+
+@pytest.mark.parametrize("text", CLAUSES | SIGNS | MENTIONS)
+def test_extract_claims_of_clauses_signs_and_mentions(text):
+    assert claim_fields(text) == expected_claims(*(CLAUSES | SIGNS | MENTIONS)[text])
 
 
 ACTIONS = {
