@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmrlhf import scenes
 from mmrlhf.metrics.intervals import wilson
@@ -146,3 +147,22 @@ def test_observations_list_objects_as_an_annotator_does(load_study):
         ("object", "large striped red ring"), ("object", "orange star"), ("object", "moon"),
         ("relation", "star above moon"), ("count", "three objects"),
     ]  # fmt: skip
+
+
+def test_gradient_measures_leave_out_the_noise_of_a_batch(load_study):
+    study = load_study("reward_gradients")
+    # two batches: the expected product is that of different batches, 1 * 3 + 0 * 1
+    truth = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+    assert study.product_of_means(truth, truth) == pytest.approx(3)
+    own = study.gradient_measures(truth, truth)
+    # mean square of a batch: (1 + 10) / 2
+    assert own == pytest.approx({"limit": 1, "signal": 3 / 5.5, "step": (3 / 5.5) ** 0.5})
+    opposite = study.gradient_measures(-2 * truth, truth)
+    assert opposite == pytest.approx({"limit": -1, "signal": 3 / 5.5, "step": -((3 / 5.5) ** 0.5)})
+    only_noise = study.gradient_measures(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), truth)
+    assert all(np.isnan(value) for value in only_noise.values())
+
+
+def test_advantages_are_relative_to_a_prompts_other_answers(load_study):
+    advantages = load_study("reward_gradients").centre(np.array([[1.0, 2.0, 6.0]]))
+    np.testing.assert_allclose(advantages, [[1 - 4, 2 - 3.5, 6 - 1.5]])

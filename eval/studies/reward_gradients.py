@@ -1,0 +1,215 @@
+"""How much does a step on a reward improve the truth? Gradients of rewards at the SFT model.
+
+    python eval/studies/facts_map.py --out runs/map --seeds 9 10 11 12 13 --cells rm-0-none
+    python eval/studies/reward_gradients.py --out runs/map --seeds 9 10 11 12 13
+
+A policy's gradient under a reward is estimated from batches of PPO's size at its first step: 24
+prompts, four sampled answers each, the advantage of an answer being its reward minus the mean of
+its prompt's others. From batches of the same answers, without bias (products of different
+batches only):
+
+limit   cosine of the reward's expected gradient with that of true utility u: how right the reward
+        is about what the policy can change
+signal  share of the expected gradient in the mean square of a batch's
+step    limit x sqrt(signal): by how much a step of fixed length along one batch's gradient
+        improves u, relative to a step along the expected gradient of u
+
+The oracle is u itself, so its limit is 1, and its step is what noise leaves of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Experiment, cached_result, format_mean, markdown_table, run_and_report, run_parallel
+from facts_map import CELLS
+from facts_map_judges import CLAIM_TERMS, LEXICON_FILE, REWARD_MODEL_TERMS, Cell, arm_facts, build_judge, make_oracle
+from torch import Tensor
+
+from mmrlhf.claims import load_lexicon
+from mmrlhf.config import PPOConfig
+from mmrlhf.demo import data
+from mmrlhf.demo.pipeline import stage_config
+from mmrlhf.engine.completions import SampledCompletions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.engine.scoring import hidden_states, logps
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load as load_vlm
+from mmrlhf.models.policy import add_trained_adapter
+from mmrlhf.records import Example
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.ledger import score_samples
+from mmrlhf.rewards.reward_model import make_fact_rm
+from mmrlhf.rewards.reward_terms import resolve_rewards
+from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.verifiers.cascade import facts_verifier
+
+REWARDS = (
+    "oracle",
+    "rm-0-none",
+    "rm-0-annotator",
+    "rm-0-all",
+    "rm-250-none",
+    "rm-250-annotator",
+    "claims-annotator",
+    "claims-all",
+)
+PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
+MEASURES = ("limit", "signal", "step", "spread", "correlation")
+COMPARED = (
+    ("rm-0-none", "oracle"), ("rm-0-annotator", "rm-0-none"), ("rm-0-all", "rm-0-none"),
+    ("rm-250-annotator", "rm-250-none"), ("claims-all", "claims-annotator"),
+)  # fmt: skip
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def product_of_means(a_BD: Tensor, b_BD: Tensor) -> float:
+    """Return the product of the expected rows of a and b, whose rows are of the same batches.
+
+    Products of a batch with itself are left out: they would add its noise.
+    """
+    num_batches = len(a_BD)
+    total = a_BD.sum(0) @ b_BD.sum(0) - (a_BD * b_BD).sum()
+    return float(total) / (num_batches * (num_batches - 1))
+
+
+def gradient_measures(reward_BD: Tensor, truth_BD: Tensor) -> dict[str, float]:
+    """Return `limit`, `signal` and `step` of a reward from gradients [batches, parameters].
+
+    A measure is NaN if noise makes an expected gradient's squared length negative.
+    """
+    truth, reward = product_of_means(truth_BD, truth_BD), product_of_means(reward_BD, reward_BD)
+    both, mean_square = product_of_means(reward_BD, truth_BD), float(reward_BD.square().sum(1).mean())
+    if min(truth, reward) <= 0:
+        return dict.fromkeys(("limit", "signal", "step"), float("nan"))
+    return {
+        "limit": both / (truth * reward) ** 0.5,
+        "signal": reward / mean_square,
+        "step": both / (truth * mean_square) ** 0.5,
+    }
+
+
+def centre(rewards_PG: np.ndarray) -> np.ndarray:
+    """Return advantages: each answer's reward minus the mean of its prompt's others."""
+    size = rewards_PG.shape[1]
+    return (rewards_PG - rewards_PG.mean(1, keepdims=True)) * size / (size - 1)
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def gradient(role: Role, completions: SampledCompletions, advantages_N: Tensor) -> Tensor:
+    """Return the policy gradient [parameters] of answers with these advantages, per answer."""
+    role.clear_gradients()
+    for indices, hidden_NTD in hidden_states(role, completions):
+        log_probs_N = logps(role, completions, hidden_NTD, indices).sum(1)
+        (advantages_N[indices] @ log_probs_N / len(advantages_N)).backward()
+    return torch.cat([p.grad.flatten() for p in role.parameters() if p.grad is not None])
+
+
+def score_answers(experiment: Experiment, cell: Cell, rows: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
+    """Return a cell's rewards [prompts, answers]."""
+    functions: dict[str, RewardFunction] = {}
+    if REWARD_MODEL_TERMS in cell.reward_terms:
+        assert cell.labels is not None
+        functions["fact_rm"] = make_fact_rm([load_reward_model(build_judge(experiment, cell.labels, cell.facts))])
+    elif CLAIM_TERMS in cell.reward_terms:
+        lexicon = load_lexicon(LEXICON_FILE)
+        functions |= ClaimScorer(lexicon, {"facts": facts_verifier(lexicon)}).reward_functions(CLAIM_TERMS)
+    else:
+        functions["oracle"] = make_oracle(experiment)
+    samples = [
+        Sample(row.id, row.images, row.prompt, answer, arm_facts(cell.facts, "rl", row.id, experiment))
+        for row, answer in zip([r for r in rows for _ in range(NUM_GENERATIONS)], answers, strict=True)
+    ]
+    weighted_rewards = resolve_rewards(cell.reward_terms, functions)
+    breakdowns = score_samples(weighted_rewards, samples, experiment.directory / "failed_term.json")
+    return np.array([b.total for b in breakdowns]).reshape(len(rows), NUM_GENERATIONS)
+
+
+def measure(experiment: Experiment, num_batches: int) -> dict[str, Any]:
+    """Return the measures of all rewards on the same answers of the SFT model."""
+    num_prompts = num_batches * PROMPTS_PER_BATCH
+    config = replace(experiment.data_config, rl_scenes=num_prompts)
+    rows = data.build_rl_prompts(config)[:num_prompts]
+    ppo_config = stage_config(PPOConfig, experiment.seed, experiment.directory / "ppo", model_name_or_path=experiment.sft_path)
+    adapters = Adapters(load_vlm(experiment.sft_path))
+    add_trained_adapter(adapters, "policy", ppo_config)
+    role, params = Role(adapters, "policy"), SamplingParams(data.RESPONSE_LENGTH, 1.0, seed=experiment.seed)
+    batches, answers = [], []
+    for start in range(0, num_prompts, PROMPTS_PER_BATCH):
+        prompts = prompts_from_examples(adapters.vlm, rows[start : start + PROMPTS_PER_BATCH], None)
+        with role.active():
+            batches.append(sample_completions(adapters.vlm, prompts, NUM_GENERATIONS, params))
+        answers += batches[-1].texts
+        print(f"seed {experiment.seed}: {start + PROMPTS_PER_BATCH}/{num_prompts} prompts", flush=True)
+    rewards = {name: score_answers(experiment, CELLS[name], rows, answers) for name in REWARDS}
+    gradients = {name: reward_gradients(role, batches, centre(values)) for name, values in rewards.items()}
+    return {name: describe(rewards, gradients, name) for name in REWARDS}
+
+
+def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantages_PG: np.ndarray) -> Tensor:
+    """Return the gradients [batches, parameters] of a reward."""
+    parts = np.split(advantages_PG, len(batches))
+    return torch.stack([gradient(role, b, torch.tensor(part).flatten().float()) for b, part in zip(batches, parts, strict=True)])
+
+
+def describe(rewards: Mapping[str, np.ndarray], gradients: Mapping[str, Tensor], name: str) -> dict[str, float]:
+    """Return a reward's measures; among a prompt's answers, its spread and correlation with u."""
+    own, true = centre(rewards[name]), centre(rewards["oracle"])
+    correlation = float((own * true).sum() / np.sqrt((own**2).sum() * (true**2).sum()))
+    spread = float(rewards[name].std(1, ddof=1).mean())
+    return gradient_measures(gradients[name], gradients["oracle"]) | {"spread": spread, "correlation": correlation}
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the measures' means over seeds, and the differences of rewards within a seed."""
+    cells = [json.loads((args.out / "cells" / f"gradients-{seed}-{args.batches}.json").read_text()) for seed in args.seeds]
+    rows = [(name, *(format_mean([c[name][m] for c in cells]) for m in MEASURES)) for name in REWARDS]
+    for a, b in COMPARED:
+        rows.append((f"{a} - {b}", *(format_mean([c[a][m] - c[b][m] for c in cells], sign="+") for m in MEASURES)))
+    print(markdown_table(("reward", *MEASURES), rows))
+    means = {name: {m: float(np.mean([c[name][m] for c in cells])) for m in MEASURES} for name in REWARDS}
+    print("\n" + json.dumps({"study": "reward_gradients", "seeds": args.seeds, "means": means}))
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+def measure_world(num_batches: int, experiment: Experiment) -> None:
+    """Measure the rewards of one seed."""
+    torch.set_num_threads(1)
+    cached_result(experiment.output_dir, f"gradients-{experiment.seed}-{num_batches}", partial(measure, experiment, num_batches))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of facts_map.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[9, 10, 11, 12, 13], metavar="SEED")
+    parser.add_argument("--batches", type=int, default=32, metavar="N", help="batches of 24 prompts")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
+    parser.add_argument("--analyse", action="store_true", help="run nothing, report what there is")
+    args = parser.parse_args()
+    overrides = {name: json.loads((args.out / "settings.json").read_text())[name] for name in ("pair_scenes", "held_out_pairs")}
+    experiments = [Experiment(args.out, seed, data_overrides=overrides) for seed in args.seeds]
+    run = partial(measure_world, args.batches)
+    run_and_report(args, lambda _: run_parallel(experiments, run, args.workers), partial(report, args))
+
+
+if __name__ == "__main__":
+    main()
