@@ -11,6 +11,7 @@ rm-N-FACTS      a reward model with N labels (0: the untrained review) that read
                 annotator's (80% listed, 5% wrong) or all
 claims-FACTS    claims checked against facts: `hallucination` and `coverage`, no reward model
 both-N-FACTS    the sum of the two
+ranked-N-FACTS  a reward model without facts, whose labels are pairs ranked by claims-FACTS
 oracle          the true utility by the scene graph, scaled as a reward model is
 rm-N-empty      the judge of rm-N-annotator, and prompts whose facts say that nothing is listed
 rm-N-swapped    every row, in training and in PPO, has another picture's facts
@@ -78,8 +79,9 @@ def build_cells() -> dict[str, dict[str, Cell]]:
     rm = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in LABELS for f in ("none", "annotator", "all")}
     both = {f"both-{n}-{f}": Cell(f"{REWARD_MODEL_TERMS}, {CLAIM_TERMS}", f, n) for n in LABELS for f in ("annotator", "all")}
     claims = {f"claims-{f}": Cell(CLAIM_TERMS, f) for f in ("annotator", "all")}
+    ranked = {"ranked-8000-annotator": Cell(REWARD_MODEL_TERMS, "none", 8000, "annotator")}
     corners = {k: c for k, c in rm.items() if c.labels in CORNER_LABELS and c.facts != "all"}
-    rest = {"oracle": Cell("oracle=1", "none"), **{k: c for k, c in rm.items() if k not in corners}, **claims, **both}
+    rest = {"oracle": Cell("oracle=1", "none"), **{k: c for k, c in rm.items() if k not in corners}, **claims, **both, **ranked}
     controls = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in CORNER_LABELS for f in ("empty", "swapped")}
     return {"corners": corners, "rest": rest, "controls": controls}  # type: ignore[dict-item]
 
@@ -179,7 +181,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
             "lexicon_file": LEXICON_FILE if CLAIM_TERMS in cell.reward_terms else None,
         }
         if cell.labels is not None:
-            overrides["reward_model_path"] = build_judge(experiment, cell.labels, cell.facts)
+            overrides["reward_model_path"] = build_judge(experiment, cell.labels, cell.facts, cell.ranked_by)
         prompts = [
             replace(row, facts=arm_facts(cell.facts, "rl", row.id, experiment))
             for row in data.build_rl_prompts(experiment.data_config)

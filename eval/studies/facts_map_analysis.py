@@ -67,6 +67,8 @@ def other_comparisons(runs: RunsByCell) -> list[tuple[str, str]]:
         reward, labels, facts = split_cell(cell)
         if reward == "both":
             pairs += [(cell, f"rm-{labels}-{facts}"), (cell, f"claims-{facts}")]
+        elif reward == "ranked":
+            pairs += [(cell, f"claims-{facts}"), (cell, "rm-0-none")]
         elif reward == "claims":
             pairs += [(cell, f"rm-0-{facts}"), (cell, "rm-0-none")]
         elif reward == "rm" and facts in ("none", "annotator"):

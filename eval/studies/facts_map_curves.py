@@ -65,7 +65,7 @@ class Run:
 
 
 def split_cell(name: str) -> tuple[str, int, str]:
-    """Return the reward of a cell (rm, both, claims or oracle), its labels, and its facts.
+    """Return the reward of a cell (rm, both, claims, ranked or oracle), its labels, and its facts.
 
     The labels are 0 without a reward model. The facts of the oracle are "oracle".
     """

@@ -56,11 +56,15 @@ NUM_SAMPLED_PROMPTS = 100
 
 @dataclass(frozen=True)
 class Cell:
-    """A reward. `labels` is None without a reward model; `facts` is what the reward reads."""
+    """A reward. `labels` is None without a reward model; `facts` is what the reward reads.
+
+    `ranked_by`: facts by whose claim rewards the pairs are ranked, instead of an annotator.
+    """
 
     reward_terms: str
     facts: FactsArm
     labels: int | None = None
+    ranked_by: FactsArm | None = None
 
 
 def scene_index(row_id: str) -> int:
@@ -84,16 +88,36 @@ def with_facts(rows: Sequence[Preference], arm: FactsArm, experiment: Experiment
     return [replace(row, facts=arm_facts(arm, "pairs", row.id, experiment)) for row in rows]
 
 
-def build_judge(experiment: Experiment, labels: int, arm: FactsArm) -> str:
+def rank_by_claims(rows: Sequence[Preference], arm: FactsArm, experiment: Experiment) -> list[Preference]:
+    """Return pairs ranked by claims checked against an arm's facts, without ties."""
+    weighted_rewards = resolve_rewards(CLAIM_TERMS, claim_rewards())
+    groups = [(row, arm_facts(arm, "pairs", row.id, experiment)) for row in rows]
+    samples = [Sample(row.id, row.images, row.prompt, answer, facts) for row, facts in groups for answer in row.answers]
+    scores = [b.total for b in score_samples(weighted_rewards, samples, experiment.directory / "failed_term.json")]
+    ranked = []
+    for row, first, second in zip(rows, scores[::2], scores[1::2], strict=True):
+        if first != second:
+            ranked.append(replace(row, answers=row.answers if first > second else row.answers[::-1], ranks=(1, 2), ratings=()))
+    return ranked
+
+
+def claim_rewards() -> dict[str, RewardFunction]:
+    """Return the reward functions of CLAIM_TERMS, which check claims against a row's facts."""
+    lexicon = load_lexicon(LEXICON_FILE)
+    return ClaimScorer(lexicon, {"facts": facts_verifier(lexicon)}).reward_functions(CLAIM_TERMS)
+
+
+def build_judge(experiment: Experiment, labels: int, arm: FactsArm, ranked_by: FactsArm | None = None) -> str:
     """Train the reward model of a cell on the first `labels` pairs, and return its directory.
 
     Without labels it is the SFT model's own yes/no review, scaled on held-out pairs, with an
-    adapter of zeros: the critic, a copy of it, has the same rank in all cells.
+    adapter of zeros: the critic, a copy of it, has the same rank in all cells. With
+    `ranked_by`, claims rank the pairs.
 
     Raises InputError if there are fewer pairs.
     """
     arm = "annotator" if arm == "empty" else arm
-    directory = experiment.directory / f"reward_{labels}_{arm}"
+    directory = experiment.directory / f"reward_{labels}_{arm}{f'_ranked_{ranked_by}' if ranked_by else ''}"
     if (directory / "finished.json").exists():
         return str(directory)
     train, held_out = experiment.pairs
@@ -108,7 +132,8 @@ def build_judge(experiment: Experiment, labels: int, arm: FactsArm) -> str:
         facts="none" if arm == "none" else "given",
         **length,
     )
-    rows = with_facts(train[: max(labels, 1)], arm, experiment)
+    chosen = train[: max(labels, 1)]
+    rows = with_facts(rank_by_claims(chosen, ranked_by, experiment) if ranked_by else chosen, arm, experiment)
     train_reward_model(config, rows, with_facts(held_out, arm, experiment))
     return str(directory)
 
@@ -140,13 +165,12 @@ def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     result: dict[str, Any] = {}
     functions: dict[str, RewardFunction] = {}
     if cell.labels is not None:
-        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts))
+        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts, cell.ranked_by))
         held_out = with_facts(experiment.pairs[1], cell.facts, experiment)
         result["accuracy"] = accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]
         functions["fact_rm"] = make_fact_rm([model])
     if CLAIM_TERMS in cell.reward_terms:
-        lexicon = load_lexicon(LEXICON_FILE)
-        functions |= ClaimScorer(lexicon, {"facts": facts_verifier(lexicon)}).reward_functions(CLAIM_TERMS)
+        functions |= claim_rewards()
     if cell.labels is None and not functions:
         functions["oracle"] = make_oracle(experiment)
     weighted_rewards = resolve_rewards(cell.reward_terms, functions)

@@ -1,6 +1,6 @@
 """How much does a step on a reward improve the truth? Gradients of rewards at the SFT model.
 
-    python eval/studies/facts_map.py --out runs/map --seeds 9 10 11 12 13 --cells rm-0-none
+    python eval/studies/facts_map.py --out runs/map --seeds 9 10 11 12 13 --cells rm-250-none
     python eval/studies/reward_gradients.py --out runs/map --seeds 9 10 11 12 13
 
 A policy's gradient under a reward is estimated from batches of PPO's size at its first step: 24
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,9 @@ import numpy as np
 import torch
 from common import Experiment, cached_result, format_mean, markdown_table, run_and_report, run_parallel
 from facts_map import CELLS
-from facts_map_judges import CLAIM_TERMS, LEXICON_FILE, REWARD_MODEL_TERMS, Cell, arm_facts, build_judge, make_oracle
+from facts_map_judges import CLAIM_TERMS, REWARD_MODEL_TERMS, Cell, arm_facts, build_judge, claim_rewards, make_oracle
 from torch import Tensor
 
-from mmrlhf.claims import load_lexicon
 from mmrlhf.config import PPOConfig
 from mmrlhf.demo import data
 from mmrlhf.demo.pipeline import stage_config
@@ -47,28 +46,20 @@ from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.records import Example
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.reward_model import make_fact_rm
 from mmrlhf.rewards.reward_terms import resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
-from mmrlhf.verifiers.cascade import facts_verifier
 
 REWARDS = (
-    "oracle",
-    "rm-0-none",
-    "rm-0-annotator",
-    "rm-0-all",
-    "rm-250-none",
-    "rm-250-annotator",
-    "claims-annotator",
-    "claims-all",
-)
+    "oracle", "rm-0-none", "rm-0-annotator", "rm-0-all", "rm-250-none", "rm-250-annotator", "claims-annotator", "claims-all",
+    "ranked-8000-annotator",
+)  # fmt: skip
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
 MEASURES = ("limit", "signal", "step", "spread", "correlation")
 COMPARED = (
     ("rm-0-none", "oracle"), ("rm-0-annotator", "rm-0-none"), ("rm-0-all", "rm-0-none"),
-    ("rm-250-annotator", "rm-250-none"), ("claims-all", "claims-annotator"),
+    ("rm-250-annotator", "rm-250-none"), ("claims-all", "claims-annotator"), ("ranked-8000-annotator", "claims-annotator"),
 )  # fmt: skip
 
 
@@ -124,10 +115,10 @@ def score_answers(experiment: Experiment, cell: Cell, rows: Sequence[Example], a
     functions: dict[str, RewardFunction] = {}
     if REWARD_MODEL_TERMS in cell.reward_terms:
         assert cell.labels is not None
-        functions["fact_rm"] = make_fact_rm([load_reward_model(build_judge(experiment, cell.labels, cell.facts))])
+        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts, cell.ranked_by))
+        functions["fact_rm"] = make_fact_rm([model])
     elif CLAIM_TERMS in cell.reward_terms:
-        lexicon = load_lexicon(LEXICON_FILE)
-        functions |= ClaimScorer(lexicon, {"facts": facts_verifier(lexicon)}).reward_functions(CLAIM_TERMS)
+        functions |= claim_rewards()
     else:
         functions["oracle"] = make_oracle(experiment)
     samples = [
@@ -139,25 +130,34 @@ def score_answers(experiment: Experiment, cell: Cell, rows: Sequence[Example], a
     return np.array([b.total for b in breakdowns]).reshape(len(rows), NUM_GENERATIONS)
 
 
-def measure(experiment: Experiment, num_batches: int) -> dict[str, Any]:
-    """Return the measures of all rewards on the same answers of the SFT model."""
-    num_prompts = num_batches * PROMPTS_PER_BATCH
-    config = replace(experiment.data_config, rl_scenes=num_prompts)
-    rows = data.build_rl_prompts(config)[:num_prompts]
-    ppo_config = stage_config(PPOConfig, experiment.seed, experiment.directory / "ppo", model_name_or_path=experiment.sft_path)
-    adapters = Adapters(load_vlm(experiment.sft_path))
-    add_trained_adapter(adapters, "policy", ppo_config)
-    role, params = Role(adapters, "policy"), SamplingParams(data.RESPONSE_LENGTH, 1.0, seed=experiment.seed)
-    batches, answers = [], []
-    for start in range(0, num_prompts, PROMPTS_PER_BATCH):
-        prompts = prompts_from_examples(adapters.vlm, rows[start : start + PROMPTS_PER_BATCH], None)
-        with role.active():
-            batches.append(sample_completions(adapters.vlm, prompts, NUM_GENERATIONS, params))
-        answers += batches[-1].texts
-        print(f"seed {experiment.seed}: {start + PROMPTS_PER_BATCH}/{num_prompts} prompts", flush=True)
-    rewards = {name: score_answers(experiment, CELLS[name], rows, answers) for name in REWARDS}
-    gradients = {name: reward_gradients(role, batches, centre(values)) for name, values in rewards.items()}
-    return {name: describe(rewards, gradients, name) for name in REWARDS}
+class Answers:
+    """Batches of answers that the SFT model sampled for a seed's prompts, and u's gradient."""
+
+    def __init__(self, experiment: Experiment, num_batches: int) -> None:
+        num_prompts = num_batches * PROMPTS_PER_BATCH
+        self.experiment = experiment
+        self.rows = data.build_rl_prompts(replace(experiment.data_config, rl_scenes=num_prompts))
+        adapters = Adapters(load_vlm(experiment.sft_path))
+        config = stage_config(PPOConfig, experiment.seed, experiment.directory / "ppo", model_name_or_path=experiment.sft_path)
+        add_trained_adapter(adapters, "policy", config)
+        self.policy, self.batches = Role(adapters, "policy"), []
+        params = SamplingParams(data.RESPONSE_LENGTH, 1.0, seed=experiment.seed)
+        for start in range(0, num_prompts, PROMPTS_PER_BATCH):
+            prompts = prompts_from_examples(adapters.vlm, self.rows[start : start + PROMPTS_PER_BATCH])
+            with self.policy.active():
+                self.batches.append(sample_completions(adapters.vlm, prompts, NUM_GENERATIONS, params))
+            print(f"seed {experiment.seed}: {start + PROMPTS_PER_BATCH}/{num_prompts} prompts", flush=True)
+        self.texts = [text for batch in self.batches for text in batch.texts]
+        self.truth = centre(score_answers(experiment, CELLS["oracle"], self.rows, self.texts))
+        self.truth_gradients = reward_gradients(self.policy, self.batches, self.truth)
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Return a reward's measures, and its spread and correlation with u within prompts."""
+        rewards = score_answers(self.experiment, CELLS[name], self.rows, self.texts)
+        own = centre(rewards)
+        correlation = (own * self.truth).sum() / np.sqrt((own**2).sum() * (self.truth**2).sum())
+        measures = gradient_measures(reward_gradients(self.policy, self.batches, own), self.truth_gradients)
+        return measures | {"spread": float(rewards.std(1, ddof=1).mean()), "correlation": float(correlation)}
 
 
 def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantages_PG: np.ndarray) -> Tensor:
@@ -166,20 +166,14 @@ def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantag
     return torch.stack([gradient(role, b, torch.tensor(part).flatten().float()) for b, part in zip(batches, parts, strict=True)])
 
 
-def describe(rewards: Mapping[str, np.ndarray], gradients: Mapping[str, Tensor], name: str) -> dict[str, float]:
-    """Return a reward's measures; among a prompt's answers, its spread and correlation with u."""
-    own, true = centre(rewards[name]), centre(rewards["oracle"])
-    correlation = float((own * true).sum() / np.sqrt((own**2).sum() * (true**2).sum()))
-    spread = float(rewards[name].std(1, ddof=1).mean())
-    return gradient_measures(gradients[name], gradients["oracle"]) | {"spread": spread, "correlation": correlation}
-
-
 # ---- tables --------------------------------------------------------------------------------------
 
 
 def report(args: argparse.Namespace) -> None:
     """Print the measures' means over seeds, and the differences of rewards within a seed."""
-    cells = [json.loads((args.out / "cells" / f"gradients-{seed}-{args.batches}.json").read_text()) for seed in args.seeds]
+    cells = [
+        {name: json.loads(cell_path(args.out, seed, name, args.batches).read_text()) for name in REWARDS} for seed in args.seeds
+    ]
     rows = [(name, *(format_mean([c[name][m] for c in cells]) for m in MEASURES)) for name in REWARDS]
     for a, b in COMPARED:
         rows.append((f"{a} - {b}", *(format_mean([c[a][m] - c[b][m] for c in cells], sign="+") for m in MEASURES)))
@@ -191,10 +185,20 @@ def report(args: argparse.Namespace) -> None:
 # ---- command -------------------------------------------------------------------------------------
 
 
+def cell_path(out: Path, seed: int, name: str, num_batches: int) -> Path:
+    """Return the file of a reward's measures in a seed."""
+    return out / "cells" / f"gradients-{seed}-{name}-{num_batches}.json"
+
+
 def measure_world(num_batches: int, experiment: Experiment) -> None:
-    """Measure the rewards of one seed."""
+    """Measure the rewards of one seed that are missing, on the same answers."""
     torch.set_num_threads(1)
-    cached_result(experiment.output_dir, f"gradients-{experiment.seed}-{num_batches}", partial(measure, experiment, num_batches))
+    paths = {name: cell_path(experiment.output_dir, experiment.seed, name, num_batches) for name in REWARDS}
+    if all(path.exists() for path in paths.values()):
+        return
+    answers = Answers(experiment, num_batches)
+    for name, path in paths.items():
+        cached_result(experiment.output_dir, path.stem, partial(answers.measure, name))
 
 
 def main() -> None:
