@@ -16,7 +16,7 @@ from mmrlhf.report.plots import style_context
 COLOURS = {
     "none": "#8a93a0", "annotator": "#2a78d6", "all": "#0f9d74", "empty": "#c9a227", "swapped": "#d43f3a", "oracle": "#1f2630",
 }  # fmt: skip
-REWARDS = ("rm", "both", "claims", "oracle")
+REWARDS = ("rm", "both", "claims", "ranked", "oracle")
 TEXT_COLOUR = "#1f2630"
 ROWS = {
     "held_out_claim_f1": "claim F1, held out",

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Experiment, cached_result, format_mean, markdown_table, run_and_report, run_parallel
+from common import (
+    Experiment,
+    cached_result,
+    format_mean,
+    markdown_table,
+    mean_and_half_width,
+    run_and_report,
+    run_parallel,
+    save_figure,
+)
 from facts_map import CELLS
+from facts_map_curves import split_cell
 from facts_map_judges import CLAIM_TERMS, REWARD_MODEL_TERMS, Cell, arm_facts, build_judge, claim_rewards, make_oracle
+from facts_map_plots import COLOURS, TEXT_COLOUR
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
@@ -45,16 +57,25 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.records import Example
+from mmrlhf.report.plots import style_context
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.reward_model import make_fact_rm
 from mmrlhf.rewards.reward_terms import resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
 
-REWARDS = (
-    "oracle", "rm-0-none", "rm-0-annotator", "rm-0-all", "rm-250-none", "rm-250-annotator", "claims-annotator", "claims-all",
-    "ranked-8000-annotator",
-)  # fmt: skip
+REWARDS = {
+    "oracle": "true utility",
+    "rm-0-none": "untrained review, no facts",
+    "rm-0-annotator": "with annotator's facts",
+    "rm-0-all": "with all facts",
+    "rm-250-none": "250 labels, no facts",
+    "rm-250-annotator": "250 labels, annotator's facts",
+    "claims-annotator": "claims, annotator's facts",
+    "claims-all": "claims, all facts",
+    "ranked-8000-annotator": "no facts, pairs ranked by them",
+}
+"""Cells of facts_map.py, and their names in the figure."""
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
 MEASURES = ("limit", "signal", "step", "spread", "correlation")
 COMPARED = (
@@ -178,8 +199,28 @@ def report(args: argparse.Namespace) -> None:
     for a, b in COMPARED:
         rows.append((f"{a} - {b}", *(format_mean([c[a][m] - c[b][m] for c in cells], sign="+") for m in MEASURES)))
     print(markdown_table(("reward", *MEASURES), rows))
+    with style_context(TEXT_COLOUR):
+        path = save_figure(step_figure(cells), args.out / "figures", "reward_gradients")
+    print(f"\n![step and correlation]({path})")
     means = {name: {m: float(np.mean([c[name][m] for c in cells])) for m in MEASURES} for name in REWARDS}
     print("\n" + json.dumps({"study": "reward_gradients", "seeds": args.seeds, "means": means}))
+
+
+def step_figure(cells: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Plot `step` over the correlation with u, a point per reward with intervals over seeds."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, label in REWARDS.items():
+        (x, dx), (y, dy) = (mean_and_half_width([c[name][m] for c in cells]) for m in ("correlation", "step"))
+        colour = COLOURS[split_cell(name)[2]]
+        axes.errorbar(x, y, dy, dx if name != "oracle" else None, fmt="o", color=colour, elinewidth=0.8, markersize=5)
+        axes.annotate(label, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour)
+    axes.set_xlabel("correlation with true utility among a prompt's answers")
+    axes.set_ylabel("what a step on it improves true utility by\n(1: a step on the exact gradient)")
+    axes.set_xlim(0, 1.28)
+    axes.set_ylim(0, None)
+    axes.grid(linewidth=0.4, alpha=0.3)
+    return figure
 
 
 # ---- command -------------------------------------------------------------------------------------
