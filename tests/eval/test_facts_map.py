@@ -10,7 +10,7 @@ from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import data
 from mmrlhf.facts import render_facts
-from mmrlhf.records import InputError
+from mmrlhf.records import InputError, Message, Preference
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 
@@ -338,3 +338,21 @@ def test_evaluation_scenes_are_a_seeds_own_and_follow_the_benchmarks(load_study)
     answers = {row.id: [full if row is rows[0] else "There is nothing."] for row in rows}
     metrics = module.measure_answers(rows, answers)
     assert metrics["chair_s"] == 0 and metrics["false_object"] == 0 and 0 < metrics["coverage"] < 1
+
+
+def test_pairs_are_ranked_by_claims_that_the_facts_contradict(load_study, tmp_path):
+    judges = load_study("facts_map_judges")
+    experiment = load_study("facts_map").Experiment(tmp_path, 4)
+    scene = data.training_scene("pairs", 7, experiment.data_config)
+    shown = scene.objects[0]
+    colour = next(c for c in ("red", "blue", "green") if c not in {o.colour for o in scene.objects if o.shape == shown.shape})
+    true, false = f"There is a {shown.colour} {shown.shape}.", f"There is a {colour} {shown.shape}."
+    rows = [
+        Preference(f"{scene.id}-{name}", (), (Message("user", "Describe."),), answers, (1, 2))
+        for name, answers in {"right": (true, false), "wrong": (false, true), "tie": (true, true)}.items()
+    ]
+    ranked = judges.rank_by_claims(rows, "all", experiment)
+    assert [(row.id.split("-")[-1], row.answers, row.ranks) for row in ranked] == [
+        ("right", (true, false), (1, 2)),
+        ("wrong", (true, false), (1, 2)),
+    ]
