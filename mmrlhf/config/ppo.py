@@ -43,7 +43,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, RolloutEngine
 
         Of normalised ones the mean is subtracted, from the answer as a whole. If it were subtracted
         at the answer's end and spans kept their tokens, the end would cost as much as all claims
-        earn: policies then write longer and longer answers (docs/results.md).
+        earn: policies then write longer and longer answers (docs/results/claims.md).
         """
         are_normalized = self.multi_objective_aggregation == "normalize_then_sum"
         return self.span_credit == "token" and self.has_critic and not are_normalized

@@ -120,7 +120,7 @@ def _train_sft(data_config: ScenesConfig, output_path: Path, base_path: str, nam
 def _train_reward_model(data_config: ScenesConfig, output_path: Path, sft_path: str, name: str, facts: str) -> str:
     """Train for two epochs, with scores that stay near the SFT model's untrained review.
 
-    This is the best of eleven recipes for 1,000 labels (docs/results.md).
+    This is the best of eleven recipes for 1,000 labels (docs/results/reward_models.md).
     """
     config = stage_config(
         RewardConfig,
