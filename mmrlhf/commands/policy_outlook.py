@@ -273,6 +273,8 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"With facts, false claims about {_and(lost)} go more slowly or grow: check the facts, or train without them."
         )
+    if gained or faster:
+        sentences.append("The policy reads no facts: it gains only as far as it sees in the images what they say.")
     if not is_measured:
         sentences.append(
             "Whether facts change what the policy learns is not measured: no kind has false claims in enough prompts."

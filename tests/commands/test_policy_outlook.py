@@ -107,6 +107,7 @@ def test_sentences_say_what_goes_stays_and_grows():
         "True claims about attributes will become fewer, too: watch coverage, or add it to the reward.",
         "Facts will speed up what happens without them, too: fewer false claims about objects.",
         "With facts, false claims about attributes and counts go more slowly or grow: check the facts, or train without them.",
+        "The policy reads no facts: it gains only as far as it sees in the images what they say.",
     ]
 
 
@@ -119,9 +120,10 @@ def test_few_true_claims_say_nothing_about_coverage():
 
 def test_sentences_say_whether_facts_matter():
     objects = {"object": slope(-0.6)}
-    assert sentences_of(objects, {"object": slope(0.0)}, {"object": interval(-0.6)})[-1] == (
-        "Facts will change the policy: only with them do false claims go that are about objects."
-    )
+    assert sentences_of(objects, {"object": slope(0.0)}, {"object": interval(-0.6)})[-2:] == [
+        "Facts will change the policy: only with them do false claims go that are about objects.",
+        "The policy reads no facts: it gains only as far as it sees in the images what they say.",
+    ]
     assert sentences_of(objects, {"object": slope(-0.65)}, {"object": interval(0.05)})[-1] == (
         "Facts are not shown to change what the policy learns from this reward."
     )
