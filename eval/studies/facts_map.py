@@ -79,7 +79,7 @@ def build_cells() -> dict[str, dict[str, Cell]]:
     rm = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in LABELS for f in ("none", "annotator", "all")}
     both = {f"both-{n}-{f}": Cell(f"{REWARD_MODEL_TERMS}, {CLAIM_TERMS}", f, n) for n in LABELS for f in ("annotator", "all")}
     claims = {f"claims-{f}": Cell(CLAIM_TERMS, f) for f in ("annotator", "all")}
-    ranked = {"ranked-8000-annotator": Cell(REWARD_MODEL_TERMS, "none", 8000, "annotator")}
+    ranked = {f"ranked-8000-{f}": Cell(REWARD_MODEL_TERMS, "none", 8000, f) for f in ("annotator", "all")}
     corners = {k: c for k, c in rm.items() if c.labels in CORNER_LABELS and c.facts != "all"}
     rest = {"oracle": Cell("oracle=1", "none"), **{k: c for k, c in rm.items() if k not in corners}, **claims, **both, **ranked}
     controls = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in CORNER_LABELS for f in ("empty", "swapped")}

@@ -73,7 +73,8 @@ REWARDS = {
     "rm-250-annotator": "250 labels, annotator's facts",
     "claims-annotator": "claims, annotator's facts",
     "claims-all": "claims, all facts",
-    "ranked-8000-annotator": "no facts, pairs ranked by them",
+    "ranked-8000-annotator": "pairs ranked by annotator's facts",
+    "ranked-8000-all": "pairs ranked by all facts",
 }
 """Cells of facts_map.py, and their names in the figure."""
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
@@ -81,6 +82,7 @@ MEASURES = ("limit", "signal", "step", "spread", "correlation")
 COMPARED = (
     ("rm-0-none", "oracle"), ("rm-0-annotator", "rm-0-none"), ("rm-0-all", "rm-0-none"),
     ("rm-250-annotator", "rm-250-none"), ("claims-all", "claims-annotator"), ("ranked-8000-annotator", "claims-annotator"),
+    ("ranked-8000-all", "claims-all"),
 )  # fmt: skip
 
 

@@ -286,7 +286,7 @@ def test_report_of_runs_in_a_directory(load_study, tmp_path, capsys):
 def test_cells_and_their_groups(load_study):
     module = load_study("facts_map")
     assert list(module.GROUPS["corners"]) == [f"rm-{n}-{f}" for n in (0, 250, 8000) for f in ("none", "annotator")]
-    assert len(module.CELLS) == 12 + 8 + 2 + 1 + 1 + 6
+    assert len(module.CELLS) == 12 + 8 + 2 + 2 + 1 + 6
     assert module.select_cells(["oracle", "corners"]) == [list(module.GROUPS["corners"]), ["oracle"]]
     with pytest.raises(InputError, match="--cells rm-3 does not exist"):
         module.select_cells(["rm-3"])
