@@ -195,16 +195,17 @@ def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantag
 def report(args: argparse.Namespace) -> None:
     """Print the measures' means over seeds, and the differences of rewards within a seed."""
     cells = [
-        {name: json.loads(cell_path(args.out, seed, name, args.batches).read_text()) for name in REWARDS} for seed in args.seeds
+        {name: json.loads(cell_path(args.out, seed, name, args.batches).read_text()) for name in args.rewards}
+        for seed in args.seeds
     ]
-    rows = [(name, *(format_mean([c[name][m] for c in cells]) for m in MEASURES)) for name in REWARDS]
-    for a, b in COMPARED:
+    rows = [(name, *(format_mean([c[name][m] for c in cells]) for m in MEASURES)) for name in args.rewards]
+    for a, b in [pair for pair in COMPARED if set(pair) <= set(args.rewards)]:
         rows.append((f"{a} - {b}", *(format_mean([c[a][m] - c[b][m] for c in cells], sign="+") for m in MEASURES)))
     print(markdown_table(("reward", *MEASURES), rows))
     with style_context(TEXT_COLOUR):
         path = save_figure(step_figure(cells), args.out / "figures", "reward_gradients")
     print(f"\n![step and correlation]({path})")
-    means = {name: {m: float(np.mean([c[name][m] for c in cells])) for m in MEASURES} for name in REWARDS}
+    means = {name: {m: float(np.mean([c[name][m] for c in cells])) for m in MEASURES} for name in args.rewards}
     print("\n" + json.dumps({"study": "reward_gradients", "seeds": args.seeds, "means": means}))
 
 
@@ -212,11 +213,11 @@ def step_figure(cells: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
     """Plot `step` over the correlation with u, a point per reward with intervals over seeds."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, label in REWARDS.items():
+    for name in cells[0]:
         (x, dx), (y, dy) = (mean_and_half_width([c[name][m] for c in cells]) for m in ("correlation", "step"))
         colour = COLOURS[split_cell(name)[2]]
         axes.errorbar(x, y, dy, dx if name != "oracle" else None, fmt="o", color=colour, elinewidth=0.8, markersize=5)
-        axes.annotate(label, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour)
+        axes.annotate(REWARDS[name], (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xlabel("correlation with true utility among a prompt's answers")
     axes.set_ylabel("what a step on it improves true utility by\n(1: a step on the exact gradient)")
     axes.set_xlim(0, 1.28)
@@ -233,10 +234,10 @@ def cell_path(out: Path, seed: int, name: str, num_batches: int) -> Path:
     return out / "cells" / f"gradients-{seed}-{name}-{num_batches}.json"
 
 
-def measure_world(num_batches: int, experiment: Experiment) -> None:
+def measure_world(names: Sequence[str], num_batches: int, experiment: Experiment) -> None:
     """Measure the rewards of one seed that are missing, on the same answers."""
     torch.set_num_threads(1)
-    paths = {name: cell_path(experiment.output_dir, experiment.seed, name, num_batches) for name in REWARDS}
+    paths = {name: cell_path(experiment.output_dir, experiment.seed, name, num_batches) for name in names}
     if all(path.exists() for path in paths.values()):
         return
     answers = Answers(experiment, num_batches)
@@ -248,13 +249,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of facts_map.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[9, 10, 11, 12, 13], metavar="SEED")
+    parser.add_argument("--base", metavar="DIR", help="the base of that directory, by default the bundled one")
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS), metavar="CELL", help=", ".join(REWARDS))
     parser.add_argument("--batches", type=int, default=32, metavar="N", help="batches of 24 prompts")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
     parser.add_argument("--analyse", action="store_true", help="run nothing, report what there is")
     args = parser.parse_args()
     overrides = {name: json.loads((args.out / "settings.json").read_text())[name] for name in ("pair_scenes", "held_out_pairs")}
-    experiments = [Experiment(args.out, seed, data_overrides=overrides) for seed in args.seeds]
-    run = partial(measure_world, args.batches)
+    experiments = [Experiment(args.out, seed, base_path=args.base, data_overrides=overrides) for seed in args.seeds]
+    run = partial(measure_world, args.rewards, args.batches)
     run_and_report(args, lambda _: run_parallel(experiments, run, args.workers), partial(report, args))
 
 
