@@ -67,16 +67,17 @@ from mmrlhf.rewards.types import RewardFunction, Sample
 REWARDS = {
     "oracle": "true utility",
     "rm-0-none": "untrained review, no facts",
-    "rm-0-annotator": "with annotator's facts",
-    "rm-0-all": "with all facts",
+    "rm-0-annotator": "untrained review, annotator's facts",
+    "rm-0-all": "untrained review, all facts",
     "rm-250-none": "250 labels, no facts",
     "rm-250-annotator": "250 labels, annotator's facts",
     "claims-annotator": "claims, annotator's facts",
     "claims-all": "claims, all facts",
-    "ranked-8000-annotator": "pairs ranked by annotator's facts",
-    "ranked-8000-all": "pairs ranked by all facts",
+    "ranked-8000-annotator": "no facts, pairs ranked by annotator's",
+    "ranked-8000-all": "no facts, pairs ranked by all facts",
 }
 """Cells of facts_map.py, and their names in the figure."""
+MARKERS = {"oracle": "*", "rm": "o", "labels": "s", "claims": "^", "ranked": "D"}
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
 MEASURES = ("limit", "signal", "step", "spread", "correlation")
 COMPARED = (
@@ -210,19 +211,24 @@ def report(args: argparse.Namespace) -> None:
 
 
 def step_figure(cells: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Plot `step` over the correlation with u, a point per reward with intervals over seeds."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    """Plot `step` over the correlation with u, a point per reward with intervals over seeds.
+
+    The colour is that of the facts, the marker that of the kind of reward.
+    """
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     for name in cells[0]:
         (x, dx), (y, dy) = (mean_and_half_width([c[name][m] for c in cells]) for m in ("correlation", "step"))
-        colour = COLOURS[split_cell(name)[2]]
-        axes.errorbar(x, y, dy, dx if name != "oracle" else None, fmt="o", color=colour, elinewidth=0.8, markersize=5)
-        axes.annotate(REWARDS[name], (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour)
+        reward, labels, facts = split_cell(name)
+        marker = MARKERS[reward if labels == 0 or reward == "ranked" else "labels"]
+        style = {"color": COLOURS[facts], "marker": marker, "markersize": 7, "linestyle": "none", "elinewidth": 0.8}
+        axes.errorbar(x, y, dy, dx if name != "oracle" else None, label=REWARDS[name], **style)
     axes.set_xlabel("correlation with true utility among a prompt's answers")
-    axes.set_ylabel("what a step on it improves true utility by\n(1: a step on the exact gradient)")
-    axes.set_xlim(0, 1.28)
+    axes.set_ylabel("what a step improves true utility by\n(1: a step on its exact gradient)")
+    axes.set_xlim(0, 1.05)
     axes.set_ylim(0, None)
     axes.grid(linewidth=0.4, alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
