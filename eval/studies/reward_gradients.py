@@ -221,8 +221,10 @@ def step_figure(cells: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
         (x, dx), (y, dy) = (mean_and_half_width([c[name][m] for c in cells]) for m in ("correlation", "step"))
         reward, labels, facts = split_cell(name)
         marker = MARKERS[reward if labels == 0 or reward == "ranked" else "labels"]
-        style = {"color": COLOURS[facts], "marker": marker, "markersize": 7, "linestyle": "none", "elinewidth": 0.8}
-        axes.errorbar(x, y, dy, dx if name != "oracle" else None, label=REWARDS[name], **style)
+        axes.errorbar(
+            x, y, dy, dx if name != "oracle" else None, label=REWARDS[name], color=COLOURS[facts], marker=marker, markersize=7,
+            linestyle="none", elinewidth=0.8,
+        )  # fmt: skip
     axes.set_xlabel("correlation with true utility among a prompt's answers")
     axes.set_ylabel("what a step improves true utility by\n(1: a step on its exact gradient)")
     axes.set_xlim(0, 1.05)
