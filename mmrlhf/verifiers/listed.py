@@ -62,13 +62,13 @@ def read_place(text: str) -> tuple[int, int] | None:
     return _POSITIONS.get(row, 1), _POSITIONS.get(column or side, 1)
 
 
-def compare_places(
+def compare_extents(
     relation: str, subjects: Sequence[ListedObject], targets: Sequence[ListedObject]
 ) -> Iterator[tuple[bool | None, tuple[str, float]]]:
     """Yield, for each pair of two objects, whether the relation holds, and the facts that say so.
 
     Yield None if that does not decide: they overlap too much, or it is not known where one is.
-    Yield nothing for a relation that places do not determine (`on`, `behind`, `under`).
+    Yield nothing for a relation that positions do not determine (`on`, `behind`, `under`).
     """
     if relation not in _DIRECTIONS:
         return
@@ -88,7 +88,7 @@ def agreeing_evidence(relation: str, subjects: Sequence[ListedObject], targets: 
 
     A claim has no attributes: of two dogs, it may mean either, so all pairs must agree.
     """
-    outcomes = list(compare_places(relation, subjects, targets))
+    outcomes = list(compare_extents(relation, subjects, targets))
     return [evidence for _, evidence in outcomes] if all(outcome is holds for outcome, _ in outcomes) else []
 
 
