@@ -20,6 +20,7 @@ The oracle is u itself, so its limit is 1, and its step is what noise leaves of 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -79,6 +80,8 @@ REWARDS = {
 """Cells of facts_map.py, and their names in the figure."""
 MARKERS = {"oracle": "*", "rm": "o", "labels": "s", "claims": "^", "ranked": "D"}
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
+Cells = Mapping[str, dict[int, dict[str, float]]]
+"""Measures by reward and seed."""
 MEASURES = ("limit", "signal", "step", "spread", "correlation")
 COMPARED = (
     ("rm-0-none", "oracle"), ("rm-0-annotator", "rm-0-none"), ("rm-0-all", "rm-0-none"),
@@ -194,31 +197,36 @@ def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantag
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print the measures' means over seeds, and the differences of rewards within a seed."""
-    cells = [
-        {name: json.loads(cell_path(args.out, seed, name, args.batches).read_text()) for name in args.rewards}
-        for seed in args.seeds
-    ]
-    rows = [(name, *(format_mean([c[name][m] for c in cells]) for m in MEASURES)) for name in args.rewards]
-    for a, b in [pair for pair in COMPARED if set(pair) <= set(args.rewards)]:
-        rows.append((f"{a} - {b}", *(format_mean([c[a][m] - c[b][m] for c in cells], sign="+") for m in MEASURES)))
-    print(markdown_table(("reward", *MEASURES), rows))
+    """Print the measures' means over seeds that have a reward, and differences within a seed."""
+    cells: Cells = {name: {} for name in args.rewards}
+    for name, seed in itertools.product(args.rewards, args.seeds):
+        path = cell_path(args.out, seed, name, args.batches)
+        if path.exists():
+            cells[name][seed] = json.loads(path.read_text())
+    rows = [(name, str(len(c)), *(format_mean([x[m] for x in c.values()]) for m in MEASURES)) for name, c in cells.items()]
+    for a, b in [pair for pair in COMPARED if set(pair) <= set(cells)]:
+        seeds = [seed for seed in cells[a] if seed in cells[b]]
+        differences = [[cells[a][seed][m] - cells[b][seed][m] for seed in seeds] for m in MEASURES]
+        rows.append((f"{a} - {b}", str(len(seeds)), *(format_mean(values, sign="+") for values in differences)))
+    print(markdown_table(("reward", "seeds", *MEASURES), rows))
     with style_context(TEXT_COLOUR):
         path = save_figure(step_figure(cells), args.out / "figures", "reward_gradients")
     print(f"\n![step and correlation]({path})")
-    means = {name: {m: float(np.mean([c[name][m] for c in cells])) for m in MEASURES} for name in args.rewards}
+    means = {name: {m: float(np.mean([x[m] for x in c.values()])) for m in MEASURES} for name, c in cells.items() if c}
     print("\n" + json.dumps({"study": "reward_gradients", "seeds": args.seeds, "means": means}))
 
 
-def step_figure(cells: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
+def step_figure(cells: Cells) -> Figure:
     """Plot `step` over the correlation with u, a point per reward with intervals over seeds.
 
     The colour is that of the facts, the marker that of the kind of reward.
     """
     figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    for name in cells[0]:
-        (x, dx), (y, dy) = (mean_and_half_width([c[name][m] for c in cells]) for m in ("correlation", "step"))
+    for name, by_seed in cells.items():
+        if not by_seed:
+            continue
+        (x, dx), (y, dy) = (mean_and_half_width([c[m] for c in by_seed.values()]) for m in ("correlation", "step"))
         reward, labels, facts = split_cell(name)
         marker = MARKERS[reward if labels == 0 or reward == "ranked" else "labels"]
         axes.errorbar(
