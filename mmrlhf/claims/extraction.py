@@ -15,6 +15,7 @@ from mmrlhf.claims.grammar import (
     ADVICE_MARKERS,
     ADVICE_VERBS,
     ADVISING_MODALS,
+    BEFORE_IMAGINING,
     CONTRASTS,
     COPULAS,
     IMAGINING_VERBS,
@@ -22,8 +23,9 @@ from mmrlhf.claims.grammar import (
     NEGATIVE_PRONOUNS,
     PICTURE_NOUNS,
     PLURAL_MODIFIERS,
-    SCATTERING_VERBS,
     SIDES_OF_PRONOUNS,
+    SPEAKING_VERBS,
+    TEXT_NOUNS,
     TRACE_NOUNS,
 )
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
@@ -85,6 +87,8 @@ class _SentencePass:
         """The phrase after `the number of`, which a number after a form of be counts."""
         self.possessor: Phrase | None = None
         """The phrase before 's."""
+        self.opens_with_comparison = False
+        """Whether the sentence so far only says what something differs from: unlike the dog, ..."""
         self.topic: Phrase | None = None
         """The latest phrase after `about`, which is not in the image: a book about."""
         self.previous_tag = "."
@@ -144,10 +148,11 @@ class _SentencePass:
             self.next_index, self.previous_tag = stop + 1, "S"
             return
         self.topic = phrase if self._continues_topic(phrase) else None
-        is_compared = self._is_compared(start)
-        if is_compared and phrase.is_definite:
-            builder.add_phrase(phrase)  # but: unlike most dogs
-        elif is_compared or self.topic is not None:
+        if self._is_compared(start):
+            if phrase.is_definite:  # but: unlike most dogs
+                builder.add_phrase(phrase)
+                self._begin_comparison(phrase)
+        elif self.topic is not None:
             pass  # not in the image
         elif self.previous_tag == "F" and self.of_head is not None:
             process_of_phrase(builder, phrase, self.of_head)
@@ -167,8 +172,10 @@ class _SentencePass:
         words = self.builder.tokens.words
         if phrase.is_definite:
             return False
-        if words[phrase.start - 1] == "about" and self.previous_tag == "A":
-            return self.builder.state.verb not in SCATTERING_VERBS
+        if words[phrase.start - 1] == "about" and self.previous_tag == "A" and phrase.start > 1:
+            before = phrase.start - 2
+            base = self.builder.lexicon.verb_base(words[before])
+            return self.builder.tokens.nouns[before] in TEXT_NOUNS or base in SPEAKING_VERBS
         if self.topic is None or any(tag not in "C,F" for tag in self.tags[self.topic.end : phrase.start]):
             return False
         return self.previous_tag == "F" or (self.is_coordinated and phrase.is_bare and self.topic.is_bare)
@@ -176,7 +183,15 @@ class _SentencePass:
     def _is_compared(self, start: int) -> bool:
         """Return whether something differs from a phrase: unlike *the dog*, the cat is black."""
         words = self.builder.tokens.words
-        return words[start - 1] == "unlike" or " ".join(words[max(0, start - 3) : start]) in CONTRASTS
+        return "unlike" in words[max(0, start - 1) : start + 1] or " ".join(words[max(0, start - 3) : start]) in CONTRASTS
+
+    def _begin_comparison(self, phrase: Phrase) -> None:
+        """Let the words up to a comma be about a compared phrase: unlike *the man* in a hat."""
+        state = self.builder.state
+        state.conjuncts, state.conjunct_role = [phrase], "object"
+        if not state.subjects:
+            state.subjects = state.actors = state.conjuncts
+            state.conjunct_role, self.opens_with_comparison = "subject", True
 
     def _begins_reduced_clause(self, phrase: Phrase, next_tag: str) -> bool:
         """Return whether a phrase begins a clause about the last one: the shirt *the man* wears."""
@@ -222,6 +237,8 @@ class _SentencePass:
                 self.quantifier.count, self.quantifier.count_index = word_to_number(word), index
             self.next_index, self.previous_tag = index + 2, "F"
             return
+        if tag == "," and self.opens_with_comparison:
+            self.builder.state, self.opens_with_comparison = SentenceState(), False
         if tag in STANDALONE_TAGS:
             if tag == "W":
                 self.quantifier = None  # six nuns, two of whom
@@ -286,8 +303,8 @@ class _SentencePass:
 
 def _end_before_clause(tokens: Tokens, stop: int) -> int:
     """Return where a phrase ends before a relative clause: the tools | professionals use."""
-    if tokens.words[stop - 1] == "people" and tokens.tags[stop - 2] == "N":
-        return stop - 1  # the food | people eat
+    if tokens.words[stop - 1] == "people" and tokens.tags[stop - 2] == "N" and tokens.tags[stop + 1] in FINITE_VERB_TAGS:
+        return stop - 1  # the food | people eat is ...
     if tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
         return stop
     return stop if tokens.words[stop - 2] in PLURAL_MODIFIERS or not tokens.is_plural[stop - 1] else stop - 1
@@ -319,7 +336,7 @@ def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
             if not ADVICE_VERBS.isdisjoint(words[index + 2 : index + 5]):
                 return index
         # let's *imagine* a cat
-        elif (words[index] in IMAGINING_VERBS and index > first) or (
+        elif (words[index] in IMAGINING_VERBS and words[index - 1] in BEFORE_IMAGINING and tags[index + 1] != ",") or (
             words[index] in ("recommend", "suggest", "advise") and words[max(begin, index - 2)] in ("i", "i'd", "would")
         ):
             return index

@@ -226,7 +226,8 @@ DENYING_QUANTIFIERS = word_set("none neither")
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: things that *we* do not see are absent."""
 IMAGINING_VERBS = word_set("imagine envision visualize visualise")
-"""Verbs about something absent: one can *imagine* a dog. But as an imperative they describe."""
+BEFORE_IMAGINING = word_set("can could might to let's us easily almost even")
+"""Words before a verb about something absent: one *can* imagine a dog. An imperative describes."""
 ADVICE_VERBS = word_set(
     "consider add try place put use choose ensure avoid remember opt incorporate arrange install keep move replace remove include "
     "hang paint bring make set start invest introduce create swap switch position organize organise suppose pretend"
@@ -253,8 +254,9 @@ EXCEPTIVE_PREPOSITIONS = frozenset(("except", "except for", "besides", "apart fr
 """Prepositions whose object is present although the sentence is negated."""
 CONTRASTS = frozenset(("in contrast to", "in contrast with", "as opposed to"))
 """Words before what something differs from."""
-SCATTERING_VERBS = word_set("scattered strewn spread gathered moving walking running")
-"""Verbs after which `about` gives a place: toys *scattered* about the room."""
+TEXT_NOUNS = word_set("book story sign poster magazine article film movie song report documentary lecture message")
+SPEAKING_VERBS = word_set("talk speak chat read write think dream joke sing")
+"""Words before `about` and something that is not in the image: a *book* about cats."""
 DEFINITE_DETERMINERS = word_set("the this these those his her its their my your our whose both")
 """Determiners of phrases that refer to something already known."""
 MEASURE_NOUNS = word_set(

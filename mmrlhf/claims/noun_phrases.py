@@ -276,7 +276,7 @@ def _joins_numbers(tokens: Tokens, index: int) -> bool:
 def _counts_phrase(tokens: Tokens, phrase: Phrase, index: int, number: int) -> bool:
     """Return whether a number counts: not in 12 year old, a 747 plane, a 2019 Honda."""
     next_word = tokens.words[index + 1]
-    is_name = tokens.words[index].isdecimal() and tokens.words[index - 1] in ("a", "an")
+    is_name = tokens.words[index].isdecimal() and tokens.words[index - 1] in ("a", "an") and not phrase.is_plural
     if is_name or (next_word in UNIT_WORDS and index + 1 < phrase.end - 1):
         return False
     # 2 x fork

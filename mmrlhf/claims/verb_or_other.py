@@ -13,8 +13,10 @@ from mmrlhf.claims.tags import (
     AFTER_SINGULAR_COMMON_VERB,
     AFTER_SINGULAR_VERB,
     AFTER_VERB_ADVERBIAL,
+    CLAUSE_START_TAGS,
     COORDINATION_TAGS,
     DETERMINER_TAGS,
+    FINITE_VERB_TAGS,
     NOMINAL_TAGS,
     NOUN_TAGS,
     OBJECT_START_TAGS,
@@ -88,6 +90,20 @@ def _is_inverted(word: WordContext) -> bool:
     return opens_clause and _is_common_verb(word) and word.next_tag in ("D", "#")
 
 
+def _ends_reduced_clause(word: WordContext) -> bool:
+    """Return whether the word's phrase follows the one that opens the sentence, and a verb follows.
+
+    Looks back at most 8 words.
+    """
+    tags, start = word.tokens.tags, word.phrase_start
+    if start < 1 or tags[start] != "D" or tags[start - 1] not in NOUN_TAGS or word.next_tag not in FINITE_VERB_TAGS:
+        return False
+    opening = start
+    while opening > max(0, start - 8) and tags[opening - 1] not in CLAUSE_START_TAGS:
+        opening -= 1
+    return all(tag in "DJ#NX" for tag in tags[opening:start])
+
+
 def _follows_numeric_name(word: WordContext) -> bool:
     """Return whether `a` and a number are a name, as no singular follows: a 747 *stands*."""
     return word.word_at(-2) in ("a", "an") and word.text.endswith("s") and _is_common_verb(word)
@@ -126,6 +142,7 @@ S_FORM_AFTER_SINGULAR = RuleTable(
     ),
     Rule("A table with paper *garlands* on it.", NOUN, applies=_follows_bare_material),
     Rule("A man *stands* here.", "V", applies=_is_singular_phrase),
+    Rule("The horse the woman *rides* is brown.", "V", applies=_ends_reduced_clause),
     Rule("A dog is here, and on the hill *stands* a man.", "V", applies=_is_inverted),
     Rule(
         "The man *rides* a horse.",

@@ -314,7 +314,23 @@ MENTIONS = {
     "Unlike most dogs, this dog is green.": {"dog", "dog=green"},
     "A man stands here, and one can easily imagine a dog beside him.": {"man"},
     "Imagine a long hallway in a school.": {"hallway", "hallway=long", "school", "hallway>in>school"},
+    "The man is excited about a cake on the table.": {"man", "cake", "table", "cake>on>table"},
+    "As you can imagine, the dog is happy.": {"dog", "dog=happy"},
+    "The children imagine a castle, and a dog sits near a tree.": {
+        "child",
+        "child@imagine@castle",
+        "castle",
+        "dog",
+        "tree",
+        "dog>near>tree",
+    },
+    "Unlike the man in the hat, the woman wears a coat.": {"man", "hat", "woman", "coat"},
+    "The man wears a hat unlike the woman beside him.": {"man", "hat", "woman", "woman>beside>man"},
+    "Unlike dogs, cats are small.": {"cat", "cat=small"},
     # a relative clause without a pronoun
+    "The horse the woman rides is brown.": {"horse", "horse=brown", "woman"},
+    "In the room the dog toys are red.": {"room", "dog toy", "dog toy=red", "dog toy>in>room"},
+    "Office people sit at desks.": {"office person", "desk", "office person>at>desk"},
     "The shirt the man wears is red.": {"shirt", "shirt=red", "man"},
     "The dog the woman is holding is white.": {"dog", "dog=white", "woman"},
     "The bench the boy sits on is green.": {"bench", "bench=green", "boy"},
@@ -323,6 +339,7 @@ MENTIONS = {
     "A cake with a Thomas the Train theme is on a table.": {"cake", "table", "cake>on>table"},
     # a number that is a name
     "A 747 stands on the runway.": {"runway"},
+    "A 3 dogs are here.": {"dog", "dog#3"},
     "A 2019 Honda stands on the road.": {"honda", "road", "honda>on>road"},
 }
 
