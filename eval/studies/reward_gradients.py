@@ -3,16 +3,19 @@
     python eval/studies/facts_map.py --out runs/map --seeds 9 10 11 12 13 --cells rm-250-none
     python eval/studies/reward_gradients.py --out runs/map --seeds 9 10 11 12 13
 
-A policy's gradient under a reward is estimated from batches of PPO's size at its first step: 24
-prompts, four sampled answers each, the advantage of an answer being its reward minus the mean of
-its prompt's others. From batches of the same answers, without bias (products of different
-batches only):
+The gradient is that of a policy's adapter by REINFORCE, where an answer's advantage is its reward
+minus the mean of its prompt's others. It is estimated from batches of as many prompts as PPO
+samples per step (24, four answers each). PPO's update is another one: it has a critic, advantages
+of tokens, minibatches and Adam. Products of expectations are estimated without bias, from different
+batches.
 
-limit   cosine of the reward's expected gradient with that of true utility u: how right the reward
-        is about what the policy can change
-signal  share of the expected gradient in the mean square of a batch's
-step    limit x sqrt(signal): by how much a step of fixed length along one batch's gradient
-        improves u, relative to a step along the expected gradient of u
+limit        cosine of the reward's expected gradient with that of true utility u: how right the
+             reward is about what the policy can change
+noise scale  prompts in a batch half of whose mean squared gradient is noise (McCandlish et al.
+             2018)
+step         limit x sqrt(signal), where signal is the share of the expected gradient in the mean
+             square of one of n batches: by how much a step of fixed root mean square along it
+             improves u, relative to a step along the exact gradient of u
 
 The oracle is u itself, so its limit is 1, and its step is what noise leaves of it.
 """
@@ -82,7 +85,15 @@ MARKERS = {"oracle": "*", "rm": "o", "labels": "s", "claims": "^", "ranked": "D"
 PROMPTS_PER_BATCH, NUM_GENERATIONS = 24, 4
 Cells = Mapping[str, dict[int, dict[str, float]]]
 """Measures by reward and seed."""
-MEASURES = ("limit", "signal", "step", "spread", "correlation")
+COLUMNS = {
+    "correlation": lambda c: c["correlation"],
+    "limit": lambda c: c["limit"],
+    "noise scale": lambda c: PROMPTS_PER_BATCH * (1 - c["signal"]) / c["signal"],
+    "step, 1 batch": lambda c: step_of_batches(c, 1),
+    "16 batches": lambda c: step_of_batches(c, 16),
+    "48 batches": lambda c: step_of_batches(c, 48),
+}
+"""Columns of the table, from the measures of one batch."""
 COMPARED = (
     ("rm-0-none", "oracle"), ("rm-0-annotator", "rm-0-none"), ("rm-0-all", "rm-0-none"),
     ("rm-250-annotator", "rm-250-none"), ("claims-all", "claims-annotator"), ("ranked-8000-annotator", "claims-annotator"),
@@ -117,6 +128,12 @@ def gradient_measures(reward_BD: Tensor, truth_BD: Tensor) -> dict[str, float]:
         "signal": reward / mean_square,
         "step": both / (truth * mean_square) ** 0.5,
     }
+
+
+def step_of_batches(measures: Mapping[str, float], num_batches: int) -> float:
+    """Return `step` for the mean gradient of several batches, from the measures of one."""
+    signal = num_batches * measures["signal"] / (num_batches * measures["signal"] + 1 - measures["signal"])
+    return float(measures["limit"] * np.sqrt(signal))
 
 
 def centre(rewards_PG: np.ndarray) -> np.ndarray:
@@ -203,16 +220,20 @@ def report(args: argparse.Namespace) -> None:
         path = cell_path(args.out, seed, name, args.batches)
         if path.exists():
             cells[name][seed] = json.loads(path.read_text())
-    rows = [(name, str(len(c)), *(format_mean([x[m] for x in c.values()]) for m in MEASURES)) for name, c in cells.items()]
+    rows = [(name, str(len(c)), *(format_mean(map(of, c.values())) for of in COLUMNS.values())) for name, c in cells.items()]
     for a, b in [pair for pair in COMPARED if set(pair) <= set(cells)]:
         seeds = [seed for seed in cells[a] if seed in cells[b]]
-        differences = [[cells[a][seed][m] - cells[b][seed][m] for seed in seeds] for m in MEASURES]
+        differences = [[of(cells[a][seed]) - of(cells[b][seed]) for seed in seeds] for of in COLUMNS.values()]
         rows.append((f"{a} - {b}", str(len(seeds)), *(format_mean(values, sign="+") for values in differences)))
-    print(markdown_table(("reward", "seeds", *MEASURES), rows))
+    print(markdown_table(("reward", "seeds", *COLUMNS), rows))
     with style_context(TEXT_COLOUR):
         path = save_figure(step_figure(cells), args.out / "figures", "reward_gradients")
     print(f"\n![step and correlation]({path})")
-    means = {name: {m: float(np.mean([x[m] for x in c.values()])) for m in MEASURES} for name, c in cells.items() if c}
+    means = {
+        name: {column: float(np.mean([of(x) for x in c.values()])) for column, of in COLUMNS.items()}
+        for name, c in cells.items()
+        if c
+    }
     print("\n" + json.dumps({"study": "reward_gradients", "seeds": args.seeds, "means": means}))
 
 
@@ -234,7 +255,7 @@ def step_figure(cells: Cells) -> Figure:
             linestyle="none", elinewidth=0.8,
         )  # fmt: skip
     axes.set_xlabel("correlation with true utility among a prompt's answers")
-    axes.set_ylabel("what a step improves true utility by\n(1: a step on its exact gradient)")
+    axes.set_ylabel("gain in true utility per step of one batch\n(1: along its exact gradient)")
     axes.set_xlim(0, 1.05)
     axes.set_ylim(0, None)
     axes.grid(linewidth=0.4, alpha=0.3)

@@ -159,6 +159,8 @@ def test_gradient_measures_leave_out_the_noise_of_a_batch(load_study):
     assert own == pytest.approx({"limit": 1, "signal": 3 / 5.5, "step": (3 / 5.5) ** 0.5})
     opposite = study.gradient_measures(-2 * truth, truth)
     assert opposite == pytest.approx({"limit": -1, "signal": 3 / 5.5, "step": -((3 / 5.5) ** 0.5)})
+    # of three batches 3 * 6 / (3 * 6 + 5) of the mean square is signal
+    assert study.step_of_batches(own, 3) == pytest.approx((18 / 23) ** 0.5)
     only_noise = study.gradient_measures(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), truth)
     assert all(np.isnan(value) for value in only_noise.values())
 
