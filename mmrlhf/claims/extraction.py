@@ -237,7 +237,7 @@ class _SentencePass:
                 self.quantifier.count, self.quantifier.count_index = word_to_number(word), index
             self.next_index, self.previous_tag = index + 2, "F"
             return
-        if tag == "," and self.opens_with_comparison:
+        if tag in ",:" and self.opens_with_comparison:
             self.builder.state, self.opens_with_comparison = SentenceState(), False
         if tag in STANDALONE_TAGS:
             if tag == "W":
@@ -303,7 +303,8 @@ class _SentencePass:
 
 def _end_before_clause(tokens: Tokens, stop: int) -> int:
     """Return where a phrase ends before a relative clause: the tools | professionals use."""
-    if tokens.words[stop - 1] == "people" and tokens.tags[stop - 2] == "N" and tokens.tags[stop + 1] in FINITE_VERB_TAGS:
+    is_clause = tokens.tags[stop - 2] == "N" and not FINITE_VERB_TAGS.isdisjoint(tokens.tags[stop + 1 : stop + 2])
+    if tokens.words[stop - 1] == "people" and is_clause:
         return stop - 1  # the food | people eat is ...
     if tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
         return stop

@@ -343,6 +343,12 @@ MENTIONS = {
 }
 
 
+@pytest.mark.parametrize("text", MENTIONS)
+def test_a_sentence_that_is_cut_off_is_read(text):
+    words = text.rstrip(".").split()
+    assert all(len(extract_claims(" ".join(words[:count]))) <= len(words) for count in range(len(words) + 1))
+
+
 @pytest.mark.parametrize("text", CLAUSES | SIGNS | MENTIONS)
 def test_extract_claims_of_clauses_signs_and_mentions(text):
     assert claim_fields(text) == expected_claims(*(CLAUSES | SIGNS | MENTIONS)[text])
