@@ -33,8 +33,8 @@ from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.detection import GroupVerdicts, ScoreGroups, detection_rates, removals, score_rises, with_removals
 from mmrlhf.rewards.first_slopes import first_slopes
 from mmrlhf.rewards.ledger import score_samples
-from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
-from mmrlhf.rewards.reward_terms import resolve_rewards
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, make_fact_rm
+from mmrlhf.rewards.reward_terms import WeightedReward, resolve_rewards
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.training.reward_model.measured_rows import to_answer_group
 from mmrlhf.verifiers.cascade import facts_verifier
@@ -154,6 +154,23 @@ def make_oracle(experiment: Experiment) -> RewardFunction:
     return oracle
 
 
+def load_judge(experiment: Experiment, cell: Cell) -> RewardModel | None:
+    """Return the reward model of a cell, which is trained if need be; None if it has none."""
+    if cell.labels is None:
+        return None
+    return load_reward_model(build_judge(experiment, cell.labels, cell.facts, cell.ranked_by))
+
+
+def cell_rewards(experiment: Experiment, cell: Cell, judge: RewardModel | None) -> list[WeightedReward]:
+    """Return the weighted reward functions of a cell, whose reward model is `judge`."""
+    functions: dict[str, RewardFunction] = {} if judge is None else {"fact_rm": make_fact_rm([judge])}
+    if CLAIM_TERMS in cell.reward_terms:
+        functions |= claim_rewards()
+    if not functions:
+        functions["oracle"] = make_oracle(experiment)
+    return resolve_rewards(cell.reward_terms, functions)
+
+
 # ---- slopes and J --------------------------------------------------------------------------------
 
 
@@ -163,17 +180,11 @@ def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     The latter two are by kind of claim, on the SFT model's own samples.
     """
     result: dict[str, Any] = {}
-    functions: dict[str, RewardFunction] = {}
-    if cell.labels is not None:
-        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts, cell.ranked_by))
+    judge = load_judge(experiment, cell)
+    if judge is not None:
         held_out = with_facts(experiment.pairs[1], cell.facts, experiment)
-        result["accuracy"] = accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]
-        functions["fact_rm"] = make_fact_rm([model])
-    if CLAIM_TERMS in cell.reward_terms:
-        functions |= claim_rewards()
-    if cell.labels is None and not functions:
-        functions["oracle"] = make_oracle(experiment)
-    weighted_rewards = resolve_rewards(cell.reward_terms, functions)
+        result["accuracy"] = accuracy(held_out, judge.score([to_answer_group(p) for p in held_out]))["value"]
+    weighted_rewards = cell_rewards(experiment, cell, judge)
 
     def score(groups: Sequence[AnswerGroup]) -> list[list[float]]:
         samples = [Sample(g.id, g.images, g.prompt, answer, g.facts) for g in groups for answer in g.answers]

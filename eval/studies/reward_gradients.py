@@ -45,7 +45,7 @@ from common import (
 )
 from facts_map import CELLS
 from facts_map_curves import split_cell
-from facts_map_judges import CLAIM_TERMS, REWARD_MODEL_TERMS, Cell, arm_facts, build_judge, claim_rewards, make_oracle
+from facts_map_judges import Cell, arm_facts, cell_rewards, load_judge
 from facts_map_plots import COLOURS, TEXT_COLOUR
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -62,11 +62,8 @@ from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.records import Example
 from mmrlhf.report.plots import style_context
-from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.ledger import score_samples
-from mmrlhf.rewards.reward_model import make_fact_rm
-from mmrlhf.rewards.reward_terms import resolve_rewards
-from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.rewards.types import Sample
 
 REWARDS = {
     "oracle": "true utility",
@@ -115,19 +112,15 @@ def product_of_means(a_BD: Tensor, b_BD: Tensor) -> float:
 
 
 def gradient_measures(reward_BD: Tensor, truth_BD: Tensor) -> dict[str, float]:
-    """Return `limit`, `signal` and `step` of a reward from gradients [batches, parameters].
+    """Return `limit` and `signal` of a reward from gradients [batches, parameters].
 
     A measure is NaN if noise makes an expected gradient's squared length negative.
     """
     truth, reward = product_of_means(truth_BD, truth_BD), product_of_means(reward_BD, reward_BD)
     both, mean_square = product_of_means(reward_BD, truth_BD), float(reward_BD.square().sum(1).mean())
     if min(truth, reward) <= 0:
-        return dict.fromkeys(("limit", "signal", "step"), float("nan"))
-    return {
-        "limit": both / (truth * reward) ** 0.5,
-        "signal": reward / mean_square,
-        "step": both / (truth * mean_square) ** 0.5,
-    }
+        return {"limit": float("nan"), "signal": float("nan")}
+    return {"limit": both / (truth * reward) ** 0.5, "signal": reward / mean_square}
 
 
 def step_of_batches(measures: Mapping[str, float], num_batches: int) -> float:
@@ -156,20 +149,11 @@ def gradient(role: Role, completions: SampledCompletions, advantages_N: Tensor) 
 
 def score_answers(experiment: Experiment, cell: Cell, rows: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
     """Return a cell's rewards [prompts, answers]."""
-    functions: dict[str, RewardFunction] = {}
-    if REWARD_MODEL_TERMS in cell.reward_terms:
-        assert cell.labels is not None
-        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts, cell.ranked_by))
-        functions["fact_rm"] = make_fact_rm([model])
-    elif CLAIM_TERMS in cell.reward_terms:
-        functions |= claim_rewards()
-    else:
-        functions["oracle"] = make_oracle(experiment)
     samples = [
         Sample(row.id, row.images, row.prompt, answer, arm_facts(cell.facts, "rl", row.id, experiment))
         for row, answer in zip([r for r in rows for _ in range(NUM_GENERATIONS)], answers, strict=True)
     ]
-    weighted_rewards = resolve_rewards(cell.reward_terms, functions)
+    weighted_rewards = cell_rewards(experiment, cell, load_judge(experiment, cell))
     breakdowns = score_samples(weighted_rewards, samples, experiment.directory / "failed_term.json")
     return np.array([b.total for b in breakdowns]).reshape(len(rows), NUM_GENERATIONS)
 
@@ -196,12 +180,11 @@ class Answers:
         self.truth_gradients = reward_gradients(self.policy, self.batches, self.truth)
 
     def measure(self, name: str) -> dict[str, Any]:
-        """Return a reward's measures, and its spread and correlation with u within prompts."""
-        rewards = score_answers(self.experiment, CELLS[name], self.rows, self.texts)
-        own = centre(rewards)
+        """Return a reward's measures, and its correlation with u within prompts."""
+        own = centre(score_answers(self.experiment, CELLS[name], self.rows, self.texts))
         correlation = (own * self.truth).sum() / np.sqrt((own**2).sum() * (self.truth**2).sum())
         measures = gradient_measures(reward_gradients(self.policy, self.batches, own), self.truth_gradients)
-        return measures | {"spread": float(rewards.std(1, ddof=1).mean()), "correlation": float(correlation)}
+        return measures | {"correlation": float(correlation)}
 
 
 def reward_gradients(role: Role, batches: Sequence[SampledCompletions], advantages_PG: np.ndarray) -> Tensor:
@@ -247,7 +230,7 @@ def step_figure(cells: Cells) -> Figure:
     for name, by_seed in cells.items():
         if not by_seed:
             continue
-        (x, dx), (y, dy) = (mean_and_half_width([c[m] for c in by_seed.values()]) for m in ("correlation", "step"))
+        (x, dx), (y, dy) = (mean_and_half_width(map(COLUMNS[m], by_seed.values())) for m in ("correlation", "step, 1 batch"))
         reward, labels, facts = split_cell(name)
         marker = MARKERS[reward if labels == 0 or reward == "ranked" else "labels"]
         axes.errorbar(
